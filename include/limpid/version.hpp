@@ -1,0 +1,43 @@
+// limpid: the version, and the name of the ABI that keeps differently built objects apart
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The only place where the version stands: CMakeLists.txt reads these three lines.
+#define LIMPID_VERSION_MAJOR 0
+#define LIMPID_VERSION_MINOR 1
+#define LIMPID_VERSION_PATCH 0
+
+// Everything lives in the inline namespace limpid::LIMPID_ABI, for instance limpid::v0_1_avx512. Its name holds the version
+// and whatever changes the code or the layout that the same header compiles to: a program may link objects that were built
+// with and without -march=native, and no function of one is ever taken for a function of the other.
+#if defined(LIMPID_NO_SIMD)
+#define LIMPID_ABI_VECTORS w1
+#elif defined(__AVX512F__) && defined(__AVX512DQ__)
+#define LIMPID_ABI_VECTORS avx512
+#elif defined(__AVX512F__)
+#define LIMPID_ABI_VECTORS avx512f  // Eigen aligns to 64 bytes here, our vectors have 32
+#elif defined(__AVX2__) && (defined(__FMA__) || defined(_MSC_VER))
+#define LIMPID_ABI_VECTORS avx2
+#elif defined(__AVX__) && defined(__FMA__)
+#define LIMPID_ABI_VECTORS avx_fma
+#elif defined(__AVX__)
+#define LIMPID_ABI_VECTORS avx
+#elif defined(__SSE4_1__)
+#define LIMPID_ABI_VECTORS sse4
+#elif defined(__SSE2__) || defined(_M_X64)
+#define LIMPID_ABI_VECTORS sse2
+#elif defined(__ARM_NEON)
+#define LIMPID_ABI_VECTORS neon
+#else
+#define LIMPID_ABI_VECTORS w1
+#endif
+
+#if defined(__FAST_MATH__)
+#define LIMPID_ABI_MATH _fast_math  // no infinities: another function, and not one that limpid promises anything about
+#else
+#define LIMPID_ABI_MATH
+#endif
+
+#define LIMPID_ABI_JOIN_(major, minor, vectors, math) v##major##_##minor##_##vectors##math
+#define LIMPID_ABI_JOIN(major, minor, vectors, math) LIMPID_ABI_JOIN_(major, minor, vectors, math)
+#define LIMPID_ABI LIMPID_ABI_JOIN(LIMPID_VERSION_MAJOR, LIMPID_VERSION_MINOR, LIMPID_ABI_VECTORS, LIMPID_ABI_MATH)
