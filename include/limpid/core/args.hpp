@@ -1,0 +1,75 @@
+// limpid: what an operator is given and what it keeps: named fields with a role, so that the front doors can cut out a head.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "matrix.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// How a packed array is cut into heads. B batch items, H query heads, G key heads (H a multiple of G).
+enum class Role {
+  query,       ///< (B n) x (H w): one block of columns a query head
+  key,         ///< (B m) x (G w): one block of columns a key head
+  query_side,  ///< n x w, or (B n) x w: the same for all heads, e.g. positions
+  key_side,    ///< m x w, or (B m) x w
+  head         ///< 1 x w for all heads, or H x w: parameters
+};
+
+/// Numbers of a call.
+struct Dims {
+  Index batch = 1, heads = 1, kv_heads = 1, n = 0, m = 0;
+};
+
+/// Query, key, value: the inputs of a plain operator, T = View<S>, or their gradients, T = MutView<S>.
+template <class T>
+struct QKV {
+  T q, k, v;
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    f("q", Role::query, a.q...);
+    f("k", Role::key, a.k...);
+    f("v", Role::key, a.v...);
+  }
+  /// An operator with more inputs takes these three and the defaults of the rest.
+  template <class Other>
+    requires(!std::is_same_v<Other, QKV> && requires(T t) { Other::from_qkv(t, t, t); })
+  operator Other() const {  // NOLINT: implicit on purpose
+    return Other::from_qkv(q, k, v);
+  }
+};
+
+namespace detail {
+
+/// Whether gradients are added to what is there. A second query head of a group of keys always adds to theirs.
+struct Accumulation {
+  bool q = false, kv = false;
+};
+
+template <class M>
+using ScalarOf = typename std::remove_cvref_t<M>::Scalar;
+}
+
+/// Views of q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv).
+template <class Q, class K, class V>
+QKV<View<detail::ScalarOf<Q>>> qkv(Q&& q, K&& k, V&& v) {
+  using S = detail::ScalarOf<Q>;
+  return {View<S>(std::forward<Q>(q)), View<S>(std::forward<K>(k)), View<S>(std::forward<V>(v))};
+}
+
+/// Where the gradients of q, k and v go; shapes as theirs.
+template <class Q, class K, class V>
+QKV<MutView<detail::ScalarOf<Q>>> grads(Q&& dq, K&& dk, V&& dv) {
+  using S = detail::ScalarOf<Q>;
+  return {MutView<S>(std::forward<Q>(dq)), MutView<S>(std::forward<K>(dk)), MutView<S>(std::forward<V>(dv))};
+}
+
+/// What an operator keeps of a head between forward and backward.
+enum class Kept {
+  stat,  ///< count rows of n numbers, e.g. the log-sum-exp
+  rows   ///< n x count numbers, e.g. the output
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

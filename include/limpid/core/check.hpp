@@ -1,0 +1,40 @@
+// limpid: errors. One cold function raises them, so that the checks cost nothing where they pass.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "../version.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// Thrown when an argument does not fit: the text names operator, argument, what was found and what was wanted.
+struct ShapeError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+namespace detail {
+
+[[noreturn, gnu::cold, gnu::noinline]] inline void raise(const std::string& text) {
+#if defined(__cpp_exceptions)
+  throw ShapeError(text);
+#else
+  std::fputs(text.c_str(), stderr);  // a build without exceptions has no other way to say why it stops
+  std::abort();
+#endif
+}
+
+template <class Number>
+std::string text_of(Number number) {
+  return std::to_string(static_cast<long long>(number));
+}
+
+inline std::string shape_text(long long rows, long long cols) { return text_of(rows) + " x " + text_of(cols); }
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

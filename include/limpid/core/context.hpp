@@ -1,0 +1,135 @@
+// limpid: the context of a sweep (scratch memory, who runs the tasks), and the guard against values nobody may see.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "executor.hpp"
+#include "scores.hpp"
+#include "workspace.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+/// Where a sweep takes scratch from and who runs its tasks. Either the sweep runs on one worker, or it spreads.
+class Context {
+ public:
+  explicit Context(Arena& arena) : arena_(&arena) {}
+  Context(Workspace& workspace, ExecutorRef executor)
+      : arena_(&workspace.common()), workspace_(&workspace), executor_(executor) {}
+
+  Arena& arena() const { return *arena_; }
+  /// Whether tasks may run at the same time.
+  bool spreads() const { return workspace_ != nullptr && executor_.workers() > 1; }
+  /// task(t, arena) for every t in [0, count); what a task takes from the arena is given back when it ends.
+  template <class Task>
+  void run(Index count, Task&& task) const {
+    if (!spreads()) {
+      for (Index t = 0; t < count; ++t) {
+        ArenaScope scope(*arena_);
+        task(t, *arena_);
+      }
+      return;
+    }
+    executor_.run(count, [&](Index t, int worker) {
+      Arena& own = workspace_->worker(worker);
+      ArenaScope scope(own);
+      task(t, own);
+    });
+  }
+
+ private:
+  Arena* arena_;
+  Workspace* workspace_ = nullptr;
+  ExecutorRef executor_;
+};
+
+template <class P>
+bool all_finite(View<typename P::Scalar> v) {
+  using S = typename P::Scalar;
+  typename P::V zero = P::set(S(0));
+  S rest(0);
+  for (Index i = 0; i < v.rows; ++i) {
+    const S* row = v.row(i);
+    Index j = 0;
+    for (; j + P::lanes <= v.cols; j += P::lanes) zero = P::fma(P::load(row + j), P::set(S(0)), zero);
+    for (; j < v.cols; ++j) rest += row[j] * S(0);
+  }
+  return !(P::sum(zero) + rest != S(0));
+}
+
+/// out_i = <a_i, b_i> for every row.
+template <class P>
+void row_dots(View<typename P::Scalar> a, View<typename P::Scalar> b, typename P::Scalar* out) {
+  using S = typename P::Scalar;
+  for (Index i = 0; i < a.rows; ++i) {
+    const S *x = a.row(i), *y = b.row(i);
+    typename P::V sum = P::set(S(0));
+    Index j = 0;
+    for (; j + P::lanes <= a.cols; j += P::lanes) sum = P::fma(P::load(x + j), P::load(y + j), sum);
+    S rest(0);
+    for (; j < a.cols; ++j) rest += x[j] * y[j];
+    out[i] = P::sum(sum) + rest;
+  }
+}
+
+/// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be masked, keys and values
+/// are looked through; if a row is not finite, the sweep works on a copy with zeros in its place, and `poison` then
+/// writes NaN exactly where a query that keeps such a key would have had it.
+template <class P, class Mods>
+class KeyGuard {
+ public:
+  using S = typename P::Scalar;
+
+  KeyGuard(Arena& arena, Scores<S, Mods>& scores, View<S>& x) : scores_(&scores), bad_k_(scores.k), bad_x_(x) {
+    if (!scores.can_mask() || (clean(scores.k) && clean(x))) return;
+    keys_ = arena.take<Index>(scores.m());
+    MutView<S> k = arena.matrix<S>(scores.k.rows, scores.k.cols), y = arena.matrix<S>(x.rows, x.cols);
+    for (Index j = 0; j < scores.m(); ++j) {
+      const bool fine = row_is_finite(bad_k_.row(j), k.cols) && row_is_finite(bad_x_.row(j), y.cols);
+      if (!fine) keys_[count_++] = j;
+      for (Index c = 0; c < k.cols; ++c) k(j, c) = fine ? bad_k_(j, c) : S(0);
+      for (Index c = 0; c < y.cols; ++c) y(j, c) = fine ? bad_x_(j, c) : S(0);
+    }
+    scores.k = k;
+    x = y;
+  }
+
+  bool found() const { return count_ > 0; }
+  /// Whether query i keeps a key that is not finite.
+  bool sees(Index i) const {
+    for (Index b = 0; b < count_; ++b)
+      if (keeps(i, keys_[b])) return true;
+    return false;
+  }
+
+  void poison(MutView<S> out, S* lse) const {
+    const S nan = S(std::numeric_limits<double>::quiet_NaN());
+    for (Index b = 0; b < count_; ++b) {
+      const Index j = keys_[b];
+      const bool whole = !row_is_finite(bad_k_.row(j), bad_k_.cols);
+      for (Index i = 0; i < out.rows; ++i) {
+        if (!keeps(i, j)) continue;
+        if (whole && lse) lse[i] = nan;
+        for (Index c = 0; c < out.cols; ++c)
+          if (whole || !row_is_finite(&bad_x_(j, c), 1)) out(i, c) = nan;
+      }
+    }
+  }
+
+  bool keeps(Index i, Index j) const {
+    if (!scores_->kept(i, j)) return false;
+    if (scores_->bias && scores_->bias[j] == minus_infinity<S>()) return false;
+    return !(scores_->mods->value(S(0), scores_->place(i, j)) == minus_infinity<S>());
+  }
+
+ private:
+  static bool clean(View<S> v) { return all_finite<P>(v); }
+  const Scores<S, Mods>* scores_;
+  View<S> bad_k_, bad_x_;
+  Index* keys_ = nullptr;
+  Index count_ = 0;
+};
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,72 @@
+// limpid: the sweep `probe`: parts of a map and reductions of it, recomputed from the log-sum-exp. Nothing n x n is stored
+// that was not asked for.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "pull_back.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+/// Calls f(tile) with the weights of every tile of queries [q0, q1) x keys [k0, k1); rows of queries may run in parallel,
+/// the tiles of a row of queries come in the order of their keys.
+template <class P, class Mods, class F>
+void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scores, const typename P::Scalar* lse,
+                   Interval queries, Interval keys, F&& f) {
+  using S = typename P::Scalar;
+  using Blocks = PullBlocks<P>;
+  constexpr Index ld = Blocks::keys, rows = Blocks::queries;
+  ArenaScope scope(context.arena());
+  View<S> also = scores.k;
+  const KeyGuard<P, Mods> guard(context.arena(), scores, also);
+  context.run((queries.end - queries.begin + rows - 1) / rows, [&](Index task, Arena& arena) {
+    const Index q0 = queries.begin + task * rows, nq = std::min(rows, queries.end - q0);
+    KeyPanel<P> panel(arena, scores.k.cols);
+    S* tile = arena.take<S>(rows * ld);
+    S* start = arena.take<S>(ld);
+    S* shifted = arena.take<S>(rows);
+    for (Index k0 = keys.begin; k0 < keys.end; k0 += ld) {
+      const Index nk = std::min(ld, keys.end - k0);
+      const Tile<S> t{tile, ld, q0, nq, k0, nk};
+      panel.load(scores.k.block(k0, 0, nk, scores.k.cols));
+      weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, panel.transposed, start, shifted,
+                      static_cast<S*>(nullptr));
+      for (Index i = 0; i < nq; ++i)
+        if (lse[q0 + i] == -minus_infinity<S>())  // a row without keys has no weights, whatever the query holds
+          for (Index j = 0; j < nk; ++j) tile[i * ld + j] = S(0);
+      f(t);
+    }
+  });
+}
+
+/// out = the block of the map that begins at (q0, k0), as large as out.
+template <class P, class Mods>
+void map_block(const Context& context, const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
+               Index q0, Index k0, MutView<typename P::Scalar> out) {
+  using S = typename P::Scalar;
+  visit_weights<P>(context, scores, lse, {q0, q0 + out.rows}, {k0, k0 + out.cols}, [&](const Tile<S>& t) {
+    for (Index i = 0; i < t.nq; ++i)
+      for (Index j = 0; j < t.nk; ++j) out(t.q0 - q0 + i, t.k0 - k0 + j) = t.data[i * t.ld + j];
+  });
+}
+
+/// out_i = - sum_j A_ij log A_ij, in nats; 0 for a row without keys.
+template <class P, class Mods>
+void entropy(const Context& context, const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
+             typename P::Scalar* out) {
+  using S = typename P::Scalar;
+  for (Index i = 0; i < scores.n(); ++i) out[i] = S(0);
+  visit_weights<P>(context, scores, lse, {0, scores.n()}, {0, scores.m()}, [&](const Tile<S>& t) {
+    using std::log;
+    for (Index i = 0; i < t.nq; ++i)
+      for (Index j = 0; j < t.nk; ++j) {
+        const S a = t.data[i * t.ld + j];
+        if (a > S(0)) out[t.q0 + i] -= a * log(a);
+      }
+  });
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,560 @@
+// limpid: the sweeps `pull_back` (dS of one or two maps from dA given as a thin product; dQ, dK, dV and what hangs on scores)
+// and `smooth_transposed` (A^T G), both with the log-sum-exp known.
+// SPDX-License-Identifier: MIT
+//
+// FlashAttention-2's backward (Dao 2023, arXiv 2307.08691) with lanes along keys: key blocks outside, the transposed key
+// and value panels are made once a block, queries are read where they lie and broadcast. dK and dV of a block stay in
+// cache. Keys are cut into at most four chunks by shape alone; each sums its own dQ and these are added in order, so the
+// bits do not depend on who ran what.
+#pragma once
+
+#include <array>
+
+#include "context.hpp"
+#include "smooth.hpp"
+#include "tile.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// Which part of A * dA counts as relevance: max(x, 0), max(-x, 0), |x| or x.
+enum class Part { pos, neg, abs, signed_ };
+
+namespace detail {
+
+template <class P>
+struct PullBlocks {
+  static constexpr Index unit = P::lanes * P::tile_vectors;
+  static constexpr Index keys = unit >= 64 ? unit : 64 / unit * unit;
+  static constexpr Index queries = 128;
+  static Index chunks(Index m) {
+    const Index blocks = (m + keys - 1) / keys;
+    return blocks >= 16 ? 4 : (blocks >= 4 ? 2 : 1);
+  }
+  static Index chunk_begin(Index m, Index chunk) {
+    const Index blocks = (m + keys - 1) / keys;
+    return std::min(m, blocks * chunk / chunks(m) * keys);
+  }
+};
+
+/// One map of a pull_back: what it was made of and where its gradients go. lse in base 2, delta_i = <left_i, (A right)_i>.
+/// weight (one number a query, may be null) is what the map counts by: dS = weight A (dA - delta).
+template <class S, class Mods>
+struct PullMap {
+  Scores<S, Mods> scores;
+  const S* lse = nullptr;
+  const S* delta = nullptr;
+  const S* weight = nullptr;
+  MutView<S> dq, dk;
+  S* dbias = nullptr;  // m numbers, overwritten; may be null
+};
+
+/// Relevance sent down with the backward pass: c_j = sum_i w_i part(A_ij dA_ij). Spec: Chefer, Gur, Wolf 2021, 2103.15679.
+template <class S>
+struct Emission {
+  const S* w = nullptr;  // n row weights
+  S* c = nullptr;        // m, overwritten
+  Part part = Part::pos;
+};
+
+template <class P>
+struct StoreByRow {  // scores, keys in lanes
+  using S = typename P::Scalar;
+  S* out;
+  Index ld;
+  S scale;
+  const S* start;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    P::store(out + r * ld + lane, P::fma(acc, P::set(scale), P::load(start + lane)));
+  }
+};
+
+template <class P>
+struct StoreWeights {  // exp2(score - lse), keys in lanes
+  using S = typename P::Scalar;
+  S* out;
+  Index ld;
+  S scale;
+  const S *start, *lse;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    const typename P::V s = P::fma(acc, P::set(scale), P::load(start + lane));
+    P::store(out + r * ld + lane, P::exp2(s - P::set(lse[r])));
+  }
+};
+
+template <class P, int M, bool Keep>
+struct StoreGradients {  // dS = P (dA - delta) for each map; P is weighted
+  using S = typename P::Scalar;
+  Index ld;
+  const S* weights[M];
+  S* ds[M];
+  const S* delta[M];
+  S *total, *da;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    const Index at = r * ld + lane;
+    typename P::V sum = P::load(weights[0] + at);
+    P::store(ds[0] + at, sum * (acc - P::set(delta[0][r])));
+    if constexpr (M == 2) {
+      const typename P::V second = P::load(weights[1] + at);
+      P::store(ds[1] + at, second * (acc - P::set(delta[1][r])));
+      P::store(total + at, sum + second);
+    }
+    if constexpr (Keep) P::store(da + at, acc);
+  }
+};
+
+/// Rows as whole vectors: in place where the width allows it, else a padded copy.
+template <class P, class S>
+void whole_rows(View<S> block, S* copy, const S*& rows, Index& stride) {
+  rows = block.data;
+  stride = block.stride;
+  if (block.cols % P::lanes == 0) return;
+  stride = padded<P>(block.cols);
+  rows = copy;
+  for (Index i = 0; i < block.rows; ++i) {
+    for (Index c = 0; c < block.cols; ++c) copy[i * stride + c] = block(i, c);
+    for (Index c = block.cols; c < stride; ++c) copy[i * stride + c] = S(0);
+  }
+}
+
+/// The key side of a block: transposed panel, and rows that can be loaded as whole vectors.
+template <class P>
+struct KeyPanel {
+  using S = typename P::Scalar;
+  static constexpr Index width = PullBlocks<P>::keys;
+  S *transposed, *copy;
+  const S* rows = nullptr;
+  Index stride = 0, d;
+
+  KeyPanel(Arena& arena, Index d_)
+      : transposed(arena.take<S>(d_ * width)), copy(arena.take<S>(padded<P>(d_) * width)), d(d_) {}
+  void load(View<S> block) {
+    transpose_into(block, transposed, width);
+    whole_rows<P>(block, copy, rows, stride);
+  }
+};
+
+/// Queries of [q0, q1) that see a key of [k0, k1); empty if none.
+template <class S, class Mods>
+Interval queries_that_see(const Scores<S, Mods>& scores, Index q0, Index q1, Index k0, Index k1) {
+  const auto sees = [&](Index a, Index b) {
+    const Interval h = scores.hull(a, b);
+    return h.begin < k1 && h.end > k0 && h.begin < h.end;
+  };
+  if constexpr (Mods::intervals) {
+    if (!sees(q0, q1)) return {q0, q0};
+    while (q0 < q1 && !sees(q0, q0 + 1)) ++q0;
+    while (q1 > q0 && !sees(q1 - 1, q1)) --q1;
+  }
+  if constexpr (Mods::irregular)
+    if (q0 < q1 && scores.mods->cover(scores.place(0, 0), q0, q1, k0, k1) == Cover::none) return {q0, q0};
+  return {q0, q1};
+}
+
+/// Weights of queries [q0, q0 + nq) and keys [k0, k0 + nk), keys in lanes, each row times weight; raw (may be null) gets
+/// the natural scores before modifiers, for their derivative.
+template <class P, class Mods>
+void weights_tile(const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
+                  const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
+                  const typename P::Scalar* keys_transposed, typename P::Scalar* start, typename P::Scalar* shifted,
+                  typename P::Scalar* raw) {
+  using S = typename P::Scalar;
+  const Index vectors = (t.nk + P::lanes - 1) / P::lanes;
+  const S scale = scores.scale * scores.unit();
+  scores.starts(t.q0, t.k0, t.nk, start);
+  for (Index j = t.nk; j < vectors * P::lanes; ++j) start[j] = S(0);
+  for (Index i = 0; i < t.nq; ++i) shifted[i] = lse[t.q0 + i] + scores.shift(t.q0 + i, t.q0);
+  const S* rows = scores.q.row(t.q0);
+  if constexpr (Mods::values) {
+    product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
+                           StoreByRow<P>{t.data, t.ld, scale, start});
+    if (raw)
+      for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
+    value_tile<P, true>(scores, t);
+    for (Index i = 0; i < t.nq; ++i)
+      for (Index j = 0; j < vectors * P::lanes; j += P::lanes) {
+        S* p = t.data + i * t.ld + j;
+        P::store(p, P::exp2(P::load(p) - P::set(shifted[i])));
+      }
+  } else {
+    product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
+                           StoreWeights<P>{t.data, t.ld, scale, start, shifted});
+  }
+  if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));
+  if (weight)
+    for (Index i = 0; i < t.nq; ++i)
+      for (Index j = 0; j < vectors * P::lanes; j += P::lanes) {
+        S* p = t.data + i * t.ld + j;
+        P::store(p, P::load(p) * P::set(weight[t.q0 + i]));
+      }
+}
+
+template <class P>
+void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar* weights, const typename P::Scalar* da,
+                    const Emission<typename P::Scalar>& e) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  const V zero = P::set(S(0));
+  for (Index j = 0; j < t.nk; j += P::lanes) {
+    V sum = zero;
+    for (Index i = 0; i < t.nq; ++i) {
+      V x = P::load(weights + i * t.ld + j) * P::load(da + i * t.ld + j);
+      if (e.part == Part::pos) x = P::max(zero, x);
+      if (e.part == Part::neg) x = P::max(zero, zero - x);
+      if (e.part == Part::abs) x = P::max(x, zero - x);
+      sum = P::fma(x, P::set(e.w[t.q0 + i]), sum);
+    }
+    const Index lanes = std::min<Index>(P::lanes, t.nk - j);
+    S part[P::lanes];
+    P::store(part, sum);
+    for (Index l = 0; l < lanes; ++l) e.c[t.k0 + j + l] += part[l];
+  }
+}
+
+/// Everything of a pull_back that does not change from chunk to chunk.
+template <class S, class Mods, int M>
+struct PullPlan {
+  std::array<PullMap<S, Mods>, M> maps;
+  View<S> left, right;  // dA = left right^T
+  View<S> x;            // dV = (sum_t weight_t A_t)^T x; empty: not wanted
+  MutView<S> dv;
+  bool accumulate_q = false, accumulate_k = false, accumulate_v = false;
+  Emission<S> emission;
+};
+
+template <class P, bool Emit, int M, class Mods>
+void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index begin, Index end,
+                const std::array<MutView<typename P::Scalar>, M>& dq, typename P::Scalar* sinks, Arena& arena) {
+  using S = typename P::Scalar;
+  using Blocks = PullBlocks<P>;
+  constexpr Index ld = Blocks::keys, rows = Blocks::queries;
+  const Index n = plan.left.rows, w = plan.dv.given() ? plan.x.cols : 0;
+  const auto take_tile = [&] { return arena.take<S>(rows * ld); };
+
+  std::array<KeyPanel<P>, M> keys = [&] {
+    if constexpr (M == 1)
+      return std::array<KeyPanel<P>, 1>{KeyPanel<P>(arena, plan.maps[0].scores.k.cols)};
+    else
+      return std::array<KeyPanel<P>, 2>{KeyPanel<P>(arena, plan.maps[0].scores.k.cols),
+                                        KeyPanel<P>(arena, plan.maps[1].scores.k.cols)};
+  }();
+  S* right_t = arena.take<S>(plan.right.cols * ld);
+  S *weights[M], *ds[M], *raw[M], *dk_block[M], *q_copy[M];
+  const S* q_rows[M];
+  Index q_stride[M];
+  for (int t = 0; t < M; ++t) {
+    weights[t] = take_tile();
+    ds[t] = M == 1 ? take_tile() : weights[t];
+    raw[t] = Mods::values ? take_tile() : nullptr;
+    dk_block[t] = arena.take<S>(padded<P>(plan.maps[t].scores.k.cols) * ld);
+    q_copy[t] = arena.take<S>(padded<P>(plan.maps[t].scores.q.cols) * rows);
+  }
+  S* total = M == 1 ? weights[0] : take_tile();
+  S* da = Emit ? take_tile() : nullptr;
+  S* dv_block = arena.take<S>(padded<P>(w) * ld);
+  S* x_copy = arena.take<S>(padded<P>(w) * rows);
+  S* start = arena.take<S>(ld);
+  S* shifted = arena.take<S>(rows);
+  const bool sinking = Mods::sinks && plan.maps[0].scores.mods->wants_sink();
+
+  for (Index k0 = begin; k0 < end; k0 += ld) {
+    const Index k1 = std::min(k0 + ld, end), nk = k1 - k0, vectors = (nk + P::lanes - 1) / P::lanes;
+    for (int t = 0; t < M; ++t) {
+      const auto& map = plan.maps[t];
+      keys[t].load(map.scores.k.block(k0, 0, nk, map.scores.k.cols));
+      for (Index i = 0; i < padded<P>(map.scores.k.cols) * ld; ++i) dk_block[t][i] = S(0);
+      if (map.dbias)
+        for (Index j = k0; j < k1; ++j) map.dbias[j] = S(0);
+    }
+    transpose_into(plan.right.block(k0, 0, nk, plan.right.cols), right_t, ld);
+    for (Index i = 0; i < padded<P>(w) * ld; ++i) dv_block[i] = S(0);
+    if constexpr (Emit)
+      for (Index j = k0; j < k1; ++j) plan.emission.c[j] = S(0);
+
+    for (Index block = 0; block < n; block += rows) {
+      const Interval seen = queries_that_see(plan.maps[0].scores, block, std::min(n, block + rows), k0, k1);
+      const Index q0 = seen.begin, nq = seen.end - q0;
+      if (nq <= 0) continue;
+
+      StoreGradients<P, M, Emit> store;
+      store.ld = ld, store.total = total, store.da = da;
+      for (int t = 0; t < M; ++t) {
+        const auto& map = plan.maps[t];
+        const Tile<S> tile{weights[t], ld, q0, nq, k0, nk};
+        weights_tile<P>(map.scores, map.lse, map.weight, tile, keys[t].transposed, start, shifted, raw[t]);
+        store.weights[t] = weights[t], store.ds[t] = ds[t], store.delta[t] = map.delta + q0;
+      }
+      product<P, Walk::rows>(nq, vectors, plan.left.cols, plan.left.row(q0), plan.left.stride, right_t, ld, store);
+
+      const Tile<S> tile{total, ld, q0, nq, k0, nk};
+      if constexpr (Emit) emit_relevance<P>(tile, total, da, plan.emission);
+      for (int t = 0; t < M; ++t) {
+        const auto& map = plan.maps[t];
+        if (Mods::values || sinking) {
+          const Mods& mods = *map.scores.mods;
+          At a = map.scores.place(q0, k0);
+          for (Index i = 0; i < nq; ++i) {
+            a.q = q0 + i;
+            for (Index j = 0; j < nk; ++j) {
+              a.k = k0 + j;
+              S& g = ds[t][i * ld + j];
+              if (g == S(0)) continue;  // masked, perhaps: no derivative is asked of a score that was none
+              g = mods.pull(Mods::values ? raw[t][i * ld + j] : S(0), g, a, sinks);
+            }
+          }
+        }
+        if (map.dbias)
+          for (Index i = 0; i < nq; ++i)
+            for (Index j = 0; j < nk; ++j) map.dbias[k0 + j] += ds[t][i * ld + j];
+        const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
+        if (dq[t].given())
+          product<P, Walk::rows>(nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
+                                 Accumulate<P>{dq[t].row(q0), dq[t].stride});
+        if (map.dk.given()) {
+          whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
+          product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
+                                    Accumulate<P>{dk_block[t], padded<P>(d)});
+        }
+      }
+      if (w > 0) {
+        const S* x_rows;
+        Index x_stride;
+        whole_rows<P>(plan.x.block(q0, 0, nq, w), x_copy, x_rows, x_stride);
+        product<P, Walk::columns>(nk, padded<P>(w) / P::lanes, nq, total, ld, x_rows, x_stride,
+                                  Accumulate<P>{dv_block, padded<P>(w)});
+      }
+    }
+
+    for (int t = 0; t < M; ++t) {
+      const auto& map = plan.maps[t];
+      if (!map.dk.given()) continue;
+      const Index d = map.scores.k.cols, pd = padded<P>(d);
+      for (Index j = 0; j < nk; ++j)
+        for (Index c = 0; c < d; ++c) {
+          const S g = dk_block[t][j * pd + c] * map.scores.scale;
+          map.dk(k0 + j, c) = plan.accumulate_k ? map.dk(k0 + j, c) + g : g;
+        }
+    }
+    if (w > 0)
+      deliver<S>(View<S>(dv_block, nk, w, padded<P>(w)), plan.dv.block(k0, 0, nk, w), plan.accumulate_v);
+  }
+}
+
+/// As KeyGuard, for the backward pass: a query with nothing to keep, or a masked key, passes no gradient whatever it holds.
+template <class P, int M, class Mods>
+class PullGuard {
+ public:
+  using S = typename P::Scalar;
+
+  PullGuard(Arena& arena, PullPlan<S, Mods, M>& plan) : plan_(plan) {
+    bool can_mask = false, clean = all_finite<P>(plan.left) && all_finite<P>(plan.right);
+    if (plan.dv.given()) clean = clean && all_finite<P>(plan.x);
+    for (const auto& map : plan.maps) {
+      can_mask = can_mask || map.scores.can_mask();
+      clean = clean && all_finite<P>(map.scores.q) && all_finite<P>(map.scores.k);
+    }
+    if (!can_mask || clean) return;
+    const Index n = plan.left.rows, m = plan.right.rows;
+    bad_query_ = arena.take<bool>(n);
+    bool* bad_key = arena.take<bool>(m);
+    bool* odd_query = arena.take<bool>(n);
+    for (Index j = 0; j < m; ++j) {
+      bad_key[j] = !row_is_finite(plan.right.row(j), plan.right.cols);
+      for (const auto& map : plan.maps) bad_key[j] |= !row_is_finite(map.scores.k.row(j), map.scores.k.cols);
+    }
+    for (Index i = 0; i < n; ++i) {
+      odd_query[i] = !row_is_finite(plan.left.row(i), plan.left.cols) ||
+                     (plan.dv.given() && !row_is_finite(plan.x.row(i), plan.x.cols));
+      for (const auto& map : plan.maps) odd_query[i] |= !row_is_finite(map.scores.q.row(i), map.scores.q.cols);
+      bad_query_[i] = false;
+      for (Index j = 0; j < m && !bad_query_[i]; ++j)
+        bad_query_[i] = (odd_query[i] || bad_key[j]) && keeps(plan, i, j);
+    }
+    const auto without = [&](View<S> v, const bool* one, const bool* other) {
+      MutView<S> c = arena.matrix<S>(v.rows, v.cols);
+      for (Index i = 0; i < v.rows; ++i)
+        for (Index k = 0; k < v.cols; ++k) c(i, k) = one[i] || (other && other[i]) ? S(0) : v(i, k);
+      return View<S>(c);
+    };
+    plan.left = without(plan.left, odd_query, bad_query_);
+    plan.right = without(plan.right, bad_key, nullptr);
+    if (plan.dv.given()) plan.x = without(plan.x, odd_query, bad_query_);
+    for (auto& map : plan.maps) {
+      map.scores.q = without(map.scores.q, odd_query, bad_query_);
+      map.scores.k = without(map.scores.k, bad_key, nullptr);
+      S *lse = arena.take<S>(n), *delta = arena.take<S>(n), *weight = arena.take<S>(n);
+      for (Index i = 0; i < n; ++i) {
+        const bool out = odd_query[i] || bad_query_[i];
+        lse[i] = out ? -minus_infinity<S>() : map.lse[i];
+        delta[i] = out ? S(0) : map.delta[i];
+        weight[i] = out ? S(0) : (map.weight ? map.weight[i] : S(1));
+      }
+      map.lse = lse, map.delta = delta;
+      if (map.weight) map.weight = weight;
+    }
+  }
+
+  void poison() const {
+    if (!bad_query_) return;
+    const S nan = S(std::numeric_limits<double>::quiet_NaN());
+    const auto spoil = [&](MutView<S> v, Index row) {
+      if (v.given())
+        for (Index c = 0; c < v.cols; ++c) v(row, c) = nan;
+    };
+    for (Index i = 0; i < plan_.left.rows; ++i) {
+      if (!bad_query_[i]) continue;
+      for (const auto& map : plan_.maps) spoil(map.dq, i);
+      for (Index j = 0; j < plan_.right.rows; ++j) {
+        if (!keeps(plan_, i, j)) continue;
+        for (const auto& map : plan_.maps) {
+          spoil(map.dk, j);
+          if (map.dbias) map.dbias[j] = nan;
+        }
+        spoil(plan_.dv, j);
+      }
+    }
+  }
+
+ private:
+  static bool keeps(const PullPlan<S, Mods, M>& plan, Index i, Index j) {
+    const auto& s = plan.maps[0].scores;
+    if (!s.kept(i, j) || (s.bias && s.bias[j] == minus_infinity<S>())) return false;
+    return !(s.mods->value(S(0), s.place(i, j)) == minus_infinity<S>());
+  }
+  PullPlan<S, Mods, M>& plan_;
+  bool* bad_query_ = nullptr;
+};
+
+template <class P, bool Emit, int M, class Mods>
+void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M> plan, typename P::Scalar* sinks) {
+  using S = typename P::Scalar;
+  using Blocks = PullBlocks<P>;
+  Arena& arena = context.arena();
+  ArenaScope scope(arena);
+  const Index n = plan.left.rows, m = plan.right.rows, chunks = Blocks::chunks(m);
+  const Index sink_size = plan.maps[0].scores.mods->sink_size(n, m);
+  PullGuard<P, M, Mods> guard(arena, plan);
+
+  // The first chunk sums into dq itself where whole vectors fit there.
+  using Targets = std::array<MutView<S>, M>;
+  const auto fresh = [&](bool first) {
+    Targets targets;
+    for (int t = 0; t < M; ++t) {
+      const MutView<S>& dq = plan.maps[t].dq;
+      if (!dq.given()) continue;
+      const bool in_place = first && !plan.accumulate_q && dq.cols % P::lanes == 0;
+      targets[t] = in_place ? dq : arena.matrix<S>(n, padded<P>(dq.cols));
+    }
+    return targets;
+  };
+  const auto clear = [&](Targets& targets, S* partial) {
+    for (auto& t : targets) t.fill(S(0));
+    for (Index s = 0; s < sink_size; ++s) partial[s] = S(0);
+  };
+  const auto add = [&](Targets& sum, const Targets& part, const S* partial) {
+    for (int t = 0; t < M; ++t)
+      if (sum[t].given()) deliver<S>(part[t], sum[t], true);
+    for (Index s = 0; s < sink_size; ++s) sinks[s] += partial[s];
+  };
+
+  Targets sum = fresh(true);
+  S* sink_parts = arena.take<S>(sink_size * chunks);
+  clear(sum, sink_parts);
+  if (!context.spreads()) {
+    Targets part = chunks > 1 ? fresh(false) : sum;
+    for (Index c = 0; c < chunks; ++c) {
+      S* partial = sink_parts + c * sink_size;
+      Targets& target = c == 0 ? sum : part;
+      if (c > 0) clear(target, partial);
+      ArenaScope inner(arena);
+      pull_chunk<P, Emit, M>(plan, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), target, partial, arena);
+      if (c > 0) add(sum, part, partial);
+    }
+  } else {
+    Targets parts[4] = {sum};
+    for (Index c = 1; c < chunks; ++c) parts[c] = fresh(false);
+    context.run(chunks, [&](Index c, Arena& own) {
+      S* partial = sink_parts + c * sink_size;
+      if (c > 0) clear(parts[c], partial);
+      pull_chunk<P, Emit, M>(plan, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), parts[c], partial, own);
+    });
+    for (Index c = 1; c < chunks; ++c) add(sum, parts[c], sink_parts + c * sink_size);
+  }
+  for (Index s = 0; s < sink_size; ++s) sinks[s] += sink_parts[s];
+
+  for (int t = 0; t < M; ++t) {
+    const MutView<S>& dq = plan.maps[t].dq;
+    if (!dq.given()) continue;
+    const S scale = plan.maps[t].scores.scale;
+    for (Index i = 0; i < n; ++i)
+      for (Index c = 0; c < dq.cols; ++c) {
+        const S g = sum[t](i, c) * scale;
+        dq(i, c) = plan.accumulate_q ? dq(i, c) + g : g;
+      }
+  }
+  guard.poison();
+}
+
+/// Gradients of one head from dA = left right^T (left n x r, right m x r):
+///     dS_t = weight_t A_t o (dA - delta_t 1^T),  dQ_t = scale_t dS_t K_t,  dK_t = scale_t dS_t^T Q_t,
+///     dbias_t = column sums of dS_t,  dV = (sum_t weight_t A_t)^T x.
+/// Where a modifier changes values, dS is taken back through its derivative first. sinks: sink_size(n, m) numbers, added to.
+/// 2 n m (sum_t 3 d_t + r + w) flop; scratch: one tile set a worker and at most four times n x d.
+template <class P, int M, class Mods>
+void pull_back(const Context& context, const PullPlan<typename P::Scalar, Mods, M>& plan, typename P::Scalar* sinks) {
+  if (plan.emission.c != nullptr)
+    pull_back_any<P, true, M>(context, plan, sinks);
+  else
+    pull_back_any<P, false, M>(context, plan, sinks);
+}
+
+/// out = A^T g (g n x w, out m x w), the log-sum-exp known. 2 n m (d + w) flop.
+template <class P, class Mods>
+void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> scores, const typename P::Scalar* lse,
+                       View<typename P::Scalar> g, MutView<typename P::Scalar> out, bool accumulate = false) {
+  using S = typename P::Scalar;
+  using Blocks = PullBlocks<P>;
+  constexpr Index ld = Blocks::keys, rows = Blocks::queries;
+  const Index n = scores.n(), m = scores.m(), w = g.cols, pw = padded<P>(w);
+  ArenaScope scope(context.arena());
+  View<S> also = scores.k;
+  const KeyGuard<P, Mods> guard(context.arena(), scores, also);  // keys that nobody keeps must not be seen
+  // nor rows of g that keep no key: a weight of zero passes nothing
+  const bool odd = scores.can_mask() && !(all_finite<P>(g) && all_finite<P>(scores.q));
+
+  context.run((m + ld - 1) / ld, [&](Index task, Arena& arena) {
+    const Index k0 = task * ld, k1 = std::min(m, k0 + ld), nk = k1 - k0;
+    KeyPanel<P> keys(arena, scores.k.cols);
+    S* tile = arena.take<S>(rows * ld);
+    S* sum = arena.take<S>(pw * ld);
+    S* copy = arena.take<S>(pw * rows);
+    S* start = arena.take<S>(ld);
+    S* shifted = arena.take<S>(rows);
+    keys.load(scores.k.block(k0, 0, nk, scores.k.cols));
+    for (Index i = 0; i < pw * ld; ++i) sum[i] = S(0);
+    for (Index block = 0; block < n; block += rows) {
+      const Interval seen = queries_that_see(scores, block, std::min(n, block + rows), k0, k1);
+      const Index q0 = seen.begin, nq = seen.end - q0;
+      if (nq <= 0) continue;
+      const Tile<S> t{tile, ld, q0, nq, k0, nk};
+      weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, keys.transposed, start, shifted,
+                      static_cast<S*>(nullptr));
+      const S* g_rows;
+      Index g_stride;
+      whole_rows<P>(g.block(q0, 0, nq, w), copy, g_rows, g_stride);
+      if (odd) {
+        for (Index i = 0; i < nq; ++i)
+          for (Index j = 0; j < nk; ++j)
+            if (scores.kept(q0 + i, k0 + j) && lse[q0 + i] != -minus_infinity<S>())
+              for (Index c = 0; c < w; ++c) sum[j * pw + c] += tile[i * ld + j] * g(q0 + i, c);
+      } else {
+        product<P, Walk::columns>(nk, pw / P::lanes, nq, tile, ld, g_rows, g_stride, Accumulate<P>{sum, pw});
+      }
+    }
+    deliver<S>(View<S>(sum, nk, w, pw), out.block(k0, 0, nk, w), accumulate);
+  });
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,202 @@
+// limpid: scores of one head: scale Q K^T + key bias, then modifiers. What a modifier must offer, and how a tile is finished.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include "simd.hpp"
+#include "workspace.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// Where a score stands: batch item, query head, query, key, and the numbers n of queries and m of keys.
+struct At {
+  Index batch = 0, head = 0, q = 0, k = 0, n = 0, m = 0;
+  /// The query's place on the keys' axis: the last query stands at the last key (bottom-right alignment).
+  Index position() const { return q + m - n; }
+};
+
+/// Keys [begin, end) that a query sees.
+struct Interval {
+  Index begin = 0, end = 0;
+};
+
+/// What a mask does to a whole block of pairs.
+enum class Cover { none, some, all };
+
+namespace detail {
+
+/// The interface of modifiers, here in its empty form; limpid::Chain in score/modifiers.hpp is the real one.
+/// Masks come last whatever the order. `values`: some modifier changes scores other than by an amount per key.
+struct NoModifiers {
+  static constexpr bool intervals = false, irregular = false, values = false, starts = false, sinks = false;
+  Interval interval(const At& a) const { return {0, a.m}; }
+  bool keep(const At&) const { return true; }
+  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::all; }
+  template <class S>
+  S value(S s, const At&) const {
+    return s;
+  }
+  template <class S>
+  S start(const At&, Index) const {
+    return S(0);
+  }
+  template <class S>
+  S shift(const At&, Index) const {
+    return S(0);
+  }
+  template <class S>
+  S pull(S, S ds, const At&, S*) const {
+    return ds;
+  }
+  Index sink_size(Index, Index) const { return 0; }
+  bool wants_sink() const { return false; }
+};
+
+/// The scores of one head. Everything in natural units; bias (one number a key) may be null.
+template <class S, class Mods>
+struct Scores {
+  View<S> q, k;
+  S scale = S(1);
+  const S* bias = nullptr;
+  const Mods* mods = nullptr;
+  At at;  // batch and head
+
+  Index n() const { return q.rows; }
+  Index m() const { return k.rows; }
+  At place(Index i, Index j) const { return {at.batch, at.head, i, j, n(), m()}; }
+  /// Whether a pair may be masked at all.
+  bool can_mask() const { return Mods::intervals || Mods::irregular || Mods::values || bias != nullptr || Mods::starts; }
+  /// Scores are kept in base 2 where nothing but sums is applied to them; a score function sees natural ones.
+  static constexpr S unit() { return Mods::values ? S(1) : log2_e<S>; }
+
+  /// Every key that some query of [q0, q1) may see: intervals move one way with the query.
+  Interval hull(Index q0, Index q1) const {
+    if constexpr (Mods::intervals) {
+      const Interval a = mods->interval(place(q0, 0)), b = mods->interval(place(q1 - 1, 0));
+      const Index begin = std::max<Index>(0, std::min(a.begin, b.begin)), end = std::min(m(), std::max(a.end, b.end));
+      return {begin, std::max(begin, end)};
+    }
+    return {0, m()};
+  }
+
+  /// The additive part of keys [k0, k0 + nk) as seen by queries counted from q0, in the unit of the tile.
+  void starts(Index q0, Index k0, Index nk, S* out) const {
+    for (Index r = 0; r < nk; ++r) out[r] = bias ? bias[k0 + r] * unit() : S(0);
+    if constexpr (Mods::starts && !Mods::values)
+      for (Index r = 0; r < nk; ++r) out[r] += mods->template start<S>(place(q0, k0 + r), q0) * unit();
+  }
+  /// What `starts` leaves out, because it is the same for all keys of a row; in base 2, to be taken off a log-sum-exp.
+  S shift(Index i, Index q0) const {
+    if constexpr (Mods::starts && !Mods::values) return mods->template shift<S>(place(i, 0), q0) * log2_e<S>;
+    return S(0);
+  }
+
+  /// One score in natural units, minus infinity where masked: the definition, for single pairs.
+  S single(Index i, Index j) const {
+    const At a = place(i, j);
+    if (!kept(i, j)) return minus_infinity<S>();
+    S s = dot(q.row(i), k.row(j), q.cols) * scale + (bias ? bias[j] : S(0));
+    return mods->value(s, a);
+  }
+  bool kept(Index i, Index j) const {
+    const At a = place(i, j);
+    if constexpr (Mods::intervals) {
+      const Interval in = mods->interval(a);
+      if (j < in.begin || j >= in.end) return false;
+    }
+    if constexpr (Mods::irregular)
+      if (!mods->keep(a)) return false;
+    return true;
+  }
+};
+
+/// A tile of scores: entry (query q0 + i, key k0 + j) at data[i * ld + j], or transposed, at data[j * ld + i].
+template <class S>
+struct Tile {
+  S* data;
+  Index ld, q0, nq, k0, nk;
+};
+
+/// Writes `fill` where a pair is masked. Queries are lanes (transposed) or keys are lanes.
+template <class P, bool KeysAreLanes, class Mods>
+void mask_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t,
+               typename P::Scalar fill) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  if constexpr (Mods::intervals) {
+    const V filled = P::set(fill);
+    if constexpr (KeysAreLanes) {
+      for (Index i = 0; i < t.nq; ++i) {
+        const Interval in = scores.mods->interval(scores.place(t.q0 + i, 0));
+        const Index begin = in.begin - t.k0, end = in.end - t.k0;
+        if (begin <= 0 && end >= t.nk) continue;
+        const V lo = P::set(S(std::clamp<Index>(begin, 0, t.nk))), hi = P::set(S(std::clamp<Index>(end, 0, t.nk)));
+        S* row = t.data + i * t.ld;
+        for (Index j = 0; j < t.nk; j += P::lanes) {
+          const V place = P::lane_index() + P::set(S(j));
+          V x = P::load(row + j);
+          x = P::if_less(place, lo, filled, x);
+          P::store(row + j, P::if_less(place, hi, x, filled));
+        }
+      }
+    } else {
+      constexpr Index most = P::lanes * P::tile_vectors;
+      S lo[most], hi[most];
+      Index full_begin = 0, full_end = t.nk;
+      for (Index i = 0; i < t.nq; ++i) {
+        const Interval in = scores.mods->interval(scores.place(t.q0 + i, 0));
+        const Index begin = std::clamp<Index>(in.begin - t.k0, 0, t.nk);
+        const Index end = std::clamp<Index>(in.end - t.k0, 0, t.nk);
+        full_begin = std::max(full_begin, begin);
+        full_end = std::min(full_end, end);
+        lo[i] = S(begin);
+        hi[i] = S(end);
+      }
+      for (Index i = t.nq; i < most; ++i) lo[i] = S(0), hi[i] = S(t.nk);
+      for (Index j = 0; j < t.nk; ++j) {
+        if (j >= full_begin && j < full_end) {
+          j = full_end - 1;
+          continue;
+        }
+        const V place = P::set(S(j));
+        for (Index i = 0; i < t.nq; i += P::lanes) {
+          S* at = t.data + j * t.ld + i;
+          const V x = P::if_less(place, P::load(lo + i), filled, P::load(at));
+          P::store(at, P::if_less(place, P::load(hi + i), x, filled));
+        }
+      }
+    }
+  }
+  if constexpr (Mods::irregular) {
+    if (scores.mods->cover(scores.place(0, 0), t.q0, t.q0 + t.nq, t.k0, t.k0 + t.nk) == Cover::all) return;
+    for (Index i = 0; i < t.nq; ++i)
+      for (Index j = 0; j < t.nk; ++j)
+        if (!scores.mods->keep(scores.place(t.q0 + i, t.k0 + j)))
+          t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = fill;
+  }
+}
+
+/// Applies score functions to a tile of natural scores and turns it to base 2.
+template <class P, bool KeysAreLanes, class Mods>
+void value_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t) {
+  using S = typename P::Scalar;
+  const Mods mods = *scores.mods;
+  const Index outer = KeysAreLanes ? t.nq : t.nk, inner = KeysAreLanes ? t.nk : t.nq;
+  At a = scores.place(t.q0, t.k0);
+  for (Index o = 0; o < outer; ++o) {
+    S* row = t.data + o * t.ld;
+    (KeysAreLanes ? a.q : a.k) = (KeysAreLanes ? t.q0 : t.k0) + o;
+    const Index first = KeysAreLanes ? t.k0 : t.q0;
+    for (Index l = 0; l < inner; ++l) {
+      At here = a;
+      (KeysAreLanes ? here.k : here.q) = first + l;
+      row[l] = mods.value(row[l], here) * log2_e<S>;
+    }
+  }
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

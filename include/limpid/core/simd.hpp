@@ -1,0 +1,196 @@
+// limpid: SIMD behind one small policy. The only file that knows an instruction set.
+// SPDX-License-Identifier: MIT
+//
+// Vectors are written with the GCC and Clang vector extension: one text serves SSE2, AVX2, AVX-512 and NEON, float and
+// double, and reads as arithmetic. A policy P offers: Scalar, V (the vector), lanes, tile_rows x tile_vectors (the
+// register tile), load, store, set, fma, max, select by comparison, exp2, lane_index. OneLane is the same policy for any
+// scalar Eigen accepts (long double, an autodiff scalar) and for other compilers; tests use it as the reference.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "matrix.hpp"
+
+#if defined(__GNUC__) && !defined(LIMPID_NO_SIMD)
+#define LIMPID_VECTORS 1
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#include <immintrin.h>
+#endif
+#endif
+
+#if defined(__GNUC__)
+#define LIMPID_INLINE [[gnu::always_inline]] inline
+#define LIMPID_NOINLINE [[gnu::noinline]]
+#define LIMPID_RESTRICT __restrict__
+#else
+#define LIMPID_INLINE inline
+#define LIMPID_NOINLINE
+#define LIMPID_RESTRICT
+#endif
+#if defined(__clang__)
+#define LIMPID_UNROLL(n) _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define LIMPID_UNROLL(n) _Pragma("GCC unroll 16")
+#else
+#define LIMPID_UNROLL(n)
+#endif
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+template <class S>
+inline constexpr S log2_e = S(1.44269504088896340735992468100189214L);
+template <class S>
+inline constexpr S ln_2 = S(0.693147180559945309417232121458176568L);
+
+/// Minus infinity of a scalar: a masked score.
+template <class S>
+S minus_infinity() {
+  return -S(std::numeric_limits<double>::infinity());
+}
+
+/// The width-one policy.
+template <class S>
+struct OneLane {
+  using Scalar = S;
+  using V = S;
+  static constexpr int lanes = 1, tile_rows = 4, tile_vectors = 2;
+  LIMPID_INLINE static V load(const S* p) { return *p; }
+  LIMPID_INLINE static void store(S* p, const V& v) { *p = v; }
+  LIMPID_INLINE static V set(const S& s) { return s; }
+  LIMPID_INLINE static V fma(const V& a, const V& b, const V& c) { return a * b + c; }
+  LIMPID_INLINE static V max(const V& a, const V& b) { return a < b ? b : a; }
+  /// where a < b: x, else y
+  LIMPID_INLINE static V if_less(const V& a, const V& b, const V& x, const V& y) { return a < b ? x : y; }
+  LIMPID_INLINE static V if_equal(const V& a, const V& b, const V& x, const V& y) { return a == b ? x : y; }
+  LIMPID_INLINE static V lane_index() { return S(0); }
+  LIMPID_INLINE static S sum(const V& v) { return v; }
+  LIMPID_INLINE static V exp2(const V& v) {
+    using std::exp;
+    if (v == minus_infinity<S>()) return S(0);
+    return exp(v * ln_2<S>);
+  }
+};
+
+#ifdef LIMPID_VECTORS
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+inline constexpr int vector_bytes = 64;
+inline constexpr int vector_registers = 32;
+#elif defined(__AVX__)
+inline constexpr int vector_bytes = 32;  // wider than the machine's compiles, and runs ten times slower
+inline constexpr int vector_registers = 16;
+#else
+inline constexpr int vector_bytes = 16;
+#if defined(__aarch64__)
+inline constexpr int vector_registers = 32;
+#else
+inline constexpr int vector_registers = 16;
+#endif
+#endif
+
+template <class S>
+struct Bits;
+template <>
+struct Bits<float> {
+  using Integer = std::int32_t;
+  static constexpr int mantissa = 23, bias = 127, lowest = -126;
+  static constexpr float round = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  // (2^f - 1) / f on [-1/2, 1/2], minimax in the relative error of 2^f: 2.6e-9
+  static constexpr int degree = 6;
+  static constexpr float poly[degree] = {0.69314721496748640686F,  0.24022652782749013963F,  0.05550310551995249712F,
+                                         0.0096176929926250585596F, 0.0013406643587536332485F, 0.00015594672095691839069F};
+};
+template <>
+struct Bits<double> {
+  using Integer = std::int64_t;
+  static constexpr int mantissa = 52, bias = 1023, lowest = -1022;
+  static constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
+  // the same, 1.8e-17
+  static constexpr int degree = 11;
+  static constexpr double poly[degree] = {0.69314718055994569673,   0.24022650695910098006,   0.055504108664790395991,
+                                          0.0096181291076070028225, 0.0013333558153439677232, 0.00015403530441571379487,
+                                          1.5252727385427634649e-5, 1.3215442675797238875e-6, 1.0180647576596453048e-7,
+                                          7.0725703207584155167e-9, 4.0780825360861861517e-10};
+};
+
+/// One machine vector of float or double.
+template <class S>
+struct Simd {
+  using Scalar = S;
+  using B = Bits<S>;
+  using Integer = typename B::Integer;
+  typedef S V __attribute__((vector_size(vector_bytes)));
+  typedef S Unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(S)), may_alias));
+  typedef Integer I __attribute__((vector_size(vector_bytes)));
+  static constexpr int lanes = vector_bytes / static_cast<int>(sizeof(S));
+  // measured: 8 x 2 with 32 registers, 4 x 3 with 16; wider ones spill
+  static constexpr int tile_rows = vector_registers == 32 ? 8 : 4;
+  static constexpr int tile_vectors = vector_registers == 32 ? 2 : 3;
+
+  LIMPID_INLINE static V load(const S* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  LIMPID_INLINE static void store(S* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  LIMPID_INLINE static V set(S s) { return s - V{}; }
+  LIMPID_INLINE static V fma(V a, V b, V c) { return a * b + c; }
+  LIMPID_INLINE static V max(V a, V b) { return a < b ? b : a; }
+  LIMPID_INLINE static V if_less(V a, V b, V x, V y) { return a < b ? x : y; }
+  LIMPID_INLINE static V if_equal(V a, V b, V x, V y) { return a == b ? x : y; }
+  LIMPID_INLINE static V lane_index() {
+    V v;
+    for (int l = 0; l < lanes; ++l) v[l] = S(l);
+    return v;
+  }
+  LIMPID_INLINE static S sum(V v) {
+    S s = v[0];
+    for (int l = 1; l < lanes; ++l) s += v[l];
+    return s;
+  }
+
+  /// 2^x: exact zero below the smallest normal number (and at minus infinity), NaN stays NaN.
+  LIMPID_INLINE static V exp2(V x) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    // the maskz forms with every lane on: the plain ones make g++ warn of an undefined source
+    if constexpr (sizeof(S) == 4) {
+      const __m512 y = _mm512_maskz_max_ps(0xFFFF, _mm512_set1_ps(-200.0F), (__m512)x);  // this order keeps a NaN
+      const __m512 n = _mm512_maskz_roundscale_ps(0xFFFF, y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const __mmask16 normal = _mm512_cmp_ps_mask(y, _mm512_set1_ps(S(B::lowest)), _CMP_NLT_UQ);
+      return (V)_mm512_maskz_scalef_ps(normal, (__m512)power((V)(y - n)), n);
+    } else {
+      const __m512d y = _mm512_maskz_max_pd(0xFF, _mm512_set1_pd(-1200.0), (__m512d)x);
+      const __m512d n = _mm512_maskz_roundscale_pd(0xFF, y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const __mmask8 normal = _mm512_cmp_pd_mask(y, _mm512_set1_pd(S(B::lowest)), _CMP_NLT_UQ);
+      return (V)_mm512_maskz_scalef_pd(normal, (__m512d)power((V)(y - n)), n);
+    }
+#else
+    const V y = max(x, set(S(B::lowest - 1)));
+    const V shifted = y + B::round;
+    const V f = y - (shifted - B::round);
+    const I exponent = (I)shifted + Integer(B::bias);  // the low bits of `shifted` are the rounded x
+    const V scale = (V)(exponent << B::mantissa);
+    return if_less(y, set(S(B::lowest)), V{}, power(f) * scale);
+#endif
+  }
+
+ private:
+  LIMPID_INLINE static V power(V f) {
+    V p = set(B::poly[B::degree - 1]);
+    LIMPID_UNROLL(16)
+    for (int i = B::degree - 2; i >= 0; --i) p = fma(p, f, set(B::poly[i]));
+    return fma(p, f, set(S(1)));
+  }
+};
+
+template <class S>
+using Native = std::conditional_t<std::is_same_v<S, float> || std::is_same_v<S, double>, Simd<S>, OneLane<S>>;
+#else
+template <class S>
+using Native = OneLane<S>;
+#endif
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

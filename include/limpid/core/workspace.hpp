@@ -1,0 +1,122 @@
+// limpid: scratch memory. An arena a worker, handed out like a stack; a second call of the same shapes allocates nothing.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+#include "matrix.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// A growing stack of bytes for one worker. Blocks stay where they are until the arena dies, so pointers stay good.
+class Arena {
+ public:
+  struct Mark {
+    std::size_t block = 0, used = 0;
+  };
+
+  Mark mark() const { return {current_, blocks_.empty() ? 0 : blocks_[current_].used}; }
+
+  void release(Mark to) {
+    if (blocks_.empty()) return;
+    for (std::size_t b = to.block + 1; b < blocks_.size(); ++b) blocks_[b].used = 0;
+    current_ = to.block;
+    blocks_[current_].used = to.used;
+  }
+
+  /// Room for count scalars, aligned to a cache line, contents unspecified.
+  template <class S>
+  S* take(Index count) {
+    static_assert(std::is_trivially_destructible_v<S>, "limpid: scalars that own memory are not supported");
+    const std::size_t bytes = (static_cast<std::size_t>(count < 1 ? 1 : count) * sizeof(S) + line - 1) / line * line;
+    S* start = reinterpret_cast<S*>(take_bytes(bytes));
+    if constexpr (!std::is_trivially_default_constructible_v<S>)
+      for (Index i = 0; i < count; ++i) new (start + i) S();
+    return start;
+  }
+
+  template <class S>
+  MutView<S> matrix(Index rows, Index cols) {
+    return {take<S>(rows * cols), rows, cols, cols};
+  }
+
+  std::size_t bytes() const {
+    std::size_t sum = 0;
+    for (const Block& b : blocks_) sum += b.size;
+    return sum;
+  }
+
+ private:
+  static constexpr std::size_t line = 64;
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(line)); }
+  };
+  struct Block {
+    std::unique_ptr<std::byte, Free> data;
+    std::size_t size = 0, used = 0;
+  };
+
+  std::byte* take_bytes(std::size_t bytes) {
+    for (; current_ < blocks_.size(); ++current_) {
+      Block& b = blocks_[current_];
+      if (b.size - b.used >= bytes) {
+        std::byte* start = b.data.get() + b.used;
+        b.used += bytes;
+        return start;
+      }
+      if (current_ + 1 == blocks_.size()) break;
+    }
+    Block b;
+    b.size = bytes < smallest ? smallest : bytes;
+    b.data.reset(static_cast<std::byte*>(::operator new(b.size, std::align_val_t(line))));
+    b.used = bytes;
+    blocks_.push_back(std::move(b));
+    current_ = blocks_.size() - 1;
+    return blocks_.back().data.get();
+  }
+
+  static constexpr std::size_t smallest = 64 * 1024;
+  std::vector<Block> blocks_;
+  std::size_t current_ = 0;
+};
+
+/// Gives back what was taken in a scope.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.release(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+/// Scratch memory of a call, one arena a worker and one for the call itself. Pass the same one again and again:
+/// after the first call of the largest shapes nothing is allocated. Not to be shared by calls that run at the same time.
+class Workspace {
+ public:
+  void prepare(int workers) {
+    while (static_cast<int>(arenas_.size()) < workers + 1) arenas_.push_back(std::make_unique<Arena>());
+  }
+  Arena& common() { return *arenas_[0]; }
+  Arena& worker(int w) { return *arenas_[static_cast<std::size_t>(w) + 1]; }
+  /// Bytes held now.
+  std::size_t bytes() const {
+    std::size_t sum = 0;
+    for (const auto& a : arenas_) sum += a->bytes();
+    return sum;
+  }
+
+ private:
+  std::vector<std::unique_ptr<Arena>> arenas_;
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

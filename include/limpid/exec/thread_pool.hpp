@@ -1,0 +1,105 @@
+// limpid: a thread pool as an executor. Threads sleep between calls; tasks are handed out one by one.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "../core/executor.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// `threads` workers, the caller's thread among them. One call at a time; the first exception of a task comes out of run.
+/// A program that uses it links its platform's thread library (Threads::Threads in CMake).
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads = static_cast<int>(std::thread::hardware_concurrency())) {
+    for (int w = 1; w < threads; ++w) threads_.emplace_back([this, w] { serve(w); });
+  }
+  ~ThreadPool() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& t : threads_) t.join();
+  }
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int workers() const { return static_cast<int>(threads_.size()) + 1; }
+
+  template <class Task>
+  void run(Index count, Task&& task) {
+    if (threads_.empty() || count <= 1) {
+      for (Index t = 0; t < count; ++t) task(t, 0);
+      return;
+    }
+    const std::lock_guard<std::mutex> one_call(calls_);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      object_ = &task;
+      call_ = [](const void* f, Index t, int worker) {
+        (*static_cast<std::remove_reference_t<Task>*>(const_cast<void*>(f)))(t, worker);
+      };
+      next_.store(0, std::memory_order_relaxed);
+      count_ = count;
+      busy_ = workers();
+      error_ = nullptr;
+      ++round_;
+    }
+    wake_.notify_all();
+    work(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (--busy_ > 0) done_.wait(lock, [this] { return busy_ == 0; });
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  void serve(int worker) {
+    unsigned long seen = 0;
+    for (;;) {
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return stop_ || round_ != seen; });
+        if (stop_) return;
+        seen = round_;
+      }
+      work(worker);
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (--busy_ == 0) done_.notify_one();
+    }
+  }
+
+  void work(int worker) {
+    for (Index t = next_.fetch_add(1); t < count_; t = next_.fetch_add(1)) {
+      try {
+        call_(object_, t, worker);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+        next_.store(count_);  // no further tasks: their result would be thrown away
+      }
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::mutex calls_, mutex_;
+  std::condition_variable wake_, done_;
+  std::atomic<Index> next_{0};
+  Index count_ = 0;
+  const void* object_ = nullptr;
+  void (*call_)(const void*, Index, int) = nullptr;
+  int busy_ = 0;
+  unsigned long round_ = 0;
+  bool stop_ = false;
+  std::exception_ptr error_;
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid
