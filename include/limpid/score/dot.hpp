@@ -1,0 +1,77 @@
+// limpid: dot-product scores, S = scale q k^T, and what a family of scores must offer.
+// SPDX-License-Identifier: MIT
+//
+// A score family gives an operator the scores of one head (prepare), says where pull_back should put dq, dk and dbias
+// (targets), and turns these into the gradients of its own inputs (finish). Operators are written over any family.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "../core/args.hpp"
+#include "../core/pull_back.hpp"
+#include "modifiers.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// A scale that is not set: 1 / sqrt(d).
+inline constexpr double default_scale = std::numeric_limits<double>::quiet_NaN();
+
+struct SoftmaxOptions {
+  double scale = default_scale;
+};
+
+namespace detail {
+
+/// Where pull_back writes. direct: into the user's own arrays, so that `accumulate` applies there.
+template <class S>
+struct PullTargets {
+  MutView<S> dq, dk;
+  S* dbias = nullptr;
+  bool direct = true;
+};
+
+inline void check_qk(const char* op, const Dims& dims, Index dq, Index dk) {
+  if (dq != dk)
+    raise(std::string(op) + ": q has width " + text_of(dq) + " a head and k has " + text_of(dk) + ", wanted the same (" +
+          text_of(dims.heads) + " heads, " + text_of(dims.kv_heads) + " key heads)");
+}
+
+}  // namespace detail
+
+/// S_ij = scale <q_i, k_j>, then modifiers. Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1.
+template <class Mods>
+struct DotScore {
+  Mods mods;
+  double scale = default_scale;
+
+  template <class T>
+  using Args = QKV<T>;
+
+  template <class S>
+  struct Prepared {
+    detail::Scores<S, Mods> scores;
+  };
+
+  template <class In>
+  void check(const char* op, const Dims& dims, const In& head) const {
+    detail::check_qk(op, dims, head.q.cols, head.k.cols);
+  }
+
+  template <class In, class S = typename decltype(In::q)::Scalar>
+  Prepared<S> prepare(Arena&, const In& in, const At& at) const {
+    using std::sqrt;
+    const S c = std::isnan(scale) ? S(1) / sqrt(S(double(in.q.cols < 1 ? 1 : in.q.cols))) : S(scale);
+    return {{in.q, in.k, c, nullptr, &mods, at}};
+  }
+  template <class S, class In, class Out>
+  detail::PullTargets<S> targets(Arena&, const In&, const Prepared<S>&, const Out& g) const {
+    return {g.q, g.k, nullptr, true};
+  }
+  template <class S, class In, class Out>
+  void finish(const In&, const Prepared<S>&, const detail::PullTargets<S>&, const Out&, detail::Accumulation) const {}
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid
