@@ -182,14 +182,30 @@ void for_heads(Index count, bool may_spread, Workspace& workspace, ExecutorRef e
   }
 }
 
+/// Visits what an operator keeps: Keep::visit(f, head, k...), or Keep::visit_for(op, f, head, k...) where the number of
+/// arrays depends on the operator's parameters.
+template <class Keep, class Op, class F, class In, class... K>
+void visit_kept(const Op& op, F&& f, const In& head, K&&... k) {
+  if constexpr (requires { Keep::visit_for(op, f, head, k...); })
+    Keep::visit_for(op, f, head, k...);
+  else
+    Keep::visit(f, head, k...);
+}
+
 /// Views of one head of what an operator keeps.
 template <class ViewType, class Op, class S, class In>
-auto head_kept(const Op&, Saved<Op, S>& saved, const In& head, Index b, Index h) {
+auto head_kept(const Op& op, Saved<Op, S>& saved, const In& head, Index b, Index h) {
   typename Op::template Keep<ViewType> one;
   const Dims& d = saved.dims;
-  Op::template Keep<ViewType>::visit(
+  visit_kept<typename Op::template Keep<ViewType>>(
+      op,
       [&](Kept kind, Index count, bool, auto& all, auto& view) {
         const MutView<S> whole(all);
+        const bool stat = kind == Kept::stat;
+        const Index rows = stat ? d.batch * d.heads * count : d.batch * d.n, cols = stat ? d.n : d.heads * count;
+        if (whole.rows != rows || whole.cols != cols)
+          raise(operator_name(op) + ": saved holds " + shape_text(whole.rows, whole.cols) + " numbers, wanted " +
+                shape_text(rows, cols) + "; it comes from other parameters or other widths");
         view = kind == Kept::stat ? whole.block((b * d.heads + h) * count, 0, count, d.n)
                                   : whole.block(b * d.n, h * count, d.n, count);
       },
@@ -198,9 +214,12 @@ auto head_kept(const Op&, Saved<Op, S>& saved, const In& head, Index b, Index h)
 }
 
 template <class Op, class S, class In>
-typename Op::template Keep<View<S>> const_kept(const In& head, typename Op::template Keep<MutView<S>>& keep) {
-  typename Op::template Keep<View<S>> views;
-  Op::template Keep<View<S>>::visit([](Kept, Index, bool, MutView<S>& from, View<S>& to) { to = from; }, head, keep, views);
+typename Op::template Keep<View<S>> const_kept(const Op& op, const In& head,
+                                               typename Op::template Keep<MutView<S>>& keep) {
+  using Views = typename Op::template Keep<View<S>>;
+  Views views;
+  visit_kept<Views>(
+      op, [](Kept, Index, bool, MutView<S>& from, View<S>& to) { to = from; }, head, keep, views);
   return views;
 }
 
@@ -245,7 +264,8 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
     Saved<Op, S>& saved = *call.saved;
     saved.filled = false;
     saved.dims = d;
-    KeepAll::visit(
+    visit_kept<KeepAll>(
+        op,
         [&](Kept kind, Index count, bool, Mat<S>& m) {
           if (kind == Kept::stat)
             m.resize(d.batch * d.heads * count, d.n);
@@ -266,9 +286,11 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
     if (call.saved)
       keep = head_kept<MutView<S>>(op, *call.saved, head, b, h);
     else
-      Keep::visit(
+      visit_kept<Keep>(
+          op,
           [&](Kept kind, Index count, bool needed, MutView<S>& v) {
-            if (needed) v = kind == Kept::stat ? context.arena().template matrix<S>(count, d.n)
+            if (needed || call.lse || call.map)
+              v = kind == Kept::stat ? context.arena().template matrix<S>(count, d.n)
                                                : context.arena().template matrix<S>(d.n, count);
           },
           head, keep);
@@ -281,7 +303,7 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
         (*call.lse)(t, i) = l == -minus_infinity<S>() ? minus_infinity<S>() : l * ln_2<S>;
       }
     if (call.map && b == call.item && h == call.head) {
-      const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(head, keep);
+      const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(op, head, keep);
       op.template map_block<P, S>(context, head, kept, 0, 0, MutView<S>(*call.map), at);
     }
   });
@@ -482,7 +504,8 @@ void map_left(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved
   detail::look_inside(op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
     const MutView<S> g = context.arena().template matrix<S>(d.n, w.rows);
     const MutView<S> y = context.arena().template matrix<S>(d.m, w.rows);
-    detail::transpose_into(w, g.data, w.rows);
+    for (Index r = 0; r < w.rows; ++r)
+      for (Index i = 0; i < d.n; ++i) g(i, r) = w(r, i);
     o.template apply_transposed<detail::Native<S>, S>(context, head, keep, g, y, at);
     for (Index r = 0; r < w.rows; ++r)
       for (Index j = 0; j < d.m; ++j) to(r, j) = y(j, r);

@@ -129,7 +129,7 @@ struct KeyPanel {
   KeyPanel(Arena& arena, Index d_)
       : transposed(arena.take<S>(d_ * width)), copy(arena.take<S>(padded<P>(d_) * width)), d(d_) {}
   void load(View<S> block) {
-    transpose_into(block, transposed, width);
+    transpose_into<P>(block, transposed, width);
     whole_rows<P>(block, copy, rows, stride);
   }
 };
@@ -262,14 +262,12 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index begin, 
     for (int t = 0; t < M; ++t) {
       const auto& map = plan.maps[t];
       keys[t].load(map.scores.k.block(k0, 0, nk, map.scores.k.cols));
-      for (Index i = 0; i < padded<P>(map.scores.k.cols) * ld; ++i) dk_block[t][i] = S(0);
-      if (map.dbias)
-        for (Index j = k0; j < k1; ++j) map.dbias[j] = S(0);
+      clear(dk_block[t], padded<P>(map.scores.k.cols) * ld);
+      if (map.dbias) clear(map.dbias + k0, nk);
     }
-    transpose_into(plan.right.block(k0, 0, nk, plan.right.cols), right_t, ld);
-    for (Index i = 0; i < padded<P>(w) * ld; ++i) dv_block[i] = S(0);
-    if constexpr (Emit)
-      for (Index j = k0; j < k1; ++j) plan.emission.c[j] = S(0);
+    transpose_into<P>(plan.right.block(k0, 0, nk, plan.right.cols), right_t, ld);
+    clear(dv_block, padded<P>(w) * ld);
+    if constexpr (Emit) clear(plan.emission.c + k0, nk);
 
     for (Index block = 0; block < n; block += rows) {
       const Interval seen = queries_that_see(plan.maps[0].scores, block, std::min(n, block + rows), k0, k1);
@@ -328,15 +326,12 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index begin, 
     for (int t = 0; t < M; ++t) {
       const auto& map = plan.maps[t];
       if (!map.dk.given()) continue;
-      const Index d = map.scores.k.cols, pd = padded<P>(d);
-      for (Index j = 0; j < nk; ++j)
-        for (Index c = 0; c < d; ++c) {
-          const S g = dk_block[t][j * pd + c] * map.scores.scale;
-          map.dk(k0 + j, c) = plan.accumulate_k ? map.dk(k0 + j, c) + g : g;
-        }
+      const Index d = map.scores.k.cols;
+      deliver_scaled<P>(View<S>(dk_block[t], nk, d, padded<P>(d)), map.scores.scale, map.dk.block(k0, 0, nk, d),
+                        plan.accumulate_k);
     }
     if (w > 0)
-      deliver<S>(View<S>(dv_block, nk, w, padded<P>(w)), plan.dv.block(k0, 0, nk, w), plan.accumulate_v);
+      deliver_scaled<P>(View<S>(dv_block, nk, w, padded<P>(w)), S(1), plan.dv.block(k0, 0, nk, w), plan.accumulate_v);
   }
 }
 
@@ -447,25 +442,26 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
     }
     return targets;
   };
-  const auto clear = [&](Targets& targets, S* partial) {
-    for (auto& t : targets) t.fill(S(0));
-    for (Index s = 0; s < sink_size; ++s) partial[s] = S(0);
+  const auto restart = [&](Targets& targets, S* partial) {
+    for (auto& t : targets)
+      for (Index i = 0; i < t.rows; ++i) detail::clear(t.row(i), t.cols);
+    detail::clear(partial, sink_size);
   };
   const auto add = [&](Targets& sum, const Targets& part, const S* partial) {
     for (int t = 0; t < M; ++t)
-      if (sum[t].given()) deliver<S>(part[t], sum[t], true);
+      if (sum[t].given()) deliver_scaled<P>(part[t], S(1), sum[t], true);
     for (Index s = 0; s < sink_size; ++s) sinks[s] += partial[s];
   };
 
   Targets sum = fresh(true);
   S* sink_parts = arena.take<S>(sink_size * chunks);
-  clear(sum, sink_parts);
+  restart(sum, sink_parts);
   if (!context.spreads()) {
     Targets part = chunks > 1 ? fresh(false) : sum;
     for (Index c = 0; c < chunks; ++c) {
       S* partial = sink_parts + c * sink_size;
       Targets& target = c == 0 ? sum : part;
-      if (c > 0) clear(target, partial);
+      if (c > 0) restart(target, partial);
       ArenaScope inner(arena);
       pull_chunk<P, Emit, M>(plan, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), target, partial, arena);
       if (c > 0) add(sum, part, partial);
@@ -475,7 +471,7 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
     for (Index c = 1; c < chunks; ++c) parts[c] = fresh(false);
     context.run(chunks, [&](Index c, Arena& own) {
       S* partial = sink_parts + c * sink_size;
-      if (c > 0) clear(parts[c], partial);
+      if (c > 0) restart(parts[c], partial);
       pull_chunk<P, Emit, M>(plan, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), parts[c], partial, own);
     });
     for (Index c = 1; c < chunks; ++c) add(sum, parts[c], sink_parts + c * sink_size);
@@ -485,12 +481,7 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
   for (int t = 0; t < M; ++t) {
     const MutView<S>& dq = plan.maps[t].dq;
     if (!dq.given()) continue;
-    const S scale = plan.maps[t].scores.scale;
-    for (Index i = 0; i < n; ++i)
-      for (Index c = 0; c < dq.cols; ++c) {
-        const S g = sum[t](i, c) * scale;
-        dq(i, c) = plan.accumulate_q ? dq(i, c) + g : g;
-      }
+    deliver_scaled<P>(View<S>(sum[t]).block(0, 0, n, dq.cols), plan.maps[t].scores.scale, dq, plan.accumulate_q);
   }
   guard.poison();
 }
@@ -531,7 +522,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
     S* start = arena.take<S>(ld);
     S* shifted = arena.take<S>(rows);
     keys.load(scores.k.block(k0, 0, nk, scores.k.cols));
-    for (Index i = 0; i < pw * ld; ++i) sum[i] = S(0);
+    clear(sum, pw * ld);
     for (Index block = 0; block < n; block += rows) {
       const Interval seen = queries_that_see(scores, block, std::min(n, block + rows), k0, k1);
       const Index q0 = seen.begin, nq = seen.end - q0;
@@ -551,7 +542,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
         product<P, Walk::columns>(nk, pw / P::lanes, nq, tile, ld, g_rows, g_stride, Accumulate<P>{sum, pw});
       }
     }
-    deliver<S>(View<S>(sum, nk, w, pw), out.block(k0, 0, nk, w), accumulate);
+    deliver_scaled<P>(View<S>(sum, nk, w, pw), S(1), out.block(k0, 0, nk, w), accumulate);
   });
 }
 

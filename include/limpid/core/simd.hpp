@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "matrix.hpp"
 
@@ -69,6 +70,7 @@ struct OneLane {
   LIMPID_INLINE static V if_equal(const V& a, const V& b, const V& x, const V& y) { return a == b ? x : y; }
   LIMPID_INLINE static V lane_index() { return S(0); }
   LIMPID_INLINE static S sum(const V& v) { return v; }
+  LIMPID_INLINE static void transpose(V*) {}
   LIMPID_INLINE static V exp2(const V& v) {
     using std::exp;
     if (v == minus_infinity<S>()) return S(0);
@@ -153,17 +155,15 @@ struct Simd {
   /// 2^x: exact zero below the smallest normal number (and at minus infinity), NaN stays NaN.
   LIMPID_INLINE static V exp2(V x) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    // the maskz forms with every lane on: the plain ones make g++ warn of an undefined source
+    // minus infinity makes a NaN on the way, which the mask takes out; the maskz forms keep g++ from warning
     if constexpr (sizeof(S) == 4) {
-      const __m512 y = _mm512_maskz_max_ps(0xFFFF, _mm512_set1_ps(-200.0F), (__m512)x);  // this order keeps a NaN
-      const __m512 n = _mm512_maskz_roundscale_ps(0xFFFF, y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      const __mmask16 normal = _mm512_cmp_ps_mask(y, _mm512_set1_ps(S(B::lowest)), _CMP_NLT_UQ);
-      return (V)_mm512_maskz_scalef_ps(normal, (__m512)power((V)(y - n)), n);
+      const __m512 n = _mm512_maskz_roundscale_ps(0xFFFF, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(S(B::lowest)), _CMP_NLT_UQ);
+      return (V)_mm512_maskz_scalef_ps(normal, (__m512)power(x - (V)n), n);
     } else {
-      const __m512d y = _mm512_maskz_max_pd(0xFF, _mm512_set1_pd(-1200.0), (__m512d)x);
-      const __m512d n = _mm512_maskz_roundscale_pd(0xFF, y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      const __mmask8 normal = _mm512_cmp_pd_mask(y, _mm512_set1_pd(S(B::lowest)), _CMP_NLT_UQ);
-      return (V)_mm512_maskz_scalef_pd(normal, (__m512d)power((V)(y - n)), n);
+      const __m512d n = _mm512_maskz_roundscale_pd(0xFF, (__m512d)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const __mmask8 normal = _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(S(B::lowest)), _CMP_NLT_UQ);
+      return (V)_mm512_maskz_scalef_pd(normal, (__m512d)power(x - (V)n), n);
     }
 #else
     const V y = max(x, set(S(B::lowest - 1)));
@@ -175,7 +175,31 @@ struct Simd {
 #endif
   }
 
+  /// A square of vectors, rows become columns: log2(lanes) rounds of a perfect shuffle.
+  LIMPID_INLINE static void transpose(V* r) {
+    V t[lanes];
+    LIMPID_UNROLL(4)
+    for (int step = 1; step < lanes; step *= 2) {
+      LIMPID_UNROLL(16)
+      for (int i = 0; i < lanes / 2; ++i) {
+        t[2 * i] = zip(r[i], r[i + lanes / 2], std::integral_constant<int, 0>(), std::make_integer_sequence<int, lanes>());
+        t[2 * i + 1] =
+            zip(r[i], r[i + lanes / 2], std::integral_constant<int, lanes / 2>(), std::make_integer_sequence<int, lanes>());
+      }
+      LIMPID_UNROLL(16)
+      for (int i = 0; i < lanes; ++i) r[i] = t[i];
+    }
+  }
+
  private:
+  template <int Half, int... L>
+  LIMPID_INLINE static V zip(V a, V b, std::integral_constant<int, Half>, std::integer_sequence<int, L...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, (Half + L / 2 + (L % 2) * lanes)...);
+#else
+    return __builtin_shuffle(a, b, I{(Half + L / 2 + (L % 2) * lanes)...});
+#endif
+  }
   LIMPID_INLINE static V power(V f) {
     V p = set(B::poly[B::degree - 1]);
     LIMPID_UNROLL(16)

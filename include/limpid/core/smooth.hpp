@@ -131,7 +131,7 @@ void smooth_block(const Scores<typename P::Scalar, Mods>& scores, View<typename 
 
   for (Index p = 0; p < count; ++p) {
     const Index first = q0 + p * width, rows = std::min(width, q1 - first);
-    transpose_into(scores.q.block(first, 0, rows, d), qt + p * d * width, width);
+    transpose_into<P>(scores.q.block(first, 0, rows, d), qt + p * d * width, width);
     for (Index l = 0; l < width; ++l) {
       top[p * width + l] = minus_infinity<S>();
       sum[p * width + l] = S(0);
@@ -140,7 +140,7 @@ void smooth_block(const Scores<typename P::Scalar, Mods>& scores, View<typename 
         top[p * width + l] = l < rows ? known[first + l] + scores.shift(first + l, first) : -minus_infinity<S>();
     }
   }
-  for (Index i = 0; i < count * dv * width; ++i) ot[i] = S(0);
+  clear(ot, count * dv * width);
   if (!Online)
     for (Index l = 0; l < width; ++l) alpha[l] = S(1);
 
@@ -188,15 +188,14 @@ void smooth_block(const Scores<typename P::Scalar, Mods>& scores, View<typename 
     const Index first = q0 + p * width, rows = std::min(width, q1 - first);
     for (Index l = 0; l < rows; ++l) {
       const S total = Online ? sum[p * width + l] : S(1);
-      const S inverse = total == S(0) ? S(0) : S(1) / total;
-      S* row = out.row(first + l);
-      for (Index c = 0; c < dv; ++c) row[c] = ot[(p * dv + c) * width + l] * inverse;
+      alpha[l] = total == S(0) ? S(0) : S(1) / total;
       if (Online && lse) {
         using std::log;
         lse[first + l] = total == S(0) ? -minus_infinity<S>()
                                        : top[p * width + l] + log(total) * log2_e<S> - scores.shift(first + l, first);
       }
     }
+    transpose_out<P>(ot + p * dv * width, width, alpha, out.block(first, 0, rows, dv));
   }
 }
 

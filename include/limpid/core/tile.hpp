@@ -6,6 +6,8 @@
 // chain of fused multiply-adds, so an entry has the same bits wherever it stands in a tile.
 #pragma once
 
+#include <algorithm>
+
 #include "simd.hpp"
 
 namespace limpid {
@@ -39,10 +41,11 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
     a += W == Walk::rows ? 1 : lda;
     b += ldb;
   }
+  const Epilogue finish = epilogue;  // a copy of its own: what is stored cannot change it
   LIMPID_UNROLL(16)
   for (int r = 0; r < R; ++r) {
     LIMPID_UNROLL(4)
-    for (int v = 0; v < N; ++v) epilogue(r0 + r, (v0 + v) * P::lanes, acc[r][v]);
+    for (int v = 0; v < N; ++v) finish(r0 + r, (v0 + v) * P::lanes, acc[r][v]);
   }
 }
 
@@ -76,20 +79,79 @@ void product(Index rows, Index vectors, Index inner, const typename P::Scalar* a
   for (; v < vectors; ++v) tile_rows<P, W, 1>(rows, inner, a, lda, b + v * P::lanes, ldb, epilogue, v);
 }
 
-/// Rows of up to `lanes` entries more than `from` has become whole vectors: to[c][..] = from(.., c), zero beyond.
-/// to is cols x width with width >= from.rows.
-template <class S>
-void transpose_into(View<S> from, S* to, Index width) {
-  constexpr Index block = 16;
-  for (Index c0 = 0; c0 < from.cols; c0 += block) {
-    const Index c1 = c0 + block < from.cols ? c0 + block : from.cols;
-    for (Index i = 0; i < from.rows; ++i) {
-      const S* row = from.row(i);
-      for (Index c = c0; c < c1; ++c) to[c * width + i] = row[c];
+/// to[c][i] = from(i, c), zero for i from from.rows to width; to is from.cols x width, width whole vectors.
+template <class P>
+LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::Scalar* to, Index width) {
+  using S = typename P::Scalar;
+  constexpr Index w = P::lanes;
+  for (Index i = 0; i < width; i += w) {
+    const Index rows = std::clamp<Index>(from.rows - i, 0, w);
+    Index c = 0;
+    if (w > 1 && rows == w)
+      for (; c + w <= from.cols; c += w) {
+        typename P::V square[w];
+        LIMPID_UNROLL(16)
+        for (Index r = 0; r < w; ++r) square[r] = P::load(from.row(i + r) + c);
+        P::transpose(square);
+        LIMPID_UNROLL(16)
+        for (Index r = 0; r < w; ++r) P::store(to + (c + r) * width + i, square[r]);
+      }
+    for (; c < from.cols; ++c) {
+      for (Index r = 0; r < rows; ++r) to[c * width + i + r] = from(i + r, c);
+      for (Index r = rows; r < w; ++r) to[c * width + i + r] = S(0);
     }
-    for (Index c = c0; c < c1; ++c)
-      for (Index i = from.rows; i < width; ++i) to[c * width + i] = S(0);
   }
+}
+
+/// to(i, c) = from[c][i] * factor[i] for i < to.rows: the way back. from is to.cols x width.
+template <class P>
+LIMPID_NOINLINE void transpose_out(const typename P::Scalar* from, Index width, const typename P::Scalar* factor,
+                                   MutView<typename P::Scalar> to) {
+  constexpr Index w = P::lanes;
+  for (Index i = 0; i < to.rows; i += w) {
+    const Index rows = std::min<Index>(w, to.rows - i);
+    Index c = 0;
+    if (w > 1)
+      for (; c + w <= to.cols; c += w) {
+        typename P::V square[w];
+        LIMPID_UNROLL(16)
+        for (Index r = 0; r < w; ++r) square[r] = P::load(from + (c + r) * width + i) * P::load(factor + i);
+        P::transpose(square);
+        if (rows == w) {
+          LIMPID_UNROLL(16)
+          for (Index r = 0; r < w; ++r) P::store(to.row(i + r) + c, square[r]);
+        } else {
+          for (Index r = 0; r < rows; ++r) P::store(to.row(i + r) + c, square[r]);
+        }
+      }
+    for (; c < to.cols; ++c)
+      for (Index r = 0; r < rows; ++r) to(i + r, c) = from[c * width + i + r] * factor[i + r];
+  }
+}
+
+/// Whole rows at once: to = factor * from, or to += factor * from.
+template <class P>
+LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::Scalar factor,
+                                    MutView<typename P::Scalar> to, bool accumulate) {
+  using V = typename P::V;
+  const V f = P::set(factor);
+  for (Index i = 0; i < to.rows; ++i) {
+    const auto* x = from.row(i);
+    auto* y = to.row(i);
+    Index c = 0;
+    if (accumulate) {
+      for (; c + P::lanes <= to.cols; c += P::lanes) P::store(y + c, P::load(y + c) + f * P::load(x + c));
+      for (; c < to.cols; ++c) y[c] += factor * x[c];
+    } else {
+      for (; c + P::lanes <= to.cols; c += P::lanes) P::store(y + c, f * P::load(x + c));
+      for (; c < to.cols; ++c) y[c] = factor * x[c];
+    }
+  }
+}
+
+template <class S>
+void clear(S* data, Index count) {
+  std::fill(data, data + count, S(0));
 }
 
 template <class P>

@@ -32,7 +32,7 @@ struct Softmax {
     T lse, out;
     template <class F, class... K>
     static void visit(F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 1, true, k.lse...);
+      f(Kept::stat, 1, false, k.lse...);
       f(Kept::rows, head.v.cols, false, k.out...);
     }
   };
