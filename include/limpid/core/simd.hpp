@@ -71,6 +71,7 @@ struct OneLane {
   LIMPID_INLINE static V lane_index() { return S(0); }
   LIMPID_INLINE static S sum(const V& v) { return v; }
   LIMPID_INLINE static void transpose(V*) {}
+  LIMPID_INLINE static V sums_of(V* r) { return r[0]; }
   LIMPID_INLINE static V exp2(const V& v) {
     using std::exp;
     if (v == minus_infinity<S>()) return S(0);
@@ -189,6 +190,20 @@ struct Simd {
       LIMPID_UNROLL(16)
       for (int i = 0; i < lanes; ++i) r[i] = t[i];
     }
+  }
+
+  /// Lane l of the result is the sum of all lanes of r[l]: the same rounds, adding on the way.
+  LIMPID_INLINE static V sums_of(V* r) {
+    LIMPID_UNROLL(4)
+    for (int half = lanes / 2; half > 0; half /= 2) {
+      LIMPID_UNROLL(16)
+      for (int i = 0; i < half; ++i) {
+        using All = std::make_integer_sequence<int, lanes>;
+        r[i] = zip(r[i], r[i + half], std::integral_constant<int, 0>(), All()) +
+               zip(r[i], r[i + half], std::integral_constant<int, lanes / 2>(), All());
+      }
+    }
+    return r[0];
   }
 
  private:

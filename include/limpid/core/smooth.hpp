@@ -8,6 +8,7 @@
 #pragma once
 
 #include "context.hpp"
+#include "smooth_few.hpp"
 #include "tile.hpp"
 
 namespace limpid {
@@ -206,6 +207,11 @@ void smooth_any(const Context& context, Scores<typename P::Scalar, Mods> scores,
   const Index n = scores.n(), blocks = (n + step - 1) / step;
   ArenaScope scope(context.arena());
   const KeyGuard<P, Mods> guard(context.arena(), scores, x);
+  if (FewQueries::fits<P>(n, scores.m(), scores.q.cols, x.cols)) {
+    smooth_few<P, Online>(context, scores, x, out, known, lse);
+    if (guard.found()) guard.poison(out, lse);
+    return;
+  }
   context.run(blocks, [&](Index t, Arena& arena) {
     const Index q0 = (blocks - 1 - t) * step;  // under a causal mask the last queries have the most to do
     smooth_block<P, Online>(scores, x, q0, std::min(n, q0 + step), out, known, lse, arena);
