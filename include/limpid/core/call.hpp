@@ -66,7 +66,7 @@ std::string operator_name(const Op& op) {
   return std::string(op.name);
 }
 
-/// Numbers of the call from the first query and the first key field; an operator without key fields has m = n.
+/// Numbers of the call from the first query and the first key field that are given; without key fields m = n.
 template <class In>
 Dims dims_of(const std::string& op, const In& in, Index batch, Index heads, Index kv_heads) {
   Dims d;
@@ -79,6 +79,7 @@ Dims dims_of(const std::string& op, const In& in, Index batch, Index heads, Inde
   bool has_query = false, has_key = false;
   In::visit(
       [&](const char* name, Role role, const auto& v) {
+        if (!v.given() && v.rows == 0 && v.cols == 0) return;
         if ((role == Role::query && !has_query) || (role == Role::key && !has_key)) {
           if (v.rows % batch != 0)
             raise(op + ": " + name + " has " + text_of(v.rows) + " rows, wanted a multiple of batch = " + text_of(batch));
@@ -223,6 +224,16 @@ typename Op::template Keep<View<S>> const_kept(const Op& op, const In& head,
   return views;
 }
 
+/// A family of scores may leave out what is constant in a row, as it changes no weight; a log-sum-exp that is shown (in
+/// natural units) gets it back.
+template <class Op, class S, class In>
+void complete_lse(const Op& op, const Context& context, const In& head, const At& at, S* lse) {
+  if constexpr (requires { op.complete_lse(context, head, at, lse); })
+    op.complete_lse(context, head, at, lse);
+  else if constexpr (requires { op.score.complete_lse(context.arena(), head, at, lse); })
+    op.score.complete_lse(context.arena(), head, at, lse);
+}
+
 template <class Op, class S>
 Op bound(const Op& op, const Dims& d) {
   Op copy = op;
@@ -235,7 +246,7 @@ const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dim
   const std::string name = operator_name(op);
   check_fields(name, "", in, d);
   const auto head = head_args(in, d, 0, 0);
-  op.check(d, head);
+  for (Index h = 0; h < d.heads; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
   op.modifiers().check(op.name, d.batch, d.heads, d.n, d.m);
   const Index width = d.heads * op.out_width(head);
   if (out.rows != d.batch * d.n || out.cols != width)
@@ -297,11 +308,13 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
     const At at{b, h, 0, 0, d.n, d.m};
     const Index width = out.cols / d.heads;
     op.template forward<P, S>(context, head, out.block(b * d.n, h * width, d.n, width), keep, at);
-    if (call.lse)
+    if (call.lse) {
       for (Index i = 0; i < d.n; ++i) {
         const S l = keep.lse(0, i);
         (*call.lse)(t, i) = l == -minus_infinity<S>() ? minus_infinity<S>() : l * ln_2<S>;
       }
+      complete_lse(op, context, head, at, call.lse->data() + t * d.n);
+    }
     if (call.map && b == call.item && h == call.head) {
       const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(op, head, keep);
       op.template map_block<P, S>(context, head, kept, 0, 0, MutView<S>(*call.map), at);

@@ -74,14 +74,27 @@ void row_dots(View<typename P::Scalar> a, View<typename P::Scalar> b, typename P
 
 /// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be masked, keys and values
 /// are looked through; if a row is not finite, the sweep works on a copy with zeros in its place, and `poison` then
-/// writes NaN exactly where a query that keeps such a key would have had it.
+/// writes NaN exactly where a query that keeps such a key would have had it. Queries likewise, where minus infinity is
+/// added: NaN - inf would not be a masked score.
 template <class P, class Mods>
 class KeyGuard {
  public:
   using S = typename P::Scalar;
 
   KeyGuard(Arena& arena, Scores<S, Mods>& scores, View<S>& x) : scores_(&scores), bad_k_(scores.k), bad_x_(x) {
-    if (!scores.can_mask() || (clean(scores.k) && clean(x))) return;
+    if (!scores.can_mask()) return;
+    const bool adds = Mods::values || Mods::starts || scores.bias != nullptr;
+    if (adds && !clean(scores.q)) {
+      queries_ = arena.take<Index>(scores.n());
+      const MutView<S> q = arena.matrix<S>(scores.q.rows, scores.q.cols);
+      for (Index i = 0; i < scores.n(); ++i) {
+        const bool fine = row_is_finite(scores.q.row(i), q.cols);
+        if (!fine) queries_[query_count_++] = i;
+        for (Index c = 0; c < q.cols; ++c) q(i, c) = fine ? scores.q(i, c) : S(0);
+      }
+      scores.q = q;
+    }
+    if (clean(scores.k) && clean(x)) return;
     keys_ = arena.take<Index>(scores.m());
     MutView<S> k = arena.matrix<S>(scores.k.rows, scores.k.cols), y = arena.matrix<S>(x.rows, x.cols);
     for (Index j = 0; j < scores.m(); ++j) {
@@ -94,7 +107,7 @@ class KeyGuard {
     x = y;
   }
 
-  bool found() const { return count_ > 0; }
+  bool found() const { return count_ > 0 || query_count_ > 0; }
   /// Whether query i keeps a key that is not finite.
   bool sees(Index i) const {
     for (Index b = 0; b < count_; ++b)
@@ -114,20 +127,24 @@ class KeyGuard {
           if (whole || !row_is_finite(&bad_x_(j, c), 1)) out(i, c) = nan;
       }
     }
+    for (Index b = 0; b < query_count_; ++b) {
+      const Index i = queries_[b];
+      bool any = false;
+      for (Index j = 0; j < scores_->m() && !any; ++j) any = keeps(i, j);
+      if (!any) continue;
+      if (lse) lse[i] = nan;
+      for (Index c = 0; c < out.cols; ++c) out(i, c) = nan;
+    }
   }
 
-  bool keeps(Index i, Index j) const {
-    if (!scores_->kept(i, j)) return false;
-    if (scores_->bias && scores_->bias[j] == minus_infinity<S>()) return false;
-    return !(scores_->mods->value(S(0), scores_->place(i, j)) == minus_infinity<S>());
-  }
+  bool keeps(Index i, Index j) const { return scores_->keeps(i, j); }
 
  private:
   static bool clean(View<S> v) { return all_finite<P>(v); }
   const Scores<S, Mods>* scores_;
   View<S> bad_k_, bad_x_;
-  Index* keys_ = nullptr;
-  Index count_ = 0;
+  Index *keys_ = nullptr, *queries_ = nullptr;
+  Index count_ = 0, query_count_ = 0;
 };
 
 }  // namespace detail

@@ -83,7 +83,7 @@ struct StoreWeights {  // exp2(score - lse), keys in lanes
 };
 
 template <class P, int M, bool Keep>
-struct StoreGradients {  // dS = P (dA - delta) for each map; P is weighted
+struct StoreGradients {  // dS = P (dA - delta) for each map; P is weighted. Zero where P is: dA may have overflowed there
   using S = typename P::Scalar;
   Index ld;
   const S* weights[M];
@@ -92,11 +92,11 @@ struct StoreGradients {  // dS = P (dA - delta) for each map; P is weighted
   S *total, *da;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
     const Index at = r * ld + lane;
-    typename P::V sum = P::load(weights[0] + at);
-    P::store(ds[0] + at, sum * (acc - P::set(delta[0][r])));
+    const typename P::V zero = P::set(S(0)), sum = P::load(weights[0] + at);
+    P::store(ds[0] + at, P::if_equal(sum, zero, zero, sum * (acc - P::set(delta[0][r]))));
     if constexpr (M == 2) {
       const typename P::V second = P::load(weights[1] + at);
-      P::store(ds[1] + at, second * (acc - P::set(delta[1][r])));
+      P::store(ds[1] + at, P::if_equal(second, zero, zero, second * (acc - P::set(delta[1][r]))));
       P::store(total + at, sum + second);
     }
     if constexpr (Keep) P::store(da + at, acc);
@@ -198,7 +198,8 @@ void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar*
   for (Index j = 0; j < t.nk; j += P::lanes) {
     V sum = zero;
     for (Index i = 0; i < t.nq; ++i) {
-      V x = P::load(weights + i * t.ld + j) * P::load(da + i * t.ld + j);
+      const V weight = P::load(weights + i * t.ld + j);
+      V x = P::if_equal(weight, zero, zero, weight * P::load(da + i * t.ld + j));
       if (e.part == Part::pos) x = P::max(zero, x);
       if (e.part == Part::neg) x = P::max(zero, zero - x);
       if (e.part == Part::abs) x = P::max(x, zero - x);
@@ -363,7 +364,7 @@ class PullGuard {
       for (const auto& map : plan.maps) odd_query[i] |= !row_is_finite(map.scores.q.row(i), map.scores.q.cols);
       bad_query_[i] = false;
       for (Index j = 0; j < m && !bad_query_[i]; ++j)
-        bad_query_[i] = (odd_query[i] || bad_key[j]) && keeps(plan, i, j);
+        bad_query_[i] = (odd_query[i] || bad_key[j]) && plan.maps[0].scores.keeps(i, j);
     }
     const auto without = [&](View<S> v, const bool* one, const bool* other) {
       MutView<S> c = arena.matrix<S>(v.rows, v.cols);
@@ -389,8 +390,10 @@ class PullGuard {
     }
   }
 
-  void poison() const {
+  /// NaN into everything that a query with a NaN passes on.
+  void poison(S* sinks) const {
     if (!bad_query_) return;
+    const auto& scores = plan_.maps[0].scores;
     const S nan = S(std::numeric_limits<double>::quiet_NaN());
     const auto spoil = [&](MutView<S> v, Index row) {
       if (v.given())
@@ -400,22 +403,19 @@ class PullGuard {
       if (!bad_query_[i]) continue;
       for (const auto& map : plan_.maps) spoil(map.dq, i);
       for (Index j = 0; j < plan_.right.rows; ++j) {
-        if (!keeps(plan_, i, j)) continue;
+        if (!scores.keeps(i, j)) continue;
         for (const auto& map : plan_.maps) {
           spoil(map.dk, j);
           if (map.dbias) map.dbias[j] = nan;
         }
         spoil(plan_.dv, j);
+        if (plan_.emission.c) plan_.emission.c[j] = nan;
+        if (Mods::sinks && scores.mods->wants_sink()) scores.mods->pull(S(0), nan, scores.place(i, j), sinks);
       }
     }
   }
 
  private:
-  static bool keeps(const PullPlan<S, Mods, M>& plan, Index i, Index j) {
-    const auto& s = plan.maps[0].scores;
-    if (!s.kept(i, j) || (s.bias && s.bias[j] == minus_infinity<S>())) return false;
-    return !(s.mods->value(S(0), s.place(i, j)) == minus_infinity<S>());
-  }
   PullPlan<S, Mods, M>& plan_;
   bool* bad_query_ = nullptr;
 };
@@ -483,7 +483,7 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
     if (!dq.given()) continue;
     deliver_scaled<P>(View<S>(sum[t]).block(0, 0, n, dq.cols), plan.maps[t].scores.scale, dq, plan.accumulate_q);
   }
-  guard.poison();
+  guard.poison(sinks);
 }
 
 /// Gradients of one head from dA = left right^T (left n x r, right m x r):
@@ -499,6 +499,52 @@ void pull_back(const Context& context, const PullPlan<typename P::Scalar, Mods, 
     pull_back_any<P, false, M>(context, plan, sinks);
 }
 
+/// As KeyGuard, for sums over queries: a row of g that keeps no key passes nothing, whatever it or its query holds.
+template <class P, class Mods>
+class RowGuard {
+ public:
+  using S = typename P::Scalar;
+
+  RowGuard(Arena& arena, Scores<S, Mods>& scores, const S*& lse, View<S>& g) : scores_(&scores), bad_g_(g) {
+    using std::isnan;
+    if (!scores.can_mask()) return;
+    bool clean = all_finite<P>(g) && all_finite<P>(scores.q);
+    for (Index i = 0; i < g.rows; ++i) clean = clean && !isnan(lse[i]);
+    if (clean) return;
+    rows_ = arena.take<Index>(g.rows);
+    whole_ = arena.take<bool>(g.rows);
+    const MutView<S> q = arena.matrix<S>(scores.q.rows, scores.q.cols), fine_g = arena.matrix<S>(g.rows, g.cols);
+    S* fine_lse = arena.take<S>(g.rows);
+    for (Index i = 0; i < g.rows; ++i) {
+      const bool whole = isnan(lse[i]) || !row_is_finite(scores.q.row(i), q.cols);
+      const bool out = whole || !row_is_finite(g.row(i), g.cols);
+      if (out) rows_[count_] = i, whole_[count_++] = whole;
+      for (Index c = 0; c < q.cols; ++c) q(i, c) = out ? S(0) : scores.q(i, c);
+      for (Index c = 0; c < g.cols; ++c) fine_g(i, c) = out ? S(0) : g(i, c);
+      fine_lse[i] = out ? -minus_infinity<S>() : lse[i];
+    }
+    scores.q = q, lse = fine_lse, g = fine_g;
+  }
+
+  /// NaN into out = A^T g wherever such a row keeps a key.
+  void poison(MutView<S> out) const {
+    const S nan = S(std::numeric_limits<double>::quiet_NaN());
+    for (Index b = 0; b < count_; ++b)
+      for (Index j = 0; j < out.rows; ++j) {
+        if (!scores_->keeps(rows_[b], j)) continue;
+        for (Index c = 0; c < out.cols; ++c)
+          if (whole_[b] || !row_is_finite(&bad_g_(rows_[b], c), 1)) out(j, c) = nan;
+      }
+  }
+
+ private:
+  const Scores<S, Mods>* scores_;
+  View<S> bad_g_;
+  Index* rows_ = nullptr;
+  bool* whole_ = nullptr;  // the weights themselves are NaN
+  Index count_ = 0;
+};
+
 /// out = A^T g (g n x w, out m x w), the log-sum-exp known. 2 n m (d + w) flop.
 template <class P, class Mods>
 void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> scores, const typename P::Scalar* lse,
@@ -508,10 +554,9 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
   constexpr Index ld = Blocks::keys, rows = Blocks::queries;
   const Index n = scores.n(), m = scores.m(), w = g.cols, pw = padded<P>(w);
   ArenaScope scope(context.arena());
+  const RowGuard<P, Mods> rows_of_g(context.arena(), scores, lse, g);
   View<S> also = scores.k;
   const KeyGuard<P, Mods> guard(context.arena(), scores, also);  // keys that nobody keeps must not be seen
-  // nor rows of g that keep no key: a weight of zero passes nothing
-  const bool odd = scores.can_mask() && !(all_finite<P>(g) && all_finite<P>(scores.q));
 
   context.run((m + ld - 1) / ld, [&](Index task, Arena& arena) {
     const Index k0 = task * ld, k1 = std::min(m, k0 + ld), nk = k1 - k0;
@@ -533,17 +578,11 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
       const S* g_rows;
       Index g_stride;
       whole_rows<P>(g.block(q0, 0, nq, w), copy, g_rows, g_stride);
-      if (odd) {
-        for (Index i = 0; i < nq; ++i)
-          for (Index j = 0; j < nk; ++j)
-            if (scores.kept(q0 + i, k0 + j) && lse[q0 + i] != -minus_infinity<S>())
-              for (Index c = 0; c < w; ++c) sum[j * pw + c] += tile[i * ld + j] * g(q0 + i, c);
-      } else {
-        product<P, Walk::columns>(nk, pw / P::lanes, nq, tile, ld, g_rows, g_stride, Accumulate<P>{sum, pw});
-      }
+      product<P, Walk::columns>(nk, pw / P::lanes, nq, tile, ld, g_rows, g_stride, Accumulate<P>{sum, pw});
     }
     deliver_scaled<P>(View<S>(sum, nk, w, pw), S(1), out.block(k0, 0, nk, w), accumulate);
   });
+  rows_of_g.poison(out);
 }
 
 }  // namespace detail

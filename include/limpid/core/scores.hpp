@@ -110,6 +110,11 @@ struct Scores {
       if (!mods->keep(a)) return false;
     return true;
   }
+  /// Whether a pair counts: no mask drops it, and nothing adds minus infinity to its score.
+  bool keeps(Index i, Index j) const {
+    if (!kept(i, j) || (bias && bias[j] == minus_infinity<S>())) return false;
+    return !(mods->value(S(0), place(i, j)) == minus_infinity<S>());
+  }
 };
 
 /// A tile of scores: entry (query q0 + i, key k0 + j) at data[i * ld + j], or transposed, at data[j * ld + i].

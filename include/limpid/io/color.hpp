@@ -54,8 +54,8 @@ inline float unit(float t) { return t >= 0 ? std::min(t, 1.0f) : 0.0f; }  // NaN
 
 }  // namespace detail
 
-/// For amounts, t in [0, 1]: dark violet over teal to yellow. Lightness rises linearly with t, so the map reads the same in
-/// grey and with most colour-blind eyes. Outside [0, 1] the ends go on; NaN counts as 0.
+/// For amounts, t in [0, 1]: dark violet over teal to yellow. Lightness rises linearly with t, so the map reads the
+/// same in grey and with most colour-blind eyes. Outside [0, 1] the ends go on; NaN counts as 0.
 inline Rgb perceptual(float t) {
   t = detail::unit(t);
   const float hue = 312.0f - 204.0f * t;  // violet, blue, teal, green, yellow
@@ -102,8 +102,8 @@ inline Image to_grey(const Image& image) {
   return out;
 }
 
-/// Lays a heat map over an image: where the value is 0 the dimmed grey image shows, where it is largest its colour alone.
-/// values: rows x cols of the image. scale 0 means the largest magnitude; gamma < 1 lifts small values.
+/// Lays a heat map over an image: where the value is 0 the dimmed grey image shows, where it is largest its colour
+/// alone. values: rows x cols of the image. scale 0 means the largest magnitude; gamma < 1 lifts small values.
 inline Image overlay(const Image& image, View<float> values, ColorMap colors = perceptual, float scale = 0,
                      float gamma = 0.5f) {
   if (values.rows != image.rows || values.cols != image.cols)

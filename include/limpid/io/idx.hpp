@@ -13,8 +13,8 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace io {
 
-/// Reads an IDX file of unsigned bytes, gzip or plain: [images, rows, cols] or [labels]. count >= 0 reads only that many
-/// entries of the first axis. Throws FormatError naming the path, also where the file holds more than limit bytes.
+/// Reads an IDX file of unsigned bytes, gzip or plain: [images, rows, cols] or [labels]. count >= 0 reads only that
+/// many entries of the first axis. Throws FormatError naming the path, also where the file holds more than limit bytes.
 inline Tensor read_idx(const std::string& path, Index count = -1, std::size_t limit = std::size_t(1) << 30) {
   struct Close {
     void operator()(gzFile_s* file) const { gzclose(file); }
@@ -28,8 +28,7 @@ inline Tensor read_idx(const std::string& path, Index count = -1, std::size_t li
   unsigned char head[4];
   read(head, 4);
   if (head[0] != 0 || head[1] != 0) detail::fail(path, "does not start as an IDX file does");
-  if (head[2] != 8)
-    detail::fail(path, "the IDX type is " + std::to_string(head[2]) + ", wanted 8 (unsigned bytes)");
+  if (head[2] != 8) detail::fail(path, "the IDX type is " + std::to_string(head[2]) + ", wanted 8 (unsigned bytes)");
   Tensor tensor(DType::u8, {}, {});
   for (int axis = 0; axis < head[3]; ++axis) {
     unsigned char extent[4];

@@ -13,8 +13,8 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace io {
 
-/// An image as attention sees it: one pixel a token. pixels is (rows * cols) x channels in [0, 1], row by row; 1 channel is
-/// grey, 3 are red, green, blue, both in sRGB's encoding as they stand in a file.
+/// An image as attention sees it: one pixel a token. pixels is (rows * cols) x channels in [0, 1], row by row; 1
+/// channel is grey, 3 are red, green, blue, both in sRGB's encoding as they stand in a file.
 struct Image {
   Index rows = 0, cols = 0;
   Mat<float> pixels;
@@ -80,8 +80,9 @@ inline Image read_png(const std::string& path, Channels channels = Channels::as_
 inline void write_png(const std::string& path, const Image& image) {
   if (image.rows < 1 || image.cols < 1 || image.pixels.rows() != image.rows * image.cols ||
       (image.channels() != 1 && image.channels() != 3))
-    detail::fail(path, "found an image of " + std::to_string(image.rows) + " x " + std::to_string(image.cols) + " with " +
-                           std::to_string(image.pixels.rows()) + " pixels of " + std::to_string(image.channels()) +
+    detail::fail(path, "found an image of " + std::to_string(image.rows) + " x " + std::to_string(image.cols) +
+                           " with " + std::to_string(image.pixels.rows()) + " pixels of " +
+                           std::to_string(image.channels()) +
                            " channels, wanted rows * cols pixels, at least one, of 1 or 3 channels");
   std::vector<png_byte> bytes(static_cast<std::size_t>(image.pixels.size()));
   for (std::size_t i = 0; i < bytes.size(); ++i) {

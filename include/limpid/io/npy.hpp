@@ -100,8 +100,8 @@ class NpyHeader {
 
 }  // namespace detail
 
-/// Reads an npy file from memory, versions 1 to 3; name stands in the messages. Types f8 f4 f2 i8 i4 u1 b1, little-endian, C
-/// order. Throws FormatError for anything else.
+/// Reads an npy file from memory, versions 1 to 3; name stands in the messages. Types f8 f4 f2 i8 i4 u1 b1,
+/// little-endian, C order. Throws FormatError for anything else.
 inline Tensor parse_npy(const std::byte* data, std::size_t size, const std::string& name = "npy") {
   const char magic[] = "\x93NUMPY";
   if (size < 10 || std::memcmp(data, magic, 6) != 0) detail::fail(name, "does not start as an npy file does");
@@ -110,7 +110,8 @@ inline Tensor parse_npy(const std::byte* data, std::size_t size, const std::stri
     detail::fail(name, "is npy version " + std::to_string(version) + ", wanted 1, 2 or 3");
   const std::size_t start = version == 1 ? 10 : 12;
   if (size < start) detail::fail(name, "ends within its header");
-  const std::size_t length = version == 1 ? detail::load<std::uint16_t>(data + 8) : detail::load<std::uint32_t>(data + 8);
+  const std::size_t length =
+      version == 1 ? detail::load<std::uint16_t>(data + 8) : detail::load<std::uint32_t>(data + 8);
   if (length > size - start)
     detail::fail(name, "the header length is " + std::to_string(length) + ", but only " + std::to_string(size - start) +
                            " bytes follow");
@@ -120,7 +121,8 @@ inline Tensor parse_npy(const std::byte* data, std::size_t size, const std::stri
     return i.npy[0] != '\0' && header.descr == i.npy;
   });
   if (known == detail::dtypes.end())
-    detail::fail(name, "the type is " + detail::in_quotes(header.descr) + ", wanted <f8, <f4, <f2, <i8, <i4, |u1 or |b1");
+    detail::fail(name,
+                 "the type is " + detail::in_quotes(header.descr) + ", wanted <f8, <f4, <f2, <i8, <i4, |u1 or |b1");
   Tensor tensor(known->type, header.shape, {data + start + length, data + size});
   tensor.check(name);
   return tensor;
@@ -139,10 +141,13 @@ inline std::vector<std::byte> serialize_npy(const Tensor& tensor) {
   if (type.npy[0] == '\0') detail::fail("npy", std::string("numpy has no type ") + type.safetensors);
   std::string shape;
   for (Index extent : tensor.shape) shape += std::to_string(extent) + ", ";
-  if (tensor.shape.size() > 1) shape.resize(shape.size() - 2);  // (3,) keeps its comma, (3, 4) has none at the end
-  else if (!shape.empty()) shape.resize(shape.size() - 1);
+  if (tensor.shape.size() > 1)
+    shape.resize(shape.size() - 2);  // (3,) keeps its comma, (3, 4) has none at the end
+  else if (!shape.empty())
+    shape.resize(shape.size() - 1);
   std::string text = std::string("{'descr': '") + type.npy + "', 'fortran_order': False, 'shape': (" + shape + "), }";
-  text.resize((10 + text.size() + 1 + 63) / 64 * 64 - 10 - 1, ' ');  // the data starts at a multiple of 64, as numpy's does
+  text.resize((10 + text.size() + 1 + 63) / 64 * 64 - 10 - 1,
+              ' ');  // the data starts at a multiple of 64, as numpy's does
   text += '\n';
   if (text.size() > 0xffff) detail::fail("npy", "the shape is too long for a version 1 header");
   std::vector<std::byte> bytes;
@@ -155,7 +160,9 @@ inline std::vector<std::byte> serialize_npy(const Tensor& tensor) {
 }
 
 /// Writes a version 1 npy file. Throws FormatError naming the path.
-inline void write_npy(const std::string& path, const Tensor& tensor) { detail::write_file(path, serialize_npy(tensor)); }
+inline void write_npy(const std::string& path, const Tensor& tensor) {
+  detail::write_file(path, serialize_npy(tensor));
+}
 
 }  // namespace io
 }  // namespace LIMPID_ABI

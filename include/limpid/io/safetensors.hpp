@@ -69,7 +69,8 @@ inline std::vector<Index> index_list(const std::string& file, const nlohmann::js
   for (const auto& number : *found) {
     if (!number.is_number_unsigned() ||
         number.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
-      fail(file, std::string("'") + key + "' holds " + in_quotes(number.dump(-1, ' ', true)) + ", wanted whole numbers from 0");
+      fail(file, std::string("'") + key + "' holds " + in_quotes(number.dump(-1, ' ', true)) +
+                     ", wanted whole numbers from 0");
     list.push_back(static_cast<Index>(number.get<std::uint64_t>()));
   }
   return list;
@@ -77,10 +78,11 @@ inline std::vector<Index> index_list(const std::string& file, const nlohmann::js
 
 }  // namespace detail
 
-/// Reads a safetensors file from memory; name stands in the messages. Tensors must lie one after another, without holes or
-/// overlap, and fill the file; dtypes F64 F32 F16 BF16 I64 I32 U8 BOOL. Throws FormatError for anything else.
+/// Reads a safetensors file from memory; name stands in the messages. Tensors must lie one after another, without holes
+/// or overlap, and fill the file; dtypes F64 F32 F16 BF16 I64 I32 U8 BOOL. Throws FormatError for anything else.
 inline Safetensors parse_safetensors(const std::byte* data, std::size_t size, const std::string& name = "safetensors") {
-  if (size < 8) detail::fail(name, "found " + std::to_string(size) + " bytes, wanted at least the 8 of the header length");
+  if (size < 8)
+    detail::fail(name, "found " + std::to_string(size) + " bytes, wanted at least the 8 of the header length");
   const auto length = detail::load<std::uint64_t>(data);
   if (length > size - 8)
     detail::fail(name, "the header length is " + std::to_string(length) + ", but only " + std::to_string(size - 8) +
@@ -143,8 +145,8 @@ inline Safetensors read_safetensors(const std::string& path) {
   return parse_safetensors(bytes.data(), bytes.size(), path);
 }
 
-/// The bytes of a safetensors file. The header is padded so that the data starts at a multiple of 8; wide types come first,
-/// so that every tensor is aligned to its type. Throws FormatError for a tensor whose bytes are not its shape's.
+/// The bytes of a safetensors file. The header is padded so that the data starts at a multiple of 8; wide types come
+/// first, so that every tensor is aligned to its type. Throws FormatError for a tensor whose bytes are not its shape's.
 inline std::vector<std::byte> serialize_safetensors(const Safetensors& file) {
   std::vector<std::pair<std::string, const Tensor*>> order;
   for (const auto& [key, tensor] : file.tensors) {

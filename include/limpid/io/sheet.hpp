@@ -42,8 +42,8 @@ inline constexpr Glyph glyphs[] = {
     {'+', "       #    #  #####  #    #       "}, {'=', "          #####     #####          "},
     {'/', "    #    #   #   #   #   #    #    "}, {'%', "##  ###  #   #   #   #   #  ###  ##"},
     {'(', "   #   #   #    #    #     #     # "}, {')', " #     #     #    #    #   #   #   "},
-    {'_', "                              #####"},
-    {'\'', "  #    #    #                      "}, {'|', "  #    #    #    #    #    #    #  "},
+    {'_', "                              #####"}, {'\'', "  #    #    #                      "},
+    {'|', "  #    #    #    #    #    #    #  "},
 };
 
 constexpr Index glyph_width = 6, glyph_height = 7;  // one column of air to the right
@@ -69,8 +69,8 @@ inline Index text_width(std::string_view text, Index size = 1) {
   return static_cast<Index>(text.size()) * detail::glyph_width * size;
 }
 
-/// Writes a line of text (capitals, figures, some signs) with its top left corner at (row, col), clipped at the borders.
-/// size: pixels a dot; a line is 7 dots high. ink: grey value.
+/// Writes a line of text (capitals, figures, some signs) with its top left corner at (row, col), clipped at the
+/// borders. size: pixels a dot; a line is 7 dots high. ink: grey value.
 inline void draw_text(Image& image, Index row, Index col, std::string_view text, Index size = 1, float ink = 0) {
   for (char letter : text) {
     detail::draw_glyph(image, row, col, letter, size, ink);

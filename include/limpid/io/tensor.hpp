@@ -22,8 +22,9 @@ inline namespace LIMPID_ABI {
 /// Files: opt in, never in the umbrella header, and may use libraries the core does without.
 namespace io {
 
-static_assert(std::endian::native == std::endian::little,
-              "limpid/io: the files are little-endian and are copied as they stand; a big-endian host is not supported");
+static_assert(
+    std::endian::native == std::endian::little,
+    "limpid/io: the files are little-endian and are copied as they stand; a big-endian host is not supported");
 
 /// Thrown for a file that cannot be opened or is not what it claims to be: the text names the file, what was found and
 /// what was wanted. Whatever the bytes are, the readers end in a result or in this; they never read out of bounds.
@@ -158,7 +159,7 @@ struct Tensor {
 
   /// rows x cols from a matrix, map or block with contiguous rows.
   template <class M>
-    requires limpid::detail::is_eigen<M>
+  requires limpid::detail::is_eigen<M>
   static Tensor from(const M& matrix) {
     using S = typename M::Scalar;
     const View<S> view(matrix);
@@ -188,8 +189,8 @@ struct Tensor {
     return out;
   }
 
-  /// The tensor as a matrix: the last axis gives the columns, all axes before it the rows; rank 1 is a column, rank 0 one
-  /// entry. BOOL goes to Mat<bool>, and to 0 and 1 of any other scalar.
+  /// The tensor as a matrix: the last axis gives the columns, all axes before it the rows; rank 1 is a column, rank 0
+  /// one entry. BOOL goes to Mat<bool>, and to 0 and 1 of any other scalar.
   template <class S>
   Mat<S> matrix() const {
     Index cols = shape.size() < 2 ? 1 : shape.back();
@@ -214,22 +215,33 @@ struct Tensor {
     const std::byte* at = bytes.data() + static_cast<std::size_t>(i) * detail::info(dtype).bytes;
     if constexpr (std::is_floating_point_v<T>) {
       switch (dtype) {
-        case DType::f64: return static_cast<T>(detail::load<double>(at));
-        case DType::f32: return static_cast<T>(detail::load<float>(at));
-        case DType::f16: return static_cast<T>(detail::half_to_float(detail::load<std::uint16_t>(at)));
+        case DType::f64:
+          return static_cast<T>(detail::load<double>(at));
+        case DType::f32:
+          return static_cast<T>(detail::load<float>(at));
+        case DType::f16:
+          return static_cast<T>(detail::half_to_float(detail::load<std::uint16_t>(at)));
         case DType::bf16:
-          return static_cast<T>(std::bit_cast<float>(static_cast<std::uint32_t>(detail::load<std::uint16_t>(at)) << 16));
-        default: break;
+          return static_cast<T>(
+              std::bit_cast<float>(static_cast<std::uint32_t>(detail::load<std::uint16_t>(at)) << 16));
+        default:
+          break;
       }
     }
     switch (dtype) {
-      case DType::i64: return static_cast<T>(detail::load<std::int64_t>(at));
-      case DType::i32: return static_cast<T>(detail::load<std::int32_t>(at));
-      case DType::u8: return static_cast<T>(detail::load<std::uint8_t>(at));
-      case DType::boolean: return static_cast<T>(detail::load<std::uint8_t>(at) != 0);
-      default: break;
+      case DType::i64:
+        return static_cast<T>(detail::load<std::int64_t>(at));
+      case DType::i32:
+        return static_cast<T>(detail::load<std::int32_t>(at));
+      case DType::u8:
+        return static_cast<T>(detail::load<std::uint8_t>(at));
+      case DType::boolean:
+        return static_cast<T>(detail::load<std::uint8_t>(at) != 0);
+      default:
+        break;
     }
-    detail::fail("tensor", std::string("found ") + detail::info(dtype).safetensors + ", wanted an integer or bool type");
+    detail::fail("tensor",
+                 std::string("found ") + detail::info(dtype).safetensors + ", wanted an integer or bool type");
   }
 };
 

@@ -2,10 +2,12 @@
 // SPDX-License-Identifier: MIT
 //
 // -|q - k|^2 / h^2 is (2 q.k - |k|^2) / h^2 up to a constant of the row, which the softmax drops; a sum of such terms is one
-// product of concatenated rows. Distances are taken from the keys' mean: exact, as the kernel does not move with a common
+// product of concatenated rows. Where a score function is asked (it must see the score itself) the constant comes back as
+// one more column. Distances are taken from the middle of the keys: exact, as the kernel does not move with a common
 // shift, and without it float loses every digit. All of this page is our own derivation of a classical identity.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -35,24 +37,41 @@ struct KernelPrepared {
   Scores<S, Mods> scores;
   std::array<KernelTerm<S>, 2> terms;  // centred where they are distances
   Index count = 0;
+  bool whole = false;  // the last column of scores.q is the constant of the row, that of scores.k is 1
+  bool joined() const { return count > 1 || whole; }
 };
 
-/// The arrays of a distance term about the mean of its keys (of those that are finite: a masked key may hold anything).
-template <class S>
-void centre(Arena& arena, KernelTerm<S>& term) {
-  const Index w = term.k.cols;
-  S* mean = arena.take<S>(w);
-  for (Index c = 0; c < w; ++c) mean[c] = S(0);
-  Index used = 0;
-  for (Index j = 0; j < term.k.rows; ++j) {
-    if (!row_is_finite(term.k.row(j), w)) continue;
-    ++used;
-    for (Index c = 0; c < w; ++c) mean[c] += (term.k(j, c) - mean[c]) / S(double(used));
+/// Whether any query keeps key j; the last ones are asked first, as they see most under a causal mask.
+template <class S, class Mods>
+bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
+  for (Index i = scores.n(); i-- > 0;)
+    if (scores.keeps(i, j)) return true;
+  return false;
+}
+
+/// The arrays of a distance term about the middle of its keys: the median, column by column, of up to 33 of them, so that
+/// one that lies far away, which some queries may not see, cannot spoil the digits of the others. A key that no query
+/// keeps, or that is not finite, has no say at all.
+template <class S, class Mods>
+void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
+  constexpr Index most = 33;
+  const Index w = term.k.cols, m = term.k.rows;
+  S* middle = arena.take<S>(w);
+  Index* seen = arena.take<Index>(m);
+  Index count = 0;
+  for (Index j = 0; j < m; ++j)
+    if (row_is_finite(term.k.row(j), w) && (!scores.can_mask() || any_query_keeps(scores, j))) seen[count++] = j;
+  const Index used = std::min(count, most);
+  S sample[most];
+  for (Index c = 0; c < w; ++c) {
+    for (Index s = 0; s < used; ++s) sample[s] = term.k(seen[used < 2 ? 0 : s * (count - 1) / (used - 1)], c);
+    std::nth_element(sample, sample + used / 2, sample + used);
+    middle[c] = used == 0 ? S(0) : sample[used / 2];
   }
   const auto shifted = [&](View<S> from) {
     MutView<S> to = arena.matrix<S>(from.rows, w);
     for (Index i = 0; i < from.rows; ++i)
-      for (Index c = 0; c < w; ++c) to(i, c) = from(i, c) - mean[c];
+      for (Index c = 0; c < w; ++c) to(i, c) = from(i, c) - middle[c];
     return View<S>(to);
   };
   term.q = shifted(term.q);
@@ -67,11 +86,12 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   bool any_distance = false;
   Index width = 0;
   for (const auto& term : terms) {
-    if (!term.given()) continue;
+    if (p.count > 0 && !term.given()) continue;
     any_distance |= term.distance;
     width += term.q.cols;
     p.terms[static_cast<std::size_t>(p.count++)] = term;
   }
+  p.whole = Mods::values && any_distance;
   S* bias = nullptr;
   if (any_distance) {
     bias = arena.take<S>(m);
@@ -80,13 +100,16 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   for (Index t = 0; t < p.count; ++t) {
     auto& term = p.terms[static_cast<std::size_t>(t)];
     if (!term.distance) continue;
-    centre(arena, term);
-    for (Index j = 0; j < m; ++j) bias[j] -= term.coefficient * dot(term.k.row(j), term.k.row(j), term.k.cols);
+    centre(arena, term, Scores<S, Mods>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
+    for (Index j = 0; j < m; ++j)  // a key that is not finite is the guards' business: its bias must not show it
+      if (row_is_finite(term.k.row(j), term.k.cols))
+        bias[j] -= term.coefficient * dot(term.k.row(j), term.k.row(j), term.k.cols);
   }
-  if (p.count == 1) {
+  if (!p.joined()) {
     p.scores = {p.terms[0].q, p.terms[0].k, p.terms[0].weight(), bias, &mods, at};
     return p;
   }
+  if (p.whole) ++width;
   MutView<S> q = arena.matrix<S>(n, width), k = arena.matrix<S>(m, width);
   Index first = 0;
   for (Index t = 0; t < p.count; ++t) {
@@ -97,8 +120,31 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     copy<S>(term.k, k.block(0, first, m, w));
     first += w;
   }
+  if (p.whole) {
+    for (Index j = 0; j < m; ++j) k(j, first) = S(1);
+    for (Index i = 0; i < n; ++i) {
+      q(i, first) = S(0);
+      for (Index t = 0; t < p.count; ++t) {
+        const auto& term = p.terms[static_cast<std::size_t>(t)];
+        if (term.distance) q(i, first) -= term.coefficient * dot(term.q.row(i), term.q.row(i), term.q.cols);
+      }
+    }
+  }
   p.scores = {q, k, S(1), bias, &mods, at};
   return p;
+}
+
+/// Adds to a log-sum-exp what the reduced scores leave out of a row, -c |q_i|^2 for every distance.
+template <class S, class Mods>
+void complete_kernel_lse(const KernelPrepared<S, Mods>& p, S* lse) {
+  if (p.whole) return;
+  for (Index t = 0; t < p.count; ++t) {
+    const auto& term = p.terms[static_cast<std::size_t>(t)];
+    if (!term.distance) continue;
+    for (Index i = 0; i < p.scores.n(); ++i)
+      if (lse[i] != minus_infinity<S>())  // a row without keys stays one, whatever the query holds
+        lse[i] -= term.coefficient * dot(term.q.row(i), term.q.row(i), term.q.cols);
+  }
 }
 
 /// Gradients of one term and what they say about its coefficient.
@@ -116,7 +162,7 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
   PullTargets<S> to;
   const Index n = p.scores.n(), m = p.scores.m(), width = p.scores.q.cols;
   if (p.scores.bias) to.dbias = arena.take<S>(m);
-  to.direct = p.count == 1 && !g[0].coefficient;
+  to.direct = !p.joined() && !g[0].coefficient;
   if (to.direct) {
     to.dq = g[0].q, to.dk = g[0].k;
   } else {
@@ -126,7 +172,8 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
 }
 
 /// From gradients of the concatenated rows and of the bias to those of every term:
-///     dist: dq_i = 2 c sum_j dS_ij k_j,   dk_j = 2 c (sum_i dS_ij q_i - c_j k_j),   c_j = sum_i dS_ij.
+///     dist: dq_i = 2 c (sum_j dS_ij k_j - r_i q_i),   dk_j = 2 c (sum_i dS_ij q_i - c_j k_j),
+/// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax, and c_j = sum_i dS_ij.
 template <class S, class Mods>
 void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from, std::array<KernelGradient<S>, 2>& g,
                    Accumulation accumulate) {
@@ -136,14 +183,19 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
     const auto& term = p.terms[static_cast<std::size_t>(t)];
     auto& to = g[static_cast<std::size_t>(t)];
     const Index w = term.q.cols;
-    const S weight = term.weight(), on_q = p.count == 1 ? S(1) : weight;  // dS K' against the gradient of the weighted row
+    const S weight = term.weight(), on_q = p.joined() ? weight : S(1);  // dS K' against the gradient of the weighted row
     if (!from.direct) {
       for (Index i = 0; i < n; ++i) {
         const S* dq = from.dq.row(i) + first;
+        const S r = p.whole && term.distance ? from.dq(i, p.scores.q.cols - 1) : S(0);
         Wide<S> sum = 0;
         for (Index c = 0; c < w; ++c) {
-          const S d = dq[c] * on_q;
+          S d = dq[c] * on_q;
           if (d != S(0)) sum += Wide<S>(d) * Wide<S>(term.q(i, c));  // a row that passes nothing may hold anything
+          if (r != S(0)) {
+            sum -= Wide<S>(r) * Wide<S>(term.coefficient) * Wide<S>(term.q(i, c)) * Wide<S>(term.q(i, c));
+            d -= weight * r * term.q(i, c);
+          }
           if (to.q.given()) to.q(i, c) = accumulate.q ? to.q(i, c) + d : d;
         }
         to.sum_ds_s += sum;
@@ -162,18 +214,19 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
   }
 }
 
-/// The bandwidth of a head: a given positive number, or the default.
+/// The bandwidth of a head: a given number, positive and not so small that 1 / h^2 overflows, or the default.
 template <class S>
 S bandwidth(const char* op, const char* name, View<S> given, S otherwise) {
   if (!given.given()) return otherwise;
-  const S h = given(0, 0);
-  if (!(h > S(0))) raise(std::string(op) + ": " + name + " is " + std::to_string(double(h)) + ", wanted a positive bandwidth");
+  const S h = given(0, 0), coefficient = S(1) / (h * h);
+  if (!(h > S(0)) || !row_is_finite(&coefficient, 1))
+    raise(std::string(op) + ": " + name + " is " + std::to_string(double(h)) + ", wanted a positive bandwidth");
   return h;
 }
 
 template <class S>
 void check_pair(const char* op, const char* q_name, const char* k_name, View<S> q, View<S> k) {
-  if (q.given() != k.given() || q.cols != k.cols)
+  if (q.cols != k.cols)  // not `given`: an array of no rows has no memory either
     raise(std::string(op) + ": " + q_name + " has " + text_of(q.cols) + " columns a head and " + k_name + " has " +
           text_of(k.cols) + ", wanted the same");
 }

@@ -11,7 +11,7 @@ inline namespace LIMPID_ABI {
 /// default sqrt(2) d^(1/4); pq n x c and pk m x c, positions shared by the heads, with h_space (1 x 1 or H x 1, default 1).
 template <class T>
 struct NlmArgs {
-  T q, k, v, h, pq, pk, h_space;
+  T q{}, k{}, v{}, h{}, pq{}, pk{}, h_space{};
 
   template <class F, class... A>
   static void visit(F&& f, A&&... a) {
@@ -23,7 +23,7 @@ struct NlmArgs {
     f("pk", Role::key_side, a.pk...);
     f("h_space", Role::head, a.h_space...);
   }
-  static NlmArgs from_qkv(T q, T k, T v) { return {q, k, v, {}, {}, {}, {}}; }
+  static NlmArgs from_qkv(T q, T k, T v) { return {.q = q, .k = k, .v = v}; }
 };
 
 /// The family of scores; see nlm() in op/nlm.hpp.
@@ -51,6 +51,10 @@ struct NlmScore {
     const S h = content_bandwidth("nlm", in), hs = space_bandwidth("nlm", in);
     return detail::prepare_kernel<S>(arena, {{{in.q, in.k, true, S(1) / (h * h)}, {in.pq, in.pk, true, S(1) / (hs * hs)}}},
                                      mods, at);
+  }
+  template <class S, class In>
+  void complete_lse(Arena& arena, const In& in, const At& at, S* lse) const {
+    detail::complete_kernel_lse<S>(prepare(arena, in, at), lse);
   }
   template <class S, class In, class Out>
   detail::PullTargets<S> targets(Arena& arena, const In&, const Prepared<S>& p, const Out& g) const {

@@ -1,0 +1,123 @@
+// limpid: what the denoising example needs besides attention: noise, patches, PSNR and SSIM.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limpid/io/image.hpp>
+#include <random>
+#include <vector>
+
+/// Standard normal numbers by Box and Muller (1958). Written out because std::normal_distribution may differ from one
+/// standard library to the next, and then so would the figures.
+class Normal {
+ public:
+  explicit Normal(std::uint64_t seed) : bits_(seed) {}
+
+  double operator()() {
+    if (spare_ready_) {
+      spare_ready_ = false;
+      return spare_;
+    }
+    const double radius = std::sqrt(-2.0 * std::log(uniform())), angle = 6.283185307179586 * uniform();
+    spare_ = radius * std::sin(angle);
+    spare_ready_ = true;
+    return radius * std::cos(angle);
+  }
+
+ private:
+  double uniform() { return (static_cast<double>(bits_() >> 11) + 0.5) * 0x1p-53; }  // never 0
+
+  std::mt19937_64 bits_;
+  double spare_ = 0;
+  bool spare_ready_ = false;
+};
+
+/// The image plus Gaussian noise of that standard deviation, not clipped.
+inline limpid::io::Image add_noise(const limpid::io::Image& clean, double sigma, std::uint64_t seed) {
+  Normal normal(seed);
+  limpid::io::Image noisy = clean;
+  for (limpid::Index i = 0; i < noisy.pixels.size(); ++i)
+    noisy.pixels.data()[i] += static_cast<float>(sigma * normal());
+  return noisy;
+}
+
+inline limpid::io::Image clipped(limpid::io::Image image) {
+  image.pixels = image.pixels.cwiseMax(0.0f).cwiseMin(1.0f);
+  return image;
+}
+
+/// n x side^2: around every pixel of a grey image its side x side patch, row by row. Beyond the border the image is
+/// reflected at the centre of its outermost pixels.
+inline limpid::Mat<float> patches(const limpid::io::Image& image, limpid::Index side) {
+  using limpid::Index;
+  const auto reflected = [](Index i, Index size) {
+    if (size == 1) return Index(0);
+    const Index period = 2 * (size - 1);
+    i = ((i % period) + period) % period;
+    return i < size ? i : period - i;
+  };
+  limpid::Mat<float> out(image.rows * image.cols, side * side);
+  for (Index r = 0; r < image.rows; ++r)
+    for (Index c = 0; c < image.cols; ++c)
+      for (Index a = 0; a < side; ++a)
+        for (Index b = 0; b < side; ++b)
+          out(r * image.cols + c, a * side + b) =
+              image(reflected(r + a - side / 2, image.rows), reflected(c + b - side / 2, image.cols));
+  return out;
+}
+
+/// n x 2: row and column of every pixel.
+inline limpid::Mat<float> places(limpid::Index rows, limpid::Index cols) {
+  limpid::Mat<float> out(rows * cols, 2);
+  for (limpid::Index i = 0; i < out.rows(); ++i)
+    out.row(i) << static_cast<float>(i / cols), static_cast<float>(i % cols);
+  return out;
+}
+
+/// Peak signal-to-noise ratio in decibels, the peak being 1.
+inline double psnr(const limpid::io::Image& image, const limpid::io::Image& clean) {
+  return -10.0 * std::log10((image.pixels - clean.pixels).cast<double>().squaredNorm() /
+                            static_cast<double>(clean.pixels.size()));
+}
+
+/// Structural similarity of two grey images, Wang, Bovik, Sheikh, Simoncelli 2004, "Image quality assessment": Gaussian
+/// window 11 x 11 of standard deviation 1.5, K1 = 0.01, K2 = 0.03, range 1; the mean over all windows that lie within
+/// the image. NaN for an image smaller than the window.
+inline double ssim(const limpid::io::Image& x, const limpid::io::Image& y) {
+  using limpid::Index;
+  constexpr Index side = 11;
+  if (x.rows < side || x.cols < side) return std::nan("");
+  double weight[side], sum = 0;
+  for (Index i = 0; i < side; ++i)
+    sum += weight[i] = std::exp(-0.5 * static_cast<double>((i - 5) * (i - 5)) / (1.5 * 1.5));
+  for (double& w : weight) w /= sum;
+
+  // The window is a product of two one-dimensional ones: first along the rows, then along the columns.
+  const auto blurred = [&](auto&& value) {
+    limpid::Mat<double> along(x.rows, x.cols - side + 1), out(x.rows - side + 1, x.cols - side + 1);
+    along.setZero(), out.setZero();
+    for (Index r = 0; r < along.rows(); ++r)
+      for (Index c = 0; c < along.cols(); ++c)
+        for (Index k = 0; k < side; ++k) along(r, c) += weight[k] * value(r, c + k);
+    for (Index r = 0; r < out.rows(); ++r)
+      for (Index k = 0; k < side; ++k) out.row(r) += weight[k] * along.row(r + k);
+    return out;
+  };
+  const auto at = [](const limpid::io::Image& image, Index r, Index c) { return static_cast<double>(image(r, c)); };
+  const limpid::Mat<double> mx = blurred([&](Index r, Index c) { return at(x, r, c); });
+  const limpid::Mat<double> my = blurred([&](Index r, Index c) { return at(y, r, c); });
+  const limpid::Mat<double> xx = blurred([&](Index r, Index c) { return at(x, r, c) * at(x, r, c); });
+  const limpid::Mat<double> yy = blurred([&](Index r, Index c) { return at(y, r, c) * at(y, r, c); });
+  const limpid::Mat<double> xy = blurred([&](Index r, Index c) { return at(x, r, c) * at(y, r, c); });
+
+  const double c1 = 0.01 * 0.01, c2 = 0.03 * 0.03;
+  double total = 0;
+  for (Index i = 0; i < mx.size(); ++i) {
+    const double a = mx.data()[i], b = my.data()[i];
+    const double vx = xx.data()[i] - a * a, vy = yy.data()[i] - b * b, cov = xy.data()[i] - a * b;
+    total += (2 * a * b + c1) * (2 * cov + c2) / ((a * a + b * b + c1) * (vx + vy + c2));
+  }
+  return total / static_cast<double>(mx.size());
+}

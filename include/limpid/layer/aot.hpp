@@ -1,0 +1,315 @@
+// limpid: the attention-only transformer (AoT): a layer that is nothing but a norm, attention and a skip, and stacks of them.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "../score/kernel.hpp"
+#include "layer_norm.hpp"
+#include "multi_head.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What an AoT layer reads, and where its gradients go: x (B n) x D; eta 1 x 1, the step, default 1; gamma and beta 1 x D of the
+/// norm; then the attention's own: u (MSSA, see MssaLayerArgs) or wq, wk, wv (see MultiHeadArgs), wo, bo. Empty: not given.
+/// A stack reads x elsewhere and leaves this one empty. visit(f, a...) calls f(name, a's fields...).
+template <class T>
+struct AotArgs {
+  T x{}, eta{}, gamma{}, beta{}, u{}, wq{}, bq{}, wk{}, bk{}, wv{}, bv{}, wo{}, bo{};
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    f("x", a.x...);
+    f("eta", a.eta...);
+    f("gamma", a.gamma...), f("beta", a.beta...);
+    f("u", a.u...);
+    MultiHeadArgs<T>::visit_weights(f, a...);
+  }
+  template <class V>
+  operator AotArgs<V>() {  // NOLINT: implicit on purpose
+    return detail::same_fields<AotArgs<V>>(*this);
+  }
+  template <class V>
+  operator AotArgs<V>() const {  // NOLINT
+    return detail::same_fields<AotArgs<V>>(*this);
+  }
+};
+
+namespace detail {
+
+/// MssaLayer for operators of one array, MultiHead for those of q, k and v.
+template <class Op>
+inline constexpr bool is_mssa = requires(typename Op::template Args<View<float>> in) { in.y; };
+template <class Op>
+using AttentionLayer = std::conditional_t<is_mssa<Op>, MssaLayer<Op>, MultiHead<Op>>;
+
+template <class T, class Op>
+auto attention_args(const AotArgs<T>& from, T x) {
+  if constexpr (is_mssa<Op>)
+    return MssaLayerArgs<T>{x, from.u, from.wo, from.bo};
+  else
+    return MultiHeadArgs<T>{x, from.wq, from.bq, from.wk, from.bk, from.wv, from.bv, from.wo, from.bo};
+}
+
+/// out = a + factor b, out may be either.
+template <class S>
+void add_scaled(View<S> a, S factor, View<S> b, MutView<S> out) {
+  for (Index i = 0; i < out.rows; ++i) {
+    const S *x = a.row(i), *y = b.row(i);
+    S* z = out.row(i);
+    for (Index c = 0; c < out.cols; ++c) z[c] = x[c] + factor * y[c];
+  }
+}
+
+}  // namespace detail
+
+template <class Op, class S>
+struct AotSaved {
+  LayerNormSaved<S> norm;
+  typename detail::AttentionLayer<Op>::template Saved<S> attention;
+};
+
+/// One layer of an attention-only transformer, batches of tokens to tokens of the same shape:
+///
+///     H = LN(x) or x,   out = x + eta Attention(H)
+///     d eta = <dout, Attention(H)>,   dx = dout + LN backward of dH,   dH from eta dout
+///
+/// Attention is MSSA for op = mssa(...), or plain multi-head attention (the variant AoT-MHSA) for any operator of q, k, v.
+/// "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, section on the architecture. Their
+/// theory has a fixed eta and no norm; their networks eta = 1 and pre-norm. eta as a scalar to learn is ours. Kept: the norm's
+/// statistics and what the attention keeps; H and Attention(H) are made again. x must still be there. Throws ShapeError.
+template <class Op>
+struct Aot {
+  Op op;
+  Index heads = 1;
+  Index kv_heads = 0;  ///< multi-head attention only
+  bool norm = true;
+  double eps = 1e-5;
+
+  template <class S>
+  using Args = AotArgs<View<S>>;
+  template <class S>
+  using Grads = AotArgs<MutView<S>>;
+  template <class S>
+  using Saved = AotSaved<Op, S>;
+
+  template <class Out>
+  void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
+               const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
+    using S = detail::ScalarOf<Out>;
+    const MutView<S> out(std::forward<Out>(out_));
+    check<S>(in, out, "out");
+    detail::refuse_overlap("aot layer", "out", View<S>(out), "x", in.x);
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    ArenaScope scope(workspace.common());
+    View<S> h = in.x;
+    if (norm) {
+      const MutView<S> to = workspace.common().template matrix<S>(in.x.rows, in.x.cols);
+      layer_norm(in.x, in.gamma, in.beta, to, {eps, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor});
+      h = to;
+    }
+    attention().forward(detail::attention_args<View<S>, Op>(in, h), out,
+                        {call.batch, call.saved ? &call.saved->attention : nullptr, &workspace, call.executor});
+    detail::add_scaled<S>(in.x, step<S>(in), out, out);  // out = x + eta Attention(H)
+  }
+
+  /// Gradients of everything that grad names, from dout; saved comes from the forward call.
+  template <class S, class Dout>
+  void backward(const std::type_identity_t<Args<S>>& in, AotSaved<Op, S>& saved, Dout&& dout_,
+                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    const View<S> dout(std::forward<Dout>(dout_));
+    check<S>(in, dout, "dout");
+    Args<S>::visit(
+        [&](const char* field, const View<S>& p, const MutView<S>& g) { detail::check_gradient<S>("aot layer", field, g, p); },
+        in, grad);
+    detail::refuse_overlap("aot layer", "the gradient of x", View<S>(grad.x), "dout", dout);
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    Arena& arena = workspace.common();
+    ArenaScope scope(arena);
+    const LayerCall plain{false, &workspace, call.executor};
+    const Index rows = in.x.rows, cols = in.x.cols;
+    View<S> h = in.x;
+    if (norm) {
+      const MutView<S> to = arena.matrix<S>(rows, cols);
+      layer_norm(in.x, in.gamma, in.beta, to, {eps, nullptr, &workspace, call.executor});
+      h = to;
+    }
+    const auto args = detail::attention_args<View<S>, Op>(in, h);
+    const MutView<S> da = arena.matrix<S>(rows, cols), dh = arena.matrix<S>(rows, cols);
+    if (grad.eta.given()) {  // d eta = <dout, Attention(H)>
+      attention().template project<S>(args, saved.attention.o, da, plain);
+      S* each = arena.take<S>(rows);
+      detail::row_dots<detail::Native<S>>(dout, View<S>(da), each);
+      detail::Wide<S> sum = 0;
+      for (Index i = 0; i < rows; ++i) sum += detail::Wide<S>(each[i]);
+      grad.eta(0, 0) = S(sum) + (call.accumulate ? grad.eta(0, 0) : S(0));
+    }
+    const S eta = step<S>(in);
+    for (Index i = 0; i < rows; ++i)
+      for (Index c = 0; c < cols; ++c) da(i, c) = eta * dout(i, c);  // out = x + eta Attention(H)
+    const bool onward = grad.x.given() || grad.gamma.given() || grad.beta.given();
+    if (call.accumulate) dh.fill(S(0));  // this one is ours
+    attention().template backward<S>(args, saved.attention, da,
+                                     detail::attention_args<MutView<S>, Op>(grad, onward ? dh : MutView<S>()),
+                                     {call.accumulate, &workspace, call.executor});
+    if (grad.x.given()) {  // the skip
+      if (call.accumulate)
+        detail::add_scaled<S>(grad.x, S(1), dout, grad.x);
+      else
+        detail::copy<S>(dout, grad.x);
+    }
+    if (!norm) {
+      if (grad.x.given()) detail::add_scaled<S>(grad.x, S(1), dh, grad.x);
+    } else if (onward) {  // h = LN(x)
+      detail::layer_norm_backward_in<detail::Native<S>>(detail::Context(workspace, call.executor), in.x, in.gamma,
+                                                        View<S>(saved.norm.statistics), View<S>(dh),
+                                                        {grad.x, grad.gamma, grad.beta}, true, call.accumulate);
+    }
+  }
+
+  detail::AttentionLayer<Op> attention() const {
+    if constexpr (detail::is_mssa<Op>)
+      return {op, heads};
+    else
+      return {op, heads, kv_heads};
+  }
+
+ private:
+  template <class S>
+  static S step(const Args<S>& in) {
+    return in.eta.given() ? in.eta(0, 0) : S(1);
+  }
+  template <class S>
+  void check(const Args<S>& in, View<S> out, const char* out_name) const {
+    const char* layer = "aot layer";
+    if (in.eta.given() && (in.eta.rows != 1 || in.eta.cols != 1))
+      detail::raise(std::string(layer) + ": eta is " + detail::shape_text(in.eta.rows, in.eta.cols) + ", wanted 1 x 1");
+    if (!norm && (in.gamma.given() || in.beta.given()))
+      detail::raise(std::string(layer) + ": gamma or beta is given, but norm is false");
+    detail::check_norm<S>(layer, in.x, in.gamma, in.beta);
+    if (out.rows != in.x.rows || out.cols != in.x.cols)
+      detail::raise(std::string(layer) + ": " + out_name + " is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
+                    detail::shape_text(in.x.rows, in.x.cols) + " as x");
+    const View<S> other[] = {in.wq, in.bq, in.wk, in.bk, in.wv, in.bv};
+    bool strange = detail::is_mssa<Op> ? false : in.u.given();
+    if (detail::is_mssa<Op>)
+      for (const View<S>& w : other) strange |= w.given();
+    if (strange)
+      detail::raise(std::string(layer) + ": " +
+                    (detail::is_mssa<Op> ? "wq, wk or wv is given to MSSA, whose projection is u"
+                                         : "u is given to multi-head attention, whose projections are wq, wk and wv"));
+  }
+};
+
+struct AotOptions {
+  Index heads = 1;
+  Index kv_heads = 0;  ///< multi-head attention only; 0 means heads
+  bool norm = true;    ///< LayerNorm before the attention
+  double eps = 1e-5;
+};
+
+/// aot(mssa(), {.heads = 8}), aot(mssa({.scale = 1, .phi = Phi::threshold, .tau = 0.6}), {.heads = 8, .norm = false}),
+/// aot(softmax(causal()), {.heads = 8}): see Aot.
+template <class Op>
+Aot<Op> aot(const Op& op, AotOptions options = {}) {
+  return {op, options.heads, options.kv_heads, options.norm, options.eps};
+}
+
+/// What a stack keeps: every layer's own, and the tokens between layers. Reused without allocation.
+template <class Op, class S>
+struct AotStackSaved {
+  std::vector<AotSaved<Op, S>> layers;
+  std::vector<Mat<S>> tokens;  ///< layer l's result, all but the last
+};
+
+/// A stack of AoT layers of any depth, one set of parameters a layer: layers[l] is an AotArgs of views or of matrices.
+///     limpid::AotStack<decltype(layer.op)> stack{layer};
+///     stack.forward(x, parameters, out, {.batch = B, .saved = &saved});
+///     stack.backward(x, parameters, saved, dout, dx, gradients);      // dx and gradients[l] as far as they are wanted
+template <class Op>
+struct AotStack {
+  Aot<Op> layer;
+
+  template <class S>
+  using Saved = AotStackSaved<Op, S>;
+
+  template <class X, class T, class Out>
+  void forward(X&& x_, const std::vector<AotArgs<T>>& layers, Out&& out_,
+               const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
+    using S = detail::ScalarOf<Out>;
+    const View<S> x(std::forward<X>(x_));
+    const MutView<S> out(std::forward<Out>(out_));
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    ArenaScope scope(workspace.common());
+    const auto depth = layers.size();
+    if (depth == 0) {
+      detail::check_gradient<S>("aot stack", "nothing, out,", out, x);
+      return detail::copy<S>(x, out);
+    }
+    if (call.saved) {
+      call.saved->layers.resize(depth);
+      call.saved->tokens.resize(depth - 1);
+    }
+    MutView<S> spare[2];
+    if (!call.saved && depth > 1)
+      for (auto& s : spare) s = workspace.common().template matrix<S>(x.rows, x.cols);
+    View<S> from = x;
+    for (std::size_t l = 0; l < depth; ++l) {
+      AotArgs<View<S>> in = layers[l];
+      in.x = from;
+      MutView<S> to = out;
+      if (l + 1 < depth) {
+        to = spare[l % 2];
+        if (call.saved) {
+          call.saved->tokens[l].resize(x.rows, x.cols);
+          to = call.saved->tokens[l];
+        }
+      }
+      layer.forward(in, to, {call.batch, call.saved ? &call.saved->layers[l] : nullptr, &workspace, call.executor});
+      from = to;
+    }
+  }
+
+  /// Gradients of x (may be empty) and of the parameters that gradients[l] names; saved comes from the forward call.
+  template <class X, class T, class S, class Dout, class G>
+  void backward(X&& x_, const std::vector<AotArgs<T>>& layers, AotStackSaved<Op, S>& saved, Dout&& dout_,
+                const std::type_identity_t<MutView<S>>& dx, std::vector<AotArgs<G>>& gradients,
+                const LayerCall& call = {}) const {
+    const View<S> x(std::forward<X>(x_)), dout(std::forward<Dout>(dout_));
+    const auto depth = layers.size();
+    if (saved.layers.size() != depth || gradients.size() != depth)
+      detail::raise("aot stack: there are " + detail::text_of(depth) + " layers, " + detail::text_of(saved.layers.size()) +
+                    " saved and " + detail::text_of(gradients.size()) + " sets of gradients, wanted as many");
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    ArenaScope scope(workspace.common());
+    MutView<S> spare[2];
+    for (auto& s : spare) s = workspace.common().template matrix<S>(x.rows, x.cols);
+    View<S> g = dout;
+    for (std::size_t l = depth; l-- > 0;) {
+      AotArgs<View<S>> in = layers[l];
+      in.x = l == 0 ? x : View<S>(saved.tokens[l - 1]);
+      AotArgs<MutView<S>> grad = gradients[l];
+      grad.x = spare[l % 2];
+      if (call.accumulate) grad.x.fill(S(0));
+      layer.template backward<S>(in, saved.layers[l], g, grad, {call.accumulate, &workspace, call.executor});
+      g = grad.x;
+    }
+    if (dx.given()) {
+      detail::check_gradient<S>("aot stack", "x", dx, x);
+      detail::deliver<S>(g, dx, call.accumulate);
+    }
+  }
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

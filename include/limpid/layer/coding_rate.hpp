@@ -1,0 +1,192 @@
+// limpid: coding rates and sparsity, the measurements behind sparse rate reduction, with gradients.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <Eigen/Cholesky>
+
+#include "../score/kernel.hpp"
+#include "linear.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+struct CodingRateOptions {
+  double eps2 = 0.01;      ///< the SQUARED precision; what the official code calls eps
+  bool normalise = false;  ///< scale every row of what is measured to unit norm first; a zero row stays zero
+  Index heads = 1;         ///< subspaces; of the rates that take a codebook u
+};
+
+namespace detail {
+
+/// 1/2 logdet(I + alpha y^T y) of one set of rows, and on request its gradient, all in the wide scalar.
+template <class S>
+class OneRate {
+ public:
+  using W = Wide<S>;
+  using P = Native<W>;
+
+  OneRate(const Context& context, View<S> x, const CodingRateOptions& options)
+      : context_(context), alpha_(x.rows == 0 ? W(0) : W(double(x.cols)) / (W(double(x.rows)) * W(options.eps2))) {
+    using std::log;
+    using std::sqrt;
+    y_.resize(x.rows, x.cols);
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index c = 0; c < x.cols; ++c) y_(i, c) = W(x(i, c));
+    if (options.normalise) {
+      inverse_.resize(x.rows, 1);
+      for (Index i = 0; i < x.rows; ++i) {
+        const W norm = sqrt(dot(y_.row(i).data(), y_.row(i).data(), x.cols));
+        inverse_(i, 0) = norm == W(0) ? W(0) : W(1) / norm;
+        y_.row(i) *= inverse_(i, 0);
+      }
+    }
+    const Index size = std::min(x.rows, x.cols);  // both determinants agree: the smaller one
+    if (size == 0) return;
+    Mat<W> gram(size, size);
+    if (x.rows < x.cols)
+      multiply<P, Walk::rows, true>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
+    else
+      multiply<P, Walk::columns, false>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
+    gram *= alpha_;
+    gram.diagonal().array() += W(1);
+    cholesky_.compute(gram);
+    for (Index i = 0; i < size; ++i) value_ += log(cholesky_.matrixLLT()(i, i));
+  }
+
+  W value() const { return value_; }
+  /// dx = g d value / dx:  g alpha (I + alpha y y^T)^-1 y = g alpha y (I + alpha y^T y)^-1, then through the normalisation.
+  Mat<W> gradient(W g) const {
+    Mat<W> d;
+    if (y_.size() == 0) return y_;
+    if (y_.rows() < y_.cols()) {
+      d = cholesky_.solve(y_);
+    } else {
+      const Mat<W> turned = y_.transpose();
+      const Mat<W> solved = cholesky_.solve(turned);
+      d = solved.transpose();
+    }
+    d *= g * alpha_;
+    if (inverse_.size() > 0)  // y = x / |x|: dx = (dy - y <y, dy>) / |x|
+      for (Index i = 0; i < d.rows(); ++i) {
+        const W along = dot(d.row(i).data(), y_.row(i).data(), d.cols());
+        d.row(i) = (d.row(i) - along * y_.row(i)) * inverse_(i, 0);
+      }
+    return d;
+  }
+
+ private:
+  Context context_;
+  W alpha_, value_ = 0;
+  Mat<W> y_, inverse_;
+  Eigen::LLT<Mat<W>> cholesky_;
+};
+
+inline void check_rate(const char* name, const CodingRateOptions& options) {
+  if (!(options.eps2 > 0)) raise(std::string(name) + ": eps2 is " + std::to_string(options.eps2) + ", wanted a positive number");
+}
+template <class S>
+void check_codebook(const char* name, View<S> x, View<S> u, Index heads) {
+  if (u.rows != x.cols)
+    raise(std::string(name) + ": u is " + shape_text(u.rows, u.cols) + ", wanted " + text_of(x.cols) +
+          " rows, as x has columns");
+  if (heads < 1 || u.cols % heads != 0)
+    raise(std::string(name) + ": u has " + text_of(u.cols) + " columns, wanted a multiple of heads = " + text_of(heads));
+}
+}  // namespace detail
+
+/// R(x) = 1/2 logdet(I_D + alpha x^T x) = 1/2 logdet(I_n + alpha x x^T), alpha = D / (n eps2): nats to code the rows of x (n x D)
+/// up to precision eps. "White-Box Transformers via Sparse Rate Reduction", arXiv 2306.01129; the same as in 2311.13110. By
+/// Cholesky of the smaller Gram matrix, in double for float tokens. O(n D min(n, D)). Throws ShapeError for eps2 <= 0.
+template <class X, class S = detail::ScalarOf<X>>
+detail::Wide<S> coding_rate(X&& x, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
+  const View<S> vx(std::forward<X>(x));
+  detail::check_rate("coding_rate", options);
+  detail::Wide<S> value = 0;
+  detail::with_context(call, [&](const auto& context) { value = detail::OneRate<S>(context, vx, options).value(); });
+  return value;
+}
+
+/// dx = g dR/dx = g alpha x (I + alpha x^T x)^-1, g the upstream number; added if the call says accumulate.
+template <class X, class Dx, class S = detail::ScalarOf<Dx>>
+void coding_rate_backward(X&& x, double g, Dx&& dx, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
+  const View<S> vx(std::forward<X>(x));
+  const MutView<S> to(std::forward<Dx>(dx));
+  detail::check_rate("coding_rate", options);
+  detail::check_gradient<S>("coding_rate", "x", to, vx);
+  detail::with_context(call, [&](const auto& context) {
+    const auto d = detail::OneRate<S>(context, vx, options).gradient(detail::Wide<S>(g));
+    for (Index i = 0; i < to.rows; ++i)
+      for (Index c = 0; c < to.cols; ++c) to(i, c) = S(d(i, c)) + (call.accumulate ? to(i, c) : S(0));
+  });
+}
+
+/// R^c(x; U) = sum_k R(x U_k), the rate with one codebook a head, u D x (H p), alpha = p / (n eps2).
+template <class X, class U, class S = detail::ScalarOf<X>>
+detail::Wide<S> subspace_coding_rate(X&& x, U&& u, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
+  const View<S> vx(std::forward<X>(x)), vu(std::forward<U>(u));
+  detail::check_rate("subspace_coding_rate", options);
+  detail::check_codebook<S>("subspace_coding_rate", vx, vu, options.heads);
+  detail::Wide<S> value = 0;
+  detail::with_context(call, [&](const auto& context) {
+    const Index p = vu.cols / options.heads;
+    const MutView<S> y = context.arena().template matrix<S>(vx.rows, vu.cols);
+    detail::linear_in<detail::Native<S>>(context, vx, vu, View<S>(), y);
+    for (Index k = 0; k < options.heads; ++k)
+      value += detail::OneRate<S>(context, y.block(0, k * p, y.rows, p), options).value();
+  });
+  return value;
+}
+
+/// dx = sum_k dY_k U_k^T and dU_k = x^T dY_k, dY_k = g dR/dY_k; either may be an empty view.
+template <class X, class U, class S = detail::ScalarOf<X>>
+void subspace_coding_rate_backward(X&& x, U&& u, double g, const std::type_identity_t<MutView<S>>& dx,
+                                   const std::type_identity_t<MutView<S>>& du, const CodingRateOptions& options = {},
+                                   const LayerCall& call = {}) {
+  const View<S> vx(std::forward<X>(x)), vu(std::forward<U>(u));
+  detail::check_rate("subspace_coding_rate", options);
+  detail::check_codebook<S>("subspace_coding_rate", vx, vu, options.heads);
+  detail::check_gradient<S>("subspace_coding_rate", "x", dx, vx);
+  detail::check_gradient<S>("subspace_coding_rate", "u", du, vu);
+  detail::with_context(call, [&](const auto& context) {
+    const Index p = vu.cols / options.heads;
+    const MutView<S> y = context.arena().template matrix<S>(vx.rows, vu.cols);
+    detail::linear_in<detail::Native<S>>(context, vx, vu, View<S>(), y);
+    for (Index k = 0; k < options.heads; ++k) {
+      const MutView<S> part = y.block(0, k * p, y.rows, p);
+      const auto d = detail::OneRate<S>(context, part, options).gradient(detail::Wide<S>(g));
+      for (Index i = 0; i < part.rows; ++i)
+        for (Index c = 0; c < p; ++c) part(i, c) = S(d(i, c));
+    }
+    detail::linear_backward_in<detail::Native<S>>(context, vx, vu, View<S>(y), {dx, du, {}}, call.accumulate);
+  });
+}
+
+/// The share of entries that are not zero.
+template <class X, class S = detail::ScalarOf<X>>
+double nonzero_share(X&& x) {
+  const View<S> v(std::forward<X>(x));
+  Index count = 0;
+  for (Index i = 0; i < v.rows; ++i)
+    for (Index c = 0; c < v.cols; ++c) count += v(i, c) != S(0);
+  return v.empty() ? 0 : static_cast<double>(count) / (static_cast<double>(v.rows) * static_cast<double>(v.cols));
+}
+
+/// The measurements of a layer. The papers take rate_c on H = x + MSSA(LN(x)) with the layer's own u, nonzero on its result; the
+/// official code takes rate_c on the projected input with rows normalised.
+struct RateReduction {
+  double rate = 0, rate_c = 0, nonzero = 0;
+  Index entries = 0;
+  double reduction() const { return rate - rate_c; }
+  /// The objective of sparse rate reduction, R - R^c - lambda |x|_0.
+  double objective(double lambda) const { return reduction() - lambda * nonzero * static_cast<double>(entries); }
+};
+
+template <class X, class U, class S = detail::ScalarOf<X>>
+RateReduction rate_reduction(X&& x, U&& u, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
+  const View<S> vx(std::forward<X>(x)), vu(std::forward<U>(u));
+  return {double(coding_rate(vx, options, call)), double(subspace_coding_rate(vx, vu, options, call)), nonzero_share(vx),
+          vx.rows * vx.cols};
+}
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

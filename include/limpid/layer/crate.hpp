@@ -1,0 +1,287 @@
+// limpid: the CRATE block: subspace attention compresses tokens, one ISTA step makes them sparse in a dictionary.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "aot.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What ista reads, and where its gradients go: x n x D, dictionary D x D, gamma and beta 1 x D of the norm before it, eta and
+/// lambda 1 x 1 (default: those of the options). Empty: not given.
+template <class T>
+struct IstaArgs {
+  T x{}, dictionary{}, gamma{}, beta{}, eta{}, lambda{};
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    f("x", a.x...);
+    f("dictionary", a.dictionary...);
+    f("gamma", a.gamma...), f("beta", a.beta...);
+    f("eta", a.eta...), f("lambda", a.lambda...);
+  }
+  template <class V>
+  operator IstaArgs<V>() {  // NOLINT: implicit on purpose
+    return detail::same_fields<IstaArgs<V>>(*this);
+  }
+  template <class V>
+  operator IstaArgs<V>() const {  // NOLINT
+    return detail::same_fields<IstaArgs<V>>(*this);
+  }
+};
+
+template <class S>
+struct IstaSaved {
+  LayerNormSaved<S> norm;
+  Mat<S> residual;   // B - B W^T
+  Mat<bool> active;  // where the result is positive
+};
+
+/// One proximal gradient step on 1/2 |B - Z W^T|^2 + lambda sum Z over Z >= 0, started at Z = B, B = LN(x) or x, W the
+/// dictionary; token by token:
+///
+///     out = relu(B + eta (B - B W^T) W - eta lambda)
+///     M = dout where out > 0,  N = M W^T,   dB = M + eta (N - N W),   dW = eta ((B - B W^T)^T M - N^T B),
+///     d eta = sum M o ((B - B W^T) W - lambda),   d lambda = -eta sum M
+///
+/// "White-Box Transformers via Sparse Rate Reduction" (Yu et al., NeurIPS 2023, arXiv 2306.01129; journal version 2311.13110) as
+/// in its official code: eta and lambda 0.1, not learned. There is no skip: B inside is the skip, and it is normalised. At the
+/// kink the derivative is 0. Gradients ours. Kept: the norm's statistics, B - B W^T and where out > 0. 4 n D^2 flop. Throws
+/// ShapeError where shapes do not fit.
+struct Ista {
+  double eta = 0.1, lambda = 0.1;
+  bool norm = true;  ///< LayerNorm before it
+  double eps = 1e-5;
+
+  template <class S>
+  using Args = IstaArgs<View<S>>;
+  template <class S>
+  using Grads = IstaArgs<MutView<S>>;
+  template <class S>
+  using Saved = IstaSaved<S>;
+
+  template <class Out>
+  void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
+               const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
+    using S = detail::ScalarOf<Out>;
+    const MutView<S> out(std::forward<Out>(out_));
+    check<S>(in, out, "out");
+    detail::refuse_overlap("ista", "out", View<S>(out), "x", in.x);
+    detail::refuse_overlap("ista", "out", View<S>(out), "dictionary", in.dictionary);
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    ArenaScope scope(workspace.common());
+    const LayerForward<LayerNormSaved<S>> with{1, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor};
+    const View<S> b = normed<S>(in, with);
+    const MutView<S> e = detail::room<S>(workspace, call.saved ? &call.saved->residual : nullptr, b.rows, b.cols);
+    const detail::Context context(workspace, call.executor);
+    detail::multiply<detail::Native<S>, detail::Walk::rows, true>(context, b, in.dictionary, e, false);
+    detail::add_scaled<S>(b, S(-1), e, e);  // B - B W^T
+    linear(View<S>(e), in.dictionary, View<S>(), out, {false, &workspace, call.executor});
+    if (call.saved) call.saved->active.resize(b.rows, b.cols);
+    const S step = value(in.eta, eta), least = step * value(in.lambda, lambda);
+    for (Index i = 0; i < out.rows; ++i)
+      for (Index c = 0; c < out.cols; ++c) {
+        const S u = b(i, c) + step * out(i, c) - least;
+        out(i, c) = u < S(0) ? S(0) : u;  // a NaN shows
+        if (call.saved) call.saved->active(i, c) = u > S(0);
+      }
+  }
+
+  /// Gradients of everything that grad names, from dout; saved comes from the forward call.
+  template <class S, class Dout>
+  void backward(const std::type_identity_t<Args<S>>& in, IstaSaved<S>& saved, Dout&& dout_,
+                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    using P = detail::Native<S>;
+    const View<S> dout(std::forward<Dout>(dout_)), e(saved.residual);
+    check<S>(in, dout, "dout");
+    Args<S>::visit(
+        [&](const char* field, const View<S>& p, const MutView<S>& g) { detail::check_gradient<S>("ista", field, g, p); },
+        in, grad);
+    detail::check_gradient<S>("ista", "saved, its residual,", e, in.x);
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    Arena& arena = workspace.common();
+    ArenaScope scope(arena);
+    const detail::Context context(workspace, call.executor);
+    const Index rows = in.x.rows, cols = in.x.cols;
+    const View<S> b = normed<S>(in, LayerForward<LayerNormSaved<S>>{1, nullptr, &workspace, call.executor});
+    const S step = value(in.eta, eta), threshold = value(in.lambda, lambda);
+    const MutView<S> m = arena.matrix<S>(rows, cols), n = arena.matrix<S>(rows, cols), db = arena.matrix<S>(rows, cols);
+    for (Index i = 0; i < rows; ++i)
+      for (Index c = 0; c < cols; ++c) m(i, c) = saved.active(i, c) ? dout(i, c) : S(0);
+    if (grad.eta.given() || grad.lambda.given()) {
+      detail::linear_in<P>(context, e, in.dictionary, View<S>(), n);  // (B - B W^T) W
+      detail::Wide<S> on_eta = 0, sum = 0;
+      for (Index i = 0; i < rows; ++i)
+        for (Index c = 0; c < cols; ++c) {
+          on_eta += detail::Wide<S>(m(i, c)) * detail::Wide<S>(n(i, c) - threshold);
+          sum += detail::Wide<S>(m(i, c));
+        }
+      const auto give = [&](MutView<S> g, S x) {
+        if (g.given()) g(0, 0) = call.accumulate ? g(0, 0) + x : x;
+      };
+      give(grad.eta, S(on_eta));
+      give(grad.lambda, -step * S(sum));
+    }
+    for (Index i = 0; i < rows; ++i)
+      for (Index c = 0; c < cols; ++c) db(i, c) = m(i, c), m(i, c) *= step;
+    detail::multiply<P, detail::Walk::rows, true>(context, m, in.dictionary, n, false);  // n = eta M W^T
+    for (Index i = 0; i < rows; ++i)
+      for (Index c = 0; c < cols; ++c) db(i, c) += n(i, c), n(i, c) = -n(i, c);
+    detail::multiply<P, detail::Walk::rows, false>(context, n, in.dictionary, db, true);  // dB = M + eta (N - N W)
+    if (grad.dictionary.given()) {  // dW = eta ((B - B W^T)^T M - N^T B)
+      detail::multiply<P, detail::Walk::columns, false>(context, e, m, grad.dictionary, call.accumulate);
+      detail::multiply<P, detail::Walk::columns, false>(context, n, b, grad.dictionary, true);
+    }
+    if (norm)  // b = LN(x)
+      detail::layer_norm_backward_in<P>(context, in.x, in.gamma, View<S>(saved.norm.statistics), View<S>(db),
+                                        {grad.x, grad.gamma, grad.beta}, call.accumulate, call.accumulate);
+    else if (grad.x.given())
+      detail::deliver<S>(db, grad.x, call.accumulate);
+  }
+
+ private:
+  template <class S>
+  static S value(View<S> given, double otherwise) {
+    return given.given() ? given(0, 0) : S(otherwise);
+  }
+  template <class S>
+  View<S> normed(const Args<S>& in, const LayerForward<LayerNormSaved<S>>& call) const {
+    if (!norm) return in.x;
+    const MutView<S> b = call.workspace->common().template matrix<S>(in.x.rows, in.x.cols);
+    layer_norm(in.x, in.gamma, in.beta, b, {eps, call.saved, call.workspace, call.executor});
+    return b;
+  }
+  template <class S>
+  void check(const Args<S>& in, View<S> out, const char* out_name) const {
+    using detail::raise;
+    using detail::shape_text;
+    for (const auto& [field, v] : {std::pair{"eta", in.eta}, std::pair{"lambda", in.lambda}})
+      if (v.given() && (v.rows != 1 || v.cols != 1))
+        raise(std::string("ista: ") + field + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
+    if (!norm && (in.gamma.given() || in.beta.given())) raise("ista: gamma or beta is given, but norm is false");
+    detail::check_norm<S>("ista", in.x, in.gamma, in.beta);
+    if (in.dictionary.rows != in.x.cols || in.dictionary.cols != in.x.cols)
+      raise("ista: dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
+            shape_text(in.x.cols, in.x.cols) + ", square as x has columns");
+    if (out.rows != in.x.rows || out.cols != in.x.cols)
+      raise(std::string("ista: ") + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
+            shape_text(in.x.rows, in.x.cols) + " as x");
+  }
+};
+
+/// What a CRATE block reads, and where its gradients go: x (B n) x D; gamma1 and beta1 of the norm before the attention; u, wo,
+/// bo (see MssaLayerArgs); gamma2, beta2, dictionary, eta and lambda (see IstaArgs). Empty: not given.
+template <class T>
+struct CrateArgs {
+  T x{}, gamma1{}, beta1{}, u{}, wo{}, bo{}, gamma2{}, beta2{}, dictionary{}, eta{}, lambda{};
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    f("x", a.x...);
+    f("gamma1", a.gamma1...), f("beta1", a.beta1...);
+    f("u", a.u...), f("wo", a.wo...), f("bo", a.bo...);
+    f("gamma2", a.gamma2...), f("beta2", a.beta2...);
+    f("dictionary", a.dictionary...);
+    f("eta", a.eta...), f("lambda", a.lambda...);
+  }
+  template <class V>
+  operator CrateArgs<V>() {  // NOLINT: implicit on purpose
+    return detail::same_fields<CrateArgs<V>>(*this);
+  }
+  template <class V>
+  operator CrateArgs<V>() const {  // NOLINT
+    return detail::same_fields<CrateArgs<V>>(*this);
+  }
+};
+
+template <class Op, class S>
+struct CrateSaved {
+  AotSaved<Op, S> compress;
+  Mat<S> h;
+  IstaSaved<S> sparsify;
+};
+
+/// A CRATE block: H = x + MSSA(LN(x)), out = ISTA(LN(H)). Sources and defaults as MssaLayer and Ista; the language version has
+/// op = mssa(causal()).
+///
+/// The papers derive its first half from a descent of the coding rate R^c. The step that is built, x + MSSA(LN(x)), RAISES the
+/// plain R^c of its tokens (Hu et al., NeurIPS 2024, and our own measurement; coding_rate.hpp): do not read it as a descent.
+/// Kept: H and what the two halves keep. Throws ShapeError.
+template <class Op>
+struct Crate {
+  Op op;
+  Index heads = 1;
+  Ista ista;
+  double eps = 1e-5;
+
+  template <class S>
+  using Args = CrateArgs<View<S>>;
+  template <class S>
+  using Grads = CrateArgs<MutView<S>>;
+  template <class S>
+  using Saved = CrateSaved<Op, S>;
+
+  template <class Out>
+  void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
+               const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
+    using S = detail::ScalarOf<Out>;
+    const MutView<S> out(std::forward<Out>(out_));
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    ArenaScope scope(workspace.common());
+    const MutView<S> h = detail::room<S>(workspace, call.saved ? &call.saved->h : nullptr, in.x.rows, in.x.cols);
+    compress().forward(first<View<S>>(in, in.x), h,
+                       {call.batch, call.saved ? &call.saved->compress : nullptr, &workspace, call.executor});
+    ista.forward(second<View<S>>(in, h), out,
+                 {call.batch, call.saved ? &call.saved->sparsify : nullptr, &workspace, call.executor});
+  }
+
+  /// Gradients of everything that grad names, from dout; saved comes from the forward call.
+  template <class S, class Dout>
+  void backward(const std::type_identity_t<Args<S>>& in, CrateSaved<Op, S>& saved, Dout&& dout,
+                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    ArenaScope scope(workspace.common());
+    const MutView<S> dh = workspace.common().template matrix<S>(saved.h.rows(), saved.h.cols());
+    if (call.accumulate) dh.fill(S(0));  // this one is ours
+    const LayerCall inner{call.accumulate, &workspace, call.executor};
+    ista.backward<S>(second<View<S>>(in, saved.h), saved.sparsify, std::forward<Dout>(dout), second<MutView<S>>(grad, dh),
+                     inner);
+    compress().template backward<S>(first<View<S>>(in, in.x), saved.compress, dh, first<MutView<S>>(grad, grad.x), inner);
+  }
+
+ private:
+  Aot<Op> compress() const { return {op, heads, 0, true, eps}; }
+  template <class T, class From>
+  static AotArgs<T> first(const From& from, T x) {
+    AotArgs<T> to;
+    to.x = x, to.gamma = from.gamma1, to.beta = from.beta1, to.u = from.u, to.wo = from.wo, to.bo = from.bo;
+    return to;
+  }
+  template <class T, class From>
+  static IstaArgs<T> second(const From& from, T x) {
+    return {x, from.dictionary, from.gamma2, from.beta2, from.eta, from.lambda};
+  }
+};
+
+struct CrateOptions {
+  Index heads = 1;
+  double eta = 0.1, lambda = 0.1;  ///< of the ISTA step; the masked autoencoder has lambda 0.5
+  double eps = 1e-5;               ///< of both norms
+};
+
+/// crate(mssa(), {.heads = 6}): see Crate.
+template <class Op>
+Crate<Op> crate(const Op& op, CrateOptions options = {}) {
+  return {op, options.heads, {options.eta, options.lambda, true, options.eps}, options.eps};
+}
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

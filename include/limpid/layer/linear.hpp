@@ -1,0 +1,168 @@
+// limpid: the linear map of tokens, y = x W + b, forward and backward, on the engine's own register tile.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include "../core/call.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What a call of a layer may be told.
+struct LayerCall {
+  bool accumulate = false;         ///< backward: add to the gradients instead of overwriting them
+  Workspace* workspace = nullptr;  ///< scratch to reuse; otherwise the call has its own
+  ExecutorRef executor = {};       ///< serial unless told otherwise
+};
+
+/// Where the gradients of a linear map go; an empty one is not computed.
+template <class S>
+struct LinearGrads {
+  MutView<S> x{}, w{}, b{};
+};
+
+namespace detail {
+
+/// Hands a register tile to a matrix whose rows need not be whole vectors.
+template <class P>
+struct AddInside {
+  using S = typename P::Scalar;
+  S* out;
+  Index ld, cols;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    S* p = out + r * ld + lane;
+    if (lane + P::lanes <= cols) {
+      P::store(p, P::load(p) + acc);
+    } else if (lane < cols) {
+      S part[P::lanes];
+      P::store(part, acc);
+      for (Index l = 0; l < cols - lane; ++l) p[l] += part[l];
+    }
+  }
+};
+
+/// out = A B or out += A B. A is a (W == rows) or its transpose (columns), B is b or its transpose. Cut into tasks by shape
+/// alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop; scratch of one packed panel a worker.
+template <class P, Walk W, bool TransposeB>
+void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
+              MutView<typename P::Scalar> out, bool accumulate) {
+  using S = typename P::Scalar;
+  constexpr Index width = P::lanes * P::tile_vectors, depth = 256, height = 256;
+  const Index inner = W == Walk::rows ? a.cols : a.rows, step = W == Walk::rows ? a.stride : 1,
+              along = W == Walk::rows ? 1 : a.stride;
+  const Index panels = (out.cols + width - 1) / width, blocks = (out.rows + height - 1) / height;
+  context.run(panels * blocks, [&](Index task, Arena& arena) {
+    const Index c0 = task % panels * width, r0 = task / panels * height;
+    const Index cols = std::min(width, out.cols - c0), rows = std::min(height, out.rows - r0);
+    const MutView<S> to = out.block(r0, c0, rows, cols);
+    if (!accumulate) to.fill(S(0));
+    S* panel = arena.take<S>(depth * width);
+    for (Index k0 = 0; k0 < inner; k0 += depth) {
+      const Index count = std::min(depth, inner - k0);
+      if constexpr (TransposeB) {
+        transpose_into<P>(b.block(c0, k0, cols, count), panel, width);
+      } else {
+        for (Index k = 0; k < count; ++k) {
+          const S* from = b.row(k0 + k) + c0;
+          for (Index c = 0; c < cols; ++c) panel[k * width + c] = from[c];
+          for (Index c = cols; c < width; ++c) panel[k * width + c] = S(0);
+        }
+      }
+      product<P, W>(rows, (cols + P::lanes - 1) / P::lanes, count, a.data + r0 * step + k0 * along, a.stride, panel, width,
+                    AddInside<P>{to.data, to.stride, cols});
+    }
+  });
+}
+
+template <class S>
+void check_linear(const char* op, View<S> x, View<S> w, View<S> y, const char* y_name) {
+  if (w.rows != x.cols)
+    raise(std::string(op) + ": w is " + shape_text(w.rows, w.cols) + ", wanted " + text_of(x.cols) +
+          " rows, as x has columns");
+  if (y.rows != x.rows || y.cols != w.cols)
+    raise(std::string(op) + ": " + y_name + " is " + shape_text(y.rows, y.cols) + ", wanted " +
+          shape_text(x.rows, w.cols));
+}
+template <class S>
+void check_bias(const char* op, const char* name, View<S> b, Index cols) {
+  if (b.given() && (b.rows != 1 || b.cols != cols))
+    raise(std::string(op) + ": " + name + " is " + shape_text(b.rows, b.cols) + ", wanted " + shape_text(1, cols));
+}
+template <class S>
+void check_gradient(const char* op, const char* name, View<S> g, View<S> like) {
+  if (g.given() && (g.rows != like.rows || g.cols != like.cols))
+    raise(std::string(op) + ": gradient of " + name + " is " + shape_text(g.rows, g.cols) + ", wanted " +
+          shape_text(like.rows, like.cols));
+}
+
+/// y = x w + b, shapes checked; b may be empty.
+template <class P>
+void linear_in(const Context& context, View<typename P::Scalar> x, View<typename P::Scalar> w,
+               View<typename P::Scalar> b, MutView<typename P::Scalar> y) {
+  if (b.given())
+    for (Index i = 0; i < y.rows; ++i)
+      for (Index c = 0; c < y.cols; ++c) y(i, c) = b(0, c);
+  multiply<P, Walk::rows, false>(context, x, w, y, b.given());
+}
+template <class P>
+void linear_backward_in(const Context& context, View<typename P::Scalar> x, View<typename P::Scalar> w,
+                        View<typename P::Scalar> dy, const LinearGrads<typename P::Scalar>& grad, bool accumulate) {
+  using S = typename P::Scalar;
+  if (grad.x.given()) multiply<P, Walk::rows, true>(context, dy, w, grad.x, accumulate);      // dx = dy w^T
+  if (grad.w.given()) multiply<P, Walk::columns, false>(context, x, dy, grad.w, accumulate);  // dw = x^T dy
+  if (grad.b.given()) {                                                                       // db = column sums of dy
+    if (!accumulate) grad.b.fill(S(0));
+    for (Index i = 0; i < dy.rows; ++i)
+      for (Index c = 0; c < dy.cols; ++c) grad.b(0, c) += dy(i, c);
+  }
+}
+
+/// Runs f(context) with the workspace and executor of the call.
+template <class F>
+void with_context(const LayerCall& call, F&& f) {
+  Workspace own;
+  Workspace& workspace = call.workspace ? *call.workspace : own;
+  workspace.prepare(call.executor.workers());
+  ArenaScope scope(workspace.common());
+  f(Context(workspace, call.executor));
+}
+
+}  // namespace detail
+
+/// y = x w + b for every token: x n x D, w D x E, b 1 x E (a default View: no bias), y n x E. 2 n D E flop; no copy of x or
+/// w beyond one packed panel a worker. Throws ShapeError where shapes do not fit or y shares memory with an input.
+template <class X, class W, class B, class Y>
+void linear(X&& x, W&& w, B&& b, Y&& y, const LayerCall& call = {}) {
+  using S = detail::ScalarOf<Y>;
+  const View<S> vx(std::forward<X>(x)), vw(std::forward<W>(w)), vb(std::forward<B>(b));
+  const MutView<S> vy(std::forward<Y>(y));
+  detail::check_linear<S>("linear", vx, vw, vy, "y");
+  detail::check_bias<S>("linear", "b", vb, vw.cols);
+  detail::refuse_overlap("linear", "y", vy, "x", vx);
+  detail::refuse_overlap("linear", "y", vy, "w", vw);
+  detail::refuse_overlap("linear", "y", vy, "b", vb);
+  detail::with_context(call, [&](const auto& context) { detail::linear_in<detail::Native<S>>(context, vx, vw, vb, vy); });
+}
+
+/// dx = dy w^T, dw = x^T dy, db = column sums of dy, those that grad names. 4 n D E flop. Throws as linear.
+template <class X, class W, class Dy, class S = detail::ScalarOf<Dy>>
+void linear_backward(X&& x, W&& w, Dy&& dy, const std::type_identity_t<LinearGrads<S>>& grad,
+                     const LayerCall& call = {}) {
+  const View<S> vx(std::forward<X>(x)), vw(std::forward<W>(w)), vdy(std::forward<Dy>(dy));
+  detail::check_linear<S>("linear", vx, vw, vdy, "dy");
+  detail::check_gradient<S>("linear", "x", grad.x, vx);
+  detail::check_gradient<S>("linear", "w", grad.w, vw);
+  detail::check_bias<S>("linear", "gradient of b", grad.b, vw.cols);
+  for (const MutView<S>& g : {grad.x, grad.w, grad.b}) {
+    detail::refuse_overlap("linear", "a gradient", g, "x", vx);
+    detail::refuse_overlap("linear", "a gradient", g, "w", vw);
+    detail::refuse_overlap("linear", "a gradient", g, "dy", vdy);
+  }
+  detail::with_context(call, [&](const auto& context) {
+    detail::linear_backward_in<detail::Native<S>>(context, vx, vw, vdy, grad, call.accumulate);
+  });
+}
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,346 @@
+// limpid: multi-head layers: projections, an operator over the heads, output map. For q, k, v (MultiHead) and for MSSA (MssaLayer).
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "../op/mssa.hpp"
+#include "linear.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+namespace detail {
+
+/// The same parameters as views of another kind: Mat to View or MutView, MutView to View.
+template <class To, class From>
+To same_fields(From& from) {
+  To to{};
+  To::visit([](const char*, auto& a, auto& b) { b = std::remove_reference_t<decltype(b)>(a); }, from, to);
+  return to;
+}
+
+/// Memory of a layer between two steps: in saved where it is kept, else scratch.
+template <class S>
+MutView<S> room(Workspace& workspace, Mat<S>* kept, Index rows, Index cols) {
+  if (!kept) return workspace.common().matrix<S>(rows, cols);
+  kept->resize(rows, cols);
+  return *kept;
+}
+
+inline void check_reads(const char* layer, const char* name, Index rows, Index cols, Index wanted, const char* what) {
+  if (rows != wanted)
+    raise(std::string(layer) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + text_of(wanted) + " rows, as " +
+          what);
+}
+
+}  // namespace detail
+
+/// What a forward call of a layer may be told; Saved is the layer's own Saved<S>.
+template <class Saved>
+struct LayerForward {
+  Index batch = 1;
+  Saved* saved = nullptr;          ///< keep what backward needs; reused without allocation
+  Workspace* workspace = nullptr;  ///< scratch to reuse; otherwise the call has its own
+  ExecutorRef executor = {};       ///< serial unless told otherwise
+};
+
+/// What MultiHead reads, and where its gradients go, H heads and G key heads: x (B n) x D, wq D x (H d), wk D x (G d),
+/// wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E. Empty: not given; without wo the heads' output is the result.
+/// visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by side.
+template <class T>
+struct MultiHeadArgs {
+  T x{}, wq{}, bq{}, wk{}, bk{}, wv{}, bv{}, wo{}, bo{};
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    f("x", a.x...);
+    visit_weights(f, a...);
+  }
+  template <class F, class... A>
+  static void visit_weights(F&& f, A&&... a) {
+    f("wq", a.wq...), f("bq", a.bq...);
+    f("wk", a.wk...), f("bk", a.bk...);
+    f("wv", a.wv...), f("bv", a.bv...);
+    f("wo", a.wo...), f("bo", a.bo...);
+  }
+  template <class V>
+  operator MultiHeadArgs<V>() {  // NOLINT: implicit on purpose
+    return detail::same_fields<MultiHeadArgs<V>>(*this);
+  }
+  template <class V>
+  operator MultiHeadArgs<V>() const {  // NOLINT
+    return detail::same_fields<MultiHeadArgs<V>>(*this);
+  }
+};
+
+template <class Op, class S>
+struct MultiHeadSaved {
+  Mat<S> q, k, v, o;
+  limpid::Saved<Op, S> attention;
+};
+
+/// out = concat_heads(op(x wq + bq, x wk + bk, x wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2) for
+/// any operator of q, k, v. Kept: q, k, v, the heads' output and what the operator keeps. Throws ShapeError.
+template <class Op>
+struct MultiHead {
+  Op op;
+  Index heads = 1;
+  Index kv_heads = 0;  ///< key heads, a divisor of heads; 0 means heads
+  const char* name = "multi-head layer";
+
+  template <class S>
+  using Args = MultiHeadArgs<View<S>>;
+  template <class S>
+  using Grads = MultiHeadArgs<MutView<S>>;
+  template <class S>
+  using Saved = MultiHeadSaved<Op, S>;
+
+  /// Columns of the result.
+  template <class S>
+  Index out_width(const Args<S>& in) const {
+    return in.wo.given() ? in.wo.cols : in.wv.cols / (kv_heads == 0 ? heads : kv_heads) * heads;
+  }
+
+  template <class Out>
+  void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
+               const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
+    using S = detail::ScalarOf<Out>;
+    const MutView<S> out(std::forward<Out>(out_));
+    check<S>(in);
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    ArenaScope scope(workspace.common());
+    const LayerCall plain{false, &workspace, call.executor};
+    const auto projected = [&](Mat<S> Saved<S>::*kept, View<S> w, View<S> b) {
+      const MutView<S> to = detail::room<S>(workspace, call.saved ? &(call.saved->*kept) : nullptr, in.x.rows, w.cols);
+      linear(in.x, w, b, to, plain);
+      return View<S>(to);
+    };
+    const View<S> q = projected(&Saved<S>::q, in.wq, in.bq), k = projected(&Saved<S>::k, in.wk, in.bk),
+                  v = projected(&Saved<S>::v, in.wv, in.bv);
+    const Index width = in.wv.cols / (kv_heads == 0 ? heads : kv_heads) * heads;
+    const MutView<S> o = detail::room<S>(workspace, call.saved ? &call.saved->o : nullptr, in.x.rows, width);
+    Call<Op, S> inner;
+    inner.batch = call.batch, inner.heads = heads, inner.kv_heads = kv_heads;
+    inner.workspace = &workspace, inner.executor = call.executor;
+    inner.saved = call.saved ? &call.saved->attention : nullptr;
+    limpid::forward(op, qkv(q, k, v), o, inner);
+    project<S>(in, o, out, plain);
+  }
+
+  /// Gradients of everything that grad names, from dout; saved comes from the forward call.
+  template <class S, class Dout>
+  void backward(const std::type_identity_t<Args<S>>& in, MultiHeadSaved<Op, S>& saved, Dout&& dout_,
+                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    const View<S> dout(std::forward<Dout>(dout_));
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    Arena& arena = workspace.common();
+    ArenaScope scope(arena);
+    const LayerCall plain{false, &workspace, call.executor}, asked{call.accumulate, &workspace, call.executor};
+    LayerCall adding = plain;
+    adding.accumulate = true;
+    View<S> d_o = dout;
+    if (in.wo.given()) {  // out = o wo + bo
+      const MutView<S> to = arena.matrix<S>(saved.o.rows(), saved.o.cols());
+      linear_backward(saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, asked);
+      linear_backward(saved.o, in.wo, dout, {to, {}, {}}, plain);
+      d_o = to;
+    }
+    const auto like = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
+    const MutView<S> dq = like(saved.q), dk = like(saved.k), dv = like(saved.v);
+    BackwardCall<S> inner;
+    inner.workspace = &workspace, inner.executor = call.executor;
+    limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv), inner);
+    // q = x wq + bq, k = x wk + bk, v = x wv + bv
+    bool first = true;
+    const auto project_back = [&](View<S> w, MutView<S> d, MutView<S> dw, MutView<S> db) {
+      linear_backward(in.x, w, d, {{}, dw, db}, asked);
+      linear_backward(in.x, w, d, {grad.x, {}, {}}, first ? asked : adding);
+      first = false;
+    };
+    project_back(in.wq, dq, grad.wq, grad.bq);
+    project_back(in.wk, dk, grad.wk, grad.bk);
+    project_back(in.wv, dv, grad.wv, grad.bv);
+  }
+
+  /// out from the heads' output o, the last step of forward.
+  template <class S>
+  void project(const Args<S>& in, View<S> o, MutView<S> out, const LayerCall& call) const {
+    if (in.wo.given()) return linear(o, in.wo, in.bo, out, call);
+    if (out.rows != o.rows || out.cols != o.cols)
+      detail::raise(std::string(name) + ": out is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
+                    detail::shape_text(o.rows, o.cols));
+    detail::copy<S>(o, out);
+  }
+
+ private:
+  template <class S>
+  void check(const Args<S>& in) const {
+    const Index groups = kv_heads == 0 ? heads : kv_heads;
+    detail::check_reads(name, "wq", in.wq.rows, in.wq.cols, in.x.cols, "x has columns");
+    detail::check_reads(name, "wk", in.wk.rows, in.wk.cols, in.x.cols, "x has columns");
+    detail::check_reads(name, "wv", in.wv.rows, in.wv.cols, in.x.cols, "x has columns");
+    if (heads < 1 || groups < 1 || in.wv.cols % groups != 0)
+      detail::raise(std::string(name) + ": wv has " + detail::text_of(in.wv.cols) + " columns, wanted a multiple of its " +
+                    detail::text_of(groups) + " heads");
+    if (in.bo.given() && !in.wo.given()) detail::raise(std::string(name) + ": bo is given without wo");
+  }
+};
+
+/// multi_head(softmax(causal()), 8), multi_head(twicing(), 8, 2): see MultiHead.
+template <class Op>
+MultiHead<Op> multi_head(const Op& op, Index heads, Index kv_heads = 0) {
+  return {op, heads, kv_heads};
+}
+
+/// What MssaLayer reads, and where its gradients go: x (B n) x D, u D x (H p), head k's basis in columns k p .. (k + 1) p - 1,
+/// wo (H p) x E, bo 1 x E. Without wo the output map is tied, wo = u^T. visit as MultiHeadArgs.
+template <class T>
+struct MssaLayerArgs {
+  T x{}, u{}, wo{}, bo{};
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    f("x", a.x...);
+    f("u", a.u...);
+    f("wo", a.wo...);
+    f("bo", a.bo...);
+  }
+  template <class V>
+  operator MssaLayerArgs<V>() {  // NOLINT: implicit on purpose
+    return detail::same_fields<MssaLayerArgs<V>>(*this);
+  }
+  template <class V>
+  operator MssaLayerArgs<V>() const {  // NOLINT
+    return detail::same_fields<MssaLayerArgs<V>>(*this);
+  }
+};
+
+template <class Op, class S>
+struct MssaLayerSaved {
+  Mat<S> y, o;
+  limpid::Saved<Op, S> attention;
+};
+
+/// Multi-head subspace self-attention with its projections, one matrix a head where attention has four:
+///
+///     Y_k = x U_k,   O_k = A_k Y_k with A_k of mssa(),   out = [O_1 .. O_H] W_O + b_O;   tied: out = sum_k A_k x U_k U_k^T
+///     dO = dout W_O^T,  dW_O = O^T dout;   tied: dO = dout U,  dU += dout^T O;   dU += x^T dY,  dx = dY U^T
+///
+/// "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, eq. 3 to 5; CRATE, arXiv
+/// 2306.01129. Networks have a free W_O with bias and scale 1 / sqrt(p), the default; the theory has it tied, scale 1 and
+/// orthonormal U. Kept: Y, O and what mssa() keeps. 2 n D H p + 2 n E H p flop beside the operator's. Throws ShapeError.
+template <class Op>
+struct MssaLayer {
+  Op op;
+  Index heads = 1;
+  const char* name = "mssa layer";
+
+  template <class S>
+  using Args = MssaLayerArgs<View<S>>;
+  template <class S>
+  using Grads = MssaLayerArgs<MutView<S>>;
+  template <class S>
+  using Saved = MssaLayerSaved<Op, S>;
+
+  template <class S>
+  Index out_width(const Args<S>& in) const {
+    return in.wo.given() ? in.wo.cols : in.u.rows;
+  }
+
+  template <class Out>
+  void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
+               const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
+    using S = detail::ScalarOf<Out>;
+    const MutView<S> out(std::forward<Out>(out_));
+    detail::check_reads(name, "u", in.u.rows, in.u.cols, in.x.cols, "x has columns");
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    ArenaScope scope(workspace.common());
+    const LayerCall plain{false, &workspace, call.executor};
+    const MutView<S> y = detail::room<S>(workspace, call.saved ? &call.saved->y : nullptr, in.x.rows, in.u.cols);
+    const MutView<S> o = detail::room<S>(workspace, call.saved ? &call.saved->o : nullptr, in.x.rows, in.u.cols);
+    linear(in.x, in.u, View<S>(), y, plain);
+    Call<Op, S> inner;
+    inner.batch = call.batch, inner.heads = heads, inner.workspace = &workspace, inner.executor = call.executor;
+    inner.saved = call.saved ? &call.saved->attention : nullptr;
+    limpid::forward(op, {.y = y}, o, inner);
+    project<S>(in, o, out, plain);
+  }
+
+  /// Gradients of everything that grad names, from dout; saved comes from the forward call.
+  template <class S, class Dout>
+  void backward(const std::type_identity_t<Args<S>>& in, MssaLayerSaved<Op, S>& saved, Dout&& dout_,
+                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    using P = detail::Native<S>;
+    const View<S> dout(std::forward<Dout>(dout_)), o(saved.o);
+    check_back<S>(in, saved, dout, grad);
+    Workspace own;
+    Workspace& workspace = call.workspace ? *call.workspace : own;
+    workspace.prepare(call.executor.workers());
+    Arena& arena = workspace.common();
+    ArenaScope scope(arena);
+    const detail::Context context(workspace, call.executor);
+    const MutView<S> d_o = arena.matrix<S>(o.rows, o.cols), dy = arena.matrix<S>(o.rows, o.cols);
+    bool add_u = call.accumulate;
+    if (in.wo.given()) {  // out = o wo + bo
+      detail::linear_backward_in<P>(context, o, in.wo, dout, {d_o, {}, {}}, false);
+      detail::linear_backward_in<P>(context, o, in.wo, dout, {{}, grad.wo, grad.bo}, call.accumulate);
+    } else {  // out = o u^T + bo
+      detail::linear_in<P>(context, dout, in.u, View<S>(), d_o);
+      if (grad.u.given()) detail::multiply<P, detail::Walk::columns, false>(context, dout, o, grad.u, add_u);
+      add_u = true;
+      detail::linear_backward_in<P>(context, o, in.u, dout, {{}, {}, grad.bo}, call.accumulate);
+    }
+    BackwardCall<S> inner;
+    inner.workspace = &workspace, inner.executor = call.executor;
+    limpid::backward(op, {.y = saved.y}, saved.attention, d_o, {.y = dy}, inner);
+    detail::linear_backward_in<P>(context, in.x, in.u, dy, {grad.x, {}, {}}, call.accumulate);  // y = x u
+    detail::linear_backward_in<P>(context, in.x, in.u, dy, {{}, grad.u, {}}, add_u);
+  }
+
+  /// out from the heads' output o, the last step of forward.
+  template <class S>
+  void project(const Args<S>& in, View<S> o, MutView<S> out, const LayerCall& call) const {
+    if (in.wo.given()) return linear(o, in.wo, in.bo, out, call);
+    if (out.rows != o.rows || out.cols != in.u.rows)
+      detail::raise(std::string(name) + ": out is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
+                    detail::shape_text(o.rows, in.u.rows));
+    detail::check_bias<S>(name, "bo", in.bo, out.cols);
+    detail::refuse_overlap(name, "out", View<S>(out), "u", in.u);
+    detail::refuse_overlap(name, "out", View<S>(out), "x", in.x);
+    detail::with_context(call, [&](const auto& context) {
+      if (in.bo.given())
+        for (Index i = 0; i < out.rows; ++i)
+          for (Index c = 0; c < out.cols; ++c) out(i, c) = in.bo(0, c);
+      detail::multiply<detail::Native<S>, detail::Walk::rows, true>(context, o, in.u, out, in.bo.given());
+    });
+  }
+
+ private:
+  template <class S>
+  void check_back(const Args<S>& in, const Saved<S>& saved, View<S> dout, const Grads<S>& grad) const {
+    const Index width = out_width<S>(in);
+    if (saved.o.rows() != in.x.rows || saved.o.cols() != in.u.cols)
+      detail::raise(std::string(name) + ": saved belongs to " + detail::shape_text(saved.o.rows(), saved.o.cols()) +
+                    " projected tokens, x and u make " + detail::shape_text(in.x.rows, in.u.cols));
+    if (dout.rows != in.x.rows || dout.cols != width)
+      detail::raise(std::string(name) + ": dout is " + detail::shape_text(dout.rows, dout.cols) + ", wanted " +
+                    detail::shape_text(in.x.rows, width));
+    Args<S>::visit([&](const char* field, const View<S>& p, const MutView<S>& g) { detail::check_gradient<S>(name, field, g, p); },
+                   in, grad);
+    detail::check_bias<S>(name, "gradient of bo", grad.bo, width);
+  }
+};
+
+/// mssa_layer(mssa(), 8), mssa_layer(mssa({.scale = 1, .phi = Phi::threshold, .tau = 0.6}), 8): see MssaLayer.
+template <class Op>
+MssaLayer<Op> mssa_layer(const Op& op, Index heads) {
+  return {op, heads};
+}
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,282 @@
+// limpid: filters that run a map again and again, u_t = s A (x V + y u_{t-1}) + z u_{t-1}: what twicing and boosting share.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "../score/kernel.hpp"
+#include "softmax.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+/// A polynomial of a square map, as a recurrence with the same numbers in every step t = 1..steps:
+///
+///     u_0 = A V (smooth_first) or V,    w_t = x V + y u_{t-1},    u_t = s A w_t + z u_{t-1},    out = u_steps  [+ V]
+template <class S>
+struct Recurrence {
+  Index steps = 1;
+  bool smooth_first = true, skip = false;
+  S s = S(1), x = S(1), y = S(-1), z = S(1);
+  S dz_ds = S(0), dz_dy = S(0);  // where z hangs on s (the step size) and y (the feedback)
+
+  /// How many maps are at work, hence how many blocks of columns dA = left right^T has.
+  Index sweeps() const { return steps + (smooth_first ? 1 : 0); }
+};
+
+/// Gradients of s and y of a Recurrence, summed over all tokens.
+template <class S>
+struct RecurrenceGradient {
+  bool wanted = false;
+  Wide<S> ds = 0, dy = 0;
+};
+
+/// f(first row, last row) over blocks of rows, spread as the context says.
+template <class F>
+void for_rows(const Context& context, Index rows, F&& f) {
+  constexpr Index step = 256;
+  context.run((rows + step - 1) / step, [&](Index t, Arena&) { f(t * step, std::min(rows, (t + 1) * step)); });
+}
+
+template <class P>
+LIMPID_NOINLINE void combine_row(typename P::Scalar a, const typename P::Scalar* x, typename P::Scalar b,
+                                 const typename P::Scalar* y, typename P::Scalar* to, Index count) {
+  const typename P::V va = P::set(a), vb = P::set(b);
+  Index j = 0;
+  for (; j + P::lanes <= count; j += P::lanes) P::store(to + j, P::fma(va, P::load(x + j), vb * P::load(y + j)));
+  for (; j < count; ++j) to[j] = a * x[j] + b * y[j];
+}
+template <class P>
+LIMPID_NOINLINE void scale_row(typename P::Scalar a, const typename P::Scalar* x, typename P::Scalar* to, Index count) {
+  const typename P::V va = P::set(a);
+  Index j = 0;
+  for (; j + P::lanes <= count; j += P::lanes) P::store(to + j, va * P::load(x + j));
+  for (; j < count; ++j) to[j] = a * x[j];
+}
+
+/// to = a x + b y, in place where they are the same rows. What counts by exactly 0 is not looked at: it may hold anything.
+template <class P>
+void combine(const Context& context, typename P::Scalar a, View<typename P::Scalar> x, typename P::Scalar b,
+             View<typename P::Scalar> y, MutView<typename P::Scalar> to) {
+  using S = typename P::Scalar;
+  for_rows(context, to.rows, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) {
+      if (a != S(0) && b != S(0))
+        combine_row<P>(a, x.row(i), b, y.row(i), to.row(i), to.cols);
+      else if (a != S(0))
+        scale_row<P>(a, x.row(i), to.row(i), to.cols);
+      else if (b != S(0))
+        scale_row<P>(b, y.row(i), to.row(i), to.cols);
+      else
+        for (Index j = 0; j < to.cols; ++j) to(i, j) = S(0);
+    }
+  });
+}
+
+/// out_i = <g_i, v_i>; a row of zeros in g passes nothing, whatever v holds there.
+template <class P, class S = typename P::Scalar>
+void gradient_row_dots(const Context& context, View<S> g, View<S> v, S* out) {
+  for_rows(context, g.rows, [&](Index begin, Index end) {
+    row_dots<P>(g.block(begin, 0, end - begin, g.cols), v.block(begin, 0, end - begin, v.cols), out + begin);
+    for (Index i = begin; i < end; ++i) {
+      if (row_is_finite(out + i, 1)) continue;
+      bool zero = true;
+      for (Index j = 0; j < g.cols; ++j) zero = zero && g(i, j) == S(0);
+      if (zero) out[i] = S(0);
+    }
+  });
+}
+
+/// sum_ij g_ij v_ij, where g is not 0.
+template <class S>
+Wide<S> inner_product(View<S> g, View<S> v) {
+  Wide<S> sum = 0;
+  for (Index i = 0; i < g.rows; ++i)
+    for (Index j = 0; j < g.cols; ++j)
+      if (g(i, j) != S(0)) sum += Wide<S>(g(i, j)) * Wide<S>(v(i, j));
+  return sum;
+}
+
+/// u_t of a recurrence inside the n x ((steps + 1) dv) array that keeps them side by side.
+template <class V>
+V kept_step(const V& u, Index t, Index dv) {
+  return u.block(0, t * dv, u.rows, dv);
+}
+
+/// out = E v. known: the log-sum-exp, if it is; else it is found and written to lse. u (may be empty) keeps every u_t.
+template <class P, class Mods, class S = typename P::Scalar>
+void recurrence_forward(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, const S* known,
+                        S* lse, View<S> v, MutView<S> out, MutView<S> u) {
+  Arena& arena = context.arena();
+  ArenaScope scope(arena);
+  const Index n = v.rows, dv = v.cols;
+  const auto sweep = [&](View<S> x, MutView<S> to) {
+    if (known) return smooth_known<P>(context, scores, known, x, to);
+    smooth<P>(context, scores, x, to, lse);
+    known = lse;
+  };
+  const MutView<S> w = arena.matrix<S>(n, dv), aw = arena.matrix<S>(n, dv);
+  MutView<S> now = u.given() ? kept_step(u, 0, dv) : out;  // u_t; without a place to keep them all, out holds the last
+  if (r.smooth_first) {
+    sweep(v, now);
+  } else {
+    copy<S>(v, now);
+    if (r.sweeps() == 0 && !known) sweep(v.block(0, 0, n, 0), aw.block(0, 0, n, 0));  // nothing but the log-sum-exp
+  }
+  for (Index t = 1; t <= r.steps; ++t) {
+    const MutView<S> before = now;
+    if (u.given()) now = kept_step(u, t, dv);
+    View<S> what = w;
+    if (r.x == S(0) && r.y == S(1))
+      what = before;
+    else if (r.x == S(1) && r.y == S(0))
+      what = v;
+    else
+      combine<P>(context, r.x, v, r.y, before, w);  // w_t = x V + y u_{t-1}
+    sweep(what, aw);
+    combine<P>(context, r.s, aw, r.z, before, now);  // u_t = s A w_t + z u_{t-1}
+  }
+  if (r.skip)
+    combine<P>(context, S(1), now, S(1), v, out);
+  else if (now.data != out.data)
+    copy<S>(now, out);
+}
+
+/// out = E^T g with the log-sum-exp known.
+template <class P, class Mods, class S = typename P::Scalar>
+void recurrence_transposed(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, const S* lse,
+                           View<S> g, MutView<S> out) {
+  Arena& arena = context.arena();
+  ArenaScope scope(arena);
+  const MutView<S> now = arena.matrix<S>(g.rows, g.cols), h = arena.matrix<S>(g.rows, g.cols);
+  copy<S>(g, now);
+  if (r.skip)
+    copy<S>(g, out);
+  else
+    out.fill(S(0));
+  for (Index t = r.steps; t >= 1; --t) {
+    smooth_transposed<P>(context, scores, lse, now, h);
+    combine<P>(context, r.s * r.x, h, S(1), out, out);
+    combine<P>(context, r.z, now, r.s * r.y, h, now);
+  }
+  if (r.smooth_first) {
+    smooth_transposed<P>(context, scores, lse, now, h);
+    combine<P>(context, S(1), h, S(1), out, out);
+  } else {
+    combine<P>(context, S(1), now, S(1), out, out);
+  }
+}
+
+/// The backward pass: one sweep of A^T a step and one pull_back, which also does the last A^T. With H_t = A^T G_t, G_T = dout:
+///
+///     forward  w_t = x V + y u_{t-1}          u_t = s A w_t + z u_{t-1}
+///     dA += s G_t w_t^T,   delta_i += <G_t, u_t - z u_{t-1}>_i,   dV += s x H_t,   G_{t-1} = z G_t + s y H_t
+///     ds += <G_t, A w_t> = <H_t, w_t>  (no division: s may be 0),   dy += s <H_t, u_{t-1}>,   both plus <G_t, u_{t-1}> dz
+///
+/// u holds every u_t; plan says where dq and dk go and is completed here; dv may be empty.
+template <class P, class Mods, class S = typename P::Scalar>
+void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPlan<S, Mods, 1> plan, View<S> v, View<S> u,
+                         View<S> dout, MutView<S> dv, bool accumulate_v, RecurrenceGradient<S>& scalars, S* sinks) {
+  Arena& arena = context.arena();
+  const Index n = v.rows, width = v.cols, sweeps = r.sweeps();
+  const MutView<S> left = arena.matrix<S>(n, sweeps * width), right = arena.matrix<S>(n, sweeps * width);
+  const MutView<S> h = arena.matrix<S>(n, width), sum = arena.matrix<S>(dv.given() ? n : 0, width);
+  const MutView<S> g_start = arena.matrix<S>(r.smooth_first ? 0 : n, width);  // G_0 where no sweep wants it
+  S* delta = arena.take<S>(n);
+  S* dots = arena.take<S>(n);
+  for (Index i = 0; i < n; ++i) delta[i] = S(0);
+  if (dv.given()) r.skip ? copy<S>(dout, sum) : sum.fill(S(0));
+
+  const auto of = [&](const MutView<S>& m, Index t) { return m.block(0, (r.smooth_first ? t : t - 1) * width, n, width); };
+  const auto gradient = [&](Index t) { return t == 0 && !r.smooth_first ? g_start : of(left, t); };  // G_t
+  const auto step = [&](Index t) { return kept_step(u, t, width); };                                // u_t
+  const auto add_to_delta = [&](S c, View<S> g, View<S> x) {
+    if (c == S(0)) return;
+    gradient_row_dots<P>(context, g, x, dots);
+    for (Index i = 0; i < n; ++i) delta[i] += c * dots[i];
+  };
+  const auto descend = [&](Index t) {  // what H_t = A^T G_t says, once it is known
+    if (scalars.wanted) {
+      const Wide<S> hv = r.x == S(0) ? Wide<S>(0) : inner_product<S>(h, v);
+      const Wide<S> hu = inner_product<S>(h, step(t - 1)), gu = inner_product<S>(gradient(t), step(t - 1));
+      scalars.ds += Wide<S>(r.x) * hv + Wide<S>(r.y) * hu + Wide<S>(r.dz_ds) * gu;
+      scalars.dy += Wide<S>(r.s) * hu + Wide<S>(r.dz_dy) * gu;
+    }
+    if (dv.given()) combine<P>(context, r.s * r.x, h, S(1), sum, sum);
+    combine<P>(context, r.z, gradient(t), r.s * r.y, h, gradient(t - 1));
+  };
+
+  copy<S>(dout, gradient(r.steps));
+  for (Index t = r.steps; t >= 1; --t) {
+    combine<P>(context, r.s * r.x, v, r.s * r.y, step(t - 1), of(right, t));
+    add_to_delta(S(1), gradient(t), step(t));
+    add_to_delta(-r.z, gradient(t), step(t - 1));
+    if (t == 1 && !r.smooth_first) break;  // pull_back does this sweep
+    smooth_transposed<P>(context, plan.maps[0].scores, plan.maps[0].lse, gradient(t), h);
+    descend(t);
+  }
+  if (r.smooth_first) {  // u_0 = A V
+    copy<S>(v, of(right, 0));
+    add_to_delta(S(1), gradient(0), step(0));
+  }
+
+  plan.maps[0].delta = delta;
+  plan.left = left, plan.right = right;
+  if (sweeps > 0 && (dv.given() || (!r.smooth_first && scalars.wanted))) {
+    plan.x = left.block(0, 0, n, width);  // the earliest G_t
+    plan.dv = h;
+  }
+  plan.accumulate_v = false;
+  pull_back<P>(context, plan, sinks);
+  if (!r.smooth_first && r.steps > 0 && plan.dv.given()) descend(1);
+  if (dv.given()) {
+    combine<P>(context, S(1), r.smooth_first ? h : g_start, S(1), sum, sum);
+    deliver<S>(sum, dv, accumulate_v);
+  }
+}
+
+/// A block of E from (q0, k0), as large as out: columns or rows of the identity, whichever are fewer, `at_once` at a time.
+template <class P, class Mods, class S = typename P::Scalar>
+void recurrence_block(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, const S* lse, Index q0,
+                      Index k0, MutView<S> out) {
+  constexpr Index at_once = 64;
+  const bool by_columns = out.cols <= out.rows;
+  const Index n = scores.n(), count = by_columns ? out.cols : out.rows, first = by_columns ? k0 : q0;
+  for (Index c = 0; c < count; c += at_once) {
+    ArenaScope scope(context.arena());
+    const Index some = std::min(at_once, count - c);
+    const MutView<S> unit = context.arena().template matrix<S>(n, some);
+    const MutView<S> result = context.arena().template matrix<S>(n, some);
+    unit.fill(S(0));
+    for (Index i = 0; i < some; ++i) unit(first + c + i, i) = S(1);
+    if (by_columns) {
+      recurrence_forward<P>(context, r, scores, lse, static_cast<S*>(nullptr), View<S>(unit), result, MutView<S>());
+      for (Index i = 0; i < out.rows; ++i)
+        for (Index j = 0; j < some; ++j) out(i, c + j) = result(q0 + i, j);
+    } else {
+      recurrence_transposed<P>(context, r, scores, lse, View<S>(unit), result);
+      for (Index i = 0; i < some; ++i)
+        for (Index j = 0; j < out.cols; ++j) out(c + i, j) = result(k0 + j, i);
+    }
+  }
+}
+
+/// The log-sum-exp, and every u_t side by side.
+template <class T>
+struct RecurrenceKeep {
+  T lse, u;
+  template <class Op, class F, class... K>
+  static void visit_for(const Op& op, F&& f, const auto& head, K&&... k) {
+    f(Kept::stat, 1, true, k.lse...);
+    f(Kept::rows, (op.steps() + 1) * head.v.cols, false, k.u...);
+  }
+};
+
+inline void check_square(const char* op, const Dims& dims) {
+  if (dims.n != dims.m)
+    raise(std::string(op) + ": q has n = " + text_of(dims.n) + " tokens an item and k has m = " + text_of(dims.m) +
+          ", wanted the same: the map is applied to its own output");
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

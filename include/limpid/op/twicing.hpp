@@ -1,0 +1,275 @@
+// limpid: twicing attention, (2A - A^2) V: what smoothing takes away is smoothed once more and put back.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <vector>
+
+#include "recurrence.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+struct TwicingOptions {
+  Index order = 1;   ///< how often the residual is added; 1 is the paper's, 0 is the plain map
+  double alpha = 1;  ///< how much of it; 1 is the paper's
+};
+
+/// Twicing over any family of scores; see twicing().
+template <class Score>
+struct Twicing {
+  Score score;
+  Index order = 1;
+  double alpha = 1;
+  const char* name = "twicing";
+
+  template <class T>
+  using Args = typename Score::template Args<T>;
+  template <class T>
+  using Keep = detail::RecurrenceKeep<T>;
+
+  Index steps() const { return order; }
+  template <class In>
+  void check(const Dims& dims, const In& head) const {
+    detail::check_square(name, dims);
+    if (order < 0) detail::raise(std::string(name) + ": order is " + detail::text_of(order) + ", wanted 0 or more");
+    score.check(name, dims, head);
+  }
+  template <class In>
+  Index out_width(const In& head) const {
+    return head.v.cols;
+  }
+  const auto& modifiers() const { return score.mods; }
+  auto& modifiers() { return score.mods; }
+
+  /// u_0 = A V, u_t = u_{t-1} + alpha A (V - u_{t-1}), out = u_order.
+  template <class S>
+  detail::Recurrence<S> recurrence() const {
+    detail::Recurrence<S> r;
+    r.steps = order, r.smooth_first = true;
+    r.s = S(alpha), r.x = S(1), r.y = S(-1), r.z = S(1);
+    return r;
+  }
+
+  template <class P, class S>
+  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
+               const At& at) const {
+    const auto prepared = score.prepare(context.arena(), in, at);
+    detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, static_cast<const S*>(nullptr),
+                                  keep.lse.data, in.v, out, keep.u);
+  }
+
+  template <class P, class S>
+  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
+                const detail::Emission<S>& emission) const {
+    Arena& arena = context.arena();
+    const auto prepared = score.prepare(arena, in, at);
+    const auto to = score.targets(arena, in, prepared, grad);
+    detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
+    plan.maps[0] = {prepared.scores, keep.lse.data, nullptr, nullptr, to.dq, to.dk, to.dbias};
+    plan.accumulate_q = to.direct && accumulate.q;
+    plan.accumulate_k = to.direct && accumulate.kv;
+    plan.emission = emission;
+    detail::RecurrenceGradient<S> none;
+    detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.u, dout, grad.v, accumulate.kv, none, sinks);
+    score.finish(in, prepared, to, grad, accumulate);
+  }
+
+  /// out = E x and out = E^T g, E the effective map.
+  template <class P, class S>
+  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out,
+             const At& at) const {
+    const auto prepared = score.prepare(context.arena(), in, at);
+    detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, keep.lse.data, static_cast<S*>(nullptr), x,
+                                  out, MutView<S>());
+  }
+  template <class P, class S>
+  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
+                        MutView<S> out, const At& at) const {
+    const auto prepared = score.prepare(context.arena(), in, at);
+    detail::recurrence_transposed<P>(context, recurrence<S>(), prepared.scores, keep.lse.data, g, out);
+  }
+  /// A block of E, from (q0, k0), as large as out.
+  template <class P, class S>
+  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
+                 MutView<S> out, const At& at) const {
+    const auto prepared = score.prepare(context.arena(), in, at);
+    detail::recurrence_block<P>(context, recurrence<S>(), prepared.scores, keep.lse.data, q0, k0, out);
+  }
+};
+
+/// Twicing attention (Abdullaev & Nguyen 2025, "Transformer Meets Twicing", arXiv 2503.00687) over any square map A:
+///
+///     u_0 = A V,   u_t = u_{t-1} + alpha A (V - u_{t-1}),   out = u_order = E V      order 1, alpha 1: E = 2A - A^2
+///
+/// The residual V - A V, which plain attention drops, is smoothed by the same map and added back. order and alpha are our
+/// extension; at alpha = 1, E = I - (I - A)^(order + 1). Backward (ours), order 1, alpha 1, G = dout, R = V - A V:
+///
+///     H = A^T G,   dV = H + A^T (G - H),   dA = [G, G - H] [R, V]^T,   delta_i = <g_i, out_i> - <h_i, (A V)_i>
+///
+/// and dS, dq, dk and the rest as the map's own. twicing(nlm()), twicing(softmax(causal())), twicing(causal(), {.order = 2}).
+/// Inputs are the map's, with n = m. The effective map E (map_block, map_left, map_right, Call::map) has rows that sum to
+/// 1 (where no row of A is empty), but entries of either sign; relevance sent down with backward is that of A.
+///
+/// Kept: the row log-sum-exp and u_0 .. u_order. Cost: order + 1 times plain forward (4 n^2 (d + dv) flop at order 1);
+/// backward order + 1 sweeps and a pull_back of inner width (order + 1) dv (16 against 10 n^2 d flop at order 1, dv = d).
+/// Memory O(n (d + (order + 1) dv)). Throws ShapeError where shapes do not fit, n and m differ or order is negative.
+/// Limits: eigenvalues go l -> 1 - (1 - l)^2. This sharpens a spectrum in [0, 1], as nlm() with k = q has; a softmax map
+/// may have negative eigenvalues, and these grow, at worst from -1 to -3.
+template <class Score>
+auto twicing(const Softmax<Score>& map, TwicingOptions options = {}) {
+  return Twicing<Score>{map.score, options.order, options.alpha};
+}
+/// twicing(softmax(modifiers), options)
+template <class M>
+  requires(!std::is_same_v<M, TwicingOptions>)
+auto twicing(const M& modifiers, TwicingOptions options = {}) {
+  return twicing(softmax(modifiers), options);
+}
+inline auto twicing(TwicingOptions options = {}) { return twicing(softmax(), options); }
+
+struct DecodeOptions {
+  Index batch = 1, heads = 1, kv_heads = 0;  ///< as in Call
+};
+
+/// Twicing one token at a time, as causal attention over the tokens so far: row i of
+/// forward(twicing(chain(causal(), ...))) up to rounding, in i (d + (order + 1) dv) products instead of a whole pass.
+/// [ours] Since a row of A V needs no later token, the residuals V - u_t of earlier tokens are cached beside K and V:
+///
+///     a_i = softmax over j <= i,   u_{0,i} = sum_j a_ij v_j,   u_{t,i} = u_{t-1,i} + alpha sum_j a_ij (v_j - u_{t-1,j})
+///
+/// where the term j = i uses the row just found. The operator's modifiers are asked with n = 1 and m = i + 1, the token
+/// standing at the last key: ALiBi, windows and causal() fit; masks must go by position(), and arrays of a fixed number of
+/// keys are refused. Memory a token: K and V as given, and H order dv residuals. Keys with rotary positions are cached rotated.
+template <class Op, class S>
+class TwicingCache {
+ public:
+  explicit TwicingCache(const Op& op, const DecodeOptions& options = {})
+      : op_(op), dims_{options.batch, options.heads, options.kv_heads == 0 ? options.heads : options.kv_heads, 1, 1} {
+    if (dims_.batch < 1 || dims_.heads < 1 || dims_.heads % dims_.kv_heads != 0)
+      detail::raise(std::string(op.name) + " cache: batch " + detail::text_of(dims_.batch) + ", heads " +
+                    detail::text_of(dims_.heads) + ", kv_heads " + detail::text_of(dims_.kv_heads) +
+                    ", wanted positive ones, kv_heads a divisor of heads");
+    past_.resize(static_cast<std::size_t>(dims_.batch));
+    residuals_.resize(static_cast<std::size_t>(dims_.batch));
+  }
+
+  /// Tokens held.
+  Index size() const { return size_; }
+  /// Forgets them; memory is kept.
+  void clear() { size_ = 0; }
+  /// Makes room, so that no step up to that many tokens allocates (after the first, which learns the widths).
+  void reserve(Index tokens) { room_ = std::max(room_, tokens); }
+
+  /// The next token of every batch item: q is B x (H d), k B x (G d), v B x (G dv), out B x (H dv); other inputs of the map
+  /// likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's.
+  void step(const Inputs<Op, S>& token, MutView<S> out, ExecutorRef executor = {}) {
+    using P = detail::Native<S>;
+    detail::check_call<Op, S>(op_, token, dims_, View<S>(out), "out");
+    const Index heads = dims_.heads, dv = out.cols / heads;
+    Dims seen = dims_;
+    seen.m = size_ + 1;
+    op_.modifiers().check(op_.name, seen.batch, heads, 1, seen.m);
+    append(token);
+    ++size_;
+    const Op op = detail::bound<Op, S>(op_, seen);
+    detail::for_heads(seen.batch * heads, true, workspace_, executor, [&](Index t, const detail::Context& context) {
+      const Index b = t / heads, h = t % heads;
+      Inputs<Op, S> head{};
+      Inputs<Op, S>::visit(
+          [&](const char*, Role role, const View<S>& one, const Mat<S>& past, View<S>& to) {
+            if (!one.given()) return;
+            Dims d = seen;
+            d.batch = 1;
+            if (role == Role::key || role == Role::key_side)
+              to = detail::head_of(View<S>(past).block(0, 0, size_, past.cols()), role, d, 0, h);
+            else if (role == Role::head)
+              to = detail::head_of(one, role, d, 0, h);
+            else
+              to = detail::head_of(one.block(one.rows == 1 ? 0 : b, 0, 1, one.cols), role, d, 0, h);
+          },
+          token, past_[static_cast<std::size_t>(b)], head);
+      MutView<S> residuals = residuals_[static_cast<std::size_t>(b)];
+      row<P>(context.arena(), op, head, residuals.block(0, h * op.order * dv, size_, op.order * dv),
+             out.block(b, h * dv, 1, dv), At{b, h, 0, 0, 1, size_});
+    });
+  }
+
+ private:
+  /// Room for one more row, doubled when it runs out.
+  void grow(Mat<S>& m, Index cols) const {
+    if (m.cols() == cols && m.rows() > size_) return;
+    Mat<S> larger(std::max({room_, 2 * size_, Index(16)}), cols);
+    if (size_ > 0) larger.topRows(size_) = m.topRows(size_);
+    m.swap(larger);
+  }
+  void append(const Inputs<Op, S>& token) {
+    for (Index b = 0; b < dims_.batch; ++b) {
+      auto& past = past_[static_cast<std::size_t>(b)];
+      Inputs<Op, S>::visit(
+          [&](const char* name, Role role, const View<S>& one, Mat<S>& rows) {
+            if (role != Role::key && role != Role::key_side) return;
+            if (size_ > 0 && rows.cols() != one.cols)
+              detail::raise(std::string(op_.name) + " cache: " + name + " has " + detail::text_of(one.cols) +
+                            " columns, wanted " + detail::text_of(rows.cols()) + " as the first token's");
+            if (one.cols == 0) return;
+            grow(rows, one.cols);
+            for (Index c = 0; c < one.cols; ++c) rows(size_, c) = one(one.rows == 1 ? 0 : b, c);
+          },
+          token, past);
+      grow(residuals_[static_cast<std::size_t>(b)], dims_.heads * op_.order * (token.v.cols / dims_.kv_heads));
+    }
+  }
+
+  /// out = sum_j a_j x_j, summed by blocks of keys as the sweeps do; a key that weighs nothing is not looked at.
+  template <class P>
+  static void weighted_rows(const S* a, View<S> x, MutView<S> part, S* out) {
+    for (Index c = 0; c < x.cols; ++c) out[c] = S(0);
+    for (Index j0 = 0; j0 < x.rows; j0 += 128) {
+      part.fill(S(0));
+      for (Index j = j0; j < std::min(x.rows, j0 + 128); ++j)
+        if (a[j] != S(0)) detail::combine_row<P>(a[j], x.row(j), S(1), part.data, part.data, x.cols);
+      for (Index c = 0; c < x.cols; ++c) out[c] += part.data[c];
+    }
+  }
+
+  /// One head of one token: scores, weights, u_0 .. u_order, and the residuals of this token into the last row.
+  template <class P>
+  static void row(Arena& arena, const Op& op, const Inputs<Op, S>& head, MutView<S> residuals, MutView<S> out, At at) {
+    using std::exp;
+    const auto prepared = op.score.prepare(arena, head, at);
+    const auto& s = prepared.scores;
+    const Index m = at.m, dv = head.v.cols, now = m - 1;
+    S* a = arena.take<S>(m);
+    detail::row_dots<P>(View<S>(s.q.data, m, s.q.cols, 0), s.k, a);
+    S top = detail::minus_infinity<S>(), total(0);
+    for (Index j = 0; j < m; ++j) {
+      const S score = a[j] * s.scale + (s.bias ? s.bias[j] : S(0));
+      a[j] = s.kept(0, j) ? s.mods->value(score, s.place(0, j)) : detail::minus_infinity<S>();
+      if (!(a[j] <= top)) top = a[j];  // a NaN that is kept shows
+    }
+    for (Index j = 0; j < m; ++j) total += a[j] = a[j] == detail::minus_infinity<S>() ? S(0) : exp(a[j] - top);
+    if (total != S(0))
+      for (Index j = 0; j < m; ++j) a[j] /= total;
+
+    const MutView<S> part = arena.matrix<S>(1, std::max(dv, residuals.cols));
+    S* again = arena.take<S>(residuals.cols);
+    weighted_rows<P>(a, head.v, part.block(0, 0, 1, dv), out.data);                                    // u_0
+    weighted_rows<P>(a, residuals.block(0, 0, now, residuals.cols), part.block(0, 0, 1, residuals.cols), again);
+    for (Index t = 0; t < op.order; ++t)
+      for (Index c = 0; c < dv; ++c) {
+        const S r = residuals(now, t * dv + c) = head.v(now, c) - out(0, c);
+        out(0, c) += S(op.alpha) * (again[t * dv + c] + (a[now] == S(0) ? S(0) : a[now] * r));         // u_{t + 1}
+      }
+  }
+
+  Op op_;
+  Dims dims_;
+  Index size_ = 0, room_ = 0;
+  std::vector<typename Op::template Args<Mat<S>>> past_;  // a batch item each: rows of every key array
+  std::vector<Mat<S>> residuals_;                         // V - u_t: head after head, t = 0 .. order - 1
+  Workspace workspace_;
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

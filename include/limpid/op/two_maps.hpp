@@ -1,0 +1,371 @@
+// limpid: the difference of two softmax maps on shared values, with a weight a row: what differential and gated share.
+// SPDX-License-Identifier: MIT
+//
+// H = w1 o (A1 V) - w2 o (A2 V), then the head's RMS norm. Differential attention is (1, lambda), its second version
+// (1, sigmoid(z)), gated attention (sigmoid(z), sigmoid(-z)); dw1_i = <dH_i, (A1 V)_i>, dw2_i = -<dH_i, (A2 V)_i>.
+// That the three are one recipe is our own remark.
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "../core/call.hpp"
+#include "../core/probe.hpp"
+#include "../core/smooth.hpp"
+#include "../score/kernel.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What becomes of a head's output: nothing, or (1 - lambda_init) gamma o H / sqrt(mean(H^2) + eps).
+enum class HeadNorm { none, rms };
+
+/// What the looks inside (map_block, map_left, map_right, map_entropy, .map) look at: the effective map w1 A1 - w2 A2,
+/// whose entries may be negative, or one of the two maps, whose rows are distributions.
+enum class Shown { effective, first, second };
+
+struct TwoMapOptions {
+  double scale = default_scale;    ///< default 1 / sqrt(d), d the width of one branch
+  double lambda_init = 0.8;        ///< a constant; the norm's factor is 1 - lambda_init
+  HeadNorm norm = HeadNorm::rms;
+  double eps = 1e-5;
+  Shown shown = Shown::effective;  ///< may be changed between forward and looking: op.options.shown = Shown::first
+};
+
+namespace detail {
+
+/// One number a query for each map.
+template <class S>
+struct RowWeights {
+  const S *first, *second;
+};
+
+/// 1 / (1 + exp(-z)) without overflow. 1 - sigmoid(z) is sigmoid(-z): the difference has no digits left at z = 40.
+template <class S>
+S sigmoid(S z) {
+  using std::exp;
+  if (z > S(0)) return S(1) / (S(1) + exp(-z));
+  const S e = exp(z);
+  return e / (S(1) + e);
+}
+
+/// out_i = w1_i a_i - w2_i b_i; out may be a or b.
+template <class P>
+LIMPID_NOINLINE void weighted_difference(const typename P::Scalar* w1, View<typename P::Scalar> a,
+                                         const typename P::Scalar* w2, View<typename P::Scalar> b,
+                                         MutView<typename P::Scalar> out) {
+  using V = typename P::V;
+  for (Index i = 0; i < out.rows; ++i) {
+    const auto *x = a.row(i), *y = b.row(i);
+    auto* z = out.row(i);
+    const auto minus = -w2[i];
+    const V f = P::set(w1[i]), g = P::set(minus);
+    Index c = 0;
+    for (; c + P::lanes <= out.cols; c += P::lanes) P::store(z + c, P::fma(f, P::load(x + c), g * P::load(y + c)));
+    for (; c < out.cols; ++c) z[c] = w1[i] * x[c] + minus * y[c];
+  }
+}
+
+/// The head's norm: y = u o (r h), r = 1 / sqrt(mean(h^2) + eps), u = (1 - lambda_init) gamma. RMS normalisation (Zhang,
+/// Sennrich 2019, arXiv 1910.07467) of a head as in Ye et al. 2024, arXiv 2410.05258, eq. 3, and its official code.
+template <class P>
+class RmsNorm {
+ public:
+  using S = typename P::Scalar;
+  using V = typename P::V;
+
+  RmsNorm(Arena& arena, Index width, View<S> gamma, const TwoMapOptions& options)
+      : width_(width), c_(S(1) - S(options.lambda_init)), eps_(S(options.eps)), u_(arena.take<S>(width)) {
+    for (Index c = 0; c < width; ++c) u_[c] = gamma.given() ? c_ * gamma(0, c) : c_;
+  }
+
+  void forward(MutView<S> h) const {
+    for (Index i = 0; i < h.rows; ++i) {
+      S* x = h.row(i);
+      const S r = inverse(x);
+      Index c = 0;
+      for (; c + P::lanes <= width_; c += P::lanes) P::store(x + c, P::load(u_ + c) * (P::set(r) * P::load(x + c)));
+      for (; c < width_; ++c) x[c] = u_[c] * (r * x[c]);
+    }
+  }
+
+  /// h becomes dh = r u o dy - (r^3 / width) <u o dy, h> h, and dgamma (may be empty) = sum of c dy o (r h), rows for which
+  /// skip(i) left out of both.
+  template <class Skip>
+  void backward(Arena& arena, MutView<S> h, View<S> dy, MutView<S> dgamma, const Skip& skip) const {
+    constexpr Index block = 64;  // rows summed in S before they go to the wide sum
+    S* part = arena.take<S>(width_);
+    Wide<S>* sum = arena.take<Wide<S>>(width_);
+    clear(part, width_);
+    clear(sum, width_);
+    for (Index i = 0; i < h.rows; ++i) {
+      S* x = h.row(i);
+      if (skip(i)) {
+        clear(x, width_);
+      } else {
+        const S* g = dy.row(i);
+        const S r = inverse(x);
+        if (dgamma.given()) add_products(part, r * c_, g, x);
+        const S back = r * r * r * dot3(u_, g, x) / S(double(width_));
+        Index c = 0;
+        for (; c + P::lanes <= width_; c += P::lanes)
+          P::store(x + c, P::fma(P::set(r), P::load(u_ + c) * P::load(g + c), P::set(-back) * P::load(x + c)));
+        for (; c < width_; ++c) x[c] = r * (u_[c] * g[c]) - back * x[c];
+      }
+      if ((i + 1) % block == 0 || i + 1 == h.rows) {
+        for (Index c = 0; c < width_; ++c) sum[c] += Wide<S>(part[c]);
+        clear(part, width_);
+      }
+    }
+    if (dgamma.given())
+      for (Index c = 0; c < width_; ++c) dgamma(0, c) = S(sum[c]);
+  }
+
+ private:
+  S inverse(const S* x) const {
+    using std::sqrt;
+    V sum = P::set(S(0));
+    Index c = 0;
+    for (; c + P::lanes <= width_; c += P::lanes) sum = P::fma(P::load(x + c), P::load(x + c), sum);
+    S rest(0);
+    for (; c < width_; ++c) rest += x[c] * x[c];
+    const S mean = (P::sum(sum) + rest) / S(double(width_)) + eps_;
+    return mean == S(0) ? S(0) : S(1) / sqrt(mean);  // a row of zeros stays one, even without eps
+  }
+  S dot3(const S* a, const S* b, const S* x) const {
+    V sum = P::set(S(0));
+    Index c = 0;
+    for (; c + P::lanes <= width_; c += P::lanes) sum = P::fma(P::load(a + c) * P::load(b + c), P::load(x + c), sum);
+    S rest(0);
+    for (; c < width_; ++c) rest += a[c] * b[c] * x[c];
+    return P::sum(sum) + rest;
+  }
+  void add_products(S* to, S factor, const S* a, const S* b) const {
+    Index c = 0;
+    for (; c + P::lanes <= width_; c += P::lanes)
+      P::store(to + c, P::fma(P::set(factor) * P::load(a + c), P::load(b + c), P::load(to + c)));
+    for (; c < width_; ++c) to[c] += factor * a[c] * b[c];
+  }
+
+  Index width_;
+  S c_, eps_;
+  S* u_;
+};
+
+}  // namespace detail
+
+/// An operator of two maps. Mix says where the row weights come from: its Args, check, weights(in, options) with first(i)
+/// and second(i), and pull, the way back from d w1_i = delta1_i and d w2_i = -delta2_i.
+///
+///     A_b = softmax_rows(scale Q_b K_b^T),   H = w1 o (A1 V) - w2 o (A2 V),   Y = norm(H)
+///     dH from dY;   P = dH V^T,   delta_b = <dH_i, (A_b V)_i>,   dS1 = w1 A1 o (P - delta1),   dS2 = -w2 A2 o (P - delta2)
+///     dV = A1^T (w1 o dH) - A2^T (w2 o dH)
+///
+/// q n x 2d a head, its branches side by side, [q1 q2]; k m x 2d, [k1 k2], or m x d, one key for both branches; v m x dv.
+template <class Mix, class Mods>
+struct TwoMaps {
+  Mods mods;
+  TwoMapOptions options;
+  const char* name;
+
+  template <class T>
+  using Args = typename Mix::template Args<T>;
+
+  template <class T>
+  struct Keep {
+    T lse, first, second;  // lse of both maps; A1 V and A2 V
+    template <class F, class... K>
+    static void visit(F&& f, const auto& head, K&&... k) {
+      f(Kept::stat, 2, true, k.lse...);
+      f(Kept::rows, head.v.cols, false, k.first...);
+      f(Kept::rows, head.v.cols, false, k.second...);
+    }
+  };
+
+  template <class In>
+  void check(const Dims& dims, const In& head) const {
+    using detail::text_of;
+    const std::string op = name;
+    if (head.q.cols % 2 != 0)
+      detail::raise(op + ": q has width " + text_of(head.q.cols) + " a head, wanted an even one: two branches side by side");
+    if (head.k.cols != head.q.cols && 2 * head.k.cols != head.q.cols)
+      detail::raise(op + ": q has width " + text_of(head.q.cols) + " a head and k has " + text_of(head.k.cols) +
+                    ", wanted the same, or half for one key to both branches (" + text_of(dims.heads) + " heads, " +
+                    text_of(dims.kv_heads) + " key heads)");
+    if (head.gamma.given() && options.norm == HeadNorm::none) detail::raise(op + ": gamma is given, but norm is none");
+    if (head.gamma.given() && head.gamma.cols != head.v.cols)
+      detail::raise(op + ": gamma has " + text_of(head.gamma.cols) + " columns, wanted " + text_of(head.v.cols) +
+                    ", the width of v");
+    if (!(options.eps >= 0)) detail::raise(op + ": eps is " + std::to_string(options.eps) + ", wanted 0 or more");
+    Mix::check(name, head);
+  }
+  template <class In>
+  Index out_width(const In& head) const {
+    return head.v.cols;
+  }
+  const auto& modifiers() const { return mods; }
+  auto& modifiers() { return mods; }
+
+  template <class P, class S>
+  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
+               const At& at) const {
+    Arena& arena = context.arena();
+    const auto maps = scores<S>(in, at);
+    const MutView<S> o1 = keep.first.given() ? keep.first : out;
+    const MutView<S> o2 = keep.second.given() ? keep.second : arena.template matrix<S>(out.rows, out.cols);
+    detail::smooth<P>(context, maps[0], in.v, o1, keep.lse.row(0));
+    detail::smooth<P>(context, maps[1], in.v, o2, keep.lse.row(1));
+    const auto w = weights<S>(arena, in, View<S>(keep.lse));
+    detail::weighted_difference<P>(w.first, o1, w.second, o2, out);  // H = w1 o O1 - w2 o O2
+    if (options.norm == HeadNorm::rms)
+      detail::RmsNorm<P>(arena, out.cols, in.gamma, options).forward(out);  // Y = norm(H)
+  }
+
+  template <class P, class S>
+  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
+                const detail::Emission<S>& emission) const {
+    Arena& arena = context.arena();
+    const Index n = dout.rows, d = in.q.cols / 2, m = in.k.rows;
+    const auto maps = scores<S>(in, at);
+    const auto w = weights<S>(arena, in, keep.lse);
+
+    View<S> dh = dout;
+    if (options.norm == HeadNorm::rms) {  // Y = norm(H)
+      const MutView<S> h = arena.template matrix<S>(n, dout.cols);
+      detail::weighted_difference<P>(w.first, keep.first, w.second, keep.second, h);
+      detail::RmsNorm<P>(arena, dout.cols, in.gamma, options)
+          .backward(arena, h, dout, grad.gamma, [&](Index i) { return empty(keep.lse, 0, i) && empty(keep.lse, 1, i); });
+      dh = h;
+    } else if (!detail::row_is_finite(w.first, n) || !detail::row_is_finite(w.second, n)) {
+      dh = without_bad_weights<S>(arena, w, dout);
+    }
+
+    S *delta[2], *minus = arena.template take<S>(n);
+    for (Index b = 0; b < 2; ++b) {  // d w1_i = <dH_i, O1_i>, d w2_i = -<dH_i, O2_i>
+      delta[b] = arena.template take<S>(n);
+      detail::row_dots<P>(dh, b == 0 ? keep.first : keep.second, delta[b]);
+      for (Index i = 0; i < n; ++i)
+        if (empty(keep.lse, b, i)) delta[b][i] = S(0);
+    }
+    Mix::template pull<S>(in, w, n, delta[0], delta[1], grad, accumulate);
+    for (Index i = 0; i < n; ++i) minus[i] = -w.second[i];
+
+    // One key for both branches: the second share of its gradient is added afterwards.
+    const bool apart = one_key(in) && grad.k.given();
+    const MutView<S> dk2 = apart ? arena.template matrix<S>(m, d) : grad.k.block(0, one_key(in) ? 0 : d, m, d);
+    detail::PullPlan<S, Mods, 2> plan;
+    plan.maps[0] = {maps[0], keep.lse.row(0), delta[0], Mix::first_is_one ? nullptr : w.first,
+                    grad.q.block(0, 0, n, d), grad.k.block(0, 0, m, d), nullptr};
+    plan.maps[1] = {maps[1], keep.lse.row(1), delta[1], minus, grad.q.block(0, d, n, d), dk2, nullptr};
+    plan.left = dh, plan.right = in.v;  // P = dH V^T
+    plan.x = dh, plan.dv = grad.v;      // dV = (w1 A1 - w2 A2)^T dH
+    plan.accumulate_q = accumulate.q;
+    plan.accumulate_k = plan.accumulate_v = accumulate.kv;
+    plan.emission = emission;
+    if (apart && accumulate.kv) dk2.fill(S(0));
+    detail::pull_back<P>(context, plan, sinks);  // dS1, dS2 and what follows from them
+    if (apart) detail::deliver<S>(dk2, grad.k, true);
+  }
+
+  /// out = E x and out = E^T g, E the map that is shown.
+  template <class P, class S>
+  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out,
+             const At& at) const {
+    const auto maps = scores<S>(in, at);
+    const Index only = options.shown == Shown::second ? 1 : 0;
+    detail::smooth_known<P>(context, maps[std::size_t(only)], keep.lse.row(only), x, out);
+    if (options.shown != Shown::effective) return;
+    const MutView<S> second = context.arena().template matrix<S>(out.rows, out.cols);
+    detail::smooth_known<P>(context, maps[1], keep.lse.row(1), x, second);
+    const auto w = weights<S>(context.arena(), in, keep.lse);
+    detail::weighted_difference<P>(w.first, out, w.second, second, out);
+  }
+  template <class P, class S>
+  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
+                        MutView<S> out, const At& at) const {
+    const auto maps = scores<S>(in, at);
+    const Index only = options.shown == Shown::second ? 1 : 0;
+    if (options.shown != Shown::effective)
+      return detail::smooth_transposed<P>(context, maps[std::size_t(only)], keep.lse.row(only), g, out);
+    const auto w = weights<S>(context.arena(), in, keep.lse);
+    const MutView<S> weighted = context.arena().template matrix<S>(g.rows, g.cols);
+    for (Index b = 0; b < 2; ++b) {
+      for (Index i = 0; i < g.rows; ++i) {
+        const S f = b == 0 ? w.first[i] : -w.second[i];
+        for (Index c = 0; c < g.cols; ++c) weighted(i, c) = f == S(0) ? S(0) : f * g(i, c);  // g may be NaN where f is 0
+      }
+      detail::smooth_transposed<P>(context, maps[std::size_t(b)], keep.lse.row(b), weighted, out, b == 1);
+    }
+  }
+  /// A block of the map that is shown, from (q0, k0), as large as out.
+  template <class P, class S>
+  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
+                 MutView<S> out, const At& at) const {
+    const auto maps = scores<S>(in, at);
+    const Index only = options.shown == Shown::second ? 1 : 0;
+    detail::map_block<P>(context, maps[std::size_t(only)], keep.lse.row(only), q0, k0, out);
+    if (options.shown != Shown::effective) return;
+    const MutView<S> second = context.arena().template matrix<S>(out.rows, out.cols);
+    detail::map_block<P>(context, maps[1], keep.lse.row(1), q0, k0, second);
+    const auto w = weights<S>(context.arena(), in, keep.lse);
+    detail::weighted_difference<P>(w.first + q0, out, w.second + q0, second, out);
+  }
+  /// Of one of the two maps: the rows of their difference are no distributions.
+  template <class P, class S>
+  void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
+               const At& at) const {
+    if (options.shown == Shown::effective)
+      detail::raise(std::string(name) + ": the effective map has negative entries and no entropy, wanted shown = first or second");
+    const Index only = options.shown == Shown::second ? 1 : 0;
+    detail::entropy<P>(context, scores<S>(in, at)[std::size_t(only)], keep.lse.row(only), out);
+  }
+
+ private:
+  template <class In>
+  static bool one_key(const In& in) {
+    return in.k.cols != in.q.cols;
+  }
+  template <class S, class In>
+  std::array<detail::Scores<S, Mods>, 2> scores(const In& in, const At& at) const {
+    using std::sqrt;
+    const Index d = in.q.cols / 2;
+    const S c = std::isnan(options.scale) ? S(1) / sqrt(S(double(d < 1 ? 1 : d))) : S(options.scale);
+    const auto branch = [&](Index b) {
+      return detail::Scores<S, Mods>{in.q.block(0, b * d, in.q.rows, d),
+                                     in.k.block(0, one_key(in) ? 0 : b * d, in.k.rows, d), c, nullptr, &mods, at};
+    };
+    return {branch(0), branch(1)};
+  }
+
+  template <class S>
+  static bool empty(View<S> lse, Index b, Index i) {
+    return lse(b, i) == -detail::minus_infinity<S>();
+  }
+  /// Row weights; zero where a map's row keeps no key, whatever the gate of such a row holds.
+  template <class S, class In>
+  detail::RowWeights<S> weights(Arena& arena, const In& in, View<S> lse) const {
+    const Index n = in.q.rows;
+    const auto given = Mix::template weights<S>(in, options);
+    S *first = arena.take<S>(n), *second = arena.take<S>(n);
+    for (Index i = 0; i < n; ++i) {
+      first[i] = empty(lse, 0, i) ? S(0) : given.first(i);
+      second[i] = empty(lse, 1, i) ? S(0) : given.second(i);
+    }
+    return {first, second};
+  }
+  /// A row whose weight is not finite has no gradient to give: NaN, which pull_back knows how to keep from masked keys.
+  template <class S>
+  static View<S> without_bad_weights(Arena& arena, const detail::RowWeights<S>& w, View<S> dout) {
+    const MutView<S> copy = arena.matrix<S>(dout.rows, dout.cols);
+    for (Index i = 0; i < dout.rows; ++i) {
+      const bool fine = detail::row_is_finite(w.first + i, 1) && detail::row_is_finite(w.second + i, 1);
+      for (Index c = 0; c < dout.cols; ++c)
+        copy(i, c) = fine ? dout(i, c) : S(std::numeric_limits<double>::quiet_NaN());
+    }
+    return copy;
+  }
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

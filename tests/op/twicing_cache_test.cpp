@@ -1,0 +1,118 @@
+// limpid: tests of twicing token by token, from a cache.
+// SPDX-License-Identifier: MIT
+#include <limpid/limpid.hpp>
+
+#include "support/catch.hpp"
+#include "support/fields.hpp"
+
+namespace {
+
+using limpid::Index, limpid::Mat, limpid::causal, limpid::qkv, limpid::twicing;
+
+template <class S>
+double distance(const Mat<S>& a, const Mat<S>& b) {
+  return static_cast<double>((a - b).cwiseAbs().maxCoeff());
+}
+template <class Op, class S>
+using Cache = limpid::TwicingCache<std::remove_cvref_t<Op>, S>;
+
+/// The largest difference between decoding and the whole causal pass.
+template <class S = double, class Op>
+double decoding_error(const Op& op, Index n, const suite::Sizes& s, limpid::ExecutorRef executor = {}) {
+  suite::Random random(5);
+  const auto q = suite::random_matrix<S>(random, s.batch * n, s.heads * s.d, -2, 2);
+  const auto k = suite::random_matrix<S>(random, s.batch * n, s.kv_heads * s.d, -2, 2);
+  const auto v = suite::random_matrix<S>(random, s.batch * n, s.kv_heads * s.dv);
+  Mat<S> whole(s.batch * n, s.heads * s.dv);
+  limpid::forward(op, qkv(q, k, v), whole, {.batch = s.batch, .heads = s.heads, .kv_heads = s.kv_heads});
+  Cache<Op, S> cache(op, {.batch = s.batch, .heads = s.heads, .kv_heads = s.kv_heads});
+  double error = 0;
+  for (int text = 0; text < 2; ++text, cache.clear())  // a second text after the first
+    for (Index i = 0; i < n; ++i) {
+      const auto token = [&](const Mat<S>& x) -> Mat<S> { return x(Eigen::seqN(i, s.batch, n), Eigen::all); };
+      const Mat<S> qi = token(q), ki = token(k), vi = token(v);
+      Mat<S> out(s.batch, s.heads * s.dv);
+      cache.step(qkv(qi, ki, vi), out, executor);
+      CHECK(cache.size() == i + 1);
+      error = std::max(error, distance<S>(out, token(whole)));
+    }
+  return error;
+}
+
+const suite::Sizes one{.d = 8, .dv = 5}, many{.d = 6, .dv = 4, .heads = 4, .kv_heads = 2, .batch = 3};
+
+}  // namespace
+
+TEST_CASE("decoding token by token gives the rows of causal twicing") {
+  CHECK(decoding_error(twicing(causal()), 300, one) < 1e-13);
+  CHECK(decoding_error(twicing(causal()), 40, many) < 1e-13);
+  CHECK(decoding_error(twicing(causal(), {.order = 0}), 20, one) < 1e-13);
+  CHECK(decoding_error(twicing(causal(), {.order = 3, .alpha = 0.7}), 40, many) < 1e-13);
+  CHECK(decoding_error<float>(twicing(causal()), 300, one) < 2e-6);
+}
+
+TEST_CASE("decoding works over other maps, with ALiBi, with windows, and with tokens that see nothing") {
+  CHECK(decoding_error(twicing(limpid::nlm(causal())), 40, many) < 1e-13);
+  const auto slopes = limpid::alibi_slopes<double>(4);
+  const auto near = limpid::chain(limpid::window(9, 0), limpid::alibi(slopes));
+  CHECK(decoding_error(twicing(near, {.order = 2}), 40, many) < 1e-13);
+  const auto even = limpid::mask([](const limpid::At& a) { return (a.position() + a.k) % 2 == 0 && a.k > 2; });
+  CHECK(decoding_error(twicing(causal() & even), 40, many) < 1e-13);
+}
+
+TEST_CASE("decoding turns rotary keys once, before they are cached") {
+  suite::Random random(6);
+  const Index n = 30;
+  const auto q = suite::random_matrix<double>(random, n, 8), k = suite::random_matrix<double>(random, n, 8);
+  const auto v = suite::random_matrix<double>(random, n, 3);
+  const auto op = twicing(causal());
+  const Mat<double> whole = limpid::forward(limpid::rope(op), qkv(q, k, v));
+  Cache<decltype(op), double> cache(op);
+  for (Index i = 0; i < n; ++i) {
+    Mat<double> qi = q.row(i), ki = k.row(i), vi = v.row(i), out(1, 3);
+    limpid::rope_rotate(qi, qi, {.first = static_cast<double>(i)});
+    limpid::rope_rotate(ki, ki, {.first = static_cast<double>(i)});
+    cache.step(qkv(qi, ki, vi), out);
+    CHECK(distance<double>(out, whole.row(i)) < 1e-13);
+  }
+}
+
+TEST_CASE("a token that a mask hides cannot be seen in later ones, whatever it holds") {
+  const Index n = 12, hidden = 5;
+  suite::Random random(7);
+  Mat<double> q = suite::random_matrix<double>(random, n, 4), k = suite::random_matrix<double>(random, n, 4);
+  Mat<double> v = suite::random_matrix<double>(random, n, 3), outs[2];
+  const auto op = twicing(causal() & limpid::mask([](const limpid::At& a) { return a.k != hidden; }));
+  for (Mat<double>& all : outs) {
+    all.resize(n, 3);
+    Cache<decltype(op), double> cache(op);
+    for (Index i = 0; i < n; ++i) {
+      const Mat<double> qi = q.row(i), ki = k.row(i), vi = v.row(i);
+      cache.step(qkv(qi, ki, vi), all.middleRows(i, 1));
+    }
+    k.row(hidden).setConstant(std::numeric_limits<double>::quiet_NaN());
+    v.row(hidden).setConstant(std::numeric_limits<double>::infinity());
+  }
+  CHECK(outs[1].allFinite());
+  CHECK(distance<double>(outs[0], outs[1]) == 0);
+}
+
+TEST_CASE("the decoding cache refuses tokens of other widths and modifiers with a fixed number of keys") {
+  const Mat<double> q = Mat<double>::Ones(1, 4), v = Mat<double>::Ones(1, 3), wide = Mat<double>::Ones(1, 5);
+  Mat<double> out(1, 3), wide_out(1, 5);
+  const auto op = twicing(causal());
+  Cache<decltype(op), double> cache(op);
+  cache.step(qkv(q, q, v), out);
+  CHECK_THROWS_WITH(cache.step(qkv(q, q, wide), wide_out),
+                    "twicing cache: v has 5 columns, wanted 3 as the first token's");
+  CHECK_THROWS_WITH(cache.step(qkv(q, q, v), wide_out), "twicing: out is 1 x 5, wanted 1 x 3");
+  CHECK_THROWS_WITH((Cache<decltype(op), double>(op, {.heads = 3, .kv_heads = 2})),
+                    "twicing cache: batch 1, heads 3, kv_heads 2, wanted positive ones, kv_heads a divisor of heads");
+  CHECK(cache.size() == 1);
+  const Mat<double> bias = Mat<double>::Zero(1, 1);
+  const auto biased = twicing(limpid::key_bias(bias));
+  Cache<decltype(biased), double> fixed(biased);
+  fixed.step(qkv(q, q, v), out);
+  CHECK_THROWS_AS(fixed.step(qkv(q, q, v), out), limpid::ShapeError);
+  CHECK(fixed.size() == 1);
+}
