@@ -1,6 +1,10 @@
 // limpid: a user's translation unit, compiled by the bench to see how long that takes
 // SPDX-License-Identifier: MIT
+#ifdef LIMPID_BENCH_COMPILED  // with the optional target limpid::compiled
+#include <limpid/compiled.hpp>
+#else
 #include <limpid/limpid.hpp>
+#endif
 
 void attend(const limpid::Mat<float>& q, const limpid::Mat<float>& k, const limpid::Mat<float>& v,
             const limpid::Mat<float>& dout, limpid::Mat<float>& out, limpid::Mat<float>& dq, limpid::Mat<float>& dk,

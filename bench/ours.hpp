@@ -3,7 +3,7 @@
 #pragma once
 
 #include <limpid/exec/thread_pool.hpp>
-#include <limpid/limpid.hpp>
+#include <limpid/op/softmax.hpp>
 #include <memory>
 #include <stdexcept>
 #include <string>

@@ -18,25 +18,28 @@ constexpr Cost costs[] = {{"twicing", 2.1, 1.85, none, none},
                           {"differential", 2.15, 1.85, 1.7, 1.3},
                           {"differential_gated", 2.15, 1.85, 1.7, 1.3},
                           {"pid", 1.06, none, none, none},
+                          {"pid_lagged", 1.06, none, none, none},
                           {"nlm", 1.10, none, none, none},
                           {"bilateral", 1.10, none, none, none},
+                          {"bilateral_classic", 1.10, none, none, none},
                           {"mssa", 1.0, none, none, none}};
 
-/// The entry an operator's variants share: bilateral_classic is held to what bilateral is.
 const Cost* cost_of(std::string_view name) {
-  const Cost* best = nullptr;
   for (const Cost& c : costs)
-    if (name.substr(0, c.name.size()) == c.name && (!best || c.name.size() > best->name.size())) best = &c;
-  return best;
+    if (c.name == name) return &c;
+  return nullptr;
 }
 
 /// Whether an operator takes positions (arrays beside queries and keys) that need not be given.
 template <class Entry>
-bool has_positions() {
+bool has_optional_positions() {
   bool found = false;
+  const suite::Traits traits = Entry::traits();
   using Op = decltype(Entry::make(limpid::chain()));
-  Op::template Args<limpid::View<float>>::visit(
-      [&](const char*, limpid::Role role) { found |= role == limpid::Role::query_side; });
+  Op::template Args<limpid::View<float>>::visit([&](const char* field, limpid::Role role) {
+    const suite::Rule rule = suite::rule_of(traits, field, role);
+    found |= role == limpid::Role::query_side && rule.optional && !rule.absent;
+  });
   return found;
 }
 
@@ -69,7 +72,8 @@ void cost_rows(Session& s) {
         half.d = 32;
         add(name + ", half width", make_runner<Entry>(half, {}), cost->forward_half, cost->backward_half);
       }
-      if (has_positions<Entry>()) add(name + ", all inputs given", make_runner<Entry>(sizes, all), forward, backward);
+      if (has_optional_positions<Entry>())
+        add(name + ", all inputs given", make_runner<Entry>(sizes, all), forward, backward);
     });
     g.run(s.effort);
     for (const Item& item : items) {

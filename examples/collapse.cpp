@@ -3,9 +3,9 @@
 //
 //     collapse [IDX FILE] [PNG FILE] [IMAGES]
 //
-// Tokens are the patches round the pixels of an image, and the map is non-local means with k = q: its eigenvalues lie in
-// [0, 1], so everything here is as the theory says. Plain attention multiplies by an eigenvalue l at every application,
-// twicing by 2 l - l^2. PID pulls the values back to where they began.
+// Tokens are the patches round the pixels of an image, and the map is non-local means with k = q: its eigenvalues lie
+// in [0, 1], so everything here is as the theory says. Plain attention multiplies by an eigenvalue l at every
+// application, twicing by 2 l - l^2. PID pulls the values back to where they began.
 #include <Eigen/Eigenvalues>
 #include <cstdio>
 #include <limpid/io/idx.hpp>
@@ -30,7 +30,7 @@ struct Tokens {
   Mat<double> x, h;
   explicit Tokens(const Image& image) : x(patches(image, side).cast<double>()) {
     x.rowwise() -= x.colwise().mean().eval();
-    h = Mat<double>::Constant(1, 1, 0.3 * static_cast<double>(side));
+    h = Mat<double>::Constant(1, 1, 0.25 * static_cast<double>(side));
   }
 };
 
@@ -60,7 +60,8 @@ void add_cosines(const Tokens& t, std::vector<double>& cosines, Step&& step) {
   }
 }
 
-/// Eigenvalues, largest first. A_ij = e^(S_ij - lse_i) with S symmetric, so A is similar to e^(S_ij - (lse_i + lse_j) / 2).
+/// Eigenvalues, largest first. A_ij = e^(S_ij - lse_i) with S symmetric, so A is similar to e^(S_ij - (lse_i + lse_j) /
+/// 2).
 Eigen::VectorXd eigenvalues(const Tokens& t) {
   const auto op = limpid::nlm();
   Mat<double> out = t.x, map, lse;
@@ -77,14 +78,15 @@ struct Curve {
   std::vector<double> y;
 };
 
-/// Curves over 0 .. count - 1 with values in [0, 1], their names, and a grid.
+/// Curves over 0 .. count - 1 with values in [0, 1], a grid, and the curves' names from column `names` of the plot on.
 void draw_plot(Image& sheet, Index top, Index left, Index rows, Index cols, const std::string& title,
-               const std::string& below, const std::vector<Curve>& curves) {
+               const std::string& below, Index names, const std::vector<Curve>& curves) {
   using limpid::io::draw_text;
   const auto dot = [&](double row, double col, const Rgb& color, Index size) {
     for (Index i = 0; i < size; ++i)
       for (Index j = 0; j < size; ++j) {
-        const Index r = static_cast<Index>(std::lround(row)) + i - size / 2, c = static_cast<Index>(std::lround(col)) + j - size / 2;
+        const Index r = static_cast<Index>(std::lround(row)) + i - size / 2,
+                    c = static_cast<Index>(std::lround(col)) + j - size / 2;
         if (r < 0 || c < 0 || r >= sheet.rows || c >= sheet.cols) continue;
         for (Index k = 0; k < 3; ++k) sheet(r, c, k) = color[static_cast<std::size_t>(k)];
       }
@@ -92,7 +94,8 @@ void draw_plot(Image& sheet, Index top, Index left, Index rows, Index cols, cons
   const auto row_of = [&](double y) { return static_cast<double>(top) + (1 - y) * static_cast<double>(rows); };
   draw_text(sheet, top - 34, left, title, 2);
   for (int tenths = 0; tenths <= 10; tenths += 2) {
-    for (Index c = 0; c <= cols; ++c) dot(row_of(tenths / 10.0), static_cast<double>(left + c), {0.85f, 0.85f, 0.85f}, 1);
+    for (Index c = 0; c <= cols; ++c)
+      dot(row_of(tenths / 10.0), static_cast<double>(left + c), {0.85f, 0.85f, 0.85f}, 1);
     char text[8];
     std::snprintf(text, sizeof text, "%.1f", tenths / 10.0);
     draw_text(sheet, static_cast<Index>(row_of(tenths / 10.0)) - 7, left - 44, text, 2, 0.35f);
@@ -104,14 +107,17 @@ void draw_plot(Image& sheet, Index top, Index left, Index rows, Index cols, cons
   draw_text(sheet, top + rows + 12, left + (cols - limpid::io::text_width(below, 2)) / 2, below, 2, 0.35f);
   Index line = 0;
   for (const Curve& curve : curves) {
-    const auto col_of = [&](double x) { return static_cast<double>(left) + x * static_cast<double>(cols) / static_cast<double>(last); };
+    const auto col_of = [&](double x) {
+      return static_cast<double>(left) + x * static_cast<double>(cols) / static_cast<double>(last);
+    };
     for (std::size_t i = 0; i < last; ++i) {
       const double x0 = col_of(static_cast<double>(i)), x1 = col_of(static_cast<double>(i + 1));
       const double y0 = row_of(curve.y[i]), y1 = row_of(curve.y[i + 1]);
       const double length = std::max({std::abs(x1 - x0), std::abs(y1 - y0), 1.0});
-      for (double s = 0; s <= length; ++s) dot(y0 + (y1 - y0) * s / length, x0 + (x1 - x0) * s / length, curve.color, 3);
+      for (double s = 0; s <= length; ++s)
+        dot(y0 + (y1 - y0) * s / length, x0 + (x1 - x0) * s / length, curve.color, 3);
     }
-    const Index row = top + rows / 2 + 24 * line++, col = left + cols - 150;
+    const Index row = top + 16 + 24 * line++, col = left + names;
     for (Index c = 0; c < 24; ++c) dot(static_cast<double>(row + 7), static_cast<double>(col + c), curve.color, 3);
     draw_text(sheet, row, col + 32, curve.name, 2);
   }
@@ -140,13 +146,16 @@ int main(int argc, char** argv) try {
     for (Index i = 0; i < rows * cols; ++i)
       pixels.pixels(i, 0) = static_cast<float>(bytes[static_cast<std::size_t>(image * rows * cols + i)] / 255.0);
     const Tokens t(pixels);
-    add_cosines(t, plain, [&](const Mat<double>& v, Mat<double>& out) { limpid::forward(plain_op, inputs<Plain>(t, v), out); });
-    add_cosines(t, twiced, [&](const Mat<double>& v, Mat<double>& out) { limpid::forward(twicing_op, inputs<Twicing>(t, v), out); });
+    add_cosines(t, plain,
+                [&](const Mat<double>& v, Mat<double>& out) { limpid::forward(plain_op, inputs<Plain>(t, v), out); });
+    add_cosines(t, twiced, [&](const Mat<double>& v, Mat<double>& out) {
+      limpid::forward(twicing_op, inputs<Twicing>(t, v), out);
+    });
     limpid::PidStack<Pid, double> stack(pid_op, {.keep = false});
     add_cosines(t, controlled, [&](const Mat<double>& v, Mat<double>& out) { stack.forward(inputs<Pid>(t, v), out); });
     if (image > 0) continue;
     const Eigen::VectorXd l = eigenvalues(t);
-    for (Index i = 0; i < std::min<Index>(l.size(), 201); ++i) {
+    for (Index i = 0; i < std::min<Index>(l.size(), 101); ++i) {
       spectrum.push_back(l(i));
       twiced_spectrum.push_back(2 * l(i) - l(i) * l(i));
     }
@@ -154,10 +163,11 @@ int main(int argc, char** argv) try {
   for (auto* curve : {&plain, &twiced, &controlled})
     for (double& y : *curve) y /= static_cast<double>(images);
 
-  std::printf("non-local means with k = q, patches %ld x %ld of %ld images of %ld x %ld pixels\n\n", long(side), long(side),
-              long(images), long(rows), long(cols));
-  std::printf("eigenvalues of the first image's map, largest first\n  number       A  2A - A^2   A^16  (2A - A^2)^16\n");
-  for (std::size_t i : {0, 1, 2, 5, 10, 20, 50, 100})
+  std::printf("non-local means with k = q, patches %ld x %ld of %ld images of %ld x %ld pixels\n\n", long(side),
+              long(side), long(images), long(rows), long(cols));
+  std::printf(
+      "eigenvalues of the first image's map, largest first\n  number       A  2A - A^2   A^16  (2A - A^2)^16\n");
+  for (std::size_t i : {0, 1, 2, 4, 9, 19, 49, 99})
     if (i < spectrum.size())
       std::printf("  %6zu  %.4f    %.4f  %.4f         %.4f\n", i + 1, spectrum[i], twiced_spectrum[i],
                   std::pow(spectrum[i], 16), std::pow(twiced_spectrum[i], 16));
@@ -167,8 +177,9 @@ int main(int argc, char** argv) try {
 
   const Rgb blue{0.12f, 0.35f, 0.75f}, red{0.80f, 0.22f, 0.15f}, green{0.15f, 0.55f, 0.25f};
   Image sheet(470, 1180, 3, 1.0f);
-  draw_plot(sheet, 60, 70, 340, 480, "EIGENVALUES OF THE MAP", "NUMBER", {{"A", blue, spectrum}, {"2A-AA", red, twiced_spectrum}});
-  draw_plot(sheet, 60, 660, 340, 480, "MEAN COSINE OF THE TOKENS", "APPLICATIONS",
+  draw_plot(sheet, 60, 70, 340, 480, "EIGENVALUES OF THE MAP", "NUMBER", 330,
+            {{"A", blue, spectrum}, {"2A-AA", red, twiced_spectrum}});
+  draw_plot(sheet, 60, 660, 340, 480, "MEAN COSINE OF THE TOKENS", "APPLICATIONS", 20,
             {{"PLAIN", blue, plain}, {"TWICING", red, twiced}, {"PID", green, controlled}});
   limpid::io::write_png(picture, sheet);
   std::printf("\npicture: %s\n", picture.c_str());

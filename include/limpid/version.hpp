@@ -7,9 +7,9 @@
 #define LIMPID_VERSION_MINOR 1
 #define LIMPID_VERSION_PATCH 0
 
-// Everything lives in the inline namespace limpid::LIMPID_ABI, for instance limpid::v0_1_avx512. Its name holds the version
-// and whatever changes the code or the layout that the same header compiles to: a program may link objects that were built
-// with and without -march=native, and no function of one is ever taken for a function of the other.
+// Everything lives in the inline namespace limpid::LIMPID_ABI, for instance limpid::v0_1_avx512. Its name holds the
+// version and whatever changes the code or the layout that the same header compiles to: a program may link objects that
+// were built with and without -march=native, and no function of one is ever taken for a function of the other.
 #if defined(LIMPID_NO_SIMD)
 #define LIMPID_ABI_VECTORS w1
 #elif defined(__AVX512F__) && defined(__AVX512DQ__)

@@ -3,7 +3,8 @@
 // refused: matrices must be row-major
 #include <limpid/limpid.hpp>
 
-limpid::Mat<float> attend(const limpid::Mat<float>& q_columns, const limpid::Mat<float>& k, const limpid::Mat<float>& v) {
+limpid::Mat<float> attend(const limpid::Mat<float>& q_columns, const limpid::Mat<float>& k,
+                          const limpid::Mat<float>& v) {
 #if LIMPID_MISTAKE
   return limpid::forward(limpid::softmax(), limpid::qkv(q_columns.transpose(), k, v));
 #else

@@ -74,13 +74,14 @@ TEMPLATE_TEST_CASE("The map times the values gives the output, head by head.", "
       for (Kind kind : kinds) {
         auto p = dressed<S>(op, kind, s, 103);
         INFO(p.text());
-        const Mat<S> v = p.field("v").value;
+        const Mat<S> v = p.field(op.traits.values).value;
         for (Index head : {Index(0), Index(3)})
           for (Index item : {Index(0), Index(1)}) {
             Options<S> asked;
             asked.map = true, asked.head = head, asked.item = item;
             const Result<S> r = run(p, asked);
-            const Index group = head / (p.sizes.heads / p.sizes.kv_heads), dv = p.sizes.dv, n = p.sizes.n, m = p.sizes.m;
+            const Index n = p.sizes.n, m = p.sizes.m, dv = v.cols() / p.sizes.kv_heads;
+            const Index group = head / (p.sizes.heads / p.sizes.kv_heads);
             const Mat<S> wanted = r.map * v.block(item * m, group * dv, m, dv);
             const Mat<S> found = r.out.block(item * n, head * dv, n, dv);
             CHECK(distance(found, wanted) <= 200 * std::numeric_limits<S>::epsilon() * (1 + largest(wanted)));

@@ -102,7 +102,8 @@ TEMPLATE_TEST_CASE("Logits of ten thousand stay finite, and right.", "", float, 
         dress(p);
         p.mods.cap = 0;
         for (auto& f : p.in)
-          if ((f.role == Role::query || f.role == Role::key) && f.name != "v") f.value *= S(100);
+          if ((f.role == Role::query || f.role == Role::key) && (f.name != op.traits.values || op.traits.self))
+            f.value *= S(100);
         INFO(p.text());
         Options<S> asked;
         asked.map = asked.lse = true;

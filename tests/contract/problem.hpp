@@ -225,11 +225,12 @@ void for_operators(F&& check) {
   for (const auto& op : operators()) DYNAMIC_SECTION(op->name) { check(*op); }
 }
 
-/// Ragged sizes: around one, a panel of 32 and a block of 128.
+/// Ragged sizes: around one, a panel of 32 and a block of 128; and few queries of whole vectors, which have a path of
+/// their own.
 inline const std::vector<Sizes>& ragged_sizes() {
-  static const std::vector<Sizes> all = {{1, 1},   {1, 2},   {2, 1},    {2, 33},   {31, 31},   {31, 127},
-                                         {33, 2},  {33, 129}, {127, 31}, {127, 33}, {128, 128}, {129, 1},
-                                         {1, 129}, {129, 127}, {127, 129}};
+  static const std::vector<Sizes> all = {{1, 1},   {1, 2},    {2, 1},     {2, 33},   {31, 31},   {31, 127},
+                                         {33, 2},  {33, 129}, {127, 31},  {127, 33}, {128, 128}, {129, 1},
+                                         {1, 129}, {129, 127}, {127, 129}, {5, 300, 16, 32}, {8, 2100, 16, 16}};
   return all;
 }
 

@@ -12,7 +12,8 @@ struct Bilateral {
     const std::string content = c.text("content", "dot"), spatial = c.text("spatial", "dot");
     limpid::BilateralOptions o;
     if (content != "dot" && content != "dist") throw Refused("content '" + content + "' is not known");
-    if (spatial != "dot" && spatial != "gauss" && spatial != "none") throw Refused("spatial '" + spatial + "' is not known");
+    if (spatial != "dot" && spatial != "gauss" && spatial != "none")
+      throw Refused("spatial '" + spatial + "' is not known");
     if (content == "dist") o.content = limpid::ContentKernel::dist;
     if (spatial == "gauss") o.spatial = limpid::SpatialKernel::gauss;
     if (spatial == "none") o.spatial = limpid::SpatialKernel::none;
@@ -25,7 +26,8 @@ struct Bilateral {
   static Tensors<S> library(const Case& c) {
     const Mat<S> q = c.in<S>("q"), k = c.in<S>("k"), v = c.in<S>("v"), dout = c.dout<S>();
     const Mat<S> h_range = c.in_or_none<S>("h_range"), h_space = c.in_or_none<S>("h_space");
-    const Mat<S> a = c.in_or_none<S>("a"), b = c.in_or_none<S>("b"), pq = c.in_or_none<S>("pq"), pk = c.in_or_none<S>("pk");
+    const Mat<S> a = c.in_or_none<S>("a"), b = c.in_or_none<S>("b"), pq = c.in_or_none<S>("pq"),
+                 pk = c.in_or_none<S>("pk");
     Mat<S> dq = q, dk = k, dv = v, dh_range = h_range, dh_space = h_space, da = a, db = b, dpq = pq, dpk = pk,
            out(q.rows(), v.cols());
     with_masks(c, [&](const auto& masks) {
@@ -46,9 +48,8 @@ struct Bilateral {
                         .pk = dpk,
                         .h_space = dh_space});
     });
-    return {{"out.out", out},           {"grad.q", dq},   {"grad.k", dk}, {"grad.v", dv},
-            {"grad.h_range", dh_range}, {"grad.a", da},   {"grad.b", db}, {"grad.pq", dpq},
-            {"grad.pk", dpk},           {"grad.h_space", dh_space}};
+    return {{"out.out", out}, {"grad.q", dq}, {"grad.k", dk},   {"grad.v", dv},   {"grad.h_range", dh_range},
+            {"grad.a", da},   {"grad.b", db}, {"grad.pq", dpq}, {"grad.pk", dpk}, {"grad.h_space", dh_space}};
   }
 
   template <class S>

@@ -68,7 +68,7 @@ struct BoostingResidual {
       limpid::boosting_block(in, f, out, u_next, &saved);
       limpid::boosting_block_backward(in, saved, vjp, dout, du_next, {dx, du, dtau, drho});
     });
-    return {{"out.out", out}, {"out.u_next", u_next}, {"grad.x", dx},     {"grad.u", du},     {"grad.wq", dwq},
+    return {{"out.out", out}, {"out.u_next", u_next}, {"grad.x", dx},     {"grad.u", du},    {"grad.wq", dwq},
             {"grad.wk", dwk}, {"grad.wv", dwv},       {"grad.tau", dtau}, {"grad.rho", drho}};
   }
 

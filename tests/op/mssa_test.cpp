@@ -172,10 +172,12 @@ TEST_CASE("threshold: weights of any size stay finite, masked keys do not show, 
 TEST_CASE("mssa says what is wrong") {
   const M y = tokens(6, 4), narrow = tokens(9, 3), few = tokens(4, 4);
   M out = y;
-  using Catch::Matchers::Contains;
-  CHECK_THROWS_WITH(limpid::forward(mssa(threshold(0)), {.y = y}, out), Contains("tau is 0"));
-  CHECK_THROWS_WITH(limpid::forward(mssa(threshold(1.5)), {.y = y}, out), Contains("wanted a number in (0, 1]"));
-  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y}, out, {.heads = 2, .kv_heads = 1}), Contains("one array"));
-  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y, .cache = narrow}, out), Contains("width 4 a head and k has 3"));
-  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y, .cache = few}, out), Contains("wanted y to be the last rows of cache"));
+  CHECK_THROWS_WITH(limpid::forward(mssa(threshold(0)), {.y = y}, out), "mssa: tau is 0.000000, wanted a number in (0, 1]");
+  CHECK_THROWS_WITH(limpid::forward(mssa(threshold(1.5)), {.y = y}, out), "mssa: tau is 1.500000, wanted a number in (0, 1]");
+  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y}, out, {.heads = 2, .kv_heads = 1}), 
+                    "mssa: kv_heads is 1 and heads 2, wanted the same, as one array is query, key and value");
+  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y, .cache = narrow}, out), 
+                    "mssa: q has width 4 a head and k has 3, wanted the same (1 heads, 1 key heads)");
+  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y, .cache = few}, out), 
+                    "mssa: cache has 4 rows an item and y 6, wanted y to be the last rows of cache");
 }

@@ -30,7 +30,8 @@ M turned_by_hand(const M& x, RopeLayout layout, Index r, double base, double fir
   M out = x;
   for (Index i = 0; i < x.rows(); ++i)
     for (Index l = 0; l < r / 2; ++l) {
-      const double t = (first + static_cast<double>(i)) * std::pow(base, -2.0 * static_cast<double>(l) / static_cast<double>(r));
+      const double t =
+          (first + static_cast<double>(i)) * std::pow(base, -2.0 * static_cast<double>(l) / static_cast<double>(r));
       const Index a = layout == RopeLayout::half ? l : 2 * l, b = layout == RopeLayout::half ? l + r / 2 : 2 * l + 1;
       out(i, a) = std::cos(t) * x(i, a) - std::sin(t) * x(i, b);
       out(i, b) = std::sin(t) * x(i, a) + std::cos(t) * x(i, b);
@@ -174,18 +175,21 @@ TEST_CASE("angles keep their digits in float at far positions") {
   const Mat<float> x = make(23, 3, 8).cast<float>();
   Mat<float> out(3, 8);
   limpid::rope_rotate(x, out, {.first = 123456});
-  CHECK(distance(out.cast<double>(), turned_by_hand(x.cast<double>(), RopeLayout::interleaved, 8, 10000, 123456)) < 3e-7);
+  CHECK(distance(out.cast<double>(), turned_by_hand(x.cast<double>(), RopeLayout::interleaved, 8, 10000, 123456)) <
+        3e-7);
 }
 
 TEST_CASE("an odd or too wide rotary is refused") {
   const M x = make(24, 4, 5);
   M out = x;
-  CHECK_THROWS_WITH(limpid::rope_rotate(x, out), "rope_rotate: rotary is 5, wanted an even number, at most the width 5");
+  CHECK_THROWS_WITH(limpid::rope_rotate(x, out),
+                    "rope_rotate: rotary is 5, wanted an even number, at most the width 5");
   CHECK_THROWS_WITH(limpid::forward(rope(softmax(), {.rotary = 6}), qkv(x, x, x)),
                     "softmax: rotary is 6, wanted an even number, at most the width 5");
   CHECK_THROWS_WITH(limpid::forward(rope(softmax(), {.width = 2}), qkv(x, x, x)),
                     "softmax: rope's width is 2, wanted a divisor of the head's 5");
-  CHECK_THROWS_WITH(limpid::rope_rotate(x, out, {.base = -1, .rotary = 2}), "rope_rotate: base is -1.000000, wanted a positive number");
+  CHECK_THROWS_WITH(limpid::rope_rotate(x, out, {.base = -1, .rotary = 2}),
+                    "rope_rotate: base is -1.000000, wanted a positive number");
 }
 
 TEST_CASE("products of sinusoidal encodings depend on offsets alone, and the layouts are permutations of one another") {
@@ -203,7 +207,8 @@ TEST_CASE("products of sinusoidal encodings depend on offsets alone, and the lay
 }
 
 TEST_CASE("ALiBi slopes are a geometric sequence, completed by every other slope of the next power of two") {
-  const M eight = limpid::alibi_slopes<double>(8), twelve = limpid::alibi_slopes<double>(12), one = limpid::alibi_slopes<double>(1);
+  const M eight = limpid::alibi_slopes<double>(8), twelve = limpid::alibi_slopes<double>(12),
+          one = limpid::alibi_slopes<double>(1);
   for (Index h = 0; h < 8; ++h) {
     CHECK(eight(h, 0) == std::exp2(-static_cast<double>(h + 1)));
     CHECK(twelve(h, 0) == eight(h, 0));
@@ -223,7 +228,8 @@ TEST_CASE("a slope of zero and a constant table leave plain attention, and symme
   const M symmetric = limpid::forward(softmax(limpid::alibi_symmetric(slope)), qkv(q, k, v));
   CHECK(distance(symmetric, limpid::forward(softmax(limpid::relative(table)), qkv(q, k, v))) < 1e-14);
   CHECK(distance(limpid::forward(softmax(limpid::chain(limpid::alibi(slope), limpid::causal())), qkv(q, k, v)),
-                 limpid::forward(softmax(limpid::chain(limpid::alibi_symmetric(slope), limpid::causal())), qkv(q, k, v))) < 1e-14);
+                 limpid::forward(softmax(limpid::chain(limpid::alibi_symmetric(slope), limpid::causal())),
+                                 qkv(q, k, v))) < 1e-14);
 }
 
 TEST_CASE("the four parts of the scores sum to the scores; a row of them, and their gradients, are right") {

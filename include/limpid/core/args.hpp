@@ -24,7 +24,7 @@ struct Dims {
 /// Query, key, value: the inputs of a plain operator, T = View<S>, or their gradients, T = MutView<S>.
 template <class T>
 struct QKV {
-  T q, k, v;
+  T q{}, k{}, v{};
 
   template <class F, class... A>
   static void visit(F&& f, A&&... a) {

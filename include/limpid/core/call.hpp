@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memory>
 #include <string>
 #include <type_traits>
 
@@ -18,14 +19,21 @@ using Inputs = typename Op::template Args<View<S>>;
 template <class Op, class S>
 using Grads = typename Op::template Args<MutView<S>>;
 
-/// What a forward pass keeps for the backward pass and for looking inside. Filled by forward, reused without allocation by
-/// the next call of the same shapes. Tied to the inputs it was made from: these must still hold the same numbers.
+namespace detail {
+
 template <class Op, class S>
-struct Saved {
+struct SavedState {
   Dims dims;
   typename Op::template Keep<Mat<S>> kept;
   bool filled = false;
 };
+
+}  // namespace detail
+
+/// What a forward pass keeps for the backward pass and for looking inside. Filled by forward, reused without allocation by
+/// the next call of the same shapes. Tied to the inputs it was made from: these must still hold the same numbers.
+template <class Op, class S>
+using Saved = detail::SavedState<std::remove_const_t<Op>, S>;
 
 /// What a forward call may be asked besides. Asking never changes a bit of out.
 template <class Op, class S>
@@ -62,13 +70,13 @@ struct HeadCall {
 namespace detail {
 
 template <class Op>
-std::string operator_name(const Op& op) {
-  return std::string(op.name);
+Name operator_name(const Op& op) {
+  return Name(op.name);
 }
 
 /// Numbers of the call from the first query and the first key field that are given; without key fields m = n.
 template <class In>
-Dims dims_of(const std::string& op, const In& in, Index batch, Index heads, Index kv_heads) {
+Dims dims_of(Name op, const In& in, Index batch, Index heads, Index kv_heads) {
   Dims d;
   d.batch = batch, d.heads = heads, d.kv_heads = kv_heads == 0 ? heads : kv_heads;
   if (batch < 1) raise(op + ": batch is " + text_of(batch) + ", wanted at least 1");
@@ -94,7 +102,7 @@ Dims dims_of(const std::string& op, const In& in, Index batch, Index heads, Inde
 
 /// Every field against its role. `what` is put before the name, e.g. "gradient of ".
 template <class In>
-void check_fields(const std::string& op, const std::string& what, const In& in, const Dims& d) {
+void check_fields(Name op, const std::string& what, const In& in, const Dims& d) {
   In::visit(
       [&](const char* name, Role role, const auto& v) {
         if (!v.given() && v.rows == 0 && v.cols == 0) return;
@@ -153,7 +161,7 @@ Args head_args(const Args& all, const Dims& d, Index b, Index h) {
 }
 
 template <class Out, class In>
-void refuse_overlap(const std::string& op, const char* written, const Out& out, const char* read, const In& in) {
+void refuse_overlap(Name op, const char* written, const Out& out, const char* read, const In& in) {
   if (overlap(out, in))
     raise(op + ": " + written + " shares memory with " + read + "; results are written while inputs are read");
 }
@@ -237,13 +245,15 @@ void complete_lse(const Op& op, const Context& context, const In& head, const At
 template <class Op, class S>
 Op bound(const Op& op, const Dims& d) {
   Op copy = op;
-  copy.modifiers() = op.modifiers().bound(d.batch, d.heads);
+  // built anew, not assigned: a chain may hold a lambda with captures, which has no assignment
+  std::destroy_at(&copy.modifiers());
+  std::construct_at(&copy.modifiers(), op.modifiers().bound(d.batch, d.heads));
   return copy;
 }
 
 template <class Op, class S>
 const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S> out, const char* out_name) {
-  const std::string name = operator_name(op);
+  const Name name = operator_name(op);
   check_fields(name, "", in, d);
   const auto head = head_args(in, d, 0, 0);
   for (Index h = 0; h < d.heads; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
@@ -258,7 +268,7 @@ const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dim
 /// The whole forward pass with policy P (the machine's vectors, or OneLane as the reference).
 template <class P, class Op, class S = typename P::Scalar>
 void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, const Call<Op, S>& call) {
-  const std::string name = operator_name(operation);
+  const Name name = operator_name(operation);
   const Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
   check_call<Op, S>(operation, in, d, out, "out");
   Inputs<Op, S>::visit(
@@ -324,7 +334,7 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
 }
 
 template <class Op, class S>
-void check_saved(const std::string& name, const Saved<Op, S>& saved, const Inputs<Op, S>& in) {
+void check_saved(Name name, const Saved<Op, S>& saved, const Inputs<Op, S>& in) {
   if (!saved.filled) raise(name + ": saved is empty, wanted one that a forward call has filled");
   const Dims d = dims_of(name, in, saved.dims.batch, saved.dims.heads, saved.dims.kv_heads);
   if (d.n != saved.dims.n || d.m != saved.dims.m)
@@ -335,8 +345,8 @@ void check_saved(const std::string& name, const Saved<Op, S>& saved, const Input
 template <class P, class Op, class S = typename P::Scalar>
 void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout,
                    const Grads<Op, S>& grad, const BackwardCall<S>& call) {
-  const std::string name = operator_name(operation);
-  check_saved(name, saved, in);
+  const Name name = operator_name(operation);
+  check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   check_call<Op, S>(operation, in, d, dout, "dout");
   Grads<Op, S>::visit(
@@ -442,8 +452,8 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
 /// Runs look(context, head inputs, head kept, at) for one head of a saved forward pass.
 template <class Op, class S, class Look>
 void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call, Look&& look) {
-  const std::string name = operator_name(operation);
-  check_saved(name, saved, in);
+  const Name name = operator_name(operation);
+  check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   if (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch)
     raise(name + ": asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +

@@ -28,6 +28,15 @@ namespace detail {
 #endif
 }
 
+/// A name in the text of an error. No std::string: a long one would allocate in every call, also where nothing is wrong.
+struct Name {
+  const char* text;
+  Name(const char* text_) : text(text_) {}                // NOLINT: implicit on purpose
+  Name(const std::string& text_) : text(text_.c_str()) {}  // NOLINT: the same; looks at it no longer than the call
+  operator std::string() const { return text; }            // NOLINT
+};
+inline std::string operator+(Name name, const std::string& text) { return name.text + text; }
+
 template <class Number>
 std::string text_of(Number number) {
   return std::to_string(static_cast<long long>(number));

@@ -74,8 +74,8 @@ void row_dots(View<typename P::Scalar> a, View<typename P::Scalar> b, typename P
 
 /// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be masked, keys and values
 /// are looked through; if a row is not finite, the sweep works on a copy with zeros in its place, and `poison` then
-/// writes NaN exactly where a query that keeps such a key would have had it. Queries likewise, where minus infinity is
-/// added: NaN - inf would not be a masked score.
+/// writes NaN exactly where a query that keeps such a key would have had it. Queries likewise, where a score function may
+/// add minus infinity: NaN - inf would not be a masked score.
 template <class P, class Mods>
 class KeyGuard {
  public:
@@ -83,8 +83,7 @@ class KeyGuard {
 
   KeyGuard(Arena& arena, Scores<S, Mods>& scores, View<S>& x) : scores_(&scores), bad_k_(scores.k), bad_x_(x) {
     if (!scores.can_mask()) return;
-    const bool adds = Mods::values || Mods::starts || scores.bias != nullptr;
-    if (adds && !clean(scores.q)) {
+    if (Mods::values && !clean(scores.q)) {
       queries_ = arena.take<Index>(scores.n());
       const MutView<S> q = arena.matrix<S>(scores.q.rows, scores.q.cols);
       for (Index i = 0; i < scores.n(); ++i) {

@@ -34,7 +34,7 @@ inline constexpr bool owns_memory = decltype(is_owner(std::declval<const std::re
 
 /// Everything a view asks of an Eigen argument, each failure one sentence. A column vector counts as n rows of one.
 template <class S, class M, bool Writes>
-constexpr void check_viewable() {
+constexpr bool check_viewable() {
   using Plain = std::remove_cvref_t<M>;
   constexpr bool direct = (Plain::Flags & Eigen::DirectAccessBit) != 0;
   static_assert(std::is_same_v<typename Plain::Scalar, S>,
@@ -51,6 +51,7 @@ constexpr void check_viewable() {
     static_assert((Plain::Flags & Eigen::LvalueBit) != 0 &&
                       !(owns_memory<M> && std::is_const_v<std::remove_reference_t<M>>),
                   "limpid: this argument is written to and must not be const");
+  return true;
 }
 
 }  // namespace detail
@@ -70,7 +71,7 @@ struct View {
   template <class M>
     requires detail::is_eigen<M>
   View(M&& m) : rows(m.rows()), cols(m.cols()) {  // NOLINT: implicit on purpose, as Eigen::Ref is
-    detail::check_viewable<S, M, false>();
+    static_assert(detail::check_viewable<S, M, false>());
     data = m.data();
     stride = std::remove_cvref_t<M>::IsRowMajor ? m.outerStride() : 1;
   }
@@ -95,7 +96,7 @@ struct MutView {
   template <class M>
     requires detail::is_eigen<M>
   MutView(M&& m) : rows(m.rows()), cols(m.cols()) {  // NOLINT: implicit on purpose
-    detail::check_viewable<S, M, true>();
+    static_assert(detail::check_viewable<S, M, true>());
     data = const_cast<S*>(m.data());  // a const owner was refused above; maps and blocks carry their own constness
     stride = std::remove_cvref_t<M>::IsRowMajor ? m.outerStride() : 1;
   }

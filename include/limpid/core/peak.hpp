@@ -75,6 +75,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
                              StoreScores<P>{tile, width, scale, start});
       if constexpr (Mods::values) value_tile<P, false>(scores, t);
+      drop_keys<P, false>(scores, start, t, minus_infinity<S>());
       if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());
       for (Index v = 0; v < vectors * P::lanes; v += P::lanes) {
         S before[P::lanes];

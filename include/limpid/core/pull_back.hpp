@@ -180,6 +180,7 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, const typename
     product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
                            StoreWeights<P>{t.data, t.ld, scale, start, shifted});
   }
+  drop_keys<P, true>(scores, start, t, S(0));
   if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));
   if (weight)
     for (Index i = 0; i < t.nq; ++i)

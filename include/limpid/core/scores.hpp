@@ -124,6 +124,16 @@ struct Tile {
   Index ld, q0, nq, k0, nk;
 };
 
+/// Writes `fill` where a key's additive part is minus infinity: chosen, not summed, as inf - inf would be NaN.
+template <class P, bool KeysAreLanes, class Mods>
+void drop_keys(const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* start,
+               const Tile<typename P::Scalar>& t, typename P::Scalar fill) {
+  if (!Mods::starts && scores.bias == nullptr) return;
+  for (Index j = 0; j < t.nk; ++j)
+    if (start[j] == minus_infinity<typename P::Scalar>())
+      for (Index i = 0; i < t.nq; ++i) t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = fill;
+}
+
 /// Writes `fill` where a pair is masked. Queries are lanes (transposed) or keys are lanes.
 template <class P, bool KeysAreLanes, class Mods>
 void mask_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t,

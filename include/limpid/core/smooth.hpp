@@ -163,6 +163,7 @@ void smooth_block(const Scores<typename P::Scalar, Mods>& scores, View<typename 
         product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
                                StoreScores<P>{tile, width, scale, start});
         if constexpr (Mods::values) value_tile<P, false>(scores, t);
+        drop_keys<P, false>(scores, start, t, minus_infinity<S>());
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());
         if constexpr (Online) {
           if (vectors == P::tile_vectors) {
@@ -178,6 +179,7 @@ void smooth_block(const Scores<typename P::Scalar, Mods>& scores, View<typename 
       } else {
         product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
                                StoreKnown<P>{tile, width, scale, start, top + p * width});
+        drop_keys<P, false>(scores, start, t, S(0));
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, S(0));
       }
       product<P, Walk::columns>(dv, vectors, nk, x.row(b), x.stride, tile, width,

@@ -100,6 +100,7 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
     clear(start + nk, whole - nk);
     few_scores<P>(scores.q, scores.k.block(k0, 0, nk, scores.k.cols), scores.scale * scores.unit(), start, tile, ld);
     if constexpr (Mods::values) value_tile<P, true>(scores, t);
+    drop_keys<P, true>(scores, start, t, minus_infinity<S>());
     if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, minus_infinity<S>());
     for (Index i = 0; i < n; ++i) {
       S* row = tile + i * ld;

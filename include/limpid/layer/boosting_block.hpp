@@ -50,8 +50,9 @@ void check_like(const char* name, View<S> v, View<S> x) {
 ///
 ///     s = x + rho u,   z = f(s),   u_next = tau z - kappa u,   out = x + u_next,     kappa = tau rho + tau - 1
 ///
-/// f(View<S> s, MutView<S> z) is the whole sublayer, n x D to n x D. tau = 1, rho = 0: out = x + f(x). out and u_next are
-/// n x D and must not overlap the inputs. saved takes s and z for the backward pass. O(n D) besides f. Throws ShapeError.
+/// f(View<S> s, MutView<S> z) is the whole sublayer, n x D to n x D. tau = 1, rho = 0: out = x + f(x). out and u_next
+/// are n x D and must not overlap the inputs. saved takes s and z for the backward pass. O(n D) besides f. Throws
+/// ShapeError.
 template <class F, class Out, class Next>
 void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&& f, Out&& out_, Next&& u_next_,
                     BoostingBlockSaved<detail::ScalarOf<Out>>* saved = nullptr, const LayerCall& call = {}) {
@@ -88,13 +89,14 @@ void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&
 ///     e = g + w,   dz = tau e,   ds = vjp(s, dz),   dx = g + ds,   du = rho ds - kappa e
 ///     drho = <ds - tau e, u>,   dtau = <e, z - (rho + 1) u>
 ///
-/// vjp(View<S> s, View<S> dz, MutView<S> ds) writes the sublayer's vector-Jacobian product and, on its way, the gradients
-/// of its own parameters. Empty gradients are not computed; call.accumulate adds to them. Throws ShapeError.
+/// vjp(View<S> s, View<S> dz, MutView<S> ds) writes the sublayer's vector-Jacobian product and, on its way, the
+/// gradients of its own parameters. Empty gradients are not computed; call.accumulate adds to them. Throws ShapeError.
 template <class S, class Vjp>
 void boosting_block_backward(const std::type_identity_t<BoostingBlockArgs<View<S>>>& in,
                              const BoostingBlockSaved<S>& saved, Vjp&& vjp, const std::type_identity_t<View<S>>& dout,
                              const std::type_identity_t<View<S>>& du_next,
-                             const std::type_identity_t<BoostingBlockArgs<MutView<S>>>& grad, const LayerCall& call = {}) {
+                             const std::type_identity_t<BoostingBlockArgs<MutView<S>>>& grad,
+                             const LayerCall& call = {}) {
   using P = detail::Native<S>;
   const detail::BoostingBlockNumbers<S> c(in);
   const View<S> s(saved.s), z(saved.z);

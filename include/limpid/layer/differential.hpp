@@ -10,12 +10,13 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 
 /// What a two-map layer reads, and where its gradients go, H heads and G key heads. x (B n) x D, wq D x (H 2d),
-/// wk D x (G 2d), or D x (G d) for one key to both branches, wv D x (G dv), wo (H dv) x E. gate_w D x H and gate_b 1 x H make
-/// the logits z = x gate_w + gate_b that the operator takes (gated attention, or version 2 of differential). The rest is
-/// handed to the operator: gamma, lambda and the vectors it is learned through. Empty: not given.
+/// wk D x (G 2d), or D x (G d) for one key to both branches, wv D x (G dv), wo (H dv) x E. gate_w D x H and gate_b 1 x
+/// H make the logits z = x gate_w + gate_b that the operator takes (gated attention, or version 2 of differential). The
+/// rest is handed to the operator: gamma, lambda and the vectors it is learned through. Empty: not given.
 template <class T>
 struct TwoMapLayerArgs {
-  T x{}, wq{}, wk{}, wv{}, wo{}, gate_w{}, gate_b{}, gamma{}, lambda{}, lambda_q1{}, lambda_k1{}, lambda_q2{}, lambda_k2{};
+  T x{}, wq{}, wk{}, wv{}, wo{}, gate_w{}, gate_b{}, gamma{}, lambda{}, lambda_q1{}, lambda_k1{}, lambda_q2{},
+      lambda_k2{};
 };
 
 /// What the layer keeps between forward and backward.
@@ -34,8 +35,8 @@ struct TwoMapLayerCall {
 };
 
 /// out = concat_heads(op(x wq, x wk, x wv, z)) wo, for op = differential(...), differential_v2(...) or
-/// differential_gated(...); Ye et al. 2024, arXiv 2410.05258, section 2.1, without biases. Rotary positions come between
-/// projection and scores: with them, call linear and the operator yourself.
+/// differential_gated(...); Ye et al. 2024, arXiv 2410.05258, section 2.1, without biases. Rotary positions come
+/// between projection and scores: with them, call linear and the operator yourself.
 ///
 /// Kept: q, k, v, z, the heads' output and what the operator keeps, O((B n)(D + H (2 d + dv))). Throws ShapeError.
 template <class Op>
@@ -96,7 +97,8 @@ struct TwoMapLayer {
       return m.size() == 0 ? MutView<S>() : arena.matrix<S>(m.rows(), m.cols());
     };
     const MutView<S> dq = like(saved.q), dk = like(saved.k), dv = like(saved.v), dz = like(saved.z), dy = like(saved.y);
-    const LayerCall linear_call{call.accumulate, &workspace, call.executor}, overwrite{false, &workspace, call.executor};
+    const LayerCall linear_call{call.accumulate, &workspace, call.executor},
+        overwrite{false, &workspace, call.executor};
 
     // out = y wo
     linear_backward(View<S>(saved.y), in.wo, dout, {{}, grad.wo, {}}, linear_call);

@@ -42,8 +42,9 @@ struct AddInside {
   }
 };
 
-/// out = A B or out += A B. A is a (W == rows) or its transpose (columns), B is b or its transpose. Cut into tasks by shape
-/// alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop; scratch of one packed panel a worker.
+/// out = A B or out += A B. A is a (W == rows) or its transpose (columns), B is b or its transpose. Cut into tasks by
+/// shape alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop; scratch of one packed panel a
+/// worker.
 template <class P, Walk W, bool TransposeB>
 void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
               MutView<typename P::Scalar> out, bool accumulate) {
@@ -69,8 +70,8 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
           for (Index c = cols; c < width; ++c) panel[k * width + c] = S(0);
         }
       }
-      product<P, W>(rows, (cols + P::lanes - 1) / P::lanes, count, a.data + r0 * step + k0 * along, a.stride, panel, width,
-                    AddInside<P>{to.data, to.stride, cols});
+      product<P, W>(rows, (cols + P::lanes - 1) / P::lanes, count, a.data + r0 * step + k0 * along, a.stride, panel,
+                    width, AddInside<P>{to.data, to.stride, cols});
     }
   });
 }
@@ -130,8 +131,8 @@ void with_context(const LayerCall& call, F&& f) {
 
 }  // namespace detail
 
-/// y = x w + b for every token: x n x D, w D x E, b 1 x E (a default View: no bias), y n x E. 2 n D E flop; no copy of x or
-/// w beyond one packed panel a worker. Throws ShapeError where shapes do not fit or y shares memory with an input.
+/// y = x w + b for every token: x n x D, w D x E, b 1 x E (a default View: no bias), y n x E. 2 n D E flop; no copy of
+/// x or w beyond one packed panel a worker. Throws ShapeError where shapes do not fit or y shares memory with an input.
 template <class X, class W, class B, class Y>
 void linear(X&& x, W&& w, B&& b, Y&& y, const LayerCall& call = {}) {
   using S = detail::ScalarOf<Y>;
@@ -142,7 +143,8 @@ void linear(X&& x, W&& w, B&& b, Y&& y, const LayerCall& call = {}) {
   detail::refuse_overlap("linear", "y", vy, "x", vx);
   detail::refuse_overlap("linear", "y", vy, "w", vw);
   detail::refuse_overlap("linear", "y", vy, "b", vb);
-  detail::with_context(call, [&](const auto& context) { detail::linear_in<detail::Native<S>>(context, vx, vw, vb, vy); });
+  detail::with_context(call,
+                       [&](const auto& context) { detail::linear_in<detail::Native<S>>(context, vx, vw, vb, vy); });
 }
 
 /// dx = dy w^T, dw = x^T dy, db = column sums of dy, those that grad names. 4 n D E flop. Throws as linear.

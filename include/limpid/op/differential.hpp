@@ -9,10 +9,10 @@ inline namespace LIMPID_ABI {
 
 using DifferentialOptions = TwoMapOptions;
 
-/// Inputs of differential attention and their gradients, H heads, G key heads. q (B n) x (H 2d) and k (B m) x (G 2d): head i,
-/// branch b in columns ((2 i + b) d, +d); k may be (B m) x (G d), one key for both branches. v (B m) x (G dv).
-/// lambda, at most one of: lambda 1 x 1 (or H x 1); the four vectors 1 x w (or H x w); z (B n) x H, logits of lambda for
-/// every token and head (lambda_i = sigmoid(z_i), version 2). None of them: lambda_init, as with vectors of zeros.
+/// Inputs of differential attention and their gradients, H heads, G key heads. q (B n) x (H 2d) and k (B m) x (G 2d):
+/// head i, branch b in columns ((2 i + b) d, +d); k may be (B m) x (G d), one key for both branches. v (B m) x (G dv).
+/// lambda, at most one of: lambda 1 x 1 (or H x 1); the four vectors 1 x w (or H x w); z (B n) x H, logits of lambda
+/// for every token and head (lambda_i = sigmoid(z_i), version 2). None of them: lambda_init, as with vectors of zeros.
 /// gamma 1 x dv (or H x dv), the weight of the norm, default 1.
 template <class T>
 struct DifferentialArgs {
@@ -59,8 +59,8 @@ S lambda_from(const LambdaVectors<View<S>>& v, double lambda_init) {
   return detail::exp_dot(v.q1, v.k1) - detail::exp_dot(v.q2, v.k2) + S(lambda_init);
 }
 
-/// dq1 = dlambda e1 k1, dk1 = dlambda e1 q1, dq2 = -dlambda e2 k2, dk2 = -dlambda e2 q2, e_b = exp(q_b . k_b); overwrites
-/// those that are given.
+/// dq1 = dlambda e1 k1, dk1 = dlambda e1 q1, dq2 = -dlambda e2 k2, dk2 = -dlambda e2 q2, e_b = exp(q_b . k_b);
+/// overwrites those that are given.
 template <class S>
 void lambda_from_backward(const LambdaVectors<View<S>>& v, S dlambda, const LambdaVectors<MutView<S>>& grad) {
   const S e1 = detail::exp_dot(v.q1, v.k1), e2 = detail::exp_dot(v.q2, v.k2);
@@ -93,7 +93,7 @@ struct LambdaMix {
 
   template <class In>
   static void check(const char* name, const In& in) {
-    const std::string op = name;
+    const Name op = name;
     const int vectors = in.lambda_q1.given() + in.lambda_k1.given() + in.lambda_q2.given() + in.lambda_k2.given();
     if (vectors != 0 && vectors != 4)
       raise(op + ": " + text_of(vectors) + " of the four vectors of lambda are given, wanted all or none");
@@ -143,34 +143,36 @@ using Differential = TwoMaps<detail::LambdaMix, Mods>;
 
 /// Differential attention (Ye, Dong, Xia, Sun, Zhu, Huang, Wei 2024, "Differential Transformer", arXiv 2410.05258):
 ///
-///     A_b = softmax_rows(scale Q_b K_b^T),   H = (A1 - lambda A2) V                                       (eq. 1)
-///     lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init                      (eq. 2)
-///     Y = (1 - lambda_init) gamma o H / sqrt(mean(H^2) + eps)       (eq. 3; gamma and eps are the official code's)
-///     dS1 = A1 o (P - delta1),   dS2 = -lambda A2 o (P - delta2),   dV = (A1 - lambda A2)^T dH,   dlambda = -sum_i delta2_i
+///     A_b = softmax_rows(scale Q_b K_b^T),   H = (A1 - lambda A2) V                                     (eq. 1)
+///     lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init                    (eq. 2)
+///     Y = (1 - lambda_init) gamma o H / sqrt(mean(H^2) + eps)     (eq. 3; gamma and eps are the official code's)
+///     dS1 = A1 o (P - delta1),   dS2 = -lambda A2 o (P - delta2),   P = dH V^T
+///     dV = (A1 - lambda A2)^T dH,   dlambda = -sum_i delta2_i,   delta_b,i = <dH_i, (A_b V)_i>
 ///
-/// with P = dH V^T, delta_b,i = <dH_i, (A_b V)_i>. Inputs: DifferentialArgs. differential(causal(), {.lambda_init =
-/// lambda_init_of_layer(l)}); {.norm = HeadNorm::none} gives H. Grouped keys: head i meets key block 2 g + b, g = i G / H,
-/// as in the flash files of the official code. Kept: the log-sum-exp of both maps, A1 V and A2 V. Cost 4 n m (d + dv) flop
-/// forward, 4 n m (3 d + dv) backward (against plain attention of twice the head width: 1.5 times and once), memory
-/// O((n + m)(d + dv)). A row that keeps no key gives zeros and passes no gradient. Throws ShapeError where shapes do not fit
-/// or lambda is given twice.
+/// Inputs: DifferentialArgs. differential(causal(), {.lambda_init = lambda_init_of_layer(l)}) for the paper's layers;
+/// {.norm = HeadNorm::none} gives H. Grouped keys: head i meets key block 2 g + b, g = i G / H, as in the flash files
+/// of the official code. Kept: the log-sum-exp of both maps, A1 V and A2 V. Cost 4 n m (d + dv) flop forward and
+/// 4 n m (3 d + dv) backward, against plain attention of twice the head width 1.5 times and as much; memory
+/// O((n + m)(d + dv)). A row that keeps no key gives zeros and passes no gradient. Throws ShapeError where shapes do
+/// not fit, lambda is given twice, or gamma without a norm. Error as softmax: double within 1e-10 of the largest entry,
+/// float within 4 x that of the plain float formula (tests/contract).
 inline auto differential(DifferentialOptions options = {}) {
   return Differential<Chain<>>{chain(), options, "differential"};
 }
 template <class M>
-  requires(!std::is_same_v<M, DifferentialOptions>)
-auto differential(const M& modifiers, DifferentialOptions options = {}) {
+requires(!std::is_same_v<M, DifferentialOptions>) auto differential(const M& modifiers,
+                                                                    DifferentialOptions options = {}) {
   return Differential<decltype(chain(modifiers))>{chain(modifiers), options, "differential"};
 }
 
-/// Version 2 of its authors (January 2026, code and blog): A1 V - sigmoid(z_i) A2 V with a logit z for every token and head,
-/// one key for both branches, no norm. The second query branch of head i is query head 2 i + 1 of the official code.
+/// Version 2 of its authors (January 2026, code and blog): A1 V - sigmoid(z_i) A2 V with a logit z for every token and
+/// head, one key for both branches, no norm. The second query branch of head i is query head 2 i + 1 of the official
+/// code.
 inline auto differential_v2(SoftmaxOptions options = {}) {
   return differential({.scale = options.scale, .norm = HeadNorm::none});
 }
 template <class M>
-  requires(!std::is_same_v<M, SoftmaxOptions>)
-auto differential_v2(const M& modifiers, SoftmaxOptions options = {}) {
+requires(!std::is_same_v<M, SoftmaxOptions>) auto differential_v2(const M& modifiers, SoftmaxOptions options = {}) {
   return differential(modifiers, {.scale = options.scale, .norm = HeadNorm::none});
 }
 

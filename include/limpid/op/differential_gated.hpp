@@ -66,23 +66,24 @@ struct GateMix {
 template <class Mods>
 using DifferentialGated = TwoMaps<detail::GateMix, Mods>;
 
-/// Gated differential self-attention (Lygizou, Farsang, Grosu 2025, "Differential Gated Self-Attention", arXiv 2505.24054):
+/// Gated differential attention (Lygizou, Farsang, Grosu 2025, "Differential Gated Self-Attention", arXiv 2505.24054):
 ///
 ///     g_i = sigmoid(z_i),   A+- = softmax_rows(scale Q_b K_b^T),   H_i = g_i (A+ V)_i - (1 - g_i) (A- V)_i
 ///     Y = (1 - lambda_init) gamma o H / sqrt(mean(H^2) + eps)
-///     dS+ = g_i A+ o (P - delta+),   dS- = -(1 - g_i) A- o (P - delta-),   dg_i = delta+_i + delta-_i,   dz_i = dg_i g_i (1 - g_i)
+///     dS+ = g_i A+ o (P - delta+),   dS- = -(1 - g_i) A- o (P - delta-),   P = dH V^T
+///     dg_i = delta+_i + delta-_i,   dz_i = dg_i g_i (1 - g_i),   delta_b,i = <dH_i, (A_b V)_i>
 ///
-/// with P = dH V^T, delta_b,i = <dH_i, (A_b V)_i>. The paper's body was not to be had: the two maps, the gate of the query's
-/// token and the fusion are its own (abstract and public reviews), as is lambda_init = 0.8; the split of q and k, the scale,
-/// the norm and the use of lambda_init as its factor are ours, after differential attention, and {.norm = HeadNorm::none}
-/// leaves the last two out. With a gate of one half the rows of the fused map sum to 0; z = 0.2231 starts at differential
-/// attention with lambda 0.8. Inputs: DifferentialGatedArgs. Kept, cost and errors as differential.
+/// The paper's body was not to be had. Its own, by abstract and public reviews: the two maps, the gate of the query's
+/// token, the fusion, lambda_init = 0.8. Ours, after differential attention: the split of q and k, the scale, the norm
+/// and lambda_init in its factor; {.norm = HeadNorm::none} leaves the last two out. With a gate of one half the rows of
+/// the fused map sum to 0; z = 0.2231 starts at differential attention with lambda 0.8.
+/// Inputs: DifferentialGatedArgs. Kept, cost and errors as differential.
 inline auto differential_gated(DifferentialGatedOptions options = {}) {
   return DifferentialGated<Chain<>>{chain(), options, "differential_gated"};
 }
 template <class M>
-  requires(!std::is_same_v<M, DifferentialGatedOptions>)
-auto differential_gated(const M& modifiers, DifferentialGatedOptions options = {}) {
+requires(!std::is_same_v<M, DifferentialGatedOptions>) auto differential_gated(const M& modifiers,
+                                                                               DifferentialGatedOptions options = {}) {
   return DifferentialGated<decltype(chain(modifiers))>{chain(modifiers), options, "differential_gated"};
 }
 

@@ -1,4 +1,4 @@
-// limpid: filters that run a map again and again, u_t = s A (x V + y u_{t-1}) + z u_{t-1}: what twicing and boosting share.
+// limpid: filters that run a map again and again, u_t = s A (x V + y u_{t-1}) + z u_{t-1}: twicing and boosting.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -53,7 +53,8 @@ LIMPID_NOINLINE void scale_row(typename P::Scalar a, const typename P::Scalar* x
   for (; j < count; ++j) to[j] = a * x[j];
 }
 
-/// to = a x + b y, in place where they are the same rows. What counts by exactly 0 is not looked at: it may hold anything.
+/// to = a x + b y, in place where they are the same rows. What counts by exactly 0 is not looked at: it may hold
+/// anything.
 template <class P>
 void combine(const Context& context, typename P::Scalar a, View<typename P::Scalar> x, typename P::Scalar b,
              View<typename P::Scalar> y, MutView<typename P::Scalar> to) {
@@ -166,16 +167,17 @@ void recurrence_transposed(const Context& context, const Recurrence<S>& r, const
   }
 }
 
-/// The backward pass: one sweep of A^T a step and one pull_back, which also does the last A^T. With H_t = A^T G_t, G_T = dout:
+/// The backward pass: one sweep of A^T a step and one pull_back, which does the last A^T. G_T = dout, H_t = A^T G_t:
 ///
 ///     forward  w_t = x V + y u_{t-1}          u_t = s A w_t + z u_{t-1}
 ///     dA += s G_t w_t^T,   delta_i += <G_t, u_t - z u_{t-1}>_i,   dV += s x H_t,   G_{t-1} = z G_t + s y H_t
-///     ds += <G_t, A w_t> = <H_t, w_t>  (no division: s may be 0),   dy += s <H_t, u_{t-1}>,   both plus <G_t, u_{t-1}> dz
+///     ds += <G_t, A w_t> = <H_t, w_t>  (no division: s may be 0),   dy += s <H_t, u_{t-1}>,   plus <G_t, u_{t-1}> dz
 ///
 /// u holds every u_t; plan says where dq and dk go and is completed here; dv may be empty.
 template <class P, class Mods, class S = typename P::Scalar>
-void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPlan<S, Mods, 1> plan, View<S> v, View<S> u,
-                         View<S> dout, MutView<S> dv, bool accumulate_v, RecurrenceGradient<S>& scalars, S* sinks) {
+void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPlan<S, Mods, 1> plan, View<S> v,
+                         View<S> u, View<S> dout, MutView<S> dv, bool accumulate_v, RecurrenceGradient<S>& scalars,
+                         S* sinks) {
   Arena& arena = context.arena();
   const Index n = v.rows, width = v.cols, sweeps = r.sweeps();
   const MutView<S> left = arena.matrix<S>(n, sweeps * width), right = arena.matrix<S>(n, sweeps * width);
@@ -186,9 +188,11 @@ void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPla
   for (Index i = 0; i < n; ++i) delta[i] = S(0);
   if (dv.given()) r.skip ? copy<S>(dout, sum) : sum.fill(S(0));
 
-  const auto of = [&](const MutView<S>& m, Index t) { return m.block(0, (r.smooth_first ? t : t - 1) * width, n, width); };
+  const auto of = [&](const MutView<S>& m, Index t) {
+    return m.block(0, (r.smooth_first ? t : t - 1) * width, n, width);
+  };
   const auto gradient = [&](Index t) { return t == 0 && !r.smooth_first ? g_start : of(left, t); };  // G_t
-  const auto step = [&](Index t) { return kept_step(u, t, width); };                                // u_t
+  const auto step = [&](Index t) { return kept_step(u, t, width); };                                 // u_t
   const auto add_to_delta = [&](S c, View<S> g, View<S> x) {
     if (c == S(0)) return;
     gradient_row_dots<P>(context, g, x, dots);
@@ -234,10 +238,10 @@ void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPla
   }
 }
 
-/// A block of E from (q0, k0), as large as out: columns or rows of the identity, whichever are fewer, `at_once` at a time.
+/// A block of E from (q0, k0), as large as out: from columns or rows of the identity, whichever are fewer.
 template <class P, class Mods, class S = typename P::Scalar>
-void recurrence_block(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, const S* lse, Index q0,
-                      Index k0, MutView<S> out) {
+void recurrence_block(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, const S* lse,
+                      Index q0, Index k0, MutView<S> out) {
   constexpr Index at_once = 64;
   const bool by_columns = out.cols <= out.rows;
   const Index n = scores.n(), count = by_columns ? out.cols : out.rows, first = by_columns ? k0 : q0;

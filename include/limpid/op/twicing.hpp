@@ -71,14 +71,15 @@ struct Twicing {
     plan.accumulate_k = to.direct && accumulate.kv;
     plan.emission = emission;
     detail::RecurrenceGradient<S> none;
-    detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.u, dout, grad.v, accumulate.kv, none, sinks);
+    detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.u, dout, grad.v, accumulate.kv, none,
+                                   sinks);
     score.finish(in, prepared, to, grad, accumulate);
   }
 
   /// out = E x and out = E^T g, E the effective map.
   template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out,
-             const At& at) const {
+  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
+             MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
     detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, keep.lse.data, static_cast<S*>(nullptr), x,
                                   out, MutView<S>());
@@ -102,20 +103,24 @@ struct Twicing {
 ///
 ///     u_0 = A V,   u_t = u_{t-1} + alpha A (V - u_{t-1}),   out = u_order = E V      order 1, alpha 1: E = 2A - A^2
 ///
-/// The residual V - A V, which plain attention drops, is smoothed by the same map and added back. order and alpha are our
-/// extension; at alpha = 1, E = I - (I - A)^(order + 1). Backward (ours), order 1, alpha 1, G = dout, R = V - A V:
+/// The residual V - A V, which plain attention drops, is smoothed by the same map and added back. order and alpha are
+/// our extension; at alpha = 1, E = I - (I - A)^(order + 1). Backward (ours), order 1, alpha 1, G = dout, R = V - A V:
 ///
 ///     H = A^T G,   dV = H + A^T (G - H),   dA = [G, G - H] [R, V]^T,   delta_i = <g_i, out_i> - <h_i, (A V)_i>
 ///
-/// and dS, dq, dk and the rest as the map's own. twicing(nlm()), twicing(softmax(causal())), twicing(causal(), {.order = 2}).
-/// Inputs are the map's, with n = m. The effective map E (map_block, map_left, map_right, Call::map) has rows that sum to
-/// 1 (where no row of A is empty), but entries of either sign; relevance sent down with backward is that of A.
+/// and dS, dq, dk and the rest as the map's own. Write twicing(nlm()), twicing(softmax(causal())) or, the same,
+/// twicing(causal()), with options as in twicing(causal(), {.order = 2}). Inputs are the map's, with n = m.
+/// The effective map E (map_block, map_left, map_right, Call::map) has rows that sum to 1 where no row of A is empty,
+/// but entries of either sign; relevance sent down with backward is that of A.
 ///
 /// Kept: the row log-sum-exp and u_0 .. u_order. Cost: order + 1 times plain forward (4 n^2 (d + dv) flop at order 1);
-/// backward order + 1 sweeps and a pull_back of inner width (order + 1) dv (16 against 10 n^2 d flop at order 1, dv = d).
-/// Memory O(n (d + (order + 1) dv)). Throws ShapeError where shapes do not fit, n and m differ or order is negative.
-/// Limits: eigenvalues go l -> 1 - (1 - l)^2. This sharpens a spectrum in [0, 1], as nlm() with k = q has; a softmax map
-/// may have negative eigenvalues, and these grow, at worst from -1 to -3.
+/// backward order sweeps of A^T and a pull_back of inner width (order + 1) dv, which does one more: 16 against
+/// 10 n^2 d flop at order 1 and dv = d. Memory O(n (d + (order + 1) dv)). Golden cases: double within 1e-15 of the
+/// largest entry, float within 3 times the error of the plain float formula. Throws ShapeError where shapes do not fit,
+/// n and m differ or order is negative.
+///
+/// Limits: eigenvalues go l -> 1 - (1 - l)^2. This sharpens a spectrum in [0, 1], as nlm() with k = q has; a softmax
+/// map may have negative eigenvalues, and these grow, at worst from -1 to -3.
 template <class Score>
 auto twicing(const Softmax<Score>& map, TwicingOptions options = {}) {
   return Twicing<Score>{map.score, options.order, options.alpha};
@@ -136,11 +141,13 @@ struct DecodeOptions {
 /// forward(twicing(chain(causal(), ...))) up to rounding, in i (d + (order + 1) dv) products instead of a whole pass.
 /// [ours] Since a row of A V needs no later token, the residuals V - u_t of earlier tokens are cached beside K and V:
 ///
-///     a_i = softmax over j <= i,   u_{0,i} = sum_j a_ij v_j,   u_{t,i} = u_{t-1,i} + alpha sum_j a_ij (v_j - u_{t-1,j})
+///     a_i = softmax over j <= i
+///     u_{0,i} = sum_j a_ij v_j,   u_{t,i} = u_{t-1,i} + alpha sum_j a_ij (v_j - u_{t-1,j})
 ///
 /// where the term j = i uses the row just found. The operator's modifiers are asked with n = 1 and m = i + 1, the token
-/// standing at the last key: ALiBi, windows and causal() fit; masks must go by position(), and arrays of a fixed number of
-/// keys are refused. Memory a token: K and V as given, and H order dv residuals. Keys with rotary positions are cached rotated.
+/// standing at the last key: ALiBi, windows and causal() fit; masks must go by position(), and arrays of a fixed number
+/// of keys are refused. Memory a token: K and V as given, and H order dv residuals. Keys with rotary positions are
+/// cached rotated.
 template <class Op, class S>
 class TwicingCache {
  public:
@@ -161,8 +168,8 @@ class TwicingCache {
   /// Makes room, so that no step up to that many tokens allocates (after the first, which learns the widths).
   void reserve(Index tokens) { room_ = std::max(room_, tokens); }
 
-  /// The next token of every batch item: q is B x (H d), k B x (G d), v B x (G dv), out B x (H dv); other inputs of the map
-  /// likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's.
+  /// The next token of every batch item: q is B x (H d), k B x (G d), v B x (G dv), out B x (H dv); other inputs of the
+  /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's.
   void step(const Inputs<Op, S>& token, MutView<S> out, ExecutorRef executor = {}) {
     using P = detail::Native<S>;
     detail::check_call<Op, S>(op_, token, dims_, View<S>(out), "out");
@@ -254,12 +261,12 @@ class TwicingCache {
 
     const MutView<S> part = arena.matrix<S>(1, std::max(dv, residuals.cols));
     S* again = arena.take<S>(residuals.cols);
-    weighted_rows<P>(a, head.v, part.block(0, 0, 1, dv), out.data);                                    // u_0
+    weighted_rows<P>(a, head.v, part.block(0, 0, 1, dv), out.data);  // u_0
     weighted_rows<P>(a, residuals.block(0, 0, now, residuals.cols), part.block(0, 0, 1, residuals.cols), again);
     for (Index t = 0; t < op.order; ++t)
       for (Index c = 0; c < dv; ++c) {
         const S r = residuals(now, t * dv + c) = head.v(now, c) - out(0, c);
-        out(0, c) += S(op.alpha) * (again[t * dv + c] + (a[now] == S(0) ? S(0) : a[now] * r));         // u_{t + 1}
+        out(0, c) += S(op.alpha) * (again[t * dv + c] + (a[now] == S(0) ? S(0) : a[now] * r));  // u_{t + 1}
       }
   }
 

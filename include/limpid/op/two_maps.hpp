@@ -25,8 +25,8 @@ enum class HeadNorm { none, rms };
 enum class Shown { effective, first, second };
 
 struct TwoMapOptions {
-  double scale = default_scale;    ///< default 1 / sqrt(d), d the width of one branch
-  double lambda_init = 0.8;        ///< a constant; the norm's factor is 1 - lambda_init
+  double scale = default_scale;  ///< default 1 / sqrt(d), d the width of one branch
+  double lambda_init = 0.8;      ///< a constant; the norm's factor is 1 - lambda_init
   HeadNorm norm = HeadNorm::rms;
   double eps = 1e-5;
   Shown shown = Shown::effective;  ///< may be changed between forward and looking: op.options.shown = Shown::first
@@ -66,8 +66,9 @@ LIMPID_NOINLINE void weighted_difference(const typename P::Scalar* w1, View<type
   }
 }
 
-/// The head's norm: y = u o (r h), r = 1 / sqrt(mean(h^2) + eps), u = (1 - lambda_init) gamma. RMS normalisation (Zhang,
-/// Sennrich 2019, arXiv 1910.07467) of a head as in Ye et al. 2024, arXiv 2410.05258, eq. 3, and its official code.
+/// The head's norm: y = u o (r h), r = 1 / sqrt(mean(h^2) + eps), u = (1 - lambda_init) gamma. RMS normalisation
+/// (Zhang, Sennrich 2019, arXiv 1910.07467) of a head as in Ye et al. 2024, arXiv 2410.05258, eq. 3, and its official
+/// code.
 template <class P>
 class RmsNorm {
  public:
@@ -89,8 +90,8 @@ class RmsNorm {
     }
   }
 
-  /// h becomes dh = r u o dy - (r^3 / width) <u o dy, h> h, and dgamma (may be empty) = sum of c dy o (r h), rows for which
-  /// skip(i) left out of both.
+  /// h becomes dh = r u o dy - (r^3 / width) <u o dy, h> h, and dgamma (may be empty) = sum of c dy o (r h), rows for
+  /// which skip(i) left out of both.
   template <class Skip>
   void backward(Arena& arena, MutView<S> h, View<S> dy, MutView<S> dgamma, const Skip& skip) const {
     constexpr Index block = 64;  // rows summed in S before they go to the wide sum
@@ -154,14 +155,15 @@ class RmsNorm {
 
 }  // namespace detail
 
-/// An operator of two maps. Mix says where the row weights come from: its Args, check, weights(in, options) with first(i)
-/// and second(i), and pull, the way back from d w1_i = delta1_i and d w2_i = -delta2_i.
+/// An operator of two maps. Mix says where the row weights come from: its Args, check, weights(in, options) with
+/// first(i) and second(i), and pull, the way back from d w1_i = delta1_i and d w2_i = -delta2_i.
 ///
 ///     A_b = softmax_rows(scale Q_b K_b^T),   H = w1 o (A1 V) - w2 o (A2 V),   Y = norm(H)
-///     dH from dY;   P = dH V^T,   delta_b = <dH_i, (A_b V)_i>,   dS1 = w1 A1 o (P - delta1),   dS2 = -w2 A2 o (P - delta2)
-///     dV = A1^T (w1 o dH) - A2^T (w2 o dH)
+///     dH from dY,   P = dH V^T,   delta_b,i = <dH_i, (A_b V)_i>
+///     dS1 = w1 A1 o (P - delta1),   dS2 = -w2 A2 o (P - delta2),   dV = A1^T (w1 o dH) - A2^T (w2 o dH)
 ///
-/// q n x 2d a head, its branches side by side, [q1 q2]; k m x 2d, [k1 k2], or m x d, one key for both branches; v m x dv.
+/// q n x 2d a head, its branches side by side, [q1 q2]; k m x 2d, [k1 k2], or m x d, one key for both branches;
+/// v m x dv.
 template <class Mix, class Mods>
 struct TwoMaps {
   Mods mods;
@@ -185,9 +187,10 @@ struct TwoMaps {
   template <class In>
   void check(const Dims& dims, const In& head) const {
     using detail::text_of;
-    const std::string op = name;
+    const detail::Name op = name;
     if (head.q.cols % 2 != 0)
-      detail::raise(op + ": q has width " + text_of(head.q.cols) + " a head, wanted an even one: two branches side by side");
+      detail::raise(op + ": q has width " + text_of(head.q.cols) +
+                    " a head, wanted an even one: two branches side by side");
     if (head.k.cols != head.q.cols && 2 * head.k.cols != head.q.cols)
       detail::raise(op + ": q has width " + text_of(head.q.cols) + " a head and k has " + text_of(head.k.cols) +
                     ", wanted the same, or half for one key to both branches (" + text_of(dims.heads) + " heads, " +
@@ -234,8 +237,9 @@ struct TwoMaps {
     if (options.norm == HeadNorm::rms) {  // Y = norm(H)
       const MutView<S> h = arena.template matrix<S>(n, dout.cols);
       detail::weighted_difference<P>(w.first, keep.first, w.second, keep.second, h);
-      detail::RmsNorm<P>(arena, dout.cols, in.gamma, options)
-          .backward(arena, h, dout, grad.gamma, [&](Index i) { return empty(keep.lse, 0, i) && empty(keep.lse, 1, i); });
+      detail::RmsNorm<P>(arena, dout.cols, in.gamma, options).backward(arena, h, dout, grad.gamma, [&](Index i) {
+        return empty(keep.lse, 0, i) && empty(keep.lse, 1, i);
+      });
       dh = h;
     } else if (!detail::row_is_finite(w.first, n) || !detail::row_is_finite(w.second, n)) {
       dh = without_bad_weights<S>(arena, w, dout);
@@ -255,8 +259,13 @@ struct TwoMaps {
     const bool apart = one_key(in) && grad.k.given();
     const MutView<S> dk2 = apart ? arena.template matrix<S>(m, d) : grad.k.block(0, one_key(in) ? 0 : d, m, d);
     detail::PullPlan<S, Mods, 2> plan;
-    plan.maps[0] = {maps[0], keep.lse.row(0), delta[0], Mix::first_is_one ? nullptr : w.first,
-                    grad.q.block(0, 0, n, d), grad.k.block(0, 0, m, d), nullptr};
+    plan.maps[0] = {maps[0],
+                    keep.lse.row(0),
+                    delta[0],
+                    Mix::first_is_one ? nullptr : w.first,
+                    grad.q.block(0, 0, n, d),
+                    grad.k.block(0, 0, m, d),
+                    nullptr};
     plan.maps[1] = {maps[1], keep.lse.row(1), delta[1], minus, grad.q.block(0, d, n, d), dk2, nullptr};
     plan.left = dh, plan.right = in.v;  // P = dH V^T
     plan.x = dh, plan.dv = grad.v;      // dV = (w1 A1 - w2 A2)^T dH
@@ -270,8 +279,8 @@ struct TwoMaps {
 
   /// out = E x and out = E^T g, E the map that is shown.
   template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out,
-             const At& at) const {
+  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
+             MutView<S> out, const At& at) const {
     const auto maps = scores<S>(in, at);
     const Index only = options.shown == Shown::second ? 1 : 0;
     detail::smooth_known<P>(context, maps[std::size_t(only)], keep.lse.row(only), x, out);
@@ -293,7 +302,8 @@ struct TwoMaps {
     for (Index b = 0; b < 2; ++b) {
       for (Index i = 0; i < g.rows; ++i) {
         const S f = b == 0 ? w.first[i] : -w.second[i];
-        for (Index c = 0; c < g.cols; ++c) weighted(i, c) = f == S(0) ? S(0) : f * g(i, c);  // g may be NaN where f is 0
+        for (Index c = 0; c < g.cols; ++c)
+          weighted(i, c) = f == S(0) ? S(0) : f * g(i, c);  // g may be NaN where f is 0
       }
       detail::smooth_transposed<P>(context, maps[std::size_t(b)], keep.lse.row(b), weighted, out, b == 1);
     }
@@ -316,7 +326,8 @@ struct TwoMaps {
   void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
                const At& at) const {
     if (options.shown == Shown::effective)
-      detail::raise(std::string(name) + ": the effective map has negative entries and no entropy, wanted shown = first or second");
+      detail::raise(detail::Name(name) +
+                    ": the effective map has negative entries and no entropy, wanted shown = first or second");
     const Index only = options.shown == Shown::second ? 1 : 0;
     detail::entropy<P>(context, scores<S>(in, at)[std::size_t(only)], keep.lse.row(only), out);
   }
@@ -333,7 +344,11 @@ struct TwoMaps {
     const S c = std::isnan(options.scale) ? S(1) / sqrt(S(double(d < 1 ? 1 : d))) : S(options.scale);
     const auto branch = [&](Index b) {
       return detail::Scores<S, Mods>{in.q.block(0, b * d, in.q.rows, d),
-                                     in.k.block(0, one_key(in) ? 0 : b * d, in.k.rows, d), c, nullptr, &mods, at};
+                                     in.k.block(0, one_key(in) ? 0 : b * d, in.k.rows, d),
+                                     c,
+                                     nullptr,
+                                     &mods,
+                                     at};
     };
     return {branch(0), branch(1)};
   }

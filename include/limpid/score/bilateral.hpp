@@ -21,9 +21,9 @@ struct BilateralOptions {
 
 /// Inputs of bilateral and their gradients. q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv).
 /// Positions come in one of two pairs, whatever the spatial kernel makes of them:
-///     a (B n) x (H c), b (B m) x (G c)               each head its own, like q and k (projected positions P U_Q, P U_K)
-///     pq n x c or (B n) x c, pk m x c or (B m) x c   shared by the heads and, if n or m rows, by the batch (rows and columns
-///                                                    of an image); their gradients are sums over those who share
+///     a (B n) x (H c), b (B m) x (G c)      each head its own, like q and k (projected positions P U_Q, P U_K)
+///     pq n x c or (B n) x c, pk likewise    shared by the heads and, if n and m rows, by the batch (rows and columns
+///                                           of an image); their gradients are sums over those who share
 /// h_range and h_space 1 x 1 or H x 1, positive; default sqrt(2) d^(1/4), and 1. Learn them as exp(theta) outside.
 template <class T>
 struct BilateralArgs {
@@ -78,7 +78,8 @@ struct BilateralScore {
   template <class In, class S = typename decltype(In::q)::Scalar>
   Prepared<S> prepare(Arena& arena, const In& in, const At& at) const {
     const S hr = range("bilateral", in), hs = space("bilateral", in);
-    detail::KernelTerm<S> content{in.q, in.k, dist(), dist() ? S(1) / (hr * hr) : scale_of<S>(options.scale, in.q.cols)};
+    detail::KernelTerm<S> content{in.q, in.k, dist(),
+                                  dist() ? S(1) / (hr * hr) : scale_of<S>(options.scale, in.q.cols)};
     detail::KernelTerm<S> place;
     if (spatial()) {
       const bool own = in.a.cols > 0;
@@ -113,8 +114,8 @@ struct BilateralScore {
   template <class S, class In, class Out>
   std::array<detail::KernelGradient<S>, 2> gradients(const In& in, const Out& g) const {
     const bool own = in.a.cols > 0;
-    return {{{g.q, g.k, dist() && g.h_range.given()},
-             {own ? g.a : g.pq, own ? g.b : g.pk, gauss() && g.h_space.given()}}};
+    return {
+        {{g.q, g.k, dist() && g.h_range.given()}, {own ? g.a : g.pq, own ? g.b : g.pk, gauss() && g.h_space.given()}}};
   }
   template <class S>
   static S scale_of(double scale, Index width) {

@@ -61,6 +61,12 @@ namespace detail {
 template <class M>
 concept HasScalar = requires { typename std::remove_cvref_t<M>::Scalar; };  // a matrix or a view of one
 
+/// s + amount; minus infinity masks whatever s is.
+template <class S>
+S plus(S s, S amount) {
+  return amount == minus_infinity<S>() ? amount : s + amount;
+}
+
 [[noreturn, gnu::cold]] inline void raise_modifier(const char* op, const char* name, Index rows, Index cols,
                                                     const std::string& wanted) {
   raise(std::string(op) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + wanted);
@@ -240,7 +246,7 @@ struct Additive : Modifier {
   explicit Additive(F f_) : f(std::move(f_)) {}
   template <class S>
   S value(S s, const At& a) const {
-    return s + S(f(a));
+    return detail::plus(s, S(f(a)));
   }
 };
 template <class F>
@@ -283,7 +289,7 @@ struct KeyBias : Modifier {
   Index row(const At& a) const { return b.rows == 1 ? 0 : a.batch; }
   template <class T>
   T value(T s, const At& a) const {
-    return s + T(b(row(a), a.k));
+    return detail::plus(s, T(b(row(a), a.k)));
   }
   template <class T>
   T start(const At& a, Index) const {
@@ -423,7 +429,7 @@ struct Relative : Modifier {
   Index row(const At& a) const { return table.rows == 1 ? 0 : a.head; }
   template <class T>
   T value(T s, const At& a) const {
-    return s + T(table(row(a), entry(a)));
+    return detail::plus(s, T(table(row(a), entry(a))));
   }
   template <class T>
   void sink(const At& a, T ds, T* sum) const {
@@ -475,7 +481,7 @@ struct Bias : Modifier {
   }
   template <class T>
   T value(T s, const At& a) const {
-    return s + T(table(row(a), a.k));
+    return detail::plus(s, T(table(row(a), a.k)));
   }
   template <class T>
   void sink(const At& a, T ds, T*) const {

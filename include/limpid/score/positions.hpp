@@ -1,8 +1,9 @@
-// limpid: positions: rotary (RoPE) round any operator with q and k, sinusoidal encodings, ALiBi slopes, score decomposition.
+// limpid: positions: rotary (RoPE) round any operator with q and k, sinusoidal, ALiBi slopes, parts of a score.
 // SPDX-License-Identifier: MIT
 //
-// Key j stands at j, query i at i + m - n: the alignment of the causal mask. Angles are computed in double, whatever the
-// scalar. ALiBi and relative tables are modifiers (score/modifiers.hpp), positions in bilateral kernels score/bilateral.hpp.
+// Key j stands at j, query i at i + m - n: the alignment of the causal mask. Angles are computed in double, whatever
+// the scalar. ALiBi and relative tables are modifiers (score/modifiers.hpp), positions in bilateral kernels
+// score/bilateral.hpp.
 #pragma once
 
 #include <cmath>
@@ -14,7 +15,8 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// Which columns make plane l of a rotary width r: (2 l, 2 l + 1), as in the paper, or (l, l + r / 2), as in GPT-NeoX and Llama.
+/// Which columns make plane l of a rotary width r: (2 l, 2 l + 1), as in the paper, or (l, l + r / 2), as in GPT-NeoX
+/// and Llama.
 enum class RopeLayout { interleaved, half };
 
 /// An offset that is not set: m - n.
@@ -23,8 +25,8 @@ inline constexpr double default_offset = std::numeric_limits<double>::quiet_NaN(
 struct RopeOptions {
   RopeLayout layout = RopeLayout::interleaved;
   double base = 10000;
-  Index rotary = 0;                  ///< r, the columns turned, even, at most the width; 0 means all
-  Index width = 0;                   ///< columns that share one rotation, a divisor of the head's width; 0 means all of them
+  Index rotary = 0;  ///< r, the columns turned, even, at most the width; 0 means all
+  Index width = 0;   ///< columns that share one rotation, a divisor of the head's width; 0 means all of them
   double q_offset = default_offset;  ///< position of query 0
   double k_offset = 0;               ///< position of key 0
 };
@@ -44,12 +46,13 @@ namespace detail {
 inline void check_rotary(const char* op, Index rotary, Index width, double base) {
   const Index r = rotary == 0 ? width : rotary;
   if (r < 0 || r > width || r % 2 != 0)
-    raise(std::string(op) + ": rotary is " + text_of(r) + ", wanted an even number, at most the width " + text_of(width));
+    raise(std::string(op) + ": rotary is " + text_of(r) + ", wanted an even number, at most the width " +
+          text_of(width));
   if (!(base > 0)) raise(std::string(op) + ": base is " + std::to_string(base) + ", wanted a positive number");
 }
 
-/// Turns plane l of row i by (first + i) base^(-2 l / r), back if sign is -1; out may be x. The angle of row 64 t + s is
-/// that of row 64 t, computed, plus that of s, from a table: one complex product in place of a sine and a cosine.
+/// Turns plane l of row i by (first + i) base^(-2 l / r), back if sign is -1; out may be x. The angle of row 64 t + s
+/// is that of row 64 t, computed, plus that of s, from a table: one complex product in place of a sine and a cosine.
 template <class S>
 void turn_rows(View<S> x, MutView<S> out, RopeLayout layout, double base, Index r, double first, double sign) {
   constexpr Index block = 64, chunk = 8;
@@ -90,22 +93,25 @@ void turn_rows(View<S> x, MutView<S> out, RopeLayout layout, double base, Index 
 
 /// Rotary position embedding of a packed array: x and out (B n) x (H d), row i of an item stands at first + i.
 ///
-///     (out_a, out_b) = (cos t x_a - sin t x_b, sin t x_a + cos t x_b),   t = (first + i) base^(-2 l / r),   plane l of every head
+///     (out_a, out_b) = (cos t x_a - sin t x_b, sin t x_a + cos t x_b),   t = (first + i) base^(-2 l / r)
 ///
-/// Su et al. 2021, "RoFormer", arXiv 2104.09864, eq. 15 and 34. Columns r.. of a head are left alone. Norms are kept; inverse
-/// turns back. out may be x itself. Cost 8 flop an entry. Throws ShapeError where shapes, rotary or base do not fit.
+/// for plane l = (a, b) of every head. Su et al. 2021, "RoFormer", arXiv 2104.09864, eq. 15 and 34. Columns r.. of a
+/// head are left alone. Norms are kept; inverse turns back. out may be x itself. Cost 8 flop an entry. Throws
+/// ShapeError where shapes, rotary or base do not fit.
 template <class X, class Out>
 void rope_rotate(X&& x, Out&& out, const RopeRotation& call = {}) {
   using S = detail::ScalarOf<Out>;
   const View<S> from(std::forward<X>(x));
   const MutView<S> to(std::forward<Out>(out));
-  const auto shape = detail::shape_text(from.rows, from.cols);
+  const auto shape = [&] { return detail::shape_text(from.rows, from.cols); };
   if (call.batch < 1 || from.rows % call.batch != 0)
-    detail::raise("rope_rotate: x is " + shape + ", wanted rows a multiple of batch = " + detail::text_of(call.batch));
+    detail::raise("rope_rotate: x is " + shape() +
+                  ", wanted rows a multiple of batch = " + detail::text_of(call.batch));
   if (call.heads < 1 || from.cols % call.heads != 0)
-    detail::raise("rope_rotate: x is " + shape + ", wanted columns a multiple of heads = " + detail::text_of(call.heads));
+    detail::raise("rope_rotate: x is " + shape() +
+                  ", wanted columns a multiple of heads = " + detail::text_of(call.heads));
   if (to.rows != from.rows || to.cols != from.cols)
-    detail::raise("rope_rotate: out is " + detail::shape_text(to.rows, to.cols) + ", wanted " + shape);
+    detail::raise("rope_rotate: out is " + detail::shape_text(to.rows, to.cols) + ", wanted " + shape());
   if (!(to.data == from.data && to.stride == from.stride) && detail::overlap(View<S>(to), from))
     detail::raise("rope_rotate: out shares memory with x, wanted x itself or memory of its own");
   const Index n = from.rows / call.batch, d = from.cols / call.heads;
@@ -133,8 +139,9 @@ struct Rope {
     }
   };
 
-  static_assert(requires(Args<View<double>> a) { a.q, a.k; },
-                "limpid: rope turns the inputs q and k of an operator, and this one does not have them");
+  static_assert(
+      requires(Args<View<double>> a) { a.q, a.k; },
+      "limpid: rope turns the inputs q and k of an operator, and this one does not have them");
 
   template <class In>
   void check(const Dims& dims, const In& head) const {
@@ -142,8 +149,8 @@ struct Rope {
     for (Index cols : {head.q.cols, head.k.cols}) {
       const Index w = options.width == 0 ? cols : options.width;
       if (w < 0 || (w > 0 && cols % w != 0))
-        detail::raise(std::string(name) + ": rope's width is " + detail::text_of(w) + ", wanted a divisor of the head's " +
-                      detail::text_of(cols));
+        detail::raise(std::string(name) + ": rope's width is " + detail::text_of(w) +
+                      ", wanted a divisor of the head's " + detail::text_of(cols));
       detail::check_rotary(name, options.rotary, w, options.base);
     }
   }
@@ -189,8 +196,8 @@ struct Rope {
   }
 
   template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out,
-             const At& at) const {
+  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
+             MutView<S> out, const At& at) const {
     inner.template apply<P, S>(context, turned<S>(context, in), keep, x, out, at);
   }
   template <class P, class S>
@@ -239,12 +246,12 @@ struct Rope {
   }
 };
 
-/// Rotary positions round an operator with inputs q and k: rope(softmax(causal())), rope(nlm(), {.layout = RopeLayout::half}),
-/// also twicing, bilateral, and whatever else has them. Scores become those of rows turned by their positions (see
-/// rope_rotate): for a dot product, scale q_i^T Rot(p_j - p_i) k_j, a kernel of content and offset that has no cross term and
-/// is not separable. Gradients are turned back. Differential attention holds two branches in a head: .width = d.
-/// Kept and modifiers are the operator's; copies of q, k (and their gradients) in scratch, O((n + m) d).
-/// Throws ShapeError where rotary is odd or wider than the width.
+/// Rotary positions round an operator with inputs q and k: rope(softmax(causal())), rope(nlm(), {.layout =
+/// RopeLayout::half}), also twicing, bilateral, and whatever else has them. Scores become those of rows turned by their
+/// positions (see rope_rotate): for a dot product, scale q_i^T Rot(p_j - p_i) k_j, a kernel of content and offset that
+/// has no cross term and is not separable. Gradients are turned back. Differential attention holds two branches in a
+/// head: .width = d. rope goes outermost: rope(twicing(nlm())). Kept and modifiers are the operator's; copies of q, k
+/// (and their gradients) in scratch, O((n + m) d). Throws ShapeError where rotary is odd or wider than the width.
 template <class Op>
 Rope<Op> rope(const Op& op, const RopeOptions& options = {}) {
   return Rope<Op>{op, options};
@@ -259,9 +266,9 @@ struct SinusoidalOptions {
   double first = 0;  ///< position of row 0
 };
 
-/// Sinusoidal encodings, w_l = base^(-2 l / D): Vaswani et al. 2017, arXiv 1706.03762, section 3.5. Overwrites out, n x D; an
-/// odd D has one sine more than cosines. Added to x before the projections, so dx is the gradient of the sum.
-/// p_i . p_j depends on i - j only (for even D).
+/// Sinusoidal encodings, w_l = base^(-2 l / D): Vaswani et al. 2017, arXiv 1706.03762, section 3.5. Overwrites out, n x
+/// D; an odd D has one sine more than cosines. Added to x before the projections, so dx is the gradient of the sum. p_i
+/// . p_j depends on i - j only (for even D).
 template <class Out>
 void sinusoidal(Out&& out, const SinusoidalOptions& options = {}) {
   using S = detail::ScalarOf<Out>;
@@ -283,21 +290,25 @@ void sinusoidal(Out&& out, const SinusoidalOptions& options = {}) {
 template <class S>
 Mat<S> sinusoidal(Index n, Index width, const SinusoidalOptions& options = {}) {
   if (n < 0 || width < 0)
-    detail::raise("sinusoidal: the encodings are " + detail::shape_text(n, width) + ", wanted sizes that are not negative");
+    detail::raise("sinusoidal: the encodings are " + detail::shape_text(n, width) +
+                  ", wanted sizes that are not negative");
   Mat<S> out(n, width);
   sinusoidal(out, options);
   return out;
 }
 
-/// H x 1 slopes for alibi(): 2^(-8 i / H), i = 1 .. H, for a power of two H; otherwise those of the largest power of two P < H,
-/// then the 1st, 3rd, 5th ... slopes of 2 P. Press, Smith, Lewis 2022, arXiv 2108.12409, section 3 (other H: official code).
+/// H x 1 slopes for alibi(): 2^(-8 i / H), i = 1 .. H, for a power of two H; otherwise those of the largest power of
+/// two P < H, then the 1st, 3rd, 5th ... slopes of 2 P. Press, Smith, Lewis 2022, arXiv 2108.12409, section 3 (other H:
+/// official code).
 template <class S>
 Mat<S> alibi_slopes(Index heads) {
   if (heads < 0) detail::raise("alibi_slopes: heads is " + detail::text_of(heads) + ", wanted at least 0");
   Mat<S> slopes(heads, 1);
   Index power = 1;
   while (2 * power <= heads) power *= 2;
-  const auto slope = [](Index i, Index of) { return S(std::exp2(-8.0 * static_cast<double>(i) / static_cast<double>(of))); };
+  const auto slope = [](Index i, Index of) {
+    return S(std::exp2(-8.0 * static_cast<double>(i) / static_cast<double>(of)));
+  };
   for (Index h = 0; h < heads; ++h)
     slopes(h, 0) = h < power ? slope(h + 1, power) : slope(2 * (h - power) + 1, 2 * power);
   return slopes;
@@ -363,12 +374,12 @@ Mat<S> multiplied(View<S> a, View<S> b) {
 ///
 ///     tt = scale (X WQ)(X WK)^T,  tp = scale (X WQ)(P WK)^T,  pt = scale (P WQ)(X WK)^T,  pp = scale (P WQ)(P WK)^T
 ///
-/// which sum to S; tt + pp are the scores of bilateral_untied(). Our own, after Prop. III.2 of arXiv 2506.10371v1. One head:
-/// x, p n x D, wq, wk D x d (blocks of columns of packed weights will do), scale default 1 / sqrt(d). A diagnostic: the
-/// results are n x n by definition, 8 n^2 d flop in plain loops; score_parts_row needs memory for one row. Throws ShapeError.
+/// which sum to S; tt + pp are the scores of bilateral_untied(). Our own, after Prop. III.2 of arXiv 2506.10371v1. One
+/// head: x, p n x D, wq, wk D x d (blocks of columns of packed weights will do), scale default 1 / sqrt(d). A
+/// diagnostic: the results are n x n by definition, 8 n^2 d flop in plain loops; score_parts_row needs memory for one
+/// row. Throws ShapeError.
 template <class X, class Pos, class WQ, class WK, class S = detail::ScalarOf<X>>
-ScoreParts<S> score_parts(const X& x, const Pos& p, const WQ& wq, const WK& wk,
-                          double scale = default_scale) {
+ScoreParts<S> score_parts(const X& x, const Pos& p, const WQ& wq, const WK& wk, double scale = default_scale) {
   const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
   const Mat<S> xq = detail::multiplied(d.x, d.wq), pq = detail::multiplied(d.p, d.wq);
   const Mat<S> xk = detail::multiplied(d.x, d.wk), pk = detail::multiplied(d.p, d.wk);
@@ -386,7 +397,8 @@ ScoreParts<S> score_parts_row(const X& x, const Pos& p, const WQ& wq, const WK& 
                               double scale = default_scale) {
   const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
   if (i < 0 || i >= d.x.rows)
-    detail::raise("score_parts_row: row " + detail::text_of(i) + " was asked for, there are " + detail::text_of(d.x.rows));
+    detail::raise("score_parts_row: row " + detail::text_of(i) + " was asked for, there are " +
+                  detail::text_of(d.x.rows));
   const auto row = [&](View<S> from, View<S> keys) {  // from . WQ . WK^T . keys^T
     const Mat<S> q = detail::multiplied(from.block(i, 0, 1, from.cols), d.wq);
     Mat<S> u = Mat<S>::Zero(1, keys.cols), out = Mat<S>::Zero(1, keys.rows);
@@ -397,12 +409,12 @@ ScoreParts<S> score_parts_row(const X& x, const Pos& p, const WQ& wq, const WK& 
   return {row(d.x, d.x), row(d.x, d.p), row(d.p, d.x), row(d.p, d.p)};
 }
 
-/// Gradients of x, p, wq and wk from those of the four parts (n x n each, none may be missing), e.g. of a penalty on the cross
-/// terms: with Xq = X WQ and so on, dXq = scale (dtt Xk + dtp Pk), dXk = scale (dtt^T Xq + dpt^T Pq), dPq, dPk likewise, then
-/// dX = dXq WQ^T + dXk WK^T,  dWQ = X^T dXq + P^T dPq. Overwrites dx, dp (n x D), dwq, dwk (D x d).
+/// Gradients of x, p, wq and wk from those of the four parts (n x n each, none may be missing), e.g. of a penalty on
+/// the cross terms: with Xq = X WQ and so on, dXq = scale (dtt Xk + dtp Pk), dXk = scale (dtt^T Xq + dpt^T Pq), dPq,
+/// dPk likewise, then dX = dXq WQ^T + dXk WK^T,  dWQ = X^T dXq + P^T dPq. Overwrites dx, dp (n x D), dwq, dwk (D x d).
 template <class S, class X, class Pos, class WQ, class WK, class DX, class DP, class DWQ, class DWK>
-void score_parts_backward(const X& x, const Pos& p, const WQ& wq, const WK& wk, const ScoreParts<S>& dout, DX&& dx, DP&& dp,
-                          DWQ&& dwq, DWK&& dwk, double scale = default_scale) {
+void score_parts_backward(const X& x, const Pos& p, const WQ& wq, const WK& wk, const ScoreParts<S>& dout, DX&& dx,
+                          DP&& dp, DWQ&& dwq, DWK&& dwk, double scale = default_scale) {
   const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
   const MutView<S> gx(std::forward<DX>(dx)), gp(std::forward<DP>(dp)), gq(std::forward<DWQ>(dwq)),
       gk(std::forward<DWK>(dwk));

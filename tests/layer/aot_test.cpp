@@ -1,0 +1,181 @@
+// limpid: tests of the attention-only transformer and of the denoising theorem.
+// SPDX-License-Identifier: MIT
+#include <cstring>
+#include <limpid/layer/aot.hpp>
+#include <limpid/layer/subspaces.hpp>
+
+#include "layer_gradient.hpp"
+
+namespace {
+
+using limpid::aot, limpid::AotArgs, limpid::Index, limpid::Mat, limpid::mssa, limpid::View;
+using M = Mat<double>;
+
+M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
+  suite::Random r(seed);
+  return suite::random_matrix<double>(r, rows, cols, -size, size);
+}
+template <class A, class B>
+double distance(const A& a, const B& b) {
+  return (a - b).cwiseAbs().maxCoeff();
+}
+
+/// One layer's parameters, MSSA of width 4 on tokens of width 6.
+AotArgs<M> parameters(std::uint64_t seed) {
+  AotArgs<M> p;
+  p.eta = random(1, 1, seed), p.gamma = random(1, 6, seed + 1), p.beta = random(1, 6, seed + 2);
+  p.u = random(6, 4, seed + 3), p.wo = random(4, 6, seed + 4), p.bo = random(1, 6, seed + 5);
+  return p;
+}
+
+/// Every ratio of a class's SNR from layer to layer, divided by 1 + eta tau, less 1: the largest.
+template <class S>
+double rate_error(const limpid::SubspaceData<S>& data, Index classes, double eta, double tau, int layers) {
+  const auto layer = aot(mssa({.scale = 1, .phi = limpid::Phi::threshold, .tau = tau}), {.heads = classes, .norm = false});
+  const Mat<S> step = Mat<S>::Constant(1, 1, S(eta));
+  Mat<S> x = data.x, next = x;
+  auto before = limpid::subspace_snr(x, data.u, data.labels, classes);
+  double worst = 0;
+  for (int l = 0; l < layers; ++l) {
+    layer.forward({.x = x, .eta = step, .u = data.u}, next);
+    std::swap(x, next);
+    const auto now = limpid::subspace_snr(x, data.u, data.labels, classes);
+    for (std::size_t k = 0; k < now.size(); ++k)
+      worst = std::max(worst, std::abs(now[k] / before[k] / (1 + eta * tau) - 1));
+    before = now;
+  }
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("the denoising theorem: every layer multiplies every class's signal-to-noise ratio by 1 + eta tau") {
+  for (std::uint64_t seed : {1u, 2u}) {
+    const limpid::SubspaceDataOptions options{.tokens = 400, .classes = 8, .width = 48, .delta = 0.05, .seed = seed};
+    CHECK(rate_error(limpid::subspace_data<double>(options), 8, 0.1, 0.6, 13) < 1e-10);
+    CHECK(rate_error(limpid::subspace_data<float>(options), 8, 0.1, 0.6, 13) < 1e-4);
+  }
+}
+
+TEST_CASE("the denoising theorem needs many dimensions for its noise: at delta 0.5 and p 12 the rate is lost") {
+  const auto data = limpid::subspace_data<double>({.tokens = 60, .classes = 3, .width = 12, .dim = 40, .delta = 0.5});
+  CHECK(rate_error(data, 3, 0.5, 0.6, 5) > 0.01);
+}
+
+TEST_CASE("aot layer: central differences agree, MSSA and multi-head, with and without the norm") {
+  AotArgs<M> p = parameters(1);
+  p.x = random(2 * 5, 6, 30);
+  suite::check_layer_gradient<AotArgs>(aot(mssa(limpid::causal()), {.heads = 2}), p, 10, 6, 2);
+  p.gamma.resize(0, 0), p.beta.resize(0, 0), p.wo.resize(0, 0);
+  suite::check_layer_gradient<AotArgs>(aot(mssa(), {.heads = 2, .norm = false}), p, 10, 6, 2);
+  p.u.resize(0, 0);
+  p.wq = random(6, 4, 31), p.wk = random(6, 2, 32), p.wv = random(6, 3, 33), p.wo = random(6, 6, 34);
+  p.gamma = random(1, 6, 35);
+  suite::check_layer_gradient<AotArgs>(aot(limpid::softmax(limpid::causal()), {.heads = 2, .kv_heads = 1}), p, 10, 6, 2);
+}
+
+TEST_CASE("aot layer: eta 0 is the identity with no gradient but eta's, and eta is 1 unless it is given") {
+  AotArgs<M> p = parameters(3);
+  p.x = random(7, 6, 40);
+  p.eta.setZero();
+  const auto layer = aot(mssa(), {.heads = 2});
+  M out(7, 6), same(7, 6);
+  const M dout = random(7, 6, 41);
+  limpid::AotSaved<decltype(layer.op), double> saved;
+  layer.forward(p, out, {.saved = &saved});
+  CHECK(distance(out, p.x) == 0);
+  AotArgs<M> g = p;
+  layer.backward(p, saved, dout, g);
+  AotArgs<M>::visit(
+      [&](const std::string& name, const M& d) {
+        if (d.size() > 0 && name != "x" && name != "eta") CHECK(d.isZero(0));
+      },
+      g);
+  CHECK(std::abs(g.eta(0, 0)) > 1e-3);
+  CHECK(distance(g.x, dout) == 0);
+  p.eta.setOnes();
+  layer.forward(p, out);
+  p.eta.resize(0, 0);
+  layer.forward(p, same);
+  CHECK(distance(out, same) == 0);
+}
+
+TEST_CASE("aot layer: with the norm, scaled and shifted rows change by the same amount, and constant rows are fine") {
+  AotArgs<M> p = parameters(5);
+  p.x = random(8, 6, 50);
+  const auto layer = aot(mssa(), {.heads = 2, .eps = 0});
+  M out(8, 6), other(8, 6);
+  layer.forward(p, out);
+  const M x = p.x;
+  p.x = (2.5 * x).array() + 0.7;
+  layer.forward(p, other);
+  CHECK(distance(out - x, other - p.x) < 1e-13);
+  p.x.row(3).setConstant(2);
+  limpid::AotSaved<decltype(layer.op), double> saved;
+  const auto usual = aot(mssa(), {.heads = 2});
+  usual.forward(p, out, {.saved = &saved});
+  AotArgs<M> g = p;
+  usual.backward(p, saved, out, g);
+  CHECK(g.x.allFinite());
+}
+
+TEST_CASE("aot layer, tied, orthonormal, no norm: one token goes to x + eta x u u^T") {
+  const auto data = limpid::subspace_data<double>({.tokens = 1, .classes = 2, .width = 3, .dim = 6});
+  const M eta = M::Constant(1, 1, 0.3);
+  M out(1, 6);
+  aot(mssa(), {.heads = 2, .norm = false}).forward({.x = data.x, .eta = eta, .u = data.u}, out);
+  CHECK(distance(out, 1.3 * data.x) < 1e-15);
+}
+
+TEST_CASE("aot stack: layer after layer, the gradient through all of them, and nothing kept where nothing is asked") {
+  std::vector<AotArgs<M>> layers{parameters(1), parameters(20), parameters(40)}, grads = layers;
+  const limpid::AotStack<limpid::Mssa<limpid::Chain<limpid::Causal>>> stack{aot(mssa(limpid::causal()), {.heads = 2})};
+  M x = random(9, 6, 60), out(9, 6), want = x, dx = x;
+  const M dout = random(9, 6, 61);
+  limpid::AotStackSaved<decltype(stack.layer.op), double> saved;
+  stack.forward(x, layers, out, {.saved = &saved});
+  for (auto layer : layers) {
+    layer.x = want;
+    stack.layer.forward(layer, want);
+  }
+  CHECK(distance(out, want) == 0);
+  const auto value = [&] {
+    M y(9, 6);
+    stack.forward(x, layers, y);
+    return y.cwiseProduct(dout).sum();
+  };
+  stack.backward(x, layers, saved, dout, dx, grads);
+  CHECK(distance(limpid::numeric_gradient(x, value), dx) < 1e-9);
+  for (std::size_t l = 0; l < layers.size(); ++l)
+    AotArgs<M>::visit(
+        [&](const char* name, M& p, const M& g) {
+          if (p.size() == 0) return;
+          INFO(name << " of layer " << l);
+          CHECK(distance(limpid::numeric_gradient(p, value), g) < 1e-8);
+        },
+        layers[l], grads[l]);
+  // causal: row i hangs on rows 0 .. i alone
+  M later = x, changed(9, 6);
+  later.row(8).setConstant(4);
+  stack.forward(later, layers, changed);
+  CHECK(std::memcmp(changed.data(), out.data(), 8 * 6 * sizeof(double)) == 0);
+  const std::vector<AotArgs<M>> none;
+  stack.forward(x, none, changed);
+  CHECK(distance(changed, x) == 0);
+}
+
+TEST_CASE("aot layer says what does not fit") {
+  AotArgs<M> p = parameters(7);
+  p.x = random(4, 6, 70);
+  M out(4, 6);
+  p.wq = p.u;
+  CHECK_THROWS_WITH(aot(mssa(), {.heads = 2}).forward(p, out),
+                    "aot layer: wq, wk or wv is given to MSSA, whose projection is u");
+  p.wq.resize(0, 0);
+  CHECK_THROWS_WITH(aot(mssa(), {.heads = 2, .norm = false}).forward(p, out),
+                    "aot layer: gamma or beta is given, but norm is false");
+  CHECK_THROWS_WITH(aot(limpid::softmax(), {.heads = 2}).forward(p, out),
+                    "aot layer: u is given to multi-head attention, whose projections are wq, wk and wv");
+  p.eta = M::Zero(1, 2);
+  CHECK_THROWS_WITH(aot(mssa(), {.heads = 2}).forward(p, out), "aot layer: eta is 1 x 2, wanted 1 x 1");
+}

@@ -1,0 +1,100 @@
+// limpid: the linear map of tokens.
+// SPDX-License-Identifier: MIT
+#include <limpid/layer/linear.hpp>
+
+#include <limpid/exec/thread_pool.hpp>
+
+#include "support/two_maps.hpp"
+
+namespace {
+
+using limpid::Index;
+using limpid::View;
+using two_maps::distance;
+using two_maps::M;
+using two_maps::random;
+using two_maps::same_bits;
+
+/// a b, or with the transpose of either, by the definition.
+M times(const M& a, const M& b) {
+  M c = M::Zero(a.rows(), b.cols());
+  for (Index i = 0; i < a.rows(); ++i)
+    for (Index k = 0; k < a.cols(); ++k)
+      for (Index j = 0; j < b.cols(); ++j) c(i, j) += a(i, k) * b(k, j);
+  return c;
+}
+
+}  // namespace
+
+TEST_CASE("y = x w + b and its gradients, at sizes around a vector, a tile and a block") {
+  struct Size {
+    Index n, d, e;
+  };
+  for (const Size s : {Size{1, 1, 1}, Size{2, 3, 5}, Size{9, 17, 15}, Size{7, 8, 16}, Size{33, 31, 70},
+                       Size{270, 40, 33}, Size{5, 300, 3}, Size{0, 4, 3}, Size{4, 3, 0}, Size{3, 0, 4}}) {
+    INFO(s.n << " x " << s.d << " x " << s.e);
+    const M x = random(s.n, s.d, 1), w = random(s.d, s.e, 2), b = random(1, s.e, 3), dy = random(s.n, s.e, 4);
+    M y = M::Constant(s.n, s.e, 7), dx = M::Constant(s.n, s.d, 7), dw = M::Constant(s.d, s.e, 7),
+      db = M::Constant(1, s.e, 7);
+    limpid::linear(x, w, View<double>(), y);
+    CHECK(distance(y, times(x, w)) < 1e-13);
+    limpid::linear(x, w, b, y);
+    CHECK(distance(y, times(x, w) + b.replicate(s.n, 1)) < 1e-13);
+    limpid::linear_backward(x, w, dy, {.x = dx, .w = dw, .b = db});
+    CHECK(distance(dx, times(dy, w.transpose())) < 1e-13);
+    CHECK(distance(dw, times(x.transpose(), dy)) < 1e-12);
+    CHECK(distance(db, times(M::Ones(1, s.n), dy)) < 1e-12);
+    limpid::linear_backward(x, w, dy, {.x = dx, .w = dw, .b = db}, {.accumulate = true});
+    CHECK(distance(dx, 2 * times(dy, w.transpose())) < 1e-13);
+    CHECK(distance(dw, 2 * times(x.transpose(), dy)) < 1e-12);
+    CHECK(distance(db, 2 * times(M::Ones(1, s.n), dy)) < 1e-12);
+  }
+}
+
+TEST_CASE("a block of a wider buffer is read and written where it lies, and nothing beside it") {
+  const M wide_x = random(12, 30, 1), wide_w = random(25, 40, 2);
+  M wide_y = M::Constant(12, 50, 7), y(12, 19);
+  const M x = wide_x.middleCols(4, 21), w = wide_w.block(2, 5, 21, 19);
+  limpid::linear(x, w, View<double>(), y);
+  limpid::linear(wide_x.middleCols(4, 21), wide_w.block(2, 5, 21, 19), View<double>(), wide_y.middleCols(8, 19));
+  CHECK(same_bits(wide_y.middleCols(8, 19), y));
+  CHECK(same_bits(wide_y.leftCols(8), M::Constant(12, 8, 7)));
+  CHECK(same_bits(wide_y.rightCols(23), M::Constant(12, 23, 7)));
+}
+
+TEST_CASE("threads change no bit of a linear map, and a workspace is reused") {
+  const M x = random(600, 70, 1), w = random(70, 90, 2), dy = random(600, 90, 3);
+  M y(600, 90), dx = x, dw = w, y2 = y, dx2 = x, dw2 = w;
+  limpid::linear(x, w, View<double>(), y);
+  limpid::linear_backward(x, w, dy, {.x = dx, .w = dw});
+  limpid::ThreadPool pool(3);
+  limpid::Workspace workspace;
+  for (int i = 0; i < 2; ++i) {
+    const std::size_t bytes = workspace.bytes();
+    limpid::linear(x, w, View<double>(), y2, {.workspace = &workspace, .executor = pool});
+    limpid::linear_backward(x, w, dy, {.x = dx2, .w = dw2}, {.workspace = &workspace, .executor = pool});
+    CHECK(same_bits(y, y2));
+    CHECK(same_bits(dx, dx2));
+    CHECK(same_bits(dw, dw2));
+    if (i > 0) CHECK(workspace.bytes() == bytes);
+  }
+}
+
+TEST_CASE("arguments of a linear map that do not fit are refused by name") {
+  M x = random(4, 3, 1), w = random(3, 2, 2), y(4, 2), narrow(4, 1), b = random(2, 1, 3);
+  const auto refused = [](auto&& call, const std::string& what) {
+    try {
+      call();
+    } catch (const limpid::ShapeError& error) {
+      CHECK(error.what() == "linear: " + what);
+      return;
+    }
+    FAIL("was not refused: " << what);
+  };
+  refused([&] { limpid::linear(y, w, View<double>(), y); }, "w is 3 x 2, wanted 2 rows, as x has columns");
+  refused([&] { limpid::linear(x, w, View<double>(), narrow); }, "y is 4 x 1, wanted 4 x 2");
+  refused([&] { limpid::linear(x, w, b, y); }, "b is 2 x 1, wanted 1 x 2");
+  refused([&] { limpid::linear_backward(x, w, y, {.x = y}); }, "gradient of x is 4 x 2, wanted 4 x 3");
+  refused([&] { limpid::linear_backward(x, w, y, {.x = x}); },
+          "a gradient shares memory with x; results are written while inputs are read");
+}

@@ -1,0 +1,132 @@
+// limpid: tests of layer normalisation and of the multi-head layers, MSSA among them.
+// SPDX-License-Identifier: MIT
+#include <Eigen/QR>
+#include <limpid/layer/layer_norm.hpp>
+#include <limpid/layer/multi_head.hpp>
+
+#include "layer_gradient.hpp"
+
+namespace {
+
+using limpid::Index, limpid::Mat, limpid::mssa, limpid::mssa_layer, limpid::MssaLayerArgs, limpid::MultiHeadArgs;
+using M = Mat<double>;
+
+M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
+  suite::Random r(seed);
+  return suite::random_matrix<double>(r, rows, cols, -size, size);
+}
+/// rows x cols with orthonormal columns.
+M orthonormal(Index rows, Index cols, std::uint64_t seed) {
+  const Eigen::MatrixXd a = random(rows, rows, seed);
+  return Eigen::MatrixXd(a.householderQr().householderQ()).leftCols(cols);
+}
+template <class A, class B>
+double distance(const A& a, const B& b) {
+  return (a - b).cwiseAbs().maxCoeff();
+}
+template <class Layer, class Args>
+M run(const Layer& layer, const Args& args, Index rows, Index cols) {
+  M out(rows, cols);
+  layer.forward(args, out);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("layer norm: rows have mean 0 and variance 1, a constant row gives beta, and shift and scale do not show") {
+  const M x = random(9, 13, 1, 3), gamma = random(1, 13, 2), beta = random(1, 13, 3);
+  const limpid::View<double> none;
+  M y = x, z = x;
+  limpid::layer_norm(x, none, none, y, {.eps = 0});
+  CHECK(y.rowwise().mean().cwiseAbs().maxCoeff() < 1e-15);
+  CHECK(distance(y.cwiseProduct(y).rowwise().mean(), M::Ones(9, 1)) < 1e-14);
+  const M moved = (5 * x).array() + 3;
+  limpid::layer_norm(moved, none, none, z, {.eps = 0});
+  CHECK(distance(y, z) < 1e-14);
+  limpid::layer_norm(x, gamma, beta, z, {.eps = 0});
+  CHECK(distance(z, y.cwiseProduct(gamma.replicate(9, 1)) + beta.replicate(9, 1)) < 1e-15);
+  const M flat = M::Constant(9, 13, 0.3);
+  for (double eps : {1e-5, 0.0}) {
+    limpid::layer_norm(flat, gamma, beta, z, {.eps = eps});
+    CHECK(distance(z, beta.replicate(9, 1)) < 1e-12);
+  }
+}
+
+TEST_CASE("layer norm: central differences agree with the gradient, of a constant row too") {
+  M x = random(300, 5, 4), gamma = random(1, 5, 5), beta = random(1, 5, 6), y = x, dx = x, dgamma = gamma, dbeta = beta;
+  const M dy = random(300, 5, 7);
+  x.row(4).setConstant(0.25);
+  limpid::LayerNormSaved<double> saved;
+  const auto value = [&] {
+    limpid::layer_norm(x, gamma, beta, y, {.eps = 0.1, .saved = &saved});
+    return y.cwiseProduct(dy).sum();
+  };
+  value();
+  limpid::layer_norm_backward(x, gamma, saved, dy, {dx, dgamma, dbeta});
+  const M found = dx.topRows(8);
+  CHECK(distance(limpid::numeric_gradient<double>(limpid::MutView<double>(x).block(0, 0, 8, 5), value), found) < 1e-9);
+  CHECK(distance(limpid::numeric_gradient(gamma, value), dgamma) < 1e-8);
+  CHECK(distance(limpid::numeric_gradient(beta, value), dbeta) < 1e-8);
+}
+
+TEST_CASE("multi-head layer: central differences agree, with grouped keys, biases and a batch") {
+  MultiHeadArgs<M> p{random(2 * 5, 4, 1), random(4, 6, 2), random(1, 6, 3), random(4, 3, 4), random(1, 3, 5),
+                     random(4, 2, 6),     random(1, 2, 7), random(4, 3, 8), random(1, 3, 9)};
+  suite::check_layer_gradient<MultiHeadArgs>(limpid::multi_head(limpid::softmax(limpid::causal()), 2, 1), p, 10, 3, 2);
+  p.wo.resize(0, 0), p.bo.resize(0, 0), p.bq.resize(0, 0);
+  suite::check_layer_gradient<MultiHeadArgs>(limpid::multi_head(limpid::softmax(), 2, 1), p, 10, 4, 2);
+}
+
+TEST_CASE("mssa layer: central differences agree, tied and free") {
+  MssaLayerArgs<M> p{random(2 * 5, 6, 1), random(6, 4, 2), random(4, 3, 3), random(1, 3, 4)};
+  const auto layer = mssa_layer(mssa(limpid::causal(), {.scale = 1.1}), 2);
+  suite::check_layer_gradient<MssaLayerArgs>(layer, p, 10, 3, 2);
+  p.wo.resize(0, 0), p.bo = random(1, 6, 5);
+  suite::check_layer_gradient<MssaLayerArgs>(layer, p, 10, 6, 2);
+  const auto threshold = mssa_layer(mssa({.scale = 3, .phi = limpid::Phi::threshold, .tau = 0.55}), 2);
+  suite::check_layer_gradient<MssaLayerArgs>(threshold, p, 10, 6, 2);
+}
+
+TEST_CASE("mssa layer: wo = u^T is the tied form, and attention with wq = wk = wv = u is MSSA") {
+  const M x = random(17, 9, 1), u = random(9, 8, 2), ut = u.transpose(), bo = random(1, 9, 3);
+  const auto layer = mssa_layer(mssa(), 4);
+  const M tied = run(layer, MssaLayerArgs<limpid::View<double>>{x, u, {}, bo}, 17, 9);
+  CHECK(distance(tied, run(layer, MssaLayerArgs<limpid::View<double>>{x, u, ut, bo}, 17, 9)) < 1e-14);
+  M attention(17, 9);
+  limpid::multi_head(limpid::softmax(), 4).forward({.x = x, .wq = u, .wk = u, .wv = u, .wo = ut, .bo = bo}, attention);
+  CHECK(distance(tied, attention) < 1e-14);
+}
+
+TEST_CASE("mssa layer, tied: one token is projected, scale 0 projects the mean, turned bases and turned tokens fit") {
+  const M u = random(9, 6, 2), one = random(1, 9, 3), x = random(16, 9, 4);
+  const auto softmax = mssa_layer(mssa(), 3);
+  const auto cut = mssa_layer(mssa({.scale = 1, .phi = limpid::Phi::threshold, .tau = 0.6}), 3);
+  const auto full = mssa_layer(mssa({.scale = 1, .phi = limpid::Phi::threshold, .tau = 1}), 3);
+  const auto tied = [](const auto& layer, const M& tokens, const M& basis) {
+    return run(layer, MssaLayerArgs<limpid::View<double>>{tokens, basis, {}, {}}, tokens.rows(), tokens.cols());
+  };
+  CHECK(distance(tied(softmax, one, u), one * u * u.transpose()) < 1e-14);
+  CHECK(distance(tied(cut, one, u), 0.6 * one * u * u.transpose()) < 1e-14);
+  CHECK(tied(full, one, u).isZero(0));
+  CHECK(distance(tied(mssa_layer(mssa({.scale = 0}), 3), x, u),
+                 (x.colwise().mean() * u * u.transpose()).replicate(16, 1)) < 1e-14);
+
+  M turned = u;
+  for (Index k = 0; k < 3; ++k) turned.middleCols(2 * k, 2) *= orthonormal(2, 2, static_cast<std::uint64_t>(10 + k));
+  CHECK(distance(tied(softmax, x, turned), tied(softmax, x, u)) < 1e-14);
+  const M q = orthonormal(9, 9, 20);
+  CHECK(distance(tied(softmax, x * q, q.transpose() * u), tied(softmax, x, u) * q) < 1e-14);
+}
+
+TEST_CASE("multi-head layers say what does not fit") {
+  const M x = random(5, 6, 1), u = random(6, 4, 2), tall = random(7, 4, 3), wo = random(4, 6, 4), b = random(1, 6, 5);
+  M out(5, 6), small(5, 5);
+  const auto layer = mssa_layer(mssa(), 2);
+  CHECK_THROWS_WITH(layer.forward({.x = x, .u = tall}, out), "mssa layer: u is 7 x 4, wanted 6 rows, as x has columns");
+  CHECK_THROWS_WITH(layer.forward({.x = x, .u = u}, small), "mssa layer: out is 5 x 5, wanted 5 x 6");
+  const auto heads = limpid::multi_head(limpid::softmax(), 2);
+  CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = tall, .wv = u, .wo = wo}, out),
+                    "multi-head layer: wk is 7 x 4, wanted 6 rows, as x has columns");
+  CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .bo = b}, out),
+                    "multi-head layer: bo is given without wo");
+}
