@@ -31,7 +31,7 @@ struct Scene {
   Mat<float> patch;    // n x side^2
   Mat<float> centred;  // patch - 1/2: dot products of these do not simply prefer bright patches
   Mat<float> place;    // n x 2, row and column
-  Mat<float> h, h_space;
+  Mat<float> h, h_wide, h_space;
 
   Scene(const Image& image, double sigma_, Index side) : noisy(image), sigma(sigma_) {
     patch = patches(noisy, side);
@@ -39,6 +39,7 @@ struct Scene {
     place = places(noisy.rows, noisy.cols);
     // The squared distance of two patches of the same content is about 2 sigma^2 for each of its pixels.
     h = Mat<float>::Constant(1, 1, static_cast<float>(1.2 * static_cast<double>(side) * sigma));
+    h_wide = h * (1.6f / 1.2f);  // twicing puts back what a wider kernel takes away
     h_space = Mat<float>::Constant(1, 1, 6.0f);
   }
 };
@@ -87,6 +88,18 @@ std::vector<Filter> filters() {
                        .k = s.patch,
                        .v = s.noisy.pixels,
                        .h = s.h,
+                       .pq = s.place,
+                       .pk = s.place,
+                       .h_space = s.h_space};
+          }),
+      filter(
+          "twicing", "(2A - A^2) v, A of NLM, near, with h = 1.6 side sigma",
+          [](const Scene&) { return limpid::twicing(limpid::nlm()); },
+          [](const Scene& s) {
+            return Nlm{.q = s.patch,
+                       .k = s.patch,
+                       .v = s.noisy.pixels,
+                       .h = s.h_wide,
                        .pq = s.place,
                        .pk = s.place,
                        .h_space = s.h_space};

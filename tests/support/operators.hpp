@@ -76,7 +76,7 @@ inline Index width_of(const Rule& rule, std::string_view field, limpid::Role rol
 /// X(name, an operator made of modifiers `mods`, what is special: designated initialisers of suite::Traits, at least one)
 #define LIMPID_OPERATORS(X)                                                                                            \
   X(softmax, limpid::softmax(mods), .float_multiple = 2)                                                               \
-  X(nlm, limpid::nlm(mods), .centred = true, .float_multiple = 2,                                                      \
+  X(nlm, limpid::nlm(mods), .centred = true, .float_multiple = 6,                                                      \
     .rules = {{{.field = "h", .low = 0.8, .high = 2}, {.field = "h_space", .low = 0.8, .high = 2}}})                   \
   X(bilateral, limpid::bilateral(mods),                                                                                \
     .rules = {{{.field = "h_range", .absent = true}, {.field = "h_space", .absent = true},                             \
@@ -93,7 +93,7 @@ inline Index width_of(const Rule& rule, std::string_view field, limpid::Role rol
     .residual = true, .distribution = false,                                                                           \
     .rules = {{{.field = "tau", .low = 0.2, .high = 0.9}, {.field = "rho", .absent = true}}})                          \
   X(boosting_sos, limpid::boosting(mods, {limpid::BoostingScheme::sos, 2, true}), .square = true,                      \
-    .residual = true, .distribution = false,                                                                           \
+    .residual = true, .distribution = false, .float_multiple = 8,                                                                           \
     .rules = {{{.field = "tau", .low = 0.2, .high = 0.9}, {.field = "rho", .low = -0.5, .high = 0.5}}})                \
   X(differential, limpid::differential(mods, {.eps = 0.1}), .linear = false, .distribution = false,                    \
     .rules = {{{.field = "q", .per_d = 2}, {.field = "k", .per_d = 2}, {.field = "lambda", .absent = true},            \

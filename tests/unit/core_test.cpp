@@ -1,0 +1,82 @@
+// limpid: views, overlap, and the workspace.
+// SPDX-License-Identifier: MIT
+#include <limpid/core/workspace.hpp>
+
+#include "support/catch.hpp"
+
+using limpid::Index;
+using limpid::Mat;
+using limpid::MutView;
+using limpid::View;
+
+TEST_CASE("Views of matrices, maps, blocks and vectors look at the same memory.") {
+  Mat<float> m(4, 6);
+  for (Index i = 0; i < m.size(); ++i) m.data()[i] = static_cast<float>(i);
+  const View<float> whole(m), block(m.block(1, 2, 2, 3)), row(m.row(2));
+  CHECK(whole.data == m.data());
+  CHECK(whole.stride == 6);
+  CHECK(block(1, 2) == m(2, 4));
+  CHECK(block.stride == 6);
+  CHECK(row(0, 5) == m(2, 5));
+  Eigen::VectorXf v = Eigen::VectorXf::LinSpaced(5, 0, 4);
+  const View<float> column(v);
+  CHECK(column.rows == 5);
+  CHECK(column.cols == 1);
+  CHECK(column(3, 0) == 3);
+  float raw[6] = {0, 1, 2, 3, 4, 5};
+  const View<float> map(Eigen::Map<Mat<float>>(raw, 2, 3));
+  CHECK(map(1, 1) == 4);
+  const MutView<float> part = MutView<float>(m).block(1, 1, 2, 2);
+  part.fill(-1);
+  CHECK(m(2, 2) == -1);
+  CHECK(m(3, 3) == 21);
+  CHECK(View<float>(part).map().sum() == -4);
+  CHECK_FALSE(View<float>().given());
+}
+
+TEST_CASE("Two views overlap exactly when they share an entry.") {
+  Mat<double> m(6, 8);
+  const View<double> all(m);
+  for (Index i = 0; i < 5; ++i)
+    for (Index j = 0; j < 6; ++j)
+      for (Index k = 0; k < 5; ++k)
+        for (Index l = 0; l < 6; ++l) {
+          const bool shared = std::abs(i - k) < 2 && std::abs(j - l) < 3;
+          const bool found = limpid::detail::overlap(all.block(i, j, 2, 3), all.block(k, l, 2, 3));
+          if (shared) CHECK(found);
+          if (std::abs(j - l) >= 3) CHECK_FALSE(found);  // side by side in the same rows, as heads lie
+        }
+  Mat<double> other(6, 8);
+  CHECK_FALSE(limpid::detail::overlap(all, View<double>(other)));
+  CHECK_FALSE(limpid::detail::overlap(all.block(0, 0, 0, 8), all));
+}
+
+TEST_CASE("An arena hands out cache lines, takes them back in order, and keeps its memory.") {
+  limpid::Arena arena;
+  double* first = arena.take<double>(3);
+  std::size_t held = 0;
+  for (int round = 0; round < 3; ++round) {
+    const limpid::ArenaScope scope(arena);
+    double* a = arena.take<double>(5);
+    float* b = arena.take<float>(100000);
+    CHECK(reinterpret_cast<std::uintptr_t>(a) % 64 == 0);
+    CHECK(reinterpret_cast<std::uintptr_t>(b) % 64 == 0);
+    CHECK(a != first);
+    a[4] = 1, b[99999] = 2;
+    if (round == 0) held = arena.bytes();
+    CHECK(arena.bytes() == held);
+  }
+  first[2] = 7;
+  CHECK(arena.bytes() >= 400000);
+}
+
+TEST_CASE("A workspace has an arena for every worker and one for the call.") {
+  limpid::Workspace workspace;
+  workspace.prepare(3);
+  limpid::Arena* common = &workspace.common();
+  limpid::Arena* second = &workspace.worker(1);
+  workspace.prepare(8);
+  CHECK(common == &workspace.common());
+  CHECK(second == &workspace.worker(1));
+  CHECK(common != &workspace.worker(0));
+}
