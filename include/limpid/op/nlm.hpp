@@ -16,7 +16,8 @@ inline namespace LIMPID_ABI {
 ///     dq_i = (2/h^2) sum_j dS_ij k_j,   dk_j = (2/h^2)(sum_i dS_ij q_i - c_j k_j),   dh = -(2/h) sum_ij dS_ij S_ij
 ///
 /// with dS of softmax and c_j = sum_i dS_ij; positions likewise. Inputs: NlmArgs. h = sqrt(2) d^(1/4), the default, gives the
-/// scale of plain attention. Kept, cost and errors as softmax, plus centred copies of q and k, O((n + m)(d + c)).
+/// scale of plain attention. Kept, cost and errors as softmax, plus centred copies of q and k, O((n + m)(d + c)); in float
+/// the bandwidth gradients, sums that cancel, stay within 6 x the error of the naive float formula (tests/contract).
 template <class M = Chain<>>
 auto nlm(const M& modifiers = {}) {
   using Mods = decltype(chain(modifiers));
