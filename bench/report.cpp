@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -46,13 +47,30 @@ bool parse_name(const std::string& name, Entry& e) {
   return e.n > 0 && e.d > 0;
 }
 
+/// Google Benchmark writes NaN and Infinity (the variation of a counter that is zero), which JSON does not have.
 json read(const std::string& file) {
   std::ifstream in(file);
   if (!in) throw std::runtime_error(file + ": cannot be read");
-  return json::parse(in);
+  std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  for (const char* word : {": NaN", ": -NaN", ": Infinity", ": -Infinity"})
+    for (std::size_t at = text.find(word); at != std::string::npos; at = text.find(word, at))
+      text.replace(at, std::string(word).size(), ": null");
+  return json::parse(text);
 }
 
-/// Entries in the order they were first seen, so that tables come out in the order of the grid.
+/// Softmax, other operators, then the peers. Repetitions are interleaved at random, so the file has no order of its
+/// own.
+int rank_of(const std::string& op) {
+  if (op == "softmax") return 0;
+  int rank = 2;
+  for (const char* peer : {"eigen_", "openblas_", "onednn", "torch"}) {
+    if (op.rfind(peer, 0) == 0) return rank;
+    ++rank;
+  }
+  return 1;
+}
+
+/// Entries in the order of the tables: forward first, float first.
 std::vector<Entry> entries(const json& run) {
   std::vector<Entry> all;
   std::map<std::string, std::size_t> seen;
@@ -72,6 +90,13 @@ std::vector<Entry> entries(const json& run) {
     to.bytes.push_back(b.value("bytes_allocated", std::nan("")));
     to.peak.push_back(b.value("peak_GFLOP/s", std::nan("")));
   }
+  std::stable_sort(all.begin(), all.end(), [](const Entry& a, const Entry& b) {
+    auto key = [](const Entry& e) {
+      return std::make_tuple(e.direction != "forward", e.type != "float", e.causal, e.threads, rank_of(e.op), e.op, e.n,
+                             e.d);
+    };
+    return key(a) < key(b);
+  });
   return all;
 }
 

@@ -58,6 +58,7 @@ void cost_rows(Session& s) {
     };
     suite::Sizes sizes;
     sizes.n = sizes.m = n, sizes.d = sizes.dv = 64;
+    // Every input given: without its state or its gates an operator would be plain attention.
     RunnerOptions all;
     all.all_inputs = true;
     suite::for_each_operator([&](auto entry) {
@@ -66,14 +67,14 @@ void cost_rows(Session& s) {
       const Cost* cost = cost_of(name);
       const double forward = cost ? cost->forward : none, backward = cost ? cost->backward : none;
       const bool two_widths = cost && !std::isnan(cost->forward_half);
-      add(name + (two_widths ? ", full width" : ""), make_runner<Entry>(sizes, {}), forward, backward);
+      add(name + (two_widths ? ", full width" : ""), make_runner<Entry>(sizes, all), forward, backward);
       if (two_widths) {
         suite::Sizes half = sizes;
         half.d = 32;
-        add(name + ", half width", make_runner<Entry>(half, {}), cost->forward_half, cost->backward_half);
+        add(name + ", half width", make_runner<Entry>(half, all), cost->forward_half, cost->backward_half);
       }
       if (has_optional_positions<Entry>())
-        add(name + ", all inputs given", make_runner<Entry>(sizes, all), forward, backward);
+        add(name + ", without positions", make_runner<Entry>(sizes, {}), forward, backward);
     });
     g.run(s.effort);
     for (const Item& item : items) {
