@@ -6,7 +6,7 @@
 // Tokens near a union of 8 subspaces of dimension 48, noise delta in the others. Every layer is x + eta MSSA(x) with a
 // threshold tau on the softmax weights (layer/aot.hpp). The theorem: each layer multiplies the ratio by 1 + eta tau. It
 // holds to rounding until delta sqrt(p) (1 + eta tau)^layer, the size of a score between a token's noise and the grown
-// signal of the others, reaches about 1.2; then single weights pass the threshold and carry signal to the wrong class.
+// signal of the others, reaches 1.2 to 1.6; then single weights pass the threshold and carry signal to the wrong class.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -40,7 +40,8 @@ double mean(const std::vector<double>& x) {
 }
 
 Run measure(double delta, int layers) {
-  const auto data = limpid::subspace_data<double>({.tokens = tokens, .classes = classes, .width = width, .delta = delta});
+  const auto data =
+      limpid::subspace_data<double>({.tokens = tokens, .classes = classes, .width = width, .delta = delta});
   const auto op = limpid::mssa({.scale = 1, .phi = limpid::Phi::threshold, .tau = tau});
   const auto layer = limpid::aot(op, {.heads = classes, .norm = false});
   const Mat<double> step = Mat<double>::Constant(1, 1, eta);
@@ -81,7 +82,9 @@ class Plot {
       draw_text(picture_, bottom + 10, col(l) - limpid::io::text_width(label, 2) / 2, label, 2, 0.2f);
     }
     draw_text(picture_, 14, left, "SIGNAL / NOISE BY LAYER: DOTS MEASURED, LINES PREDICTED", 2, 0.1f);
-    draw_text(picture_, bottom + 38, left, "LAYER     (1 + ETA TAU = 1.06 A LAYER, N 400, K 8, P 48; RING: FIRST LAYER OFF THE RATE)", 1, 0.2f);
+    draw_text(picture_, bottom + 38, left, "LAYER", 2, 0.2f);
+    draw_text(picture_, bottom + 40, left + 90,
+              "1 + ETA TAU = 1.06 A LAYER, N 400, K 8, P 48. RING: FIRST LAYER OFF THE RATE", 1, 0.2f);
   }
 
   void draw(const Run& run, Colour colour) {
@@ -150,8 +153,8 @@ int main(int argc, char** argv) {
       std::printf("\ndelta %.2f: the rate is exact in all %d layers", run.delta, layers);
       continue;
     }
-    std::printf("\ndelta %.2f: the rate is exact for %d layers; there delta sqrt(p) (1 + eta tau)^layer is %.2f", run.delta,
-                run.exact, run.delta * std::sqrt(static_cast<double>(width)) * std::pow(rate, run.exact));
+    std::printf("\ndelta %.2f: the rate is exact for %d layers; there delta sqrt(p) (1 + eta tau)^layer is %.2f",
+                run.delta, run.exact, run.delta * std::sqrt(static_cast<double>(width)) * std::pow(rate, run.exact));
   }
   Plot plot(layers, 0.5, 64);
   const Colour colours[] = {{0.00f, 0.45f, 0.70f}, {0.84f, 0.37f, 0.00f}, {0.00f, 0.62f, 0.45f}};

@@ -18,15 +18,16 @@ struct Errors {
     REQUIRE(found.rows() == wanted.rows());
     REQUIRE(found.cols() == wanted.cols());
     for (Index i = 0; i < found.size(); ++i) {
-      const double e = static_cast<double>(std::abs(static_cast<long double>(found.data()[i]) - wanted.data()[i])) / size;
+      const double e =
+          static_cast<double>(std::abs(static_cast<long double>(found.data()[i]) - wanted.data()[i])) / size;
       squares += e * e, worst = std::isnan(e) ? HUGE_VAL : std::max(worst, e), ++count;
     }
   }
   double rms() const { return count == 0 ? 0 : std::sqrt(squares / static_cast<double>(count)); }
 };
 
-/// The plain formula in float: written down for softmax and nlm; for others the operator itself without SIMD, whose sums
-/// run one after the other.
+/// The plain formula in float: written down for softmax and nlm; for others the operator itself without SIMD, whose
+/// sums run one after the other.
 Result<float> plain_float(const Problem<float>& p) {
   const std::string name = p.op->name;
   Options<float> plain;

@@ -45,7 +45,9 @@ struct Wide {
   Mat<S> all;
   Index rows, cols;
   explicit Wide(const Mat<S>& m)
-      : all(Mat<S>::Constant(m.rows() + 1, m.cols() + 9, std::numeric_limits<S>::quiet_NaN())), rows(m.rows()), cols(m.cols()) {
+      : all(Mat<S>::Constant(m.rows() + 1, m.cols() + 9, std::numeric_limits<S>::quiet_NaN())),
+        rows(m.rows()),
+        cols(m.cols()) {
     for (Index i = 0; i < rows; ++i)
       for (Index j = 0; j < cols; ++j) all(i, j + 5) = m(i, j);
   }
@@ -137,7 +139,8 @@ TEMPLATE_TEST_CASE("The gradient of what heads share is the sum of theirs.", "",
             if (!sum[f].given()) continue;
             const limpid::Dims d{2, 4, p.sizes.kv_heads, p.sizes.n, p.sizes.m};
             limpid::detail::deliver<S>(View<S>(single.grad[f].value),
-                                       limpid::detail::head_of(MutView<S>(sum[f].value), sum[f].role, d, item, head), true);
+                                       limpid::detail::head_of(MutView<S>(sum[f].value), sum[f].role, d, item, head),
+                                       true);
           }
         }
       const double size = largest_gradient(packed);
@@ -177,7 +180,8 @@ TEMPLATE_TEST_CASE("A slice of a larger array has the bits of its copy.", "", fl
         p.subject().forward(p.sizes, p.mods, views, out.view(), ask);
         p.subject().backward(p.mods, views, ask.saved.get(), dout.view(), grads, {});
         sliced.out = out.copy();
-        for (std::size_t f = 0; f < p.in.size(); ++f) sliced.grad.push_back({p.in[f].name, p.in[f].role, grad[f].copy()});
+        for (std::size_t f = 0; f < p.in.size(); ++f)
+          sliced.grad.push_back({p.in[f].name, p.in[f].role, grad[f].copy()});
         CHECK(differing(packed, sliced) == "");
 
         bool untouched = true;  // nothing beside the slices was written

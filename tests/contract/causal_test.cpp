@@ -52,7 +52,8 @@ TEMPLATE_TEST_CASE("A window keeps what an explicit mask of its band keeps.", ""
   using S = TestType;
   for_operators([](const Operator& op) {
     for (const Sizes& s : shapes())
-      for (auto [left, right] : {std::pair<Index, Index>{3, 0}, {0, 2}, {-1, -1}, {40, -1}, {-1, 5}, {70, 70}, {0, 0}}) {
+      for (auto [left, right] :
+           {std::pair<Index, Index>{3, 0}, {0, 2}, {-1, -1}, {40, -1}, {-1, 5}, {70, 70}, {0, 0}}) {
         auto window = make_problem<S>(op, Kind::masks, s, 302);
         auto explicitly = window;
         window.mods.window = true, window.mods.left = left, window.mods.right = right;
@@ -104,8 +105,7 @@ TEMPLATE_TEST_CASE("Logits of ten thousand stay finite, and right.", "", float, 
         dress(p);
         p.mods.cap = 0;
         for (auto& f : p.in)
-          if ((f.role == Role::query || f.role == Role::key) && std::string_view(f.name) != "v")
-            f.value *= S(100);
+          if ((f.role == Role::query || f.role == Role::key) && std::string_view(f.name) != "v") f.value *= S(100);
         INFO(p.text());
         Options<S> asked;
         asked.map = asked.lse = true;

@@ -76,9 +76,8 @@ TEST_CASE("An output or an upstream gradient of the wrong shape is refused with 
       Mat<float> right(p.dout.rows(), p.dout.cols());
       REQUIRE(forward_error(p, right, ask) == "");
       Fields<float> grad = p.in;
-      const std::string back = error_of([&] {
-        p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), out, mutable_views_of(grad), {});
-      });
+      const std::string back = error_of(
+          [&] { p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), out, mutable_views_of(grad), {}); });
       CHECK(has(back, op.text_name + ": dout is " + shape_of(out.rows(), out.cols())));
       CHECK(has(back, wanted));
     }
@@ -96,9 +95,8 @@ TEST_CASE("A gradient of the wrong shape is refused with the shape of its input.
       if (!p.in[f].given()) continue;
       Fields<float> grad = p.in;
       grad[f].value.resize(p.in[f].value.rows() + 1, p.in[f].value.cols());
-      const std::string text = error_of([&] {
-        p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), p.dout, mutable_views_of(grad), {});
-      });
+      const std::string text = error_of(
+          [&] { p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), p.dout, mutable_views_of(grad), {}); });
       INFO(text);
       CHECK(has(text, op.text_name + ": gradient of " + p.in[f].name + " is " +
                           shape_of(grad[f].value.rows(), grad[f].value.cols())));
@@ -141,8 +139,7 @@ TEST_CASE("A gradient that shares memory with an input, with dout or with anothe
       Fields<float> grad = p.in;
       auto views = mutable_views_of(grad);
       views[field] = place;
-      const std::string text =
-          error_of([&] { p.subject().backward(p.mods, in, ask.saved.get(), dout, views, {}); });
+      const std::string text = error_of([&] { p.subject().backward(p.mods, in, ask.saved.get(), dout, views, {}); });
       INFO(text);
       CHECK(has(text, op.text_name + ": "));
       CHECK(has(text, "shares memory with"));
@@ -160,8 +157,7 @@ TEST_CASE("A gradient that shares memory with an input, with dout or with anothe
     auto views = mutable_views_of(grad);
     views[1] = views[0].block(0, 0, std::min(views[0].rows, views[1].rows), views[1].cols);
     if (p.in[1].given() && views[1].rows == p.in[1].value.rows() && views[1].cols <= views[0].cols) {
-      const std::string text =
-          error_of([&] { p.subject().backward(p.mods, in, ask.saved.get(), p.dout, views, {}); });
+      const std::string text = error_of([&] { p.subject().backward(p.mods, in, ask.saved.get(), p.dout, views, {}); });
       CHECK(has(text, "shares memory with"));
     }
   });
@@ -217,7 +213,8 @@ TEST_CASE("Batch, heads, and the head of a map that do not exist are refused.") 
       Ask<float> ask;
       ask.map = &map, ask.head = head, ask.item = item;
       const std::string text = forward_error(p, out, ask);
-      CHECK(has(text, op.text_name + ": map was asked of head " + std::to_string(head) + " of item " + std::to_string(item)));
+      CHECK(has(text,
+                op.text_name + ": map was asked of head " + std::to_string(head) + " of item " + std::to_string(item)));
     }
   });
 }
@@ -236,9 +233,8 @@ TEST_CASE("Relevance and its weights of the wrong shape are refused.") {
       Mat<float> relevance(2, p.sizes.m + (weights_wrong ? 0 : 1));
       limpid::BackwardCall<float> call;
       call.relevance_weights = weights, call.relevance = relevance;
-      const std::string text = error_of([&] {
-        p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), p.dout, mutable_views_of(grad), call);
-      });
+      const std::string text = error_of(
+          [&] { p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), p.dout, mutable_views_of(grad), call); });
       INFO(text);
       CHECK(has(text, op.text_name + (weights_wrong ? ": relevance_weights is " : ": relevance is ")));
       CHECK(has(text, "wanted 2 x " + std::to_string(weights_wrong ? p.sizes.n : p.sizes.m)));

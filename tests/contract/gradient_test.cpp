@@ -89,7 +89,8 @@ TEMPLATE_TEST_CASE("Accumulated gradients are added to what was there.", "", flo
       const auto in = views_of(p.in);
       Ask<S> ask;
       ask.saved = p.subject().new_saved();
-      Mat<S> out(p.dout.rows(), p.dout.cols()), dkey_bias = Mat<S>::Constant(p.mods.key_bias.rows(), p.mods.key_bias.cols(), S(0.5));
+      Mat<S> out(p.dout.rows(), p.dout.cols()),
+          dkey_bias = Mat<S>::Constant(p.mods.key_bias.rows(), p.mods.key_bias.cols(), S(0.5));
       p.subject().forward(p.sizes, p.mods, in, out, ask);
       Fields<S> grad = p.in;
       for (auto& g : grad) g.value.setConstant(S(0.5));

@@ -41,9 +41,8 @@ std::vector<Way<S>> ways_of_masks(const std::string& what, const Sees& sees) {
              keep(p);
              p.mods.cap = 3;
            }},
-          {what + ", minus infinity added", Kind::values, sees, [=](Problem<S>& p) {
-             p.mods.add = [sees](const At& a) { return sees(a) ? 0.25 : -HUGE_VAL; };
-           }}};
+          {what + ", minus infinity added", Kind::values, sees,
+           [=](Problem<S>& p) { p.mods.add = [sees](const At& a) { return sees(a) ? 0.25 : -HUGE_VAL; }; }}};
 }
 
 /// Ways that leave some queries without a key, and some keys without a query.
@@ -54,7 +53,8 @@ std::vector<Way<S>> ways(const Operator& op) {
   auto all = ways_of_masks<S>("every 13th token", some);
   const Sees biased = [=](const At& a) { return !odd(a.k); };
   const auto bias = [=](Problem<S>& p) {
-    for (Index j = 0; j < p.sizes.m; ++j) p.mods.key_bias(0, j) = odd(j) ? -std::numeric_limits<S>::infinity() : S(0.25);
+    for (Index j = 0; j < p.sizes.m; ++j)
+      p.mods.key_bias(0, j) = odd(j) ? -std::numeric_limits<S>::infinity() : S(0.25);
   };
   // where queries are keys, a key nobody sees must not look at anything either
   const Sees both = op.traits.self ? some : biased;
@@ -64,9 +64,8 @@ std::vector<Way<S>> ways(const Operator& op) {
   };
   all.push_back({"key bias of minus infinity", Kind::masks, both, bias_and_mask});
   all.push_back({"key bias of minus infinity after a score function", Kind::values, both, bias_and_mask});
-  all.push_back({"key bias of minus infinity everywhere", Kind::masks, [](const At&) { return false; }, [](Problem<S>& p) {
-                   p.mods.key_bias.setConstant(-std::numeric_limits<S>::infinity());
-                 }});
+  all.push_back({"key bias of minus infinity everywhere", Kind::masks, [](const At&) { return false; },
+                 [](Problem<S>& p) { p.mods.key_bias.setConstant(-std::numeric_limits<S>::infinity()); }});
   if (op.traits.square) return all;
   all.push_back({"causal", Kind::causal, [](const At& a) { return a.k <= a.position(); }, [](Problem<S>&) {}});
   for (Kind kind : {Kind::masks, Kind::values})

@@ -93,7 +93,8 @@ TEST_CASE("Memory beside the arrays grows as n + m, never as n m.") {
         const double both = static_cast<double>(watch.peak_bytes());
         CHECK(watch.eigen_calls() == 0);
         const double linear = 2.0 * static_cast<double>(n) * 2 * 16 * sizeof(float);
-        INFO("saved " << kept << " bytes, forward " << forward << ", backward " << both << "; (n + m)(d + dv) is " << linear);
+        INFO("saved " << kept << " bytes, forward " << forward << ", backward " << both << "; (n + m)(d + dv) is "
+                      << linear);
         CHECK(kept + both <= op.traits.extra * linear + 512 * 1024);
         extra.push_back(kept + both);
       }

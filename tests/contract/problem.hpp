@@ -31,8 +31,8 @@ struct Problem {
   }
   std::string text() const {
     std::ostringstream t;
-    t << op->name << ", " << (sizeof(S) == 4 ? "float" : "double") << ", modifiers " << text_of(kind) << ", n " << sizes.n
-      << ", m " << sizes.m << ", d " << sizes.d << ", dv " << sizes.dv << ", heads " << sizes.heads << " on "
+    t << op->name << ", " << (sizeof(S) == 4 ? "float" : "double") << ", modifiers " << text_of(kind) << ", n "
+      << sizes.n << ", m " << sizes.m << ", d " << sizes.d << ", dv " << sizes.dv << ", heads " << sizes.heads << " on "
       << sizes.kv_heads << ", batch " << sizes.batch << ", seed " << seed;
     return t.str();
   }
@@ -61,7 +61,8 @@ inline bool random_keep(const At& a, std::uint64_t seed) {
   return Random(seed + static_cast<std::uint64_t>(a.k + 1000 * (a.q + 1000 * (a.head + 8 * a.batch)))).bits() % 3 != 0;
 }
 
-/// Modifiers for the chains masks and values: a random mask, a key bias of every item, and for values a cap and an amount.
+/// Modifiers for the chains masks and values: a random mask, a key bias of every item, and for values a cap and an
+/// amount.
 template <class S>
 void dress(Problem<S>& p) {
   if (p.kind != Kind::masks && p.kind != Kind::values) return;
@@ -222,15 +223,17 @@ S inner(const Mat<S>& a, const Mat<S>& b) {
 /// check(operator) for every operator, each in a section of its own name.
 template <class F>
 void for_operators(F&& check) {
-  for (const auto& op : operators()) DYNAMIC_SECTION(op->name) { check(*op); }
+  for (const auto& op : operators()) DYNAMIC_SECTION(op->name) {
+      check(*op);
+    }
 }
 
 /// Ragged sizes: around one, a panel of 32 and a block of 128; and few queries of whole vectors, which have a path of
 /// their own.
 inline const std::vector<Sizes>& ragged_sizes() {
-  static const std::vector<Sizes> all = {{1, 1},   {1, 2},    {2, 1},     {2, 33},   {31, 31},   {31, 127},
-                                         {33, 2},  {33, 129}, {127, 31},  {127, 33}, {128, 128}, {129, 1},
-                                         {1, 129}, {129, 127}, {127, 129}, {5, 300, 16, 32}, {8, 2100, 16, 16}};
+  static const std::vector<Sizes> all = {
+      {1, 1},    {1, 2},     {2, 1},   {2, 33},  {31, 31},   {31, 127},  {33, 2},          {33, 129},        {127, 31},
+      {127, 33}, {128, 128}, {129, 1}, {1, 129}, {129, 127}, {127, 129}, {5, 300, 16, 32}, {8, 2100, 16, 16}};
   return all;
 }
 

@@ -1,5 +1,5 @@
-// limpid: the contract suite's view of an operator: its types hidden, so that a check is compiled once for all operators.
-// SPDX-License-Identifier: MIT
+// limpid: the contract suite's view of an operator: its types hidden, so that a check is compiled once for all
+// operators. SPDX-License-Identifier: MIT
 #pragma once
 
 #include "support/allocation.hpp"
@@ -17,8 +17,8 @@ using limpid::At;
 using limpid::Cover;
 using limpid::Interval;
 
-/// The modifiers an operator is built with. Four chains, as each costs a compilation of the whole engine; what they do is
-/// said when they are called.
+/// The modifiers an operator is built with. Four chains, as each costs a compilation of the whole engine; what they do
+/// is said when they are called.
 enum class Kind {
   none,    ///< chain()
   causal,  ///< causal()
@@ -35,13 +35,13 @@ template <class S>
 struct Modifiers {
   bool causal = false;
   bool window = false;
-  Index left = -1, right = -1;                                         // of the window
-  std::function<bool(const At&)> keep;                                 // true = keep
-  std::function<Cover(const At&, Index, Index, Index, Index)> cover;   // the hint to it
-  Mat<S> key_bias;                                                     // 1 x m or B x m
+  Index left = -1, right = -1;                                        // of the window
+  std::function<bool(const At&)> keep;                                // true = keep
+  std::function<Cover(const At&, Index, Index, Index, Index)> cover;  // the hint to it
+  Mat<S> key_bias;                                                    // 1 x m or B x m
   Mat<S>* dkey_bias = nullptr;
-  double cap = 0;                                                      // score -> cap tanh(score / cap), values only
-  std::function<double(const At&)> add;                                // values only
+  double cap = 0;                        // score -> cap tanh(score / cap), values only
+  std::function<double(const At&)> add;  // values only
 
   template <class T>
   Modifiers<T> cast() const {
@@ -87,8 +87,8 @@ struct Operator {
   std::function<Fields<double>(const Sizes&, bool, Random&)> make_fields;
   std::unique_ptr<Subject<float>> of_float[4];
   std::unique_ptr<Subject<double>> of_double[4];
-  std::unique_ptr<Subject<float>> plain_float;        ///< chain values, without SIMD
-  std::unique_ptr<Subject<long double>> reference;    ///< chain values
+  std::unique_ptr<Subject<float>> plain_float;      ///< chain values, without SIMD
+  std::unique_ptr<Subject<long double>> reference;  ///< chain values
 
   template <class S>
   const Subject<S>& get(Kind kind) const {
@@ -106,7 +106,8 @@ struct Operator {
 using Operators = std::vector<std::unique_ptr<Operator>>;
 const Operators& operators();
 
-/// What fills in one chain and scalar of all operators; contract/instance.cpp adds itself, once for each it is compiled for.
+/// What fills in one chain and scalar of all operators; contract/instance.cpp adds itself, once for each it is compiled
+/// for.
 std::vector<void (*)(Operators&)>& instances();
 
 }  // namespace suite

@@ -42,9 +42,7 @@ struct AskedAmount {
 template <class S>
 struct AskedCap {
   const Modifiers<S>* mods;
-  S operator()(S s, const At&) const {
-    return mods->cap > 0 ? S(mods->cap) * std::tanh(s / S(mods->cap)) : s;
-  }
+  S operator()(S s, const At&) const { return mods->cap > 0 ? S(mods->cap) * std::tanh(s / S(mods->cap)) : s; }
 };
 template <class S>
 struct AskedCapSlope {

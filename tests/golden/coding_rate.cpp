@@ -17,7 +17,8 @@ struct CodingRate {
     Mat<S> dx(x.rows(), x.cols()), du(u.rows(), u.cols());
     limpid::coding_rate_backward(x, static_cast<double>(c.dout<S>("rate")(0, 0)) + reduction, dx, options);
     Mat<S> more(x.rows(), x.cols());
-    limpid::subspace_coding_rate_backward(x, u, static_cast<double>(c.dout<S>("rate_c")(0, 0)) - reduction, more, du, options);
+    limpid::subspace_coding_rate_backward(x, u, static_cast<double>(c.dout<S>("rate_c")(0, 0)) - reduction, more, du,
+                                          options);
     dx += more;
     const auto number = [](double value) { return Mat<S>(Mat<S>::Constant(1, 1, static_cast<S>(value))); };
     return {{"out.rate", number(all.rate)},

@@ -19,8 +19,8 @@ inline limpid::MssaOptions mssa_options(const Case& c, Index p) {
   return options;
 }
 
-/// One layer's parameters by the names they have in a file, and as many gradients, filled with 7 so that what is not written
-/// shows. layers > 0: the first axis of every tensor is the layer.
+/// One layer's parameters by the names they have in a file, and as many gradients, filled with 7 so that what is not
+/// written shows. layers > 0: the first axis of every tensor is the layer.
 template <class S, template <class> class Args>
 struct Parameters {
   Args<Mat<S>> value, grad;
@@ -52,7 +52,8 @@ struct Parameters {
  private:
   static std::string file_name(const Case& c, const std::string& field) {
     if (field == "dictionary") return "d";
-    return (field == "gamma" || field == "beta") && c.has(field + "2") ? field + "2" : field;  // the second norm of a block
+    return (field == "gamma" || field == "beta") && c.has(field + "2") ? field + "2"
+                                                                       : field;  // the second norm of a block
   }
 };
 

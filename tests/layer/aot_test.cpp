@@ -31,7 +31,8 @@ AotArgs<M> parameters(std::uint64_t seed) {
 /// Every ratio of a class's SNR from layer to layer, divided by 1 + eta tau, less 1: the largest.
 template <class S>
 double rate_error(const limpid::SubspaceData<S>& data, Index classes, double eta, double tau, int layers) {
-  const auto layer = aot(mssa({.scale = 1, .phi = limpid::Phi::threshold, .tau = tau}), {.heads = classes, .norm = false});
+  const auto layer =
+      aot(mssa({.scale = 1, .phi = limpid::Phi::threshold, .tau = tau}), {.heads = classes, .norm = false});
   const Mat<S> step = Mat<S>::Constant(1, 1, S(eta));
   Mat<S> x = data.x, next = x;
   auto before = limpid::subspace_snr(x, data.u, data.labels, classes);
@@ -71,7 +72,8 @@ TEST_CASE("aot layer: central differences agree, MSSA and multi-head, with and w
   p.u.resize(0, 0);
   p.wq = random(6, 4, 31), p.wk = random(6, 2, 32), p.wv = random(6, 3, 33), p.wo = random(6, 6, 34);
   p.gamma = random(1, 6, 35);
-  suite::check_layer_gradient<AotArgs>(aot(limpid::softmax(limpid::causal()), {.heads = 2, .kv_heads = 1}), p, 10, 6, 2);
+  suite::check_layer_gradient<AotArgs>(aot(limpid::softmax(limpid::causal()), {.heads = 2, .kv_heads = 1}), p, 10, 6,
+                                       2);
 }
 
 TEST_CASE("aot layer: eta 0 is the identity with no gradient but eta's, and eta is 1 unless it is given") {

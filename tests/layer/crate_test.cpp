@@ -9,7 +9,8 @@
 
 namespace {
 
-using limpid::CodingRateOptions, limpid::CrateArgs, limpid::Index, limpid::Ista, limpid::IstaArgs, limpid::Mat, limpid::mssa;
+using limpid::CodingRateOptions, limpid::CrateArgs, limpid::Index, limpid::Ista, limpid::IstaArgs, limpid::Mat,
+    limpid::mssa;
 using M = Mat<double>;
 
 M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
@@ -69,12 +70,22 @@ TEST_CASE("ista does not raise its objective where tokens are not negative and e
 }
 
 TEST_CASE("ista and crate: central differences agree for every parameter") {
-  IstaArgs<M> p{random(7, 6, 1), random(6, 6, 2), random(1, 6, 3), random(1, 6, 4), M::Constant(1, 1, 0.3), M::Constant(1, 1, 0.2)};
+  IstaArgs<M> p{random(7, 6, 1), random(6, 6, 2),        random(1, 6, 3),
+                random(1, 6, 4), M::Constant(1, 1, 0.3), M::Constant(1, 1, 0.2)};
   suite::check_layer_gradient<IstaArgs>(Ista{}, p, 7, 6);
   p.gamma.resize(0, 0), p.beta.resize(0, 0);
   suite::check_layer_gradient<IstaArgs>(plain_ista(0.1, 0.1), p, 7, 6);
-  CrateArgs<M> c{random(10, 6, 1), random(1, 6, 2), random(1, 6, 3), random(6, 4, 4), random(4, 6, 5), random(1, 6, 6),
-                 random(1, 6, 7),  random(1, 6, 8), random(6, 6, 9), {},              {}};
+  CrateArgs<M> c{random(10, 6, 1),
+                 random(1, 6, 2),
+                 random(1, 6, 3),
+                 random(6, 4, 4),
+                 random(4, 6, 5),
+                 random(1, 6, 6),
+                 random(1, 6, 7),
+                 random(1, 6, 8),
+                 random(6, 6, 9),
+                 {},
+                 {}};
   suite::check_layer_gradient<CrateArgs>(limpid::crate(mssa(limpid::causal()), {.heads = 2}), c, 10, 6, 2);
 }
 
@@ -90,7 +101,8 @@ TEST_CASE("crate is attention with a skip, then ista of what comes out") {
                     "ista: dictionary is 6 x 5, wanted 6 x 6, square as x has columns");
 }
 
-TEST_CASE("coding rate: both determinants, few and many tokens, agree with eigenvalues, and the gradient with differences") {
+TEST_CASE(
+    "coding rate: both determinants, few and many tokens, agree with eigenvalues, and the gradient with differences") {
   for (Index n : {1, 4, 9, 30}) {
     M x = random(n, 9, static_cast<std::uint64_t>(n));
     for (bool normalise : {false, true}) {
@@ -121,7 +133,8 @@ TEST_CASE("subspace coding rate: gradients with respect to tokens and codebook, 
 }
 
 TEST_CASE("coding rates: rotations and order change nothing, scale raises, zero is zero and has no gradient") {
-  const M x = random(12, 6, 1), q = orthonormal(6, 6, 2), none = M::Zero(12, 6), u = random(6, 6, 3), eye = M::Identity(6, 6);
+  const M x = random(12, 6, 1), q = orthonormal(6, 6, 2), none = M::Zero(12, 6), u = random(6, 6, 3),
+          eye = M::Identity(6, 6);
   const CodingRateOptions three{.eps2 = 0.1, .heads = 3};
   CHECK(std::abs(rate_of(x * q) - rate_of(x)) < 1e-12);
   CHECK(std::abs(rate_of(x.colwise().reverse()) - rate_of(x)) < 1e-12);
@@ -199,7 +212,8 @@ TEST_CASE("subspaces: orthonormal basis, shares of energy that sum to 1, ratios 
     energy.row(i).maxCoeff(&largest);
     CHECK(largest == data.labels[static_cast<std::size_t>(i)]);
   }
-  for (double snr : limpid::subspace_snr(data.x, data.u, data.labels, 4)) CHECK(std::abs(snr * 0.1 * std::sqrt(3) - 1) < 0.1);
+  for (double snr : limpid::subspace_snr(data.x, data.u, data.labels, 4))
+    CHECK(std::abs(snr * 0.1 * std::sqrt(3) - 1) < 0.1);
   const M eye = M::Identity(4, 4);
   CHECK(limpid::nonzero_share(eye) == 0.25);
   const auto wide = limpid::subspace_data<float>({.tokens = 5, .classes = 2, .width = 3, .dim = 10});

@@ -10,14 +10,15 @@
 
 namespace suite {
 
-/// Checks every array of `parameters` that is not empty, and that a second backward with accumulate doubles every gradient.
+/// Checks every array of `parameters` that is not empty, and that a second backward with accumulate doubles every
+/// gradient.
 template <template <class> class Args, class Layer>
-void check_layer_gradient(const Layer& layer, Args<Mat<double>> parameters, Index out_rows, Index out_cols, Index batch = 1,
-                          double bound = 1e-9) {
+void check_layer_gradient(const Layer& layer, Args<Mat<double>> parameters, Index out_rows, Index out_cols,
+                          Index batch = 1, double bound = 1e-9) {
   Args<Mat<double>> found;
   Args<Mat<double>>::visit(
-      [](const char*, const Mat<double>& p, Mat<double>& g) { g = Mat<double>::Constant(p.rows(), p.cols(), 7); }, parameters,
-      found);
+      [](const char*, const Mat<double>& p, Mat<double>& g) { g = Mat<double>::Constant(p.rows(), p.cols(), 7); },
+      parameters, found);
   Random random(99);
   const Mat<double> dout = random_matrix<double>(random, out_rows, out_cols);
   Mat<double> out(out_rows, out_cols);

@@ -23,7 +23,8 @@ double distance(const A& a, const B& b) {
   return (a - b).cwiseAbs().maxCoeff();
 }
 bool same_bits(const M& a, const M& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;
+  return a.size() == b.size() &&
+         std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;
 }
 template <class Op>
 M run(const Op& op, const M& y) {
@@ -100,7 +101,8 @@ TEST_CASE("mssa decodes: the last tokens against one cached array are the last r
   CHECK(distance(out, run(mssa(causal(), threshold(0.6, 0.3)), y).bottomRows(3)) < 1e-15);
 }
 
-TEST_CASE("threshold: forward, map, both products with it and gradient are those of the map written down, for any tau") {
+TEST_CASE(
+    "threshold: forward, map, both products with it and gradient are those of the map written down, for any tau") {
   for (double tau : {0.9, 0.6, 0.5, 0.3, 0.12, 0.04}) {
     for (bool only_past : {false, true}) {
       const M y = tokens(150, 6, 11, 1), g = tokens(150, 6, 12), x = tokens(150, 2, 13), w = tokens(4, 150, 14);
@@ -172,12 +174,14 @@ TEST_CASE("threshold: weights of any size stay finite, masked keys do not show, 
 TEST_CASE("mssa says what is wrong") {
   const M y = tokens(6, 4), narrow = tokens(9, 3), few = tokens(4, 4);
   M out = y;
-  CHECK_THROWS_WITH(limpid::forward(mssa(threshold(0)), {.y = y}, out), "mssa: tau is 0.000000, wanted a number in (0, 1]");
-  CHECK_THROWS_WITH(limpid::forward(mssa(threshold(1.5)), {.y = y}, out), "mssa: tau is 1.500000, wanted a number in (0, 1]");
-  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y}, out, {.heads = 2, .kv_heads = 1}), 
+  CHECK_THROWS_WITH(limpid::forward(mssa(threshold(0)), {.y = y}, out),
+                    "mssa: tau is 0.000000, wanted a number in (0, 1]");
+  CHECK_THROWS_WITH(limpid::forward(mssa(threshold(1.5)), {.y = y}, out),
+                    "mssa: tau is 1.500000, wanted a number in (0, 1]");
+  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y}, out, {.heads = 2, .kv_heads = 1}),
                     "mssa: kv_heads is 1 and heads 2, wanted the same, as one array is query, key and value");
-  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y, .cache = narrow}, out), 
+  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y, .cache = narrow}, out),
                     "mssa: q has width 4 a head and k has 3, wanted the same (1 heads, 1 key heads)");
-  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y, .cache = few}, out), 
+  CHECK_THROWS_WITH(limpid::forward(mssa(), {.y = y, .cache = few}, out),
                     "mssa: cache has 4 rows an item and y 6, wanted y to be the last rows of cache");
 }

@@ -13,7 +13,8 @@
 
 namespace {
 
-using limpid::Index, limpid::Mat, limpid::causal, limpid::pid, limpid::PidOptions, limpid::PidVariant, limpid::qkv, limpid::softmax;
+using limpid::Index, limpid::Mat, limpid::causal, limpid::pid, limpid::PidOptions, limpid::PidVariant, limpid::qkv,
+    limpid::softmax;
 using M = Mat<double>;
 
 constexpr PidOptions no_gains{.lambda_p = 0, .lambda_i = 0, .lambda_d = 0};
@@ -28,7 +29,8 @@ struct Layers {
   Layers(Index count, Index n, Index d, Index dv, std::uint64_t seed = 1) {
     suite::Random random(seed);
     const auto make = [&](Index cols) { return suite::random_matrix<double>(random, n, cols, -1.5, 1.5); };
-    for (Index l = 0; l < count; ++l) q.push_back(make(d)), k.push_back(make(d)), v.push_back(make(dv)), dout.push_back(make(dv));
+    for (Index l = 0; l < count; ++l)
+      q.push_back(make(d)), k.push_back(make(d)), v.push_back(make(dv)), dout.push_back(make(dv));
   }
   std::size_t size() const { return q.size(); }
 };
@@ -38,7 +40,8 @@ double distance(const A& a, const B& b) {
   return (a - b).cwiseAbs().maxCoeff();
 }
 bool same_bits(const M& a, const M& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;
+  return a.size() == b.size() &&
+         std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;
 }
 
 template <class Op>
@@ -110,13 +113,15 @@ TEST_CASE("pid in layer 1: the I term is the P term") {
 TEST_CASE("pid is affine in its gains") {
   const Layers in(4, 13, 4, 5);
   for (PidVariant variant : {PidVariant::paper, PidVariant::lagged_ema}) {
-    const auto a = run(pid(gains(0.3, 1.1, -0.4, 0.2, variant)), in), b = run(pid(gains(-0.9, 0.2, 0.8, 0.2, variant)), in),
+    const auto a = run(pid(gains(0.3, 1.1, -0.4, 0.2, variant)), in),
+               b = run(pid(gains(-0.9, 0.2, 0.8, 0.2, variant)), in),
                middle = run(pid(gains(-0.3, 0.65, 0.2, 0.2, variant)), in);
     for (std::size_t l = 0; l < in.size(); ++l) CHECK(distance(0.5 * (a[l] + b[l]), middle[l]) < 1e-14);
   }
 }
 
-TEST_CASE("pid, lagged_ema with ema 1: the I term is the error of the layer before, and the D term comes a layer late") {
+TEST_CASE(
+    "pid, lagged_ema with ema 1: the I term is the error of the layer before, and the D term comes a layer late") {
   const Layers in(5, 11, 4, 6);
   const auto a_v = plain(in);
   const auto i = run(pid(gains(0, 0.7, 0, 0.3, PidVariant::lagged_ema, 1)), in);
@@ -129,7 +134,8 @@ TEST_CASE("pid, lagged_ema with ema 1: the I term is the error of the layer befo
   }
 }
 
-TEST_CASE("pid iterated over one map tends to lambda_p ((1 + lambda_p) I - A)^-1 f, and without a controller to equal rows") {
+TEST_CASE(
+    "pid iterated over one map tends to lambda_p ((1 + lambda_p) I - A)^-1 f, and without a controller to equal rows") {
   const Layers in(2, 14, 4, 3);
   M map, out(14, 3);
   limpid::forward(softmax(), qkv(in.q[0], in.k[0], in.v[0]), out, {.map = &map});
@@ -151,9 +157,9 @@ TEST_CASE("pid iterated over one map tends to lambda_p ((1 + lambda_p) I - A)^-1
 TEST_CASE("pid: gradients of every input, with heads, grouped keys, queries at the end of the keys and any map") {
   suite::Random random(5);
   const auto make = [&](Index rows, Index cols) { return suite::random_matrix<double>(random, rows, cols, -1.2, 1.2); };
-  const M q = make(2 * 4, 2 * 3), k = make(2 * 6, 3), v = make(2 * 6, 5), r = make(2 * 4, 2 * 5), s = make(2 * 4, 2 * 5),
-          v1 = make(2 * 4, 2 * 5), v2 = make(2 * 4, 2 * 5), p = make(2, 1), i = make(1, 1), d = make(2, 1), beta = make(1, 1),
-          h = M::Constant(1, 1, 1.4);
+  const M q = make(2 * 4, 2 * 3), k = make(2 * 6, 3), v = make(2 * 6, 5), r = make(2 * 4, 2 * 5),
+          s = make(2 * 4, 2 * 5), v1 = make(2 * 4, 2 * 5), v2 = make(2 * 4, 2 * 5), p = make(2, 1), i = make(1, 1),
+          d = make(2, 1), beta = make(1, 1), h = M::Constant(1, 1, 1.4);
   for (PidVariant variant : {PidVariant::paper, PidVariant::lagged_ema}) {
     auto op = pid(limpid::nlm(causal()), {.variant = variant});
     limpid::Inputs<decltype(op), double> in;
@@ -174,8 +180,13 @@ TEST_CASE("pid stack: the gradient through all layers, with respect to every arr
     auto op = pid(causal(), {.variant = variant});
     Layers own = in;
     const auto inputs = [&](std::size_t l) {
-      return limpid::Inputs<decltype(op), double>{
-          .q = own.q[l], .k = own.k[l], .v = own.v[l], .lambda_p = gain[0], .lambda_i = gain[1], .lambda_d = gain[2], .beta = gain[3]};
+      return limpid::Inputs<decltype(op), double>{.q = own.q[l],
+                                                  .k = own.k[l],
+                                                  .v = own.v[l],
+                                                  .lambda_p = gain[0],
+                                                  .lambda_i = gain[1],
+                                                  .lambda_d = gain[2],
+                                                  .beta = gain[3]};
     };
     const limpid::PidStackOptions two{.batch = 1, .heads = 2}, forgetful{.batch = 1, .heads = 2, .keep = false};
     using Op = decltype(op);
@@ -194,14 +205,21 @@ TEST_CASE("pid stack: the gradient through all layers, with respect to every arr
     Layers grad = in;
     M dgain[4] = {gain[0], gain[1], gain[2], gain[3]};
     for (std::size_t l = own.size(); l-- > 0;)
-      stack.backward(inputs(l), own.dout[l], {.q = grad.q[l], .k = grad.k[l], .v = grad.v[l], .lambda_p = dgain[0],
-                                              .lambda_i = dgain[1], .lambda_d = dgain[2], .beta = dgain[3]});
+      stack.backward(inputs(l), own.dout[l],
+                     {.q = grad.q[l],
+                      .k = grad.k[l],
+                      .v = grad.v[l],
+                      .lambda_p = dgain[0],
+                      .lambda_i = dgain[1],
+                      .lambda_d = dgain[2],
+                      .beta = dgain[3]});
     CHECK_THROWS_AS(stack.backward(inputs(0), own.dout[0], {}), limpid::ShapeError);
     const auto close = [&](M& x, const M& found) {
       const M want = limpid::numeric_gradient(x, [&] { return value(other); });
       CHECK(distance(found, want) < 1e-9 * std::max(1.0, want.cwiseAbs().maxCoeff()));
     };
-    for (std::size_t l = 0; l < own.size(); ++l) close(own.q[l], grad.q[l]), close(own.k[l], grad.k[l]), close(own.v[l], grad.v[l]);
+    for (std::size_t l = 0; l < own.size(); ++l)
+      close(own.q[l], grad.q[l]), close(own.k[l], grad.k[l]), close(own.v[l], grad.v[l]);
     for (int g = 0; g < 4; ++g) close(gain[g], dgain[g]);
 
     // once more, added to what is there
@@ -281,12 +299,15 @@ TEST_CASE("pid says what is wrong with its state") {
     set(layer);
     limpid::forward(op, layer, out);
   };
-  CHECK_THROWS_WITH(with([&](auto& l) { l.reference = {}, l.v_prev = in.v[0]; }), "pid: v_prev is given without reference, the values of layer 0");
-  CHECK_THROWS_WITH(with([&](auto& l) { l.integral = narrow; }), "pid: integral has 3 columns a head, wanted 4, the width of v");
-  CHECK_THROWS_WITH(with([&](auto& l) { l.v_prev = l.v_before = in.v[0]; }), "pid: v_before belongs to lagged_ema, with v_prev");
+  CHECK_THROWS_WITH(with([&](auto& l) { l.reference = {}, l.v_prev = in.v[0]; }),
+                    "pid: v_prev is given without reference, the values of layer 0");
+  CHECK_THROWS_WITH(with([&](auto& l) { l.integral = narrow; }),
+                    "pid: integral has 3 columns a head, wanted 4, the width of v");
+  CHECK_THROWS_WITH(with([&](auto& l) { l.v_prev = l.v_before = in.v[0]; }),
+                    "pid: v_before belongs to lagged_ema, with v_prev");
   M nine = M::Zero(9, 4), nine_out = nine;
   CHECK_THROWS_WITH(limpid::forward(pid(), {.q = more, .k = in.k[1], .v = in.v[1], .reference = nine}, nine_out),
                     "pid: n is 9 and m 5, wanted n <= m, as each query's own value is controlled");
-  CHECK_THROWS_WITH(limpid::forward(pid({.ema = 0}), {.q = in.q[1], .k = in.k[1], .v = in.v[1]}, out), 
+  CHECK_THROWS_WITH(limpid::forward(pid({.ema = 0}), {.q = in.q[1], .k = in.k[1], .v = in.v[1]}, out),
                     "pid: ema is 0.000000, wanted a number in (0, 1]");
 }

@@ -1,5 +1,5 @@
-// limpid: softmax and non-local-means attention written down, with everything n x m in memory: what errors are measured by.
-// SPDX-License-Identifier: MIT
+// limpid: softmax and non-local-means attention written down, with everything n x m in memory: what errors are measured
+// by. SPDX-License-Identifier: MIT
 #pragma once
 
 #include <cmath>
@@ -29,8 +29,8 @@ struct Naive {
   }
 
   /// S = -|q - k|^2 / h^2 - |pq - pk|^2 / h_space^2
-  static Naive nlm(const Matrix& q, const Matrix& k, const Matrix& v, S h, const Matrix& pq, const Matrix& pk, S h_space,
-                   const Matrix& dout) {
+  static Naive nlm(const Matrix& q, const Matrix& k, const Matrix& v, S h, const Matrix& pq, const Matrix& pk,
+                   S h_space, const Matrix& dout) {
     Naive r;
     const Matrix content = distances(q, k), space = distances(pq, pk);
     const Matrix ds = r.attend(-content / (h * h) - space / (h_space * h_space), v, dout);

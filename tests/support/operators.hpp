@@ -33,9 +33,9 @@ struct Rule {
   const char* field = nullptr;
   double low = -1.5, high = 1.5;
   Index per_d = 0, per_dv = 0, more = 0;  ///< width of a head = per_d d + per_dv dv + more; all zero: by name and role
-  bool optional = false;                  ///< a query or key field that need not be given (head and side fields never need)
-  bool required = false;                  ///< a side or head field that must be given
-  bool absent = false;                    ///< never given, as another field takes its place
+  bool optional = false;  ///< a query or key field that need not be given (head and side fields never need)
+  bool required = false;  ///< a side or head field that must be given
+  bool absent = false;    ///< never given, as another field takes its place
 };
 
 /// What is special about an operator.
@@ -73,67 +73,85 @@ inline Index width_of(const Rule& rule, std::string_view field, limpid::Role rol
 
 }  // namespace suite
 
-/// X(name, an operator made of modifiers `mods`, what is special: designated initialisers of suite::Traits, at least one)
-#define LIMPID_OPERATORS(X)                                                                                            \
-  X(softmax, limpid::softmax(mods), .float_multiple = 2)                                                               \
-  X(nlm, limpid::nlm(mods), .centred = true, .float_multiple = 6,                                                      \
-    .rules = {{{.field = "h", .low = 0.8, .high = 2}, {.field = "h_space", .low = 0.8, .high = 2}}})                   \
-  X(bilateral, limpid::bilateral(mods),                                                                                \
-    .rules = {{{.field = "h_range", .absent = true}, {.field = "h_space", .absent = true},                             \
-               {.field = "a", .more = 2}, {.field = "b", .more = 2},                                                   \
-               {.field = "pq", .absent = true}, {.field = "pk", .absent = true}}})                                     \
-  X(bilateral_classic, limpid::bilateral_classic(mods), .centred = true,                                               \
-    .rules = {{{.field = "h_range", .low = 0.8, .high = 2}, {.field = "h_space", .low = 0.8, .high = 2},               \
-               {.field = "a", .absent = true}, {.field = "b", .absent = true},                                         \
-               {.field = "pq", .required = true}, {.field = "pk", .required = true}}})                                 \
-  X(rope, limpid::rope(limpid::softmax(mods)), .rules = {{{.field = "q", .per_d = 2}, {.field = "k", .per_d = 2}}})    \
-  X(twicing, limpid::twicing(mods), .square = true, .distribution = false)                                             \
-  X(twicing_3, limpid::twicing(mods, {.order = 3, .alpha = 0.7}), .square = true, .distribution = false)               \
-  X(boosting_diffusion, limpid::boosting(mods, {limpid::BoostingScheme::diffusion, 2}), .square = true,                \
-    .residual = true, .distribution = false,                                                                           \
-    .rules = {{{.field = "tau", .low = 0.2, .high = 0.9}, {.field = "rho", .absent = true}}})                          \
-  X(boosting_sos, limpid::boosting(mods, {limpid::BoostingScheme::sos, 2, true}), .square = true,                      \
-    .residual = true, .distribution = false, .float_multiple = 8,                                                                           \
-    .rules = {{{.field = "tau", .low = 0.2, .high = 0.9}, {.field = "rho", .low = -0.5, .high = 0.5}}})                \
-  X(differential, limpid::differential(mods, {.eps = 0.1}), .linear = false, .distribution = false,                    \
-    .rules = {{{.field = "q", .per_d = 2}, {.field = "k", .per_d = 2}, {.field = "lambda", .absent = true},            \
-               {.field = "lambda_q1", .low = -0.5, .high = 0.5, .more = 6},                                            \
-               {.field = "lambda_k1", .low = -0.5, .high = 0.5, .more = 6},                                            \
-               {.field = "lambda_q2", .low = -0.5, .high = 0.5, .more = 6},                                            \
-               {.field = "lambda_k2", .low = -0.5, .high = 0.5, .more = 6},                                            \
-               {.field = "z", .absent = true}, {.field = "gamma", .low = 0.5, .high = 1.5, .per_dv = 1}}})             \
-  X(differential_v2, limpid::differential_v2(mods), .distribution = false,                                             \
-    .rules = {{{.field = "q", .per_d = 2}, {.field = "lambda", .absent = true},                                        \
-               {.field = "lambda_q1", .absent = true}, {.field = "lambda_k1", .absent = true},                         \
-               {.field = "lambda_q2", .absent = true}, {.field = "lambda_k2", .absent = true},                         \
-               {.field = "z", .more = 1, .optional = true}, {.field = "gamma", .absent = true}}})                      \
-  X(differential_gated, limpid::differential_gated(mods, {.eps = 0.1}), .linear = false, .distribution = false,        \
-    .rules = {{{.field = "q", .per_d = 2}, {.field = "k", .per_d = 2}, {.field = "z", .more = 1, .optional = true},    \
-               {.field = "gamma", .low = 0.5, .high = 1.5, .per_dv = 1}}})                                             \
-  X(pid, limpid::pid(mods), .square = true, .residual = true, .linear = false, .distribution = false,                  \
-    .rules = {{{.field = "reference", .per_dv = 1, .optional = true},                                                  \
-               {.field = "integral", .per_dv = 1, .optional = true},                                                   \
-               {.field = "v_prev", .optional = true}, {.field = "v_before", .absent = true}}})                         \
-  X(pid_lagged, limpid::pid(mods, {.variant = limpid::PidVariant::lagged_ema}), .square = true, .residual = true,      \
-    .linear = false, .distribution = false,                                                                            \
-    .rules = {{{.field = "reference", .per_dv = 1, .optional = true},                                                  \
-               {.field = "integral", .per_dv = 1, .optional = true},                                                   \
-               {.field = "v_prev", .optional = true}, {.field = "v_before", .optional = true}}})                       \
-  X(mssa, limpid::mssa(mods), .square = true, .self = true, .grouped = false, .values = "y",                           \
-    .rules = {{{.field = "cache", .absent = true}}})                                                                   \
+/// X(name, an operator made of modifiers `mods`, what is special: designated initialisers of suite::Traits, at least
+/// one)
+#define LIMPID_OPERATORS(X)                                                                                         \
+  X(softmax, limpid::softmax(mods), .float_multiple = 2)                                                            \
+  X(nlm, limpid::nlm(mods), .centred = true, .float_multiple = 6,                                                   \
+    .rules = {{{.field = "h", .low = 0.8, .high = 2}, {.field = "h_space", .low = 0.8, .high = 2}}})                \
+  X(bilateral, limpid::bilateral(mods),                                                                             \
+    .rules = {{{.field = "h_range", .absent = true},                                                                \
+               {.field = "h_space", .absent = true},                                                                \
+               {.field = "a", .more = 2},                                                                           \
+               {.field = "b", .more = 2},                                                                           \
+               {.field = "pq", .absent = true},                                                                     \
+               {.field = "pk", .absent = true}}})                                                                   \
+  X(bilateral_classic, limpid::bilateral_classic(mods), .centred = true,                                            \
+    .rules = {{{.field = "h_range", .low = 0.8, .high = 2},                                                         \
+               {.field = "h_space", .low = 0.8, .high = 2},                                                         \
+               {.field = "a", .absent = true},                                                                      \
+               {.field = "b", .absent = true},                                                                      \
+               {.field = "pq", .required = true},                                                                   \
+               {.field = "pk", .required = true}}})                                                                 \
+  X(rope, limpid::rope(limpid::softmax(mods)), .rules = {{{.field = "q", .per_d = 2}, {.field = "k", .per_d = 2}}}) \
+  X(twicing, limpid::twicing(mods), .square = true, .distribution = false)                                          \
+  X(twicing_3, limpid::twicing(mods, {.order = 3, .alpha = 0.7}), .square = true, .distribution = false)            \
+  X(boosting_diffusion, limpid::boosting(mods, {limpid::BoostingScheme::diffusion, 2}), .square = true,             \
+    .residual = true, .distribution = false,                                                                        \
+    .rules = {{{.field = "tau", .low = 0.2, .high = 0.9}, {.field = "rho", .absent = true}}})                       \
+  X(boosting_sos, limpid::boosting(mods, {limpid::BoostingScheme::sos, 2, true}), .square = true, .residual = true, \
+    .distribution = false, .float_multiple = 8,                                                                     \
+    .rules = {{{.field = "tau", .low = 0.2, .high = 0.9}, {.field = "rho", .low = -0.5, .high = 0.5}}})             \
+  X(differential, limpid::differential(mods, {.eps = 0.1}), .linear = false, .distribution = false,                 \
+    .rules = {{{.field = "q", .per_d = 2},                                                                          \
+               {.field = "k", .per_d = 2},                                                                          \
+               {.field = "lambda", .absent = true},                                                                 \
+               {.field = "lambda_q1", .low = -0.5, .high = 0.5, .more = 6},                                         \
+               {.field = "lambda_k1", .low = -0.5, .high = 0.5, .more = 6},                                         \
+               {.field = "lambda_q2", .low = -0.5, .high = 0.5, .more = 6},                                         \
+               {.field = "lambda_k2", .low = -0.5, .high = 0.5, .more = 6},                                         \
+               {.field = "z", .absent = true},                                                                      \
+               {.field = "gamma", .low = 0.5, .high = 1.5, .per_dv = 1}}})                                          \
+  X(differential_v2, limpid::differential_v2(mods), .distribution = false,                                          \
+    .rules = {{{.field = "q", .per_d = 2},                                                                          \
+               {.field = "lambda", .absent = true},                                                                 \
+               {.field = "lambda_q1", .absent = true},                                                              \
+               {.field = "lambda_k1", .absent = true},                                                              \
+               {.field = "lambda_q2", .absent = true},                                                              \
+               {.field = "lambda_k2", .absent = true},                                                              \
+               {.field = "z", .more = 1, .optional = true},                                                         \
+               {.field = "gamma", .absent = true}}})                                                                \
+  X(differential_gated, limpid::differential_gated(mods, {.eps = 0.1}), .linear = false, .distribution = false,     \
+    .rules = {{{.field = "q", .per_d = 2},                                                                          \
+               {.field = "k", .per_d = 2},                                                                          \
+               {.field = "z", .more = 1, .optional = true},                                                         \
+               {.field = "gamma", .low = 0.5, .high = 1.5, .per_dv = 1}}})                                          \
+  X(pid, limpid::pid(mods), .square = true, .residual = true, .linear = false, .distribution = false,               \
+    .rules = {{{.field = "reference", .per_dv = 1, .optional = true},                                               \
+               {.field = "integral", .per_dv = 1, .optional = true},                                                \
+               {.field = "v_prev", .optional = true},                                                               \
+               {.field = "v_before", .absent = true}}})                                                             \
+  X(pid_lagged, limpid::pid(mods, {.variant = limpid::PidVariant::lagged_ema}), .square = true, .residual = true,   \
+    .linear = false, .distribution = false,                                                                         \
+    .rules = {{{.field = "reference", .per_dv = 1, .optional = true},                                               \
+               {.field = "integral", .per_dv = 1, .optional = true},                                                \
+               {.field = "v_prev", .optional = true},                                                               \
+               {.field = "v_before", .optional = true}}})                                                           \
+  X(mssa, limpid::mssa(mods), .square = true, .self = true, .grouped = false, .values = "y",                        \
+    .rules = {{{.field = "cache", .absent = true}}})                                                                \
   X(mssa_cache, limpid::mssa(mods), .square = true, .grouped = false, .values = "cache", .float_multiple = 4)
 
 namespace suite {
 
 // struct entry_softmax { name, traits(), make(mods) } and so on.
-#define LIMPID_OPERATOR_ENTRY(NAME, MAKE, ...)              \
-  struct entry_##NAME {                                     \
-    static constexpr const char* name = #NAME;              \
-    static Traits traits() { return Traits{__VA_ARGS__}; }  \
-    template <class Mods>                                   \
-    static auto make(const Mods& mods) {                    \
-      return MAKE;                                          \
-    }                                                       \
+#define LIMPID_OPERATOR_ENTRY(NAME, MAKE, ...)             \
+  struct entry_##NAME {                                    \
+    static constexpr const char* name = #NAME;             \
+    static Traits traits() { return Traits{__VA_ARGS__}; } \
+    template <class Mods>                                  \
+    static auto make(const Mods& mods) {                   \
+      return MAKE;                                         \
+    }                                                      \
   };
 LIMPID_OPERATORS(LIMPID_OPERATOR_ENTRY)
 #undef LIMPID_OPERATOR_ENTRY

@@ -19,7 +19,8 @@ Mat<double> filled(Index rows, Index cols, std::uint64_t seed) {
 }  // namespace
 
 TEST_CASE("Right gradients pass, entry by entry and along directions, for every field that is given.") {
-  const Mat<double> q = filled(6, 4, 1), k = filled(10, 2, 2), v = filled(10, 3, 3), h = Mat<double>::Constant(2, 1, 1.3);
+  const Mat<double> q = filled(6, 4, 1), k = filled(10, 2, 2), v = filled(10, 3, 3),
+                    h = Mat<double>::Constant(2, 1, 1.3);
   limpid::GradientOptions options;
   options.batch = 2, options.heads = 2, options.kv_heads = 1;
   limpid::Inputs<decltype(limpid::nlm()), double> in = limpid::qkv(q, k, v);

@@ -73,7 +73,8 @@ TEMPLATE_TEST_CASE("The register tile is the triple loop, whatever is left over.
         for (Index k = 0; k < inner; ++k)
           for (Index j = 0; j < width; ++j) b(k, j) = entry<S>(j, k + 5);
         Mat<S> by_rows(rows, width), by_columns(rows, width);
-        product<P, Walk::rows>(rows, vectors, inner, a.data(), lda, b.data(), width, StoreTile<P>{by_rows.data(), width});
+        product<P, Walk::rows>(rows, vectors, inner, a.data(), lda, b.data(), width,
+                               StoreTile<P>{by_rows.data(), width});
         product<P, Walk::columns>(rows, vectors, inner, at.data(), rows + 2, b.data(), width,
                                   StoreTile<P>{by_columns.data(), width});
         bool same = true;  // the entries are small fractions: every sum is exact
@@ -104,7 +105,8 @@ TEMPLATE_TEST_CASE("Transposing into whole vectors and out again changes nothing
       for (Index j = 0; j < cols; ++j)
         for (Index i = 0; i < width; ++i)
           same = same && t(j, i) == (i < rows ? m(i, j + 1) : S(0)) && (i >= rows || back(i, j + 2) == m(i, j + 1));
-      for (Index i = 0; i < rows; ++i) same = same && back(i, 0) == S(0) && back(i, 1) == S(0) && back(i, cols + 2) == S(0);
+      for (Index i = 0; i < rows; ++i)
+        same = same && back(i, 0) == S(0) && back(i, 1) == S(0) && back(i, cols + 2) == S(0);
       INFO(rows << " x " << cols);
       CHECK(same);
     }

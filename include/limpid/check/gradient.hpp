@@ -16,10 +16,10 @@ inline namespace LIMPID_ABI {
 
 /// One input of an operator: how far its gradient is from central differences.
 struct FieldGradient {
-  std::string name;                 ///< as in Args
-  double error = 0;                 ///< largest |found - wanted|, relative to the largest |wanted| of the field
-  Index row = 0, col = 0;           ///< where (the number of the direction, where directions were asked for)
-  double found = 0, wanted = 0;     ///< by backward, and by differences, there
+  std::string name;              ///< as in Args
+  double error = 0;              ///< largest |found - wanted|, relative to the largest |wanted| of the field
+  Index row = 0, col = 0;        ///< where (the number of the direction, where directions were asked for)
+  double found = 0, wanted = 0;  ///< by backward, and by differences, there
 };
 
 /// What check_gradient says, one entry a field that was given.
@@ -77,8 +77,8 @@ auto central_difference(F&& f, double h) {
 
 }  // namespace detail
 
-/// The gradient of f() with respect to the entries of x, by central differences; f looks at x, which is as it was when the
-/// call ends. Cost 4 calls of f an entry; with double about 1e-11 of the size of f remains.
+/// The gradient of f() with respect to the entries of x, by central differences; f looks at x, which is as it was when
+/// the call ends. Cost 4 calls of f an entry; with double about 1e-11 of the size of f remains.
 template <class S, class F>
 Mat<S> numeric_gradient(MutView<S> x, F&& f, double step = 0) {
   Mat<S> gradient(x.rows, x.cols);
@@ -98,17 +98,18 @@ Mat<S> numeric_gradient(MutView<S> x, F&& f, double step = 0) {
   return gradient;
 }
 template <class M, class F>
-  requires detail::is_eigen<M>
+requires detail::is_eigen<M>
 auto numeric_gradient(M& x, F&& f, double step = 0) {
   using S = typename M::Scalar;
   return numeric_gradient<S>(MutView<S>(x), std::forward<F>(f), step);
 }
 
-/// Backward against central differences of <forward(in), w>, w random, for every field of the operator's Args that is given.
-/// The inputs are copied, never written. Meant for double (errors of a right gradient stay below 1e-8, of a wrong one
-/// nothing does); check_gradient<long double>(op, in) works too. An error is relative to the largest entry of its field,
-/// but at least to 1e-3 of the largest of all fields, as a gradient that is zero has no size of its own. Cost: 4 forward
-/// calls an entry, or a direction. Gradient sinks of modifiers are added to once. Throws ShapeError as forward does.
+/// Backward against central differences of <forward(in), w>, w random, for every field of the operator's Args that is
+/// given. The inputs are copied, never written. Meant for double (errors of a right gradient stay below 1e-8, of a
+/// wrong one nothing does); check_gradient<long double>(op, in) works too. An error is relative to the largest entry of
+/// its field, but at least to 1e-3 of the largest of all fields, as a gradient that is zero has no size of its own.
+/// Cost: 4 forward calls an entry, or a direction. Gradient sinks of modifiers are added to once. Throws ShapeError as
+/// forward does.
 template <class S = double, class Op>
 GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in,
                              const GradientOptions& options = {}) {

@@ -1,5 +1,5 @@
-// limpid: what an operator is given and what it keeps: named fields with a role, so that the front doors can cut out a head.
-// SPDX-License-Identifier: MIT
+// limpid: what an operator is given and what it keeps: named fields with a role, so that the front doors can cut out a
+// head. SPDX-License-Identifier: MIT
 #pragma once
 
 #include "matrix.hpp"
@@ -34,8 +34,8 @@ struct QKV {
   }
   /// An operator with more inputs takes these three and the defaults of the rest.
   template <class Other>
-    requires(!std::is_same_v<Other, QKV> && requires(T t) { Other::from_qkv(t, t, t); })
-  operator Other() const {  // NOLINT: implicit on purpose
+  requires(!std::is_same_v<Other, QKV> && requires(T t) { Other::from_qkv(t, t, t); }) operator Other()
+      const {  // NOLINT: implicit on purpose
     return Other::from_qkv(q, k, v);
   }
 };
@@ -49,7 +49,7 @@ struct Accumulation {
 
 template <class M>
 using ScalarOf = typename std::remove_cvref_t<M>::Scalar;
-}
+}  // namespace detail
 
 /// Views of q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv).
 template <class Q, class K, class V>

@@ -1,5 +1,5 @@
-// limpid: the front doors forward, backward and the looks inside: checks, heads, batch, threads, memory. Nothing of a paper.
-// SPDX-License-Identifier: MIT
+// limpid: the front doors forward, backward and the looks inside: checks, heads, batch, threads, memory. Nothing of a
+// paper. SPDX-License-Identifier: MIT
 #pragma once
 
 #include <memory>
@@ -30,8 +30,8 @@ struct SavedState {
 
 }  // namespace detail
 
-/// What a forward pass keeps for the backward pass and for looking inside. Filled by forward, reused without allocation by
-/// the next call of the same shapes. Tied to the inputs it was made from: these must still hold the same numbers.
+/// What a forward pass keeps for the backward pass and for looking inside. Filled by forward, reused without allocation
+/// by the next call of the same shapes. Tied to the inputs it was made from: these must still hold the same numbers.
 template <class Op, class S>
 using Saved = detail::SavedState<std::remove_const_t<Op>, S>;
 
@@ -54,7 +54,8 @@ struct BackwardCall {
   bool accumulate = false;  ///< add to the gradients instead of overwriting them
   Workspace* workspace = nullptr;
   ExecutorRef executor = {};
-  /// Relevance beside the gradients: relevance (B x m) = mean over heads of sum_i w_i part(A_ij dA_ij), w (B x n) given.
+  /// Relevance beside the gradients: relevance (B x m) = mean over heads of sum_i w_i part(A_ij dA_ij), w (B x n)
+  /// given.
   View<S> relevance_weights = {};
   MutView<S> relevance = {};
   Part part = Part::pos;
@@ -90,7 +91,8 @@ Dims dims_of(Name op, const In& in, Index batch, Index heads, Index kv_heads) {
         if (!v.given() && v.rows == 0 && v.cols == 0) return;
         if ((role == Role::query && !has_query) || (role == Role::key && !has_key)) {
           if (v.rows % batch != 0)
-            raise(op + ": " + name + " has " + text_of(v.rows) + " rows, wanted a multiple of batch = " + text_of(batch));
+            raise(op + ": " + name + " has " + text_of(v.rows) +
+                  " rows, wanted a multiple of batch = " + text_of(batch));
           (role == Role::query ? d.n : d.m) = v.rows / batch;
           (role == Role::query ? has_query : has_key) = true;
         }
@@ -252,7 +254,8 @@ Op bound(const Op& op, const Dims& d) {
 }
 
 template <class Op, class S>
-const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S> out, const char* out_name) {
+const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S> out,
+                                const char* out_name) {
   const Name name = operator_name(op);
   check_fields(name, "", in, d);
   const auto head = head_args(in, d, 0, 0);
@@ -312,7 +315,7 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
           [&](Kept kind, Index count, bool needed, MutView<S>& v) {
             if (needed || call.lse || call.map)
               v = kind == Kept::stat ? context.arena().template matrix<S>(count, d.n)
-                                               : context.arena().template matrix<S>(d.n, count);
+                                     : context.arena().template matrix<S>(d.n, count);
           },
           head, keep);
     const At at{b, h, 0, 0, d.n, d.m};
@@ -356,8 +359,9 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
           raise(name + ": gradient of " + field + " is " + shape_text(g.rows, g.cols) + ", wanted " +
                 shape_text(x.rows, x.cols));
         refuse_overlap(name, "a gradient", View<S>(g), "dout", dout);
-        Inputs<Op, S>::visit([&](const char* read, Role, const View<S>& v) { refuse_overlap(name, "a gradient", View<S>(g), read, v); },
-                             in);
+        Inputs<Op, S>::visit(
+            [&](const char* read, Role, const View<S>& v) { refuse_overlap(name, "a gradient", View<S>(g), read, v); },
+            in);
         Grads<Op, S>::visit(
             [&](const char* other, Role, const MutView<S>& o) {
               if (o.data != g.data || std::string(other) != field)
@@ -470,8 +474,8 @@ void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& sav
 
 }  // namespace detail
 
-/// out = op(in). Buffers are packed: q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv), out (B n) x (H dv); a head is a
-/// block of them, never a copy. Throws ShapeError naming operator, argument, found and wanted.
+/// out = op(in). Buffers are packed: q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv), out (B n) x (H dv); a head is
+/// a block of them, never a copy. Throws ShapeError naming operator, argument, found and wanted.
 template <class Op, class Out>
 void forward(const Op& op, const Inputs<Op, detail::ScalarOf<Out>>& in, Out&& out,
              const Call<Op, detail::ScalarOf<Out>>& call = {}) {
@@ -490,7 +494,8 @@ Mat<S> forward(const Op& op, const In& in) {
   return out;
 }
 
-/// Gradients of everything that grad names, from dout; saved comes from the forward call. An empty field is not computed.
+/// Gradients of everything that grad names, from dout; saved comes from the forward call. An empty field is not
+/// computed.
 template <class Op, class S, class Dout>
 void backward(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Dout&& dout,
               const std::type_identity_t<Grads<Op, S>>& grad, const std::type_identity_t<BackwardCall<S>>& call = {}) {
@@ -498,7 +503,8 @@ void backward(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved
 }
 
 /// A block of the (effective) map of one head: out(i, j) is the weight query q0 + i gives key k0 + j. A row is 1 x m, a
-/// column n x 1, the whole map n x m; memory for what was asked. Cost 2 d flop a pair (more where a map is a polynomial).
+/// column n x 1, the whole map n x m; memory for what was asked. Cost 2 d flop a pair (more where a map is a
+/// polynomial).
 template <class Op, class S, class Out>
 void map_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Index q0, Index k0,
                Out&& out, const HeadCall& call = {}) {
@@ -508,9 +514,10 @@ void map_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Save
     detail::raise(detail::operator_name(op) + ": map block " + detail::shape_text(to.rows, to.cols) + " at " +
                   detail::text_of(q0) + ", " + detail::text_of(k0) + ", wanted it inside " +
                   detail::shape_text(d.n, d.m));
-  detail::look_inside(op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-    o.template map_block<detail::Native<S>, S>(context, head, keep, q0, k0, to, at);
-  });
+  detail::look_inside(op, in, saved, call,
+                      [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+                        o.template map_block<detail::Native<S>, S>(context, head, keep, q0, k0, to, at);
+                      });
 }
 
 /// out = x A for rows x (r x n) and one head, out r x m: w^T A without A. Column mass is x = ones.
@@ -524,15 +531,16 @@ void map_left(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved
     detail::raise(detail::operator_name(op) + ": map_left got x " + detail::shape_text(w.rows, w.cols) + " and out " +
                   detail::shape_text(to.rows, to.cols) + ", wanted r x " + detail::text_of(d.n) + " and r x " +
                   detail::text_of(d.m));
-  detail::look_inside(op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-    const MutView<S> g = context.arena().template matrix<S>(d.n, w.rows);
-    const MutView<S> y = context.arena().template matrix<S>(d.m, w.rows);
-    for (Index r = 0; r < w.rows; ++r)
-      for (Index i = 0; i < d.n; ++i) g(i, r) = w(r, i);
-    o.template apply_transposed<detail::Native<S>, S>(context, head, keep, g, y, at);
-    for (Index r = 0; r < w.rows; ++r)
-      for (Index j = 0; j < d.m; ++j) to(r, j) = y(j, r);
-  });
+  detail::look_inside(op, in, saved, call,
+                      [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+                        const MutView<S> g = context.arena().template matrix<S>(d.n, w.rows);
+                        const MutView<S> y = context.arena().template matrix<S>(d.m, w.rows);
+                        for (Index r = 0; r < w.rows; ++r)
+                          for (Index i = 0; i < d.n; ++i) g(i, r) = w(r, i);
+                        o.template apply_transposed<detail::Native<S>, S>(context, head, keep, g, y, at);
+                        for (Index r = 0; r < w.rows; ++r)
+                          for (Index j = 0; j < d.m; ++j) to(r, j) = y(j, r);
+                      });
 }
 
 /// out = A x for one head, x m x c, out n x c.
@@ -546,9 +554,10 @@ void map_right(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Save
     detail::raise(detail::operator_name(op) + ": map_right got x " + detail::shape_text(v.rows, v.cols) + " and out " +
                   detail::shape_text(to.rows, to.cols) + ", wanted " + detail::text_of(d.m) + " x c and " +
                   detail::text_of(d.n) + " x c");
-  detail::look_inside(op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-    o.template apply<detail::Native<S>, S>(context, head, keep, v, to, at);
-  });
+  detail::look_inside(op, in, saved, call,
+                      [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+                        o.template apply<detail::Native<S>, S>(context, head, keep, v, to, at);
+                      });
 }
 
 /// out (n x 1) = the entropy of every row of the map, in nats; for operators whose rows are distributions.
@@ -557,13 +566,14 @@ void map_entropy(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Sa
                  const HeadCall& call = {}) {
   const MutView<S> to(std::forward<Out>(out));
   if (to.rows != saved.dims.n || to.cols != 1)
-    detail::raise(detail::operator_name(op) + ": map_entropy got out " + detail::shape_text(to.rows, to.cols) + ", wanted " +
-                  detail::shape_text(saved.dims.n, 1));
-  detail::look_inside(op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-    S* e = context.arena().template take<S>(saved.dims.n);
-    o.template entropy<detail::Native<S>, S>(context, head, keep, e, at);
-    for (Index i = 0; i < to.rows; ++i) to(i, 0) = e[i];
-  });
+    detail::raise(detail::operator_name(op) + ": map_entropy got out " + detail::shape_text(to.rows, to.cols) +
+                  ", wanted " + detail::shape_text(saved.dims.n, 1));
+  detail::look_inside(op, in, saved, call,
+                      [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+                        S* e = context.arena().template take<S>(saved.dims.n);
+                        o.template entropy<detail::Native<S>, S>(context, head, keep, e, at);
+                        for (Index i = 0; i < to.rows; ++i) to(i, 0) = e[i];
+                      });
 }
 
 }  // namespace LIMPID_ABI

@@ -28,10 +28,11 @@ namespace detail {
 #endif
 }
 
-/// A name in the text of an error. No std::string: a long one would allocate in every call, also where nothing is wrong.
+/// A name in the text of an error. No std::string: a long one would allocate in every call, also where nothing is
+/// wrong.
 struct Name {
   const char* text;
-  Name(const char* text_) : text(text_) {}                // NOLINT: implicit on purpose
+  Name(const char* text_) : text(text_) {}                 // NOLINT: implicit on purpose
   Name(const std::string& text_) : text(text_.c_str()) {}  // NOLINT: the same; looks at it no longer than the call
   operator std::string() const { return text; }            // NOLINT
 };

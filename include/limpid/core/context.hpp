@@ -74,8 +74,8 @@ void row_dots(View<typename P::Scalar> a, View<typename P::Scalar> b, typename P
 
 /// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be masked, keys and values
 /// are looked through; if a row is not finite, the sweep works on a copy with zeros in its place, and `poison` then
-/// writes NaN exactly where a query that keeps such a key would have had it. Queries likewise, where a score function may
-/// add minus infinity: NaN - inf would not be a masked score.
+/// writes NaN exactly where a query that keeps such a key would have had it. Queries likewise, where a score function
+/// may add minus infinity: NaN - inf would not be a masked score.
 template <class P, class Mods>
 class KeyGuard {
  public:

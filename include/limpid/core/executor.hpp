@@ -20,8 +20,8 @@ struct Serial {
 };
 
 /// What an executor of your own needs: workers(), the most tasks that run at the same time, and run(count, task), which
-/// calls task(t, worker) once for every t in [0, count), worker in [0, workers()) and never the same one twice at a time.
-/// Any order will do: the bits of a result do not depend on it. A task that throws must surface in run.
+/// calls task(t, worker) once for every t in [0, count), worker in [0, workers()) and never the same one twice at a
+/// time. Any order will do: the bits of a result do not depend on it. A task that throws must surface in run.
 template <class E>
 concept Executor = requires(E& e, void (*task)(Index, int)) {
   { e.workers() } -> std::convertible_to<int>;
@@ -33,8 +33,8 @@ class ExecutorRef {
  public:
   ExecutorRef() = default;
   template <class E>
-    requires(!std::is_same_v<std::remove_cvref_t<E>, ExecutorRef> && Executor<E>)
-  ExecutorRef(E& executor)  // NOLINT: implicit on purpose
+  requires(!std::is_same_v<std::remove_cvref_t<E>, ExecutorRef> && Executor<E>)
+      ExecutorRef(E& executor)  // NOLINT: implicit on purpose
       : object_(&executor), workers_(executor.workers()), run_([](void* object, Index count, Thunk thunk) {
           static_cast<E*>(object)->run(count, [thunk](Index t, int worker) { thunk.call(thunk.task, t, worker); });
         }) {}
@@ -48,7 +48,9 @@ class ExecutorRef {
       return;
     }
     using Plain = std::remove_reference_t<Task>;
-    run_(object_, count, {const_cast<std::remove_const_t<Plain>*>(&task), [](void* f, Index t, int worker) { (*static_cast<Plain*>(f))(t, worker); }});
+    run_(object_, count, {const_cast<std::remove_const_t<Plain>*>(&task), [](void* f, Index t, int worker) {
+                            (*static_cast<Plain*>(f))(t, worker);
+                          }});
   }
 
  private:

@@ -48,9 +48,9 @@ constexpr bool check_viewable() {
   static_assert(std::is_lvalue_reference_v<M> || !owns_memory<M>,
                 "limpid: a temporary matrix would be gone before the view is read; give it a name first");
   if constexpr (Writes && direct)
-    static_assert((Plain::Flags & Eigen::LvalueBit) != 0 &&
-                      !(owns_memory<M> && std::is_const_v<std::remove_reference_t<M>>),
-                  "limpid: this argument is written to and must not be const");
+    static_assert(
+        (Plain::Flags & Eigen::LvalueBit) != 0 && !(owns_memory<M> && std::is_const_v<std::remove_reference_t<M>>),
+        "limpid: this argument is written to and must not be const");
   return true;
 }
 
@@ -69,8 +69,8 @@ struct View {
   View(const S* data_, Index rows_, Index cols_, Index stride_)
       : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
   template <class M>
-    requires detail::is_eigen<M>
-  View(M&& m) : rows(m.rows()), cols(m.cols()) {  // NOLINT: implicit on purpose, as Eigen::Ref is
+  requires detail::is_eigen<M> View(M&& m)
+      : rows(m.rows()), cols(m.cols()) {  // NOLINT: implicit on purpose, as Eigen::Ref is
     static_assert(detail::check_viewable<S, M, false>());
     data = m.data();
     stride = std::remove_cvref_t<M>::IsRowMajor ? m.outerStride() : 1;
@@ -94,8 +94,7 @@ struct MutView {
   MutView() = default;
   MutView(S* data_, Index rows_, Index cols_, Index stride_) : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
   template <class M>
-    requires detail::is_eigen<M>
-  MutView(M&& m) : rows(m.rows()), cols(m.cols()) {  // NOLINT: implicit on purpose
+  requires detail::is_eigen<M> MutView(M&& m) : rows(m.rows()), cols(m.cols()) {  // NOLINT: implicit on purpose
     static_assert(detail::check_viewable<S, M, true>());
     data = const_cast<S*>(m.data());  // a const owner was refused above; maps and blocks carry their own constness
     stride = std::remove_cvref_t<M>::IsRowMajor ? m.outerStride() : 1;
@@ -159,7 +158,8 @@ bool overlap(const A& a, const B& b) {
   const auto pitch = static_cast<std::intptr_t>(a.stride) * size;
   auto offset = static_cast<std::intptr_t>(first(b) - first(a)) % pitch;
   if (offset < 0) offset += pitch;
-  return offset < static_cast<std::intptr_t>(a.cols) * size || pitch - offset < static_cast<std::intptr_t>(b.cols) * size;
+  return offset < static_cast<std::intptr_t>(a.cols) * size ||
+         pitch - offset < static_cast<std::intptr_t>(b.cols) * size;
 }
 
 }  // namespace detail

@@ -1,5 +1,4 @@
-// limpid: the sweep `row_peaks`: the log-sum-exp of every row of a map, its largest weight and the key that has it, in one
-// pass over the scores and without values.
+// limpid: the sweep `row_peaks`: log-sum-exp, largest weight and its key for every row of a map, in one pass.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -40,8 +39,8 @@ LIMPID_NOINLINE void peak_step(const typename P::Scalar* s, Index ld, Index nk, 
   }
 }
 
-/// For every row of the map its log-sum-exp (base 2), its largest weight and the key that has it; a row without keys has
-/// plus infinity, 0 and -1. Where several keys share the largest weight one of them is named. 2 n m d flop.
+/// For every row of the map its log-sum-exp (base 2), its largest weight and the key that has it; a row without keys
+/// has plus infinity, 0 and -1. Where several keys share the largest weight one of them is named. 2 n m d flop.
 template <class P, class Mods>
 void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, typename P::Scalar* lse,
                typename P::Scalar* weight, Index* key) {
@@ -89,8 +88,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       using std::log;
       const bool none = sum[l] == S(0);
       weight[first + l] = none ? S(0) : S(1) / sum[l];
-      lse[first + l] =
-          none ? -minus_infinity<S>() : top[l] + log(sum[l]) * log2_e<S> - scores.shift(first + l, first);
+      lse[first + l] = none ? -minus_infinity<S>() : top[l] + log(sum[l]) * log2_e<S> - scores.shift(first + l, first);
     }
   });
   if (guard.found()) guard.poison(MutView<S>(lse, n, 0, 0), lse);

@@ -1,6 +1,5 @@
-// limpid: the sweep `probe`: parts of a map and reductions of it, recomputed from the log-sum-exp. Nothing n x n is stored
-// that was not asked for.
-// SPDX-License-Identifier: MIT
+// limpid: the sweep `probe`: parts of a map and reductions of it, recomputed from the log-sum-exp. Nothing n x n is
+// stored that was not asked for. SPDX-License-Identifier: MIT
 #pragma once
 
 #include "pull_back.hpp"
@@ -9,8 +8,8 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// Calls f(tile) with the weights of every tile of queries [q0, q1) x keys [k0, k1); rows of queries may run in parallel,
-/// the tiles of a row of queries come in the order of their keys.
+/// Calls f(tile) with the weights of every tile of queries [q0, q1) x keys [k0, k1); rows of queries may run in
+/// parallel, the tiles of a row of queries come in the order of their keys.
 template <class P, class Mods, class F>
 void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scores, const typename P::Scalar* lse,
                    Interval queries, Interval keys, F&& f) {

@@ -1,11 +1,10 @@
-// limpid: the sweeps `pull_back` (dS of one or two maps from dA given as a thin product; dQ, dK, dV and what hangs on scores)
-// and `smooth_transposed` (A^T G), both with the log-sum-exp known.
-// SPDX-License-Identifier: MIT
+// limpid: the sweeps `pull_back` (dS of one or two maps from dA given as a thin product; dQ, dK, dV and what hangs on
+// scores) and `smooth_transposed` (A^T G), both with the log-sum-exp known. SPDX-License-Identifier: MIT
 //
-// FlashAttention-2's backward (Dao 2023, arXiv 2307.08691) with lanes along keys: key blocks outside, the transposed key
-// and value panels are made once a block, queries are read where they lie and broadcast. dK and dV of a block stay in
-// cache. Keys are cut into at most four chunks by shape alone; each sums its own dQ and these are added in order, so the
-// bits do not depend on who ran what.
+// FlashAttention-2's backward (Dao 2023, arXiv 2307.08691) with lanes along keys: key blocks outside, the transposed
+// key and value panels are made once a block, queries are read where they lie and broadcast. dK and dV of a block stay
+// in cache. Keys are cut into at most four chunks by shape alone; each sums its own dQ and these are added in order, so
+// the bits do not depend on who ran what.
 #pragma once
 
 #include <array>
@@ -37,8 +36,8 @@ struct PullBlocks {
   }
 };
 
-/// One map of a pull_back: what it was made of and where its gradients go. lse in base 2, delta_i = <left_i, (A right)_i>.
-/// weight (one number a query, may be null) is what the map counts by: dS = weight A (dA - delta).
+/// One map of a pull_back: what it was made of and where its gradients go. lse in base 2, delta_i = <left_i, (A
+/// right)_i>. weight (one number a query, may be null) is what the map counts by: dS = weight A (dA - delta).
 template <class S, class Mods>
 struct PullMap {
   Scores<S, Mods> scores;
@@ -49,7 +48,8 @@ struct PullMap {
   S* dbias = nullptr;  // m numbers, overwritten; may be null
 };
 
-/// Relevance sent down with the backward pass: c_j = sum_i w_i part(A_ij dA_ij). Spec: Chefer, Gur, Wolf 2021, 2103.15679.
+/// Relevance sent down with the backward pass: c_j = sum_i w_i part(A_ij dA_ij). Spec: Chefer, Gur, Wolf 2021,
+/// 2103.15679.
 template <class S>
 struct Emission {
   const S* w = nullptr;  // n row weights
@@ -83,7 +83,8 @@ struct StoreWeights {  // exp2(score - lse), keys in lanes
 };
 
 template <class P, int M, bool Keep>
-struct StoreGradients {  // dS = P (dA - delta) for each map; P is weighted. Zero where P is: dA may have overflowed there
+struct StoreGradients {  // dS = P (dA - delta) for each map; P is weighted. Zero where P is: dA may have overflowed
+                         // there
   using S = typename P::Scalar;
   Index ld;
   const S* weights[M];
@@ -151,8 +152,8 @@ Interval queries_that_see(const Scores<S, Mods>& scores, Index q0, Index q1, Ind
   return {q0, q1};
 }
 
-/// Weights of queries [q0, q0 + nq) and keys [k0, k0 + nk), keys in lanes, each row times weight; raw (may be null) gets
-/// the natural scores before modifiers, for their derivative.
+/// Weights of queries [q0, q0 + nq) and keys [k0, k0 + nk), keys in lanes, each row times weight; raw (may be null)
+/// gets the natural scores before modifiers, for their derivative.
 template <class P, class Mods>
 void weights_tile(const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
                   const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
@@ -337,7 +338,8 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index begin, 
   }
 }
 
-/// As KeyGuard, for the backward pass: a query with nothing to keep, or a masked key, passes no gradient whatever it holds.
+/// As KeyGuard, for the backward pass: a query with nothing to keep, or a masked key, passes no gradient whatever it
+/// holds.
 template <class P, int M, class Mods>
 class PullGuard {
  public:
@@ -490,8 +492,8 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
 /// Gradients of one head from dA = left right^T (left n x r, right m x r):
 ///     dS_t = weight_t A_t o (dA - delta_t 1^T),  dQ_t = scale_t dS_t K_t,  dK_t = scale_t dS_t^T Q_t,
 ///     dbias_t = column sums of dS_t,  dV = (sum_t weight_t A_t)^T x.
-/// Where a modifier changes values, dS is taken back through its derivative first. sinks: sink_size(n, m) numbers, added to.
-/// 2 n m (sum_t 3 d_t + r + w) flop; scratch: one tile set a worker and at most four times n x d.
+/// Where a modifier changes values, dS is taken back through its derivative first. sinks: sink_size(n, m) numbers,
+/// added to. 2 n m (sum_t 3 d_t + r + w) flop; scratch: one tile set a worker and at most four times n x d.
 template <class P, int M, class Mods>
 void pull_back(const Context& context, const PullPlan<typename P::Scalar, Mods, M>& plan, typename P::Scalar* sinks) {
   if (plan.emission.c != nullptr)

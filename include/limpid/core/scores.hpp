@@ -1,5 +1,5 @@
-// limpid: scores of one head: scale Q K^T + key bias, then modifiers. What a modifier must offer, and how a tile is finished.
-// SPDX-License-Identifier: MIT
+// limpid: scores of one head: scale Q K^T + key bias, then modifiers. What a modifier must offer, and how a tile is
+// finished. SPDX-License-Identifier: MIT
 #pragma once
 
 #include <algorithm>
@@ -67,7 +67,9 @@ struct Scores {
   Index m() const { return k.rows; }
   At place(Index i, Index j) const { return {at.batch, at.head, i, j, n(), m()}; }
   /// Whether a pair may be masked at all.
-  bool can_mask() const { return Mods::intervals || Mods::irregular || Mods::values || bias != nullptr || Mods::starts; }
+  bool can_mask() const {
+    return Mods::intervals || Mods::irregular || Mods::values || bias != nullptr || Mods::starts;
+  }
   /// Scores are kept in base 2 where nothing but sums is applied to them; a score function sees natural ones.
   static constexpr S unit() { return Mods::values ? S(1) : log2_e<S>; }
 

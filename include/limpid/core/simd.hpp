@@ -3,8 +3,8 @@
 //
 // Vectors are written with the GCC and Clang vector extension: one text serves SSE2, AVX2, AVX-512 and NEON, float and
 // double, and reads as arithmetic. A policy P offers: Scalar, V (the vector), lanes, tile_rows x tile_vectors (the
-// register tile), load, store, set, fma, max, select by comparison, exp2, lane_index. OneLane is the same policy for any
-// scalar Eigen accepts (long double, an autodiff scalar) and for other compilers; tests use it as the reference.
+// register tile), load, store, set, fma, max, select by comparison, exp2, lane_index. OneLane is the same policy for
+// any scalar Eigen accepts (long double, an autodiff scalar) and for other compilers; tests use it as the reference.
 #pragma once
 
 #include <cmath>
@@ -105,8 +105,9 @@ struct Bits<float> {
   static constexpr float round = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
   // (2^f - 1) / f on [-1/2, 1/2], minimax in the relative error of 2^f: 2.6e-9
   static constexpr int degree = 6;
-  static constexpr float poly[degree] = {0.69314721496748640686F,  0.24022652782749013963F,  0.05550310551995249712F,
-                                         0.0096176929926250585596F, 0.0013406643587536332485F, 0.00015594672095691839069F};
+  static constexpr float poly[degree] = {0.69314721496748640686F,   0.24022652782749013963F,
+                                         0.05550310551995249712F,   0.0096176929926250585596F,
+                                         0.0013406643587536332485F, 0.00015594672095691839069F};
 };
 template <>
 struct Bits<double> {
@@ -183,9 +184,10 @@ struct Simd {
     for (int step = 1; step < lanes; step *= 2) {
       LIMPID_UNROLL(16)
       for (int i = 0; i < lanes / 2; ++i) {
-        t[2 * i] = zip(r[i], r[i + lanes / 2], std::integral_constant<int, 0>(), std::make_integer_sequence<int, lanes>());
-        t[2 * i + 1] =
-            zip(r[i], r[i + lanes / 2], std::integral_constant<int, lanes / 2>(), std::make_integer_sequence<int, lanes>());
+        t[2 * i] =
+            zip(r[i], r[i + lanes / 2], std::integral_constant<int, 0>(), std::make_integer_sequence<int, lanes>());
+        t[2 * i + 1] = zip(r[i], r[i + lanes / 2], std::integral_constant<int, lanes / 2>(),
+                           std::make_integer_sequence<int, lanes>());
       }
       LIMPID_UNROLL(16)
       for (int i = 0; i < lanes; ++i) r[i] = t[i];

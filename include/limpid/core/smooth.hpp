@@ -1,10 +1,12 @@
-// limpid: the sweep `smooth`: A X and the row log-sum-exp, by key blocks with a running maximum, or with the log-sum-exp known.
-// SPDX-License-Identifier: MIT
+// limpid: the sweep `smooth`: A X and the row log-sum-exp, by key blocks with a running maximum, or with the
+// log-sum-exp known. SPDX-License-Identifier: MIT
 //
-// Online softmax: Milakov & Gimelshein 2018, arXiv 1805.02867; tiled with the log-sum-exp kept: Dao et al. 2022, 2205.14135.
-// Lanes are queries: maximum, sum, rescale and mask are per-lane operations, K and X are read where they lie and broadcast.
+// Online softmax: Milakov & Gimelshein 2018, arXiv 1805.02867; tiled with the log-sum-exp kept: Dao et al. 2022,
+// 2205.14135. Lanes are queries: maximum, sum, rescale and mask are per-lane operations, K and X are read where they
+// lie and broadcast.
 //
-// Inside the library a log-sum-exp is kept in base 2, plus infinity for a row that keeps no key (so that exp2(s - lse) = 0).
+// Inside the library a log-sum-exp is kept in base 2, plus infinity for a row that keeps no key (so that exp2(s - lse)
+// = 0).
 #pragma once
 
 #include "context.hpp"

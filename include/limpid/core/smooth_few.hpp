@@ -1,6 +1,5 @@
-// limpid: `smooth` for a few queries against many keys, the case of decoding. Bound by memory: every key and value is read
-// once, lanes run along features.
-// SPDX-License-Identifier: MIT
+// limpid: `smooth` for a few queries against many keys, the case of decoding. Bound by memory: every key and value is
+// read once, lanes run along features. SPDX-License-Identifier: MIT
 #pragma once
 
 #include "context.hpp"
@@ -132,7 +131,8 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
     const View<S> values = x.block(k0, 0, nk, x.cols);
     Index i = 0;
     for (; i + FewQueries::group <= n; i += FewQueries::group)
-      few_values<P, FewQueries::group>(tile + i * ld, ld, values, alpha + i, out.block(i, 0, FewQueries::group, out.cols));
+      few_values<P, FewQueries::group>(tile + i * ld, ld, values, alpha + i,
+                                       out.block(i, 0, FewQueries::group, out.cols));
     for (; i < n; ++i) few_values<P, 1>(tile + i * ld, ld, values, alpha + i, out.block(i, 0, 1, out.cols));
   }
 }

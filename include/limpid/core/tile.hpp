@@ -1,9 +1,9 @@
 // limpid: the register tile. One routine serves every matrix product of the library.
 // SPDX-License-Identifier: MIT
 //
-// C[r][lanes] = sum_k a(r, k) * B[k][lanes]: a is broadcast entry by entry and read where it lies, B is read in vectors,
-// tile_rows x tile_vectors accumulators stay in registers, and an epilogue says what becomes of them. k runs in order in one
-// chain of fused multiply-adds, so an entry has the same bits wherever it stands in a tile.
+// C[r][lanes] = sum_k a(r, k) * B[k][lanes]: a is broadcast entry by entry and read where it lies, B is read in
+// vectors, tile_rows x tile_vectors accumulators stay in registers, and an epilogue says what becomes of them. k runs
+// in order in one chain of fused multiply-adds, so an entry has the same bits wherever it stands in a tile.
 #pragma once
 
 #include <algorithm>

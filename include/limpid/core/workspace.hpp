@@ -1,5 +1,5 @@
-// limpid: scratch memory. An arena a worker, handed out like a stack; a second call of the same shapes allocates nothing.
-// SPDX-License-Identifier: MIT
+// limpid: scratch memory. An arena a worker, handed out like a stack; a second call of the same shapes allocates
+// nothing. SPDX-License-Identifier: MIT
 #pragma once
 
 #include <cstddef>
@@ -99,7 +99,8 @@ class ArenaScope {
 };
 
 /// Scratch memory of a call, one arena a worker and one for the call itself. Pass the same one again and again:
-/// after the first call of the largest shapes nothing is allocated. Not to be shared by calls that run at the same time.
+/// after the first call of the largest shapes nothing is allocated. Not to be shared by calls that run at the same
+/// time.
 class Workspace {
  public:
   void prepare(int workers) {

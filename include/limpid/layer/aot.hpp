@@ -1,4 +1,4 @@
-// limpid: the attention-only transformer (AoT): a layer that is nothing but a norm, attention and a skip, and stacks of them.
+// limpid: the attention-only transformer (AoT): layers that are a norm, attention and a skip, and stacks of them.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -12,9 +12,9 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What an AoT layer reads, and where its gradients go: x (B n) x D; eta 1 x 1, the step, default 1; gamma and beta 1 x D of the
-/// norm; then the attention's own: u (MSSA, see MssaLayerArgs) or wq, wk, wv (see MultiHeadArgs), wo, bo. Empty: not given.
-/// A stack reads x elsewhere and leaves this one empty. visit(f, a...) calls f(name, a's fields...).
+/// What an AoT layer reads, and where its gradients go: x (B n) x D; eta 1 x 1, the step, default 1; gamma and beta 1 x
+/// D of the norm; then the attention's own: u (MSSA, see MssaLayerArgs) or wq, wk, wv (see MultiHeadArgs), wo, bo.
+/// Empty: not given. A stack reads x elsewhere and leaves this one empty. visit(f, a...) calls f(name, a's fields...).
 template <class T>
 struct AotArgs {
   T x{}, eta{}, gamma{}, beta{}, u{}, wq{}, bq{}, wk{}, bk{}, wv{}, bv{}, wo{}, bo{};
@@ -41,7 +41,9 @@ namespace detail {
 
 /// MssaLayer for operators of one array, MultiHead for those of q, k and v.
 template <class Op>
-inline constexpr bool is_mssa = requires(typename Op::template Args<View<float>> in) { in.y; };
+inline constexpr bool is_mssa = requires(typename Op::template Args<View<float>> in) {
+  in.y;
+};
 template <class Op>
 using AttentionLayer = std::conditional_t<is_mssa<Op>, MssaLayer<Op>, MultiHead<Op>>;
 
@@ -76,10 +78,11 @@ struct AotSaved {
 ///     H = LN(x) or x,   out = x + eta Attention(H)
 ///     d eta = <dout, Attention(H)>,   dx = dout + LN backward of dH,   dH from eta dout
 ///
-/// Attention is MSSA for op = mssa(...), or plain multi-head attention (the variant AoT-MHSA) for any operator of q, k, v.
-/// "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, section on the architecture. Their
-/// theory has a fixed eta and no norm; their networks eta = 1 and pre-norm. eta as a scalar to learn is ours. Kept: the norm's
-/// statistics and what the attention keeps; H and Attention(H) are made again. x must still be there. Throws ShapeError.
+/// Attention is MSSA for op = mssa(...), or plain multi-head attention (the variant AoT-MHSA) for any operator of q, k,
+/// v. "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, section on the
+/// architecture. Their theory has a fixed eta and no norm; their networks eta = 1 and pre-norm. eta as a scalar to
+/// learn is ours. Kept: the norm's statistics and what the attention keeps; H and Attention(H) are made again. x must
+/// still be there. Throws ShapeError.
 template <class Op>
 struct Aot {
   Op op;
@@ -109,7 +112,8 @@ struct Aot {
     View<S> h = in.x;
     if (norm) {
       const MutView<S> to = workspace.common().template matrix<S>(in.x.rows, in.x.cols);
-      layer_norm(in.x, in.gamma, in.beta, to, {eps, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor});
+      layer_norm(in.x, in.gamma, in.beta, to,
+                 {eps, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor});
       h = to;
     }
     attention().forward(detail::attention_args<View<S>, Op>(in, h), out,
@@ -123,9 +127,9 @@ struct Aot {
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
     const View<S> dout(std::forward<Dout>(dout_));
     check<S>(in, dout, "dout");
-    Args<S>::visit(
-        [&](const char* field, const View<S>& p, const MutView<S>& g) { detail::check_gradient<S>("aot layer", field, g, p); },
-        in, grad);
+    Args<S>::visit([&](const char* field, const View<S>& p,
+                       const MutView<S>& g) { detail::check_gradient<S>("aot layer", field, g, p); },
+                   in, grad);
     detail::refuse_overlap("aot layer", "the gradient of x", View<S>(grad.x), "dout", dout);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -194,8 +198,8 @@ struct Aot {
       detail::raise(std::string(layer) + ": gamma or beta is given, but norm is false");
     detail::check_norm<S>(layer, in.x, in.gamma, in.beta);
     if (out.rows != in.x.rows || out.cols != in.x.cols)
-      detail::raise(std::string(layer) + ": " + out_name + " is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
-                    detail::shape_text(in.x.rows, in.x.cols) + " as x");
+      detail::raise(std::string(layer) + ": " + out_name + " is " + detail::shape_text(out.rows, out.cols) +
+                    ", wanted " + detail::shape_text(in.x.rows, in.x.cols) + " as x");
     const View<S> other[] = {in.wq, in.bq, in.wk, in.bk, in.wv, in.bv};
     bool strange = detail::is_mssa<Op> ? false : in.u.given();
     if (detail::is_mssa<Op>)
@@ -286,8 +290,9 @@ struct AotStack {
     const View<S> x(std::forward<X>(x_)), dout(std::forward<Dout>(dout_));
     const auto depth = layers.size();
     if (saved.layers.size() != depth || gradients.size() != depth)
-      detail::raise("aot stack: there are " + detail::text_of(depth) + " layers, " + detail::text_of(saved.layers.size()) +
-                    " saved and " + detail::text_of(gradients.size()) + " sets of gradients, wanted as many");
+      detail::raise("aot stack: there are " + detail::text_of(depth) + " layers, " +
+                    detail::text_of(saved.layers.size()) + " saved and " + detail::text_of(gradients.size()) +
+                    " sets of gradients, wanted as many");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     workspace.prepare(call.executor.workers());

@@ -54,7 +54,8 @@ class OneRate {
   }
 
   W value() const { return value_; }
-  /// dx = g d value / dx:  g alpha (I + alpha y y^T)^-1 y = g alpha y (I + alpha y^T y)^-1, then through the normalisation.
+  /// dx = g d value / dx:  g alpha (I + alpha y y^T)^-1 y = g alpha y (I + alpha y^T y)^-1, then through the
+  /// normalisation.
   Mat<W> gradient(W g) const {
     Mat<W> d;
     if (y_.size() == 0) return y_;
@@ -82,7 +83,8 @@ class OneRate {
 };
 
 inline void check_rate(const char* name, const CodingRateOptions& options) {
-  if (!(options.eps2 > 0)) raise(std::string(name) + ": eps2 is " + std::to_string(options.eps2) + ", wanted a positive number");
+  if (!(options.eps2 > 0))
+    raise(std::string(name) + ": eps2 is " + std::to_string(options.eps2) + ", wanted a positive number");
 }
 template <class S>
 void check_codebook(const char* name, View<S> x, View<S> u, Index heads) {
@@ -90,13 +92,15 @@ void check_codebook(const char* name, View<S> x, View<S> u, Index heads) {
     raise(std::string(name) + ": u is " + shape_text(u.rows, u.cols) + ", wanted " + text_of(x.cols) +
           " rows, as x has columns");
   if (heads < 1 || u.cols % heads != 0)
-    raise(std::string(name) + ": u has " + text_of(u.cols) + " columns, wanted a multiple of heads = " + text_of(heads));
+    raise(std::string(name) + ": u has " + text_of(u.cols) +
+          " columns, wanted a multiple of heads = " + text_of(heads));
 }
 }  // namespace detail
 
-/// R(x) = 1/2 logdet(I_D + alpha x^T x) = 1/2 logdet(I_n + alpha x x^T), alpha = D / (n eps2): nats to code the rows of x (n x D)
-/// up to precision eps. "White-Box Transformers via Sparse Rate Reduction", arXiv 2306.01129; the same as in 2311.13110. By
-/// Cholesky of the smaller Gram matrix, in double for float tokens. O(n D min(n, D)). Throws ShapeError for eps2 <= 0.
+/// R(x) = 1/2 logdet(I_D + alpha x^T x) = 1/2 logdet(I_n + alpha x x^T), alpha = D / (n eps2): nats to code the rows of
+/// x (n x D) up to precision eps. "White-Box Transformers via Sparse Rate Reduction", arXiv 2306.01129; the same as in
+/// 2311.13110. By Cholesky of the smaller Gram matrix, in double for float tokens. O(n D min(n, D)). Throws ShapeError
+/// for eps2 <= 0.
 template <class X, class S = detail::ScalarOf<X>>
 detail::Wide<S> coding_rate(X&& x, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x));
@@ -171,8 +175,8 @@ double nonzero_share(X&& x) {
   return v.empty() ? 0 : static_cast<double>(count) / (static_cast<double>(v.rows) * static_cast<double>(v.cols));
 }
 
-/// The measurements of a layer. The papers take rate_c on H = x + MSSA(LN(x)) with the layer's own u, nonzero on its result; the
-/// official code takes rate_c on the projected input with rows normalised.
+/// The measurements of a layer. The papers take rate_c on H = x + MSSA(LN(x)) with the layer's own u, nonzero on its
+/// result; the official code takes rate_c on the projected input with rows normalised.
 struct RateReduction {
   double rate = 0, rate_c = 0, nonzero = 0;
   Index entries = 0;
@@ -184,8 +188,8 @@ struct RateReduction {
 template <class X, class U, class S = detail::ScalarOf<X>>
 RateReduction rate_reduction(X&& x, U&& u, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x)), vu(std::forward<U>(u));
-  return {double(coding_rate(vx, options, call)), double(subspace_coding_rate(vx, vu, options, call)), nonzero_share(vx),
-          vx.rows * vx.cols};
+  return {double(coding_rate(vx, options, call)), double(subspace_coding_rate(vx, vu, options, call)),
+          nonzero_share(vx), vx.rows * vx.cols};
 }
 
 }  // namespace LIMPID_ABI

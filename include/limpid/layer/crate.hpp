@@ -7,8 +7,8 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What ista reads, and where its gradients go: x n x D, dictionary D x D, gamma and beta 1 x D of the norm before it, eta and
-/// lambda 1 x 1 (default: those of the options). Empty: not given.
+/// What ista reads, and where its gradients go: x n x D, dictionary D x D, gamma and beta 1 x D of the norm before it,
+/// eta and lambda 1 x 1 (default: those of the options). Empty: not given.
 template <class T>
 struct IstaArgs {
   T x{}, dictionary{}, gamma{}, beta{}, eta{}, lambda{};
@@ -44,10 +44,10 @@ struct IstaSaved {
 ///     M = dout where out > 0,  N = M W^T,   dB = M + eta (N - N W),   dW = eta ((B - B W^T)^T M - N^T B),
 ///     d eta = sum M o ((B - B W^T) W - lambda),   d lambda = -eta sum M
 ///
-/// "White-Box Transformers via Sparse Rate Reduction" (Yu et al., NeurIPS 2023, arXiv 2306.01129; journal version 2311.13110) as
-/// in its official code: eta and lambda 0.1, not learned. There is no skip: B inside is the skip, and it is normalised. At the
-/// kink the derivative is 0. Gradients ours. Kept: the norm's statistics, B - B W^T and where out > 0. 4 n D^2 flop. Throws
-/// ShapeError where shapes do not fit.
+/// "White-Box Transformers via Sparse Rate Reduction" (Yu et al., NeurIPS 2023, arXiv 2306.01129; journal version
+/// 2311.13110) as in its official code: eta and lambda 0.1, not learned. There is no skip: B inside is the skip, and it
+/// is normalised. At the kink the derivative is 0. Gradients ours. Kept: the norm's statistics, B - B W^T and where out
+/// > 0. 4 n D^2 flop. Throws ShapeError where shapes do not fit.
 struct Ista {
   double eta = 0.1, lambda = 0.1;
   bool norm = true;  ///< LayerNorm before it
@@ -96,9 +96,9 @@ struct Ista {
     using P = detail::Native<S>;
     const View<S> dout(std::forward<Dout>(dout_)), e(saved.residual);
     check<S>(in, dout, "dout");
-    Args<S>::visit(
-        [&](const char* field, const View<S>& p, const MutView<S>& g) { detail::check_gradient<S>("ista", field, g, p); },
-        in, grad);
+    Args<S>::visit([&](const char* field, const View<S>& p,
+                       const MutView<S>& g) { detail::check_gradient<S>("ista", field, g, p); },
+                   in, grad);
     detail::check_gradient<S>("ista", "saved, its residual,", e, in.x);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -173,8 +173,9 @@ struct Ista {
   }
 };
 
-/// What a CRATE block reads, and where its gradients go: x (B n) x D; gamma1 and beta1 of the norm before the attention; u, wo,
-/// bo (see MssaLayerArgs); gamma2, beta2, dictionary, eta and lambda (see IstaArgs). Empty: not given.
+/// What a CRATE block reads, and where its gradients go: x (B n) x D; gamma1 and beta1 of the norm before the
+/// attention; u, wo, bo (see MssaLayerArgs); gamma2, beta2, dictionary, eta and lambda (see IstaArgs). Empty: not
+/// given.
 template <class T>
 struct CrateArgs {
   T x{}, gamma1{}, beta1{}, u{}, wo{}, bo{}, gamma2{}, beta2{}, dictionary{}, eta{}, lambda{};
@@ -205,12 +206,12 @@ struct CrateSaved {
   IstaSaved<S> sparsify;
 };
 
-/// A CRATE block: H = x + MSSA(LN(x)), out = ISTA(LN(H)). Sources and defaults as MssaLayer and Ista; the language version has
-/// op = mssa(causal()).
+/// A CRATE block: H = x + MSSA(LN(x)), out = ISTA(LN(H)). Sources and defaults as MssaLayer and Ista; the language
+/// version has op = mssa(causal()).
 ///
-/// The papers derive its first half from a descent of the coding rate R^c. The step that is built, x + MSSA(LN(x)), RAISES the
-/// plain R^c of its tokens (Hu et al., NeurIPS 2024, and our own measurement; coding_rate.hpp): do not read it as a descent.
-/// Kept: H and what the two halves keep. Throws ShapeError.
+/// The papers derive its first half from a descent of the coding rate R^c. The step that is built, x + MSSA(LN(x)),
+/// RAISES the plain R^c of its tokens (Hu et al., NeurIPS 2024, and our own measurement; coding_rate.hpp): do not read
+/// it as a descent. Kept: H and what the two halves keep. Throws ShapeError.
 template <class Op>
 struct Crate {
   Op op;
@@ -252,9 +253,10 @@ struct Crate {
     const MutView<S> dh = workspace.common().template matrix<S>(saved.h.rows(), saved.h.cols());
     if (call.accumulate) dh.fill(S(0));  // this one is ours
     const LayerCall inner{call.accumulate, &workspace, call.executor};
-    ista.backward<S>(second<View<S>>(in, saved.h), saved.sparsify, std::forward<Dout>(dout), second<MutView<S>>(grad, dh),
-                     inner);
-    compress().template backward<S>(first<View<S>>(in, in.x), saved.compress, dh, first<MutView<S>>(grad, grad.x), inner);
+    ista.backward<S>(second<View<S>>(in, saved.h), saved.sparsify, std::forward<Dout>(dout),
+                     second<MutView<S>>(grad, dh), inner);
+    compress().template backward<S>(first<View<S>>(in, in.x), saved.compress, dh, first<MutView<S>>(grad, grad.x),
+                                    inner);
   }
 
  private:

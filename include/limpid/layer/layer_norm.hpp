@@ -62,7 +62,8 @@ struct NormRows {
   static Index tasks(Index rows) { return (rows + step - 1) / step; }
 };
 
-/// y = gamma o (x - mean) r + beta and the statistics (n x 2, may be null), shapes checked; gamma and beta may be empty.
+/// y = gamma o (x - mean) r + beta and the statistics (n x 2, may be null), shapes checked; gamma and beta may be
+/// empty.
 template <class P, class S = typename P::Scalar>
 void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> beta, double eps, MutView<S> y,
                    MutView<S> statistics) {
@@ -86,7 +87,7 @@ void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> bet
   });
 }
 
-/// dx = r (t - mean(t) - xh mean(t o xh)), t = gamma o dy, xh = (x - mean) r;  dgamma = sum of dy o xh,  dbeta = sum of dy.
+/// dx = r (t - mean(t) - xh mean(t o xh)), t = gamma o dy, xh = (x - mean) r; dgamma = sum of dy o xh, dbeta of dy.
 /// add_x and add: to what is there.
 template <class P, class S = typename P::Scalar>
 void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, View<S> statistics, View<S> dy,
@@ -137,9 +138,9 @@ void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta) {
 
 }  // namespace detail
 
-/// y = gamma o (x - mean) / sqrt(var + eps) + beta for every row, biased variance (Ba, Kiros, Hinton 2016, arXiv 1607.06450).
-/// x and y n x D, gamma and beta 1 x D (a default View: 1 and 0). A constant row gives beta. Throws ShapeError where shapes
-/// do not fit or y shares memory with an input.
+/// y = gamma o (x - mean) / sqrt(var + eps) + beta for every row, biased variance (Ba, Kiros, Hinton 2016, arXiv
+/// 1607.06450). x and y n x D, gamma and beta 1 x D (a default View: 1 and 0). A constant row gives beta. Throws
+/// ShapeError where shapes do not fit or y shares memory with an input.
 template <class X, class G, class B, class Y>
 void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::ScalarOf<Y>>& call = {}) {
   using S = detail::ScalarOf<Y>;
@@ -162,14 +163,16 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
 
 /// The gradients that grad names, from dy; saved comes from the forward call.
 ///
-///     dx = r (t - mean(t) - xh mean(t o xh)),  t = gamma o dy,  xh = (x - mean) r;   dgamma = sum dy o xh,   dbeta = sum dy
+///     dx = r (t - mean(t) - xh mean(t o xh)),   t = gamma o dy,   xh = (x - mean) r
+///     dgamma = sum of dy o xh over rows,   dbeta = sum of dy
 template <class X, class G, class Dy, class S = detail::ScalarOf<Dy>>
 void layer_norm_backward(X&& x, G&& gamma, const LayerNormSaved<S>& saved, Dy&& dy,
                          const std::type_identity_t<LayerNormGrads<S>>& grad, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x)), vg(std::forward<G>(gamma)), vdy(std::forward<Dy>(dy)), s(saved.statistics);
   detail::check_norm<S>("layer_norm", vx, vg, {});
   if (s.rows != vx.rows)
-    detail::raise("layer_norm: saved belongs to " + detail::text_of(s.rows) + " rows, x has " + detail::text_of(vx.rows));
+    detail::raise("layer_norm: saved belongs to " + detail::text_of(s.rows) + " rows, x has " +
+                  detail::text_of(vx.rows));
   detail::check_gradient<S>("layer_norm", "y", vdy, vx);
   detail::check_gradient<S>("layer_norm", "x", grad.x, vx);
   detail::check_norm<S>("layer_norm: gradient", vx, grad.gamma, grad.beta);

@@ -1,4 +1,4 @@
-// limpid: multi-head layers: projections, an operator over the heads, output map. For q, k, v (MultiHead) and for MSSA (MssaLayer).
+// limpid: multi-head layers: projections, operator, output map; for q, k, v (MultiHead) and for MSSA (MssaLayer).
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -28,8 +28,8 @@ MutView<S> room(Workspace& workspace, Mat<S>* kept, Index rows, Index cols) {
 
 inline void check_reads(const char* layer, const char* name, Index rows, Index cols, Index wanted, const char* what) {
   if (rows != wanted)
-    raise(std::string(layer) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + text_of(wanted) + " rows, as " +
-          what);
+    raise(std::string(layer) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + text_of(wanted) +
+          " rows, as " + what);
 }
 
 }  // namespace detail
@@ -44,8 +44,9 @@ struct LayerForward {
 };
 
 /// What MultiHead reads, and where its gradients go, H heads and G key heads: x (B n) x D, wq D x (H d), wk D x (G d),
-/// wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E. Empty: not given; without wo the heads' output is the result.
-/// visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by side.
+/// wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E. Empty: not given; without wo the heads' output is the
+/// result. visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by
+/// side.
 template <class T>
 struct MultiHeadArgs {
   T x{}, wq{}, bq{}, wk{}, bk{}, wv{}, bv{}, wo{}, bo{};
@@ -78,8 +79,9 @@ struct MultiHeadSaved {
   limpid::Saved<Op, S> attention;
 };
 
-/// out = concat_heads(op(x wq + bq, x wk + bk, x wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2) for
-/// any operator of q, k, v. Kept: q, k, v, the heads' output and what the operator keeps. Throws ShapeError.
+/// out = concat_heads(op(x wq + bq, x wk + bk, x wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762,
+/// section 3.2.2) for any operator of q, k, v. Kept: q, k, v, the heads' output and what the operator keeps. Throws
+/// ShapeError.
 template <class Op>
 struct MultiHead {
   Op op;
@@ -183,8 +185,8 @@ struct MultiHead {
     detail::check_reads(name, "wk", in.wk.rows, in.wk.cols, in.x.cols, "x has columns");
     detail::check_reads(name, "wv", in.wv.rows, in.wv.cols, in.x.cols, "x has columns");
     if (heads < 1 || groups < 1 || in.wv.cols % groups != 0)
-      detail::raise(std::string(name) + ": wv has " + detail::text_of(in.wv.cols) + " columns, wanted a multiple of its " +
-                    detail::text_of(groups) + " heads");
+      detail::raise(std::string(name) + ": wv has " + detail::text_of(in.wv.cols) +
+                    " columns, wanted a multiple of its " + detail::text_of(groups) + " heads");
     if (in.bo.given() && !in.wo.given()) detail::raise(std::string(name) + ": bo is given without wo");
   }
 };
@@ -195,8 +197,8 @@ MultiHead<Op> multi_head(const Op& op, Index heads, Index kv_heads = 0) {
   return {op, heads, kv_heads};
 }
 
-/// What MssaLayer reads, and where its gradients go: x (B n) x D, u D x (H p), head k's basis in columns k p .. (k + 1) p - 1,
-/// wo (H p) x E, bo 1 x E. Without wo the output map is tied, wo = u^T. visit as MultiHeadArgs.
+/// What MssaLayer reads, and where its gradients go: x (B n) x D, u D x (H p), head k's basis in columns k p .. (k + 1)
+/// p - 1, wo (H p) x E, bo 1 x E. Without wo the output map is tied, wo = u^T. visit as MultiHeadArgs.
 template <class T>
 struct MssaLayerArgs {
   T x{}, u{}, wo{}, bo{};
@@ -226,12 +228,15 @@ struct MssaLayerSaved {
 
 /// Multi-head subspace self-attention with its projections, one matrix a head where attention has four:
 ///
-///     Y_k = x U_k,   O_k = A_k Y_k with A_k of mssa(),   out = [O_1 .. O_H] W_O + b_O;   tied: out = sum_k A_k x U_k U_k^T
-///     dO = dout W_O^T,  dW_O = O^T dout;   tied: dO = dout U,  dU += dout^T O;   dU += x^T dY,  dx = dY U^T
+///     Y_k = x U_k,   O_k = A_k Y_k with A_k of mssa(),   out = [O_1 .. O_H] W_O + b_O
+///     tied:  out = sum_k A_k x U_k U_k^T
+///     dO = dout W_O^T,   dW_O = O^T dout,   dU = x^T dY,   dx = dY U^T
+///     tied:  dO = dout U,   dU += dout^T O
 ///
 /// "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, eq. 3 to 5; CRATE, arXiv
-/// 2306.01129. Networks have a free W_O with bias and scale 1 / sqrt(p), the default; the theory has it tied, scale 1 and
-/// orthonormal U. Kept: Y, O and what mssa() keeps. 2 n D H p + 2 n E H p flop beside the operator's. Throws ShapeError.
+/// 2306.01129. Networks have a free W_O with bias and scale 1 / sqrt(p), the default; the theory has it tied, scale 1
+/// and orthonormal U. Kept: Y, O and what mssa() keeps. 2 n D H p + 2 n E H p flop beside the operator's. Throws
+/// ShapeError.
 template <class Op>
 struct MssaLayer {
   Op op;
@@ -330,8 +335,9 @@ struct MssaLayer {
     if (dout.rows != in.x.rows || dout.cols != width)
       detail::raise(std::string(name) + ": dout is " + detail::shape_text(dout.rows, dout.cols) + ", wanted " +
                     detail::shape_text(in.x.rows, width));
-    Args<S>::visit([&](const char* field, const View<S>& p, const MutView<S>& g) { detail::check_gradient<S>(name, field, g, p); },
-                   in, grad);
+    Args<S>::visit(
+        [&](const char* field, const View<S>& p, const MutView<S>& g) { detail::check_gradient<S>(name, field, g, p); },
+        in, grad);
     detail::check_bias<S>(name, "gradient of bo", grad.bo, width);
   }
 };

@@ -168,8 +168,7 @@ auto boosting(const Softmax<Score>& map, BoostingOptions options = {}) {
 }
 /// boosting(softmax(modifiers), options)
 template <class M>
-  requires(!std::is_same_v<M, BoostingOptions>)
-auto boosting(const M& modifiers, BoostingOptions options = {}) {
+requires(!std::is_same_v<M, BoostingOptions>) auto boosting(const M& modifiers, BoostingOptions options = {}) {
   return boosting(softmax(modifiers), options);
 }
 inline auto boosting(BoostingOptions options = {}) { return boosting(softmax(), options); }

@@ -14,12 +14,12 @@ enum class Phi { softmax, threshold };
 struct MssaOptions {
   double scale = default_scale;  ///< default 1 / sqrt(p), the networks'; the theory has 1
   Phi phi = Phi::softmax;
-  double tau = 0;                ///< threshold only, in (0, 1]
+  double tau = 0;  ///< threshold only, in (0, 1]
 };
 
-/// Inputs of mssa() and their gradients. y (B n) x (H p), the tokens' coordinates in the heads' subspaces. cache, optional,
-/// (B m) x (H p): keys and values in the place of y, of which y holds the last n rows (decoding: earlier tokens and the
-/// present ones in one array).
+/// Inputs of mssa() and their gradients. y (B n) x (H p), the tokens' coordinates in the heads' subspaces. cache,
+/// optional, (B m) x (H p): keys and values in the place of y, of which y holds the last n rows (decoding: earlier
+/// tokens and the present ones in one array).
 template <class T>
 struct MssaArgs {
   T y{}, cache{};
@@ -59,8 +59,8 @@ struct Mssa {
   void check(const Dims& dims, const In& head) const {
     const std::string op = name;
     if (dims.kv_heads != dims.heads)
-      detail::raise(op + ": kv_heads is " + detail::text_of(dims.kv_heads) + " and heads " + detail::text_of(dims.heads) +
-                    ", wanted the same, as one array is query, key and value");
+      detail::raise(op + ": kv_heads is " + detail::text_of(dims.kv_heads) + " and heads " +
+                    detail::text_of(dims.heads) + ", wanted the same, as one array is query, key and value");
     if (head.cache.given()) {
       detail::check_qk(name, dims, head.y.cols, head.cache.cols);
       if (dims.m < dims.n)
@@ -114,7 +114,8 @@ struct Mssa {
       each_pair<P>(serial, in, keep, at, {0, in.y.rows}, {0, y.rows}, [&](Index i, Index j) {
         if (dkeys.given())
           for (Index c = 0; c < y.cols; ++c) dkeys(j, c) += S(tau) * dout(i, c);  // dV = A^T dout
-        if (emission.c) emission.c[j] += emission.w[i] * part_of(emission.part, S(tau) * detail::dot(dout.row(i), y.row(j), y.cols));
+        if (emission.c)
+          emission.c[j] += emission.w[i] * part_of(emission.part, S(tau) * detail::dot(dout.row(i), y.row(j), y.cols));
       });
       return;
     }
@@ -126,9 +127,9 @@ struct Mssa {
     detail::row_dots<P>(dout, keep.out, delta);
     detail::PullPlan<S, Mods, 1> plan;
     plan.maps[0] = {prepared(context, in, at), keep.lse.data, delta, nullptr, grad.y, dkeys, nullptr};
-    plan.left = dout, plan.right = y;  // dA = dout Y^T
-    plan.x = dout, plan.dv = dkeys;    // dY = A^T dout, on top of
-    plan.accumulate_q = accumulate.q;  // dY = scale dS Y
+    plan.left = dout, plan.right = y;            // dA = dout Y^T
+    plan.x = dout, plan.dv = dkeys;              // dY = A^T dout, on top of
+    plan.accumulate_q = accumulate.q;            // dY = scale dS Y
     plan.accumulate_k = !tied && accumulate.kv;  // dY = scale dS^T Y, delivered before the values' part
     plan.accumulate_v = true;
     plan.emission = emission;
@@ -138,8 +139,8 @@ struct Mssa {
 
   /// out = A x, and out = A^T g.
   template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out,
-             const At& at) const {
+  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
+             MutView<S> out, const At& at) const {
     if (phi == Phi::softmax) return detail::smooth_known<P>(context, prepared(context, in, at), keep.lse.data, x, out);
     out.fill(S(0));
     each_pair<P>(context, in, keep, at, {0, in.y.rows}, {0, x.rows}, [&](Index i, Index j) {
@@ -184,7 +185,8 @@ struct Mssa {
     return score.prepare(context.arena(), QKV<View<S>>{in.y, keys(in), keys(in)}, at).scores;
   }
 
-  /// f(i, j) for every pair of the block that passes the threshold, the keys of a row in order; rows may run in parallel.
+  /// f(i, j) for every pair of the block that passes the threshold, the keys of a row in order; rows may run in
+  /// parallel.
   template <class P, class S, class F>
   void each_pair(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, const At& at,
                  Interval queries, Interval among, F&& f) const {
@@ -219,26 +221,26 @@ struct Mssa {
   }
 };
 
-/// Multi-head subspace self-attention without its projections (those are MssaLayer's): query, key and value are one array.
+/// Multi-head subspace self-attention without its projections (those are MssaLayer's): query, key and value are one
+/// array.
 ///
 ///     S = scale Y Y^T,   P = softmax_rows(S),   A = P  or  A_ij = tau [P_ij > tau],   out = A Y
 ///     dS = P o (dout Y^T - delta 1^T),   dY = A^T dout + scale (dS Y + dS^T Y);   threshold: dY = A^T dout
 ///
-/// "Attention-Only Transformers via Unrolled Subspace Denoising" (Wang, Lu, Yu, Pai, Qu, Ma, ICML 2025, arXiv 2506.03790,
-/// eq. 3 to 5; the operator is older: CRATE, arXiv 2306.01129). y n x p, out n x p; see MssaArgs for the cache. The threshold
-/// sets survivors to tau, as in the theory; it is constant almost everywhere, so scores, scale and tau get no gradient, and no
-/// straight-through estimate is made. The gradients and the fused threshold are ours. mssa(), mssa(causal(), {.scale = 1}),
-/// mssa({.scale = 1, .phi = Phi::threshold, .tau = 0.6}).
+/// "Attention-Only Transformers via Unrolled Subspace Denoising" (Wang, Lu, Yu, Pai, Qu, Ma, ICML 2025, arXiv
+/// 2506.03790, eq. 3 to 5; the operator is older: CRATE, arXiv 2306.01129). y n x p, out n x p; see MssaArgs for the
+/// cache. The threshold sets survivors to tau, as in the theory; it is constant almost everywhere, so scores, scale and
+/// tau get no gradient, and no straight-through estimate is made. The gradients and the fused threshold are ours.
+/// mssa(), mssa(causal(), {.scale = 1}), mssa({.scale = 1, .phi = Phi::threshold, .tau = 0.6}).
 ///
-/// Kept: softmax, the row log-sum-exp and out; threshold, the log-sum-exp and with tau >= 1/2 the one key that passes (it is
-/// the row's largest, so one pass with the place of the maximum and no values: 2 n m p flop forward, O(n p) backward).
-/// tau < 1/2 takes two passes over the scores forward and one backward, which runs on one worker a head. Softmax costs what
-/// plain attention costs; the scores' symmetry is not used. Self-scores are often the largest of a row: big norms make A
-/// nearly I. A row that keeps no key gives zeros and passes no gradient. Throws ShapeError where shapes do not fit, for grouped
-/// heads and for tau outside (0, 1].
+/// Kept: softmax, the row log-sum-exp and out; threshold, the log-sum-exp and with tau >= 1/2 the one key that passes
+/// (it is the row's largest, so one pass with the place of the maximum and no values: 2 n m p flop forward, O(n p)
+/// backward). tau < 1/2 takes two passes over the scores forward and one backward, which runs on one worker a head.
+/// Softmax costs what plain attention costs; the scores' symmetry is not used. Self-scores are often the largest of a
+/// row: big norms make A nearly I. A row that keeps no key gives zeros and passes no gradient. Throws ShapeError where
+/// shapes do not fit, for grouped heads and for tau outside (0, 1].
 template <class M>
-  requires(!std::is_same_v<M, MssaOptions>)
-auto mssa(const M& modifiers, MssaOptions options = {}) {
+requires(!std::is_same_v<M, MssaOptions>) auto mssa(const M& modifiers, MssaOptions options = {}) {
   using Mods = decltype(chain(modifiers));
   return Mssa<Mods>{{chain(modifiers), options.scale}, options.phi, options.tau};
 }

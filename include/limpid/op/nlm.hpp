@@ -9,15 +9,16 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 
 /// Non-local means (Buades, Coll, Morel 2005, "A non-local algorithm for image denoising") as attention. The kernel is
-/// classical; its use here, its gradients and its fused evaluation are our own (the reading of attention as an image filter
-/// is that of Abdullaev, Tkachenko, Nguyen, arXiv 2506.10371):
+/// classical; its use here, its gradients and its fused evaluation are our own (the reading of attention as an image
+/// filter is that of Abdullaev, Tkachenko, Nguyen, arXiv 2506.10371):
 ///
 ///     S_ij = -|q_i - k_j|^2 / h^2  [ - |pq_i - pk_j|^2 / h_space^2 ],   A = softmax_rows(S),   out = A V
 ///     dq_i = (2/h^2) sum_j dS_ij k_j,   dk_j = (2/h^2)(sum_i dS_ij q_i - c_j k_j),   dh = -(2/h) sum_ij dS_ij S_ij
 ///
-/// with dS of softmax and c_j = sum_i dS_ij; positions likewise. Inputs: NlmArgs. h = sqrt(2) d^(1/4), the default, gives the
-/// scale of plain attention. Kept, cost and errors as softmax, plus centred copies of q and k, O((n + m)(d + c)); in float
-/// the bandwidth gradients, sums that cancel, stay within 6 x the error of the naive float formula (tests/contract).
+/// with dS of softmax and c_j = sum_i dS_ij; positions likewise. Inputs: NlmArgs. h = sqrt(2) d^(1/4), the default,
+/// gives the scale of plain attention. Kept, cost and errors as softmax, plus centred copies of q and k, O((n + m)(d +
+/// c)); in float the bandwidth gradients, sums that cancel, stay within 6 x the error of the naive float formula
+/// (tests/contract).
 template <class M = Chain<>>
 auto nlm(const M& modifiers = {}) {
   using Mods = decltype(chain(modifiers));

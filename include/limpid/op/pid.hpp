@@ -13,11 +13,12 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 
 /// paper: the integral is the plain sum of errors, the present one included; the derivative is E^l - E^(l-1).
-/// lagged_ema: an exponential average of strictly earlier errors, and a derivative one layer late. The published numbers
-/// were probably obtained with it.
+/// lagged_ema: an exponential average of strictly earlier errors, and a derivative one layer late. The published
+/// numbers were probably obtained with it.
 enum class PidVariant { paper, lagged_ema };
 
-/// Gains default to the published constants (ImageNet, DeiT-tiny). A layer given lambda_p ... as inputs takes those instead.
+/// Gains default to the published constants (ImageNet, DeiT-tiny). A layer given lambda_p ... as inputs takes those
+/// instead.
 struct PidOptions {
   PidVariant variant = PidVariant::paper;
   double lambda_p = 0.8, lambda_i = 0.5, lambda_d = 0.05;
@@ -44,8 +45,8 @@ void visit_pid_gains(F&& f, A&&... a) {
 
 }  // namespace detail
 
-/// Inputs of one layer and their gradients: those of the map, then the state handed from layer to layer, (B n) x (H dv) each,
-/// and the gains, 1 x 1 or H x 1. An empty one is not given.
+/// Inputs of one layer and their gradients: those of the map, then the state handed from layer to layer, (B n) x (H dv)
+/// each, and the gains, 1 x 1 or H x 1. An empty one is not given.
 ///
 ///     reference   R = V^0; without it the layer is the first one, plain attention
 ///     integral    S, the errors of layers 1 .. l-1 (lagged_ema: their average I); empty in layer 1
@@ -198,7 +199,8 @@ struct Pid {
     score.check(name, dims, head);
     if (!(options.ema > 0 && options.ema <= 1))
       raise(op + ": ema is " + std::to_string(options.ema) + ", wanted a number in (0, 1]");
-    detail::visit_pid_gains([&](const char* field, Role, const auto& x) { detail::check_scalar(name, field, x); }, head);
+    detail::visit_pid_gains([&](const char* field, Role, const auto& x) { detail::check_scalar(name, field, x); },
+                            head);
     detail::visit_pid_state(
         [&](const char* field, Role, const auto& x) {
           if (!x.given()) return;
@@ -251,9 +253,9 @@ struct Pid {
     score.finish(in, prepared, to, grad, accumulate);
 
     const detail::PidController<S> c(options, in);
-    if (grad.v.given()) add<P>(c.on_v(), dout, own_rows(grad.v, in.q.rows));      // dV -= Eb + lambda_d dout
-    put<P>(c.on_r(), dout, grad.reference, accumulate.q);                          // dR = beta Eb
-    put<P>(c.on_s(), dout, grad.integral, accumulate.q);                           // dS = lambda_i dout
+    if (grad.v.given()) add<P>(c.on_v(), dout, own_rows(grad.v, in.q.rows));  // dV -= Eb + lambda_d dout
+    put<P>(c.on_r(), dout, grad.reference, accumulate.q);                     // dR = beta Eb
+    put<P>(c.on_s(), dout, grad.integral, accumulate.q);                      // dS = lambda_i dout
     put<P>(c.lagged ? -c.on_older() : c.on_older(), dout, grad.v_prev, accumulate.q);
     put<P>(c.lagged ? c.on_older() : S(0), dout, grad.v_before, accumulate.q);
     if (grad.lambda_p.given() || grad.lambda_i.given() || grad.lambda_d.given() || grad.beta.given()) {
@@ -267,8 +269,8 @@ struct Pid {
 
   /// out = E x and out = E^T g, E = d out / d V with A and the state held still.
   template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out,
-             const At& at) const {
+  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
+             MutView<S> out, const At& at) const {
     detail::smooth_known<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, x, out);
     add<P>(detail::PidController<S>(options, in).on_v(), own_rows(x, in.q.rows), out);
   }
@@ -317,56 +319,58 @@ struct Pid {
 ///     E = beta R - V,   out = A V + lambda_p E + lambda_i (S + E) + lambda_d (V_prev - V)                      paper
 ///                       out = A V + lambda_p E + lambda_i I       + lambda_d (V_before - V_prev)          lagged_ema
 ///
-/// "PIDformer: Transformer Meets Control Theory" (Nguyen, Uribe, Nguyen, Baraniuk, ICML 2024, arXiv 2402.15989; its equation
-/// numbers could not be read). R = V^0 and the rest of the state come from earlier layers (see PidArgs); PidStack carries
-/// it, forward and backward. lambda_p = beta = 1 and no other gain is NeuTRENO with alpha = 1. Gradients, G = dout:
+/// "PIDformer: Transformer Meets Control Theory" (Nguyen, Uribe, Nguyen, Baraniuk, ICML 2024, arXiv 2402.15989; its
+/// equation numbers could not be read). R = V^0 and the rest of the state come from earlier layers (see PidArgs);
+/// PidStack carries it, forward and backward. lambda_p = beta = 1 and no other gain is NeuTRENO with alpha = 1.
+/// Gradients, G = dout:
 ///
 ///     Eb = (lambda_p + lambda_i) G  (lagged_ema: lambda_p G),   dV = A^T G - Eb - lambda_d G,   dR = beta Eb,
 ///     dS = lambda_i G,   dV_prev = lambda_d G,   d lambda_p = <G, E> ...,   d beta = <Eb, R>;
 ///     dq, dk as in the map with delta_i = <G_i, (A V)_i>
 ///
 /// Those of the state and of the gains are ours, as is what follows. A row that keeps no key has A V = 0 but keeps its
-/// controller, which looks at the token's own value, masked as a key or not. n <= m: the last query stands at the last key
-/// (decoding). The map shown from inside is E = d out / d V = A - (lambda_p + lambda_i + lambda_d) I, I at the queries' own
-/// keys (lagged_ema: A - lambda_p I); its entropy and relevance are those of A. pid(), pid(causal(), {.beta = 1}),
-/// pid(nlm(), {.variant = PidVariant::lagged_ema}).
+/// controller, which looks at the token's own value, masked as a key or not. n <= m: the last query stands at the last
+/// key (decoding). The map shown from inside is E = d out / d V = A - (lambda_p + lambda_i + lambda_d) I, I at the
+/// queries' own keys (lagged_ema: A - lambda_p I); its entropy and relevance are those of A. pid(), pid(causal(),
+/// {.beta = 1}), pid(nlm(), {.variant = PidVariant::lagged_ema}).
 ///
-/// Kept: the row log-sum-exp and A V. Cost of the map plus 10 n dv flop. Throws ShapeError where shapes do not fit, where
-/// state is given without reference, and for an ema outside (0, 1]. The paper's stability results are of continuous depth:
-/// a step of the P term takes an eigenvalue mu of A to mu - lambda_p and shrinks only where that is inside (-1, 1).
+/// Kept: the row log-sum-exp and A V. Cost of the map plus 10 n dv flop. Throws ShapeError where shapes do not fit,
+/// where state is given without reference, and for an ema outside (0, 1]. The paper's stability results are of
+/// continuous depth: a step of the P term takes an eigenvalue mu of A to mu - lambda_p and shrinks only where that is
+/// inside (-1, 1).
 template <class Score>
 auto pid(const Softmax<Score>& map, PidOptions options = {}) {
   return Pid<Score>{map.score, options};
 }
 /// pid(softmax(modifiers), options)
 template <class M>
-  requires(!std::is_same_v<M, PidOptions>)
-auto pid(const M& modifiers, PidOptions options = {}) {
+requires(!std::is_same_v<M, PidOptions>) auto pid(const M& modifiers, PidOptions options = {}) {
   return pid(softmax(modifiers), options);
 }
 inline auto pid(PidOptions options = {}) { return pid(softmax(), options); }
 
 struct PidStackOptions {
   Index batch = 1, heads = 1, kv_heads = 0;  ///< as in Call
-  bool keep = true;                          ///< keep every layer for backward; otherwise the memory of three layers' values
+  bool keep = true;  ///< keep every layer for backward; otherwise the memory of three layers' values
 };
 
-/// Layers of pid() one after the other, with the state between them and its adjoints on the way back. What stands between
-/// two layers of a model (projections, residuals, feed-forward) stays the caller's:
+/// Layers of pid() one after the other, with the state between them and its adjoints on the way back. What stands
+/// between two layers of a model (projections, residuals, feed-forward) stays the caller's:
 ///
 ///     limpid::PidStack<decltype(op), float> stack(op, {.heads = H});
-///     for (l = 0 .. L-1) stack.forward({.q = q, .k = k, .v = v}, out);                 // layer l, and hands its state on
+///     for (l = 0 .. L-1) stack.forward({.q = q, .k = k, .v = v}, out);               // hands its state on
 ///     for (l = L-1 .. 0) stack.backward({.q = q, .k = k, .v = v}, dout, {dq, dk, dv});
 ///
-/// forward takes the state from the layers before it, whatever the fields of the state say; the gains are the caller's. backward
-/// goes from the last layer to the first and gives the whole gradient of a layer's q, k and v, the later layers' part in dv
-/// included (paper; upstream Sb, Vb, Rb of S, V_prev and R are 0 after the last layer):
+/// forward takes the state from the layers before it, whatever the fields of the state say; the gains are the caller's.
+/// backward goes from the last layer to the first and gives the whole gradient of a layer's q, k and v, the later
+/// layers' part in dv included (paper; upstream Sb, Vb, Rb of S, V_prev and R are 0 after the last layer):
 ///
 ///     Sb <- Sb + lambda_i G,   dV = A^T G - lambda_p G - Sb - lambda_d G + Vb,   Vb <- lambda_d G,
 ///     Rb <- Rb + beta (lambda_p G + Sb),   layer 0: dV = A^T G + Vb + Rb
 ///
-/// Gradients of the gains are summed over the layers: the call of the last layer overwrites, the others add. A layer keeps
-/// what pid() keeps, its values and its integral; nothing is allocated when a stack of the same shapes runs again.
+/// Gradients of the gains are summed over the layers: the call of the last layer overwrites, the others add. A layer
+/// keeps what pid() keeps, its values and its integral; nothing is allocated when a stack of the same shapes runs
+/// again.
 template <class Op, class S>
 class PidStack {
  public:
@@ -390,8 +394,8 @@ class PidStack {
     left_ = ++size_;
   }
 
-  /// The last layer not yet taken back. in: the arrays of its forward call; grad: any of q, k, v, the map's own inputs and the
-  /// gains.
+  /// The last layer not yet taken back. in: the arrays of its forward call; grad: any of q, k, v, the map's own inputs
+  /// and the gains.
   template <class Dout>
   void backward(const Inputs<Op, S>& layer, Dout&& dout, const Grads<Op, S>& grad, const BackwardCall<S>& call = {}) {
     if (left_ == 0 || !options_.keep)
@@ -432,7 +436,8 @@ class PidStack {
         m->setZero();
       }
     }
-    const S weight = op_.options.variant == PidVariant::lagged_ema ? S(op_.options.ema) : S(1);  // of E in what is handed on
+    const S weight =
+        op_.options.variant == PidVariant::lagged_ema ? S(op_.options.ema) : S(1);  // of E in what is handed on
     if (l > 0) {
       if (!last) pull_integral(in, weight, gains.beta);
       if (in.integral.given()) {
@@ -548,8 +553,8 @@ class PidStack {
   PidStackOptions options_;
   std::vector<std::unique_ptr<Layer>> layers_;
   Index size_ = 0, left_ = 0;
-  Mat<S> dr_, ds_, dprev_, dbefore_;        // of one layer
-  Mat<S> sb_, rb_, pending_[2];             // from later layers: of the integral, of R, of the next two layers' V
+  Mat<S> dr_, ds_, dprev_, dbefore_;  // of one layer
+  Mat<S> sb_, rb_, pending_[2];       // from later layers: of the integral, of R, of the next two layers' V
   std::array<Mat<S>, 4> gains_;
 };
 

@@ -68,8 +68,8 @@ struct Softmax {
     const auto& mods = score.mods;
     detail::PullPlan<S, std::remove_cvref_t<decltype(mods)>, 1> plan;
     plan.maps[0] = {prepared.scores, keep.lse.data, delta, nullptr, to.dq, to.dk, to.dbias};
-    plan.left = dout, plan.right = in.v;         // dA = dout V^T
-    plan.x = dout, plan.dv = grad.v;             // dV = A^T dout
+    plan.left = dout, plan.right = in.v;  // dA = dout V^T
+    plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
     plan.accumulate_q = to.direct && accumulate.q;
     plan.accumulate_k = to.direct && accumulate.kv;
     plan.accumulate_v = accumulate.kv;
@@ -80,8 +80,8 @@ struct Softmax {
 
   /// out = A x, and out = A^T g: the map at work without the map.
   template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out,
-             const At& at) const {
+  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
+             MutView<S> out, const At& at) const {
     detail::smooth_known<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, x, out);
   }
   template <class P, class S>
@@ -103,12 +103,9 @@ struct Softmax {
 };
 
 /// Scaled dot-product attention. softmax(), softmax(causal()), softmax(chain(cap, causal() & pad), {.scale = 0.125}).
-inline auto softmax(SoftmaxOptions options = {}) {
-  return Softmax<DotScore<Chain<>>>{{chain(), options.scale}};
-}
+inline auto softmax(SoftmaxOptions options = {}) { return Softmax<DotScore<Chain<>>>{{chain(), options.scale}}; }
 template <class M>
-  requires(!std::is_same_v<M, SoftmaxOptions>)
-auto softmax(const M& modifiers, SoftmaxOptions options = {}) {
+requires(!std::is_same_v<M, SoftmaxOptions>) auto softmax(const M& modifiers, SoftmaxOptions options = {}) {
   using Mods = decltype(chain(modifiers));
   return Softmax<DotScore<Mods>>{{chain(modifiers), options.scale}};
 }

@@ -127,8 +127,7 @@ auto twicing(const Softmax<Score>& map, TwicingOptions options = {}) {
 }
 /// twicing(softmax(modifiers), options)
 template <class M>
-  requires(!std::is_same_v<M, TwicingOptions>)
-auto twicing(const M& modifiers, TwicingOptions options = {}) {
+requires(!std::is_same_v<M, TwicingOptions>) auto twicing(const M& modifiers, TwicingOptions options = {}) {
   return twicing(softmax(modifiers), options);
 }
 inline auto twicing(TwicingOptions options = {}) { return twicing(softmax(), options); }

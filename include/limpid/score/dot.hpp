@@ -34,8 +34,8 @@ struct PullTargets {
 
 inline void check_qk(const char* op, const Dims& dims, Index dq, Index dk) {
   if (dq != dk)
-    raise(std::string(op) + ": q has width " + text_of(dq) + " a head and k has " + text_of(dk) + ", wanted the same (" +
-          text_of(dims.heads) + " heads, " + text_of(dims.kv_heads) + " key heads)");
+    raise(std::string(op) + ": q has width " + text_of(dq) + " a head and k has " + text_of(dk) +
+          ", wanted the same (" + text_of(dims.heads) + " heads, " + text_of(dims.kv_heads) + " key heads)");
 }
 
 }  // namespace detail

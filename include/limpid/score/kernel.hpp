@@ -1,10 +1,11 @@
-// limpid: scores that are sums of kernels, dot products and squared distances, reduced to one dot product and a key bias.
-// SPDX-License-Identifier: MIT
+// limpid: scores that are sums of kernels, dot products and squared distances, reduced to one dot product and a key
+// bias. SPDX-License-Identifier: MIT
 //
-// -|q - k|^2 / h^2 is (2 q.k - |k|^2) / h^2 up to a constant of the row, which the softmax drops; a sum of such terms is one
-// product of concatenated rows. Where a score function is asked (it must see the score itself) the constant comes back as
-// one more column. Distances are taken from the middle of the keys: exact, as the kernel does not move with a common
-// shift, and without it float loses every digit. All of this page is our own derivation of a classical identity.
+// -|q - k|^2 / h^2 is (2 q.k - |k|^2) / h^2 up to a constant of the row, which the softmax drops; a sum of such terms
+// is one product of concatenated rows. Where a score function is asked (it must see the score itself) the constant
+// comes back as one more column. Distances are taken from the middle of the keys: exact, as the kernel does not move
+// with a common shift, and without it float loses every digit. All of this page is our own derivation of a classical
+// identity.
 #pragma once
 
 #include <algorithm>
@@ -49,9 +50,9 @@ bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
   return false;
 }
 
-/// The arrays of a distance term about the middle of its keys: the median, column by column, of up to 33 of them, so that
-/// one that lies far away, which some queries may not see, cannot spoil the digits of the others. A key that no query
-/// keeps, or that is not finite, has no say at all.
+/// The arrays of a distance term about the middle of its keys: the median, column by column, of up to 33 of them, so
+/// that one that lies far away, which some queries may not see, cannot spoil the digits of the others. A key that no
+/// query keeps, or that is not finite, has no say at all.
 template <class S, class Mods>
 void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
   constexpr Index most = 33;
@@ -151,8 +152,8 @@ void complete_kernel_lse(const KernelPrepared<S, Mods>& p, S* lse) {
 template <class S>
 struct KernelGradient {
   MutView<S> q, k;
-  bool coefficient = false;   ///< asked for
-  Wide<S> sum_ds_s = 0;       ///< sum_ij dS_ij s_ij, s_ij this term's (reduced) score: coefficient times its derivative
+  bool coefficient = false;  ///< asked for
+  Wide<S> sum_ds_s = 0;      ///< sum_ij dS_ij s_ij, s_ij this term's (reduced) score: coefficient times its derivative
 };
 
 /// Where pull_back should write: into the user's arrays if there is one term and nothing else to be computed.
@@ -173,7 +174,8 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
 
 /// From gradients of the concatenated rows and of the bias to those of every term:
 ///     dist: dq_i = 2 c (sum_j dS_ij k_j - r_i q_i),   dk_j = 2 c (sum_i dS_ij q_i - c_j k_j),
-/// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax, and c_j = sum_i dS_ij.
+/// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax, and c_j = sum_i
+/// dS_ij.
 template <class S, class Mods>
 void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from, std::array<KernelGradient<S>, 2>& g,
                    Accumulation accumulate) {
@@ -183,7 +185,8 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
     const auto& term = p.terms[static_cast<std::size_t>(t)];
     auto& to = g[static_cast<std::size_t>(t)];
     const Index w = term.q.cols;
-    const S weight = term.weight(), on_q = p.joined() ? weight : S(1);  // dS K' against the gradient of the weighted row
+    const S weight = term.weight(),
+            on_q = p.joined() ? weight : S(1);  // dS K' against the gradient of the weighted row
     if (!from.direct) {
       for (Index i = 0; i < n; ++i) {
         const S* dq = from.dq.row(i) + first;

@@ -1,8 +1,9 @@
 // limpid: modifiers of scores: masks, biases, positions added to scores, score functions of the user's own.
 // SPDX-License-Identifier: MIT
 //
-// chain(a, b, ...) applies values from left to right; masks come last whatever their place, so a masked pair stays masked.
-// Arrays a modifier looks at must outlive it; gradient sinks are ADDED to, as several calls may share one table.
+// chain(a, b, ...) applies values from left to right; masks come last whatever their place, so a masked pair stays
+// masked. Arrays a modifier looks at must outlive it; gradient sinks are ADDED to, as several calls may share one
+// table.
 #pragma once
 
 #include <array>
@@ -16,8 +17,9 @@ inline namespace LIMPID_ABI {
 
 /// What a modifier is unless it says otherwise.
 struct Modifier {
-  static constexpr bool is_mask = false;    ///< keeps or drops pairs
-  static constexpr bool intervals = false;  ///< a mask that keeps one run of keys a query, moving one way with the query
+  static constexpr bool is_mask = false;  ///< keeps or drops pairs
+  static constexpr bool intervals =
+      false;  ///< a mask that keeps one run of keys a query, moving one way with the query
   static constexpr bool irregular = false;  ///< a mask that must be asked pair by pair
   static constexpr bool values = false;     ///< changes a score by more than an amount per key
   static constexpr bool starts = false;     ///< adds an amount per key (up to a constant of the row)
@@ -59,7 +61,9 @@ concept IsMask = IsModifier<M> && M::is_mask;
 namespace detail {
 
 template <class M>
-concept HasScalar = requires { typename std::remove_cvref_t<M>::Scalar; };  // a matrix or a view of one
+concept HasScalar = requires {
+  typename std::remove_cvref_t<M>::Scalar;
+};  // a matrix or a view of one
 
 /// s + amount; minus infinity masks whatever s is.
 template <class S>
@@ -68,7 +72,7 @@ S plus(S s, S amount) {
 }
 
 [[noreturn, gnu::cold]] inline void raise_modifier(const char* op, const char* name, Index rows, Index cols,
-                                                    const std::string& wanted) {
+                                                   const std::string& wanted) {
   raise(std::string(op) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + wanted);
 }
 
@@ -117,7 +121,8 @@ inline Window window(Index left, Index right = 0) {
   return w;
 }
 
-/// true = keep, asked pair by pair. A function that offers block(At, q0, q1, k0, k1) -> Cover lets whole tiles be skipped.
+/// true = keep, asked pair by pair. A function that offers block(At, q0, q1, k0, k1) -> Cover lets whole tiles be
+/// skipped.
 template <class F>
 struct MaskFunction : Modifier {
   static constexpr bool is_mask = true, irregular = true;
@@ -150,9 +155,9 @@ struct MaskMatrix : Modifier {
   Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     if ((keep_.rows != n && keep_.rows != b * n && keep_.rows != b * h * n) || (keep_.cols != m && keep_.rows != 0))
-      detail::raise_modifier(op, "mask", keep_.rows, keep_.cols,
-                             "n x m, (B n) x m or (B H n) x m with n = " + detail::text_of(n) +
-                                 ", m = " + detail::text_of(m));
+      detail::raise_modifier(
+          op, "mask", keep_.rows, keep_.cols,
+          "n x m, (B n) x m or (B H n) x m with n = " + detail::text_of(n) + ", m = " + detail::text_of(m));
   }
   void bind(Index b, Index h) { batch = b, heads = h; }
 };
@@ -172,7 +177,8 @@ bool mask_keeps(const M& m, const At& a) {
 
 template <class A, class B>
 struct AndMask : Modifier {
-  static constexpr bool is_mask = true, intervals = A::intervals || B::intervals, irregular = A::irregular || B::irregular;
+  static constexpr bool is_mask = true, intervals = A::intervals || B::intervals,
+                        irregular = A::irregular || B::irregular;
   A a;
   B b;
   AndMask(A a_, B b_) : a(std::move(a_)), b(std::move(b_)) {}
@@ -186,7 +192,9 @@ struct AndMask : Modifier {
     if (x == Cover::none || y == Cover::none) return Cover::none;
     return x == Cover::all && y == Cover::all ? Cover::all : Cover::some;
   }
-  void check(const char* op, Index bt, Index h, Index n, Index m) const { a.check(op, bt, h, n, m), b.check(op, bt, h, n, m); }
+  void check(const char* op, Index bt, Index h, Index n, Index m) const {
+    a.check(op, bt, h, n, m), b.check(op, bt, h, n, m);
+  }
   void bind(Index bt, Index h) { bind_part(a, bt, h), bind_part(b, bt, h); }
   template <class M>
   static void bind_part(M& m, Index bt, Index h) {
@@ -280,7 +288,8 @@ ScoreFunction<F, D> score_mod(F f, D df = {}) {
   return {std::move(f), std::move(df)};
 }
 
-/// S + b_j for every key: b is 1 x m, or B x m for one row a batch item. db the same shape, added to: db_j += sum_i dS_ij.
+/// S + b_j for every key: b is 1 x m, or B x m for one row a batch item. db the same shape, added to: db_j += sum_i
+/// dS_ij.
 template <class S>
 struct KeyBias : Modifier {
   static constexpr bool starts = true, sinks = true;
@@ -307,8 +316,7 @@ struct KeyBias : Modifier {
   }
   void check(const char* op, Index batch, Index, Index, Index m) const {
     const bool fits = (b.rows == 1 || b.rows == batch) && b.cols == m;
-    if (!fits)
-      detail::raise_modifier(op, "key bias", b.rows, b.cols, "1 x m or B x m with m = " + detail::text_of(m));
+    if (!fits) detail::raise_modifier(op, "key bias", b.rows, b.cols, "1 x m or B x m with m = " + detail::text_of(m));
     if (db.given() && (db.rows != b.rows || db.cols != b.cols))
       detail::raise_modifier(op, "gradient of the key bias", db.rows, db.cols, detail::shape_text(b.rows, b.cols));
   }
@@ -326,9 +334,9 @@ KeyBias<typename std::remove_cvref_t<B>::Scalar> key_bias(B&& b, DB&& db) {
   return m;
 }
 
-/// ALiBi (Press, Smith, Lewis 2022, arXiv 2108.12409): S - slope (p_i - j), p_i the query's position; slopes is a row or
-/// column of H numbers, or one for all heads. Meant for causal use; the symmetric form |p_i - j| is our own extension.
-/// dslope += - sum_ij dS_ij gap_ij.
+/// ALiBi (Press, Smith, Lewis 2022, arXiv 2108.12409): S - slope (p_i - j), p_i the query's position; slopes is a row
+/// or column of H numbers, or one for all heads. Meant for causal use; the symmetric form |p_i - j| is our own
+/// extension. dslope += - sum_ij dS_ij gap_ij.
 template <class S, bool Symmetric>
 struct Alibi : Modifier {
   static constexpr bool values = Symmetric, starts = !Symmetric, sinks = true;
@@ -366,7 +374,8 @@ struct Alibi : Modifier {
   void check(const char* op, Index, Index h, Index, Index) const {
     const Index count = slopes.rows * slopes.cols;
     if (count != 1 && count != h)
-      detail::raise_modifier(op, "ALiBi slopes", slopes.rows, slopes.cols, "one number a head, H = " + detail::text_of(h));
+      detail::raise_modifier(op, "ALiBi slopes", slopes.rows, slopes.cols,
+                             "one number a head, H = " + detail::text_of(h));
     if (dslopes.given() && dslopes.rows * dslopes.cols != count)
       detail::raise_modifier(op, "gradient of the ALiBi slopes", dslopes.rows, dslopes.cols,
                              detail::text_of(count) + " numbers");
@@ -417,8 +426,8 @@ struct ClipOffset {
   }
 };
 
-/// S + table[map(j - p_i)], table 1 x L for all heads or H x L (Shaw et al. 2018, arXiv 1803.02155; T5 buckets are another
-/// map). dtable += the sum of dS over the pairs of an entry.
+/// S + table[map(j - p_i)], table 1 x L for all heads or H x L (Shaw et al. 2018, arXiv 1803.02155; T5 buckets are
+/// another map). dtable += the sum of dS over the pairs of an entry.
 template <class S, class Map>
 struct Relative : Modifier {
   static constexpr bool values = true, sinks = true;
@@ -451,8 +460,7 @@ struct Relative : Modifier {
   }
 };
 template <class A, class Map = ClipOffset>
-  requires(!detail::HasScalar<Map>)
-auto relative(A&& table, Map map = {}) {
+requires(!detail::HasScalar<Map>) auto relative(A&& table, Map map = {}) {
   using S = typename std::remove_cvref_t<A>::Scalar;
   Relative<S, Map> m;
   m.table = View<S>(std::forward<A>(table));
@@ -460,7 +468,7 @@ auto relative(A&& table, Map map = {}) {
   return m;
 }
 template <class A, class DA, class Map = ClipOffset>
-  requires detail::HasScalar<DA>
+requires detail::HasScalar<DA>
 auto relative(A&& table, DA&& dtable, Map map = {}) {
   auto m = relative(std::forward<A>(table), map);
   m.dtable = MutView<typename std::remove_cvref_t<A>::Scalar>(std::forward<DA>(dtable));
@@ -492,9 +500,9 @@ struct Bias : Modifier {
   void bind(Index b, Index h) { batch = b, heads = h; }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     if ((table.rows != n && table.rows != h * n && table.rows != b * h * n) || table.cols != m)
-      detail::raise_modifier(op, "bias", table.rows, table.cols,
-                             "n x m, (H n) x m or (B H n) x m with n = " + detail::text_of(n) +
-                                 ", m = " + detail::text_of(m));
+      detail::raise_modifier(
+          op, "bias", table.rows, table.cols,
+          "n x m, (H n) x m or (B H n) x m with n = " + detail::text_of(n) + ", m = " + detail::text_of(m));
     if (dtable.given() && (dtable.rows != table.rows || dtable.cols != table.cols))
       detail::raise_modifier(op, "gradient of the bias", dtable.rows, dtable.cols,
                              detail::shape_text(table.rows, table.cols));
@@ -517,8 +525,8 @@ auto bias(A&& table, DA&& dtable) {
 /// Modifiers one after the other. The engine sees only this.
 template <class... M>
 struct Chain {
-  static constexpr bool intervals = (M::intervals || ...), irregular = (M::irregular || ...), values = (M::values || ...),
-                        starts = (M::starts || ...), sinks = (M::sinks || ...);
+  static constexpr bool intervals = (M::intervals || ...), irregular = (M::irregular || ...),
+                        values = (M::values || ...), starts = (M::starts || ...), sinks = (M::sinks || ...);
   std::tuple<M...> parts;
 
   Interval interval(const At& a) const {

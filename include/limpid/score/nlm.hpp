@@ -7,8 +7,9 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// Inputs of nlm and their gradients. q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv); h 1 x 1 or H x 1, the bandwidth,
-/// default sqrt(2) d^(1/4); pq n x c and pk m x c, positions shared by the heads, with h_space (1 x 1 or H x 1, default 1).
+/// Inputs of nlm and their gradients. q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv); h 1 x 1 or H x 1, the
+/// bandwidth, default sqrt(2) d^(1/4); pq n x c and pk m x c, positions shared by the heads, with h_space (1 x 1 or H x
+/// 1, default 1).
 template <class T>
 struct NlmArgs {
   T q{}, k{}, v{}, h{}, pq{}, pk{}, h_space{};
@@ -49,8 +50,8 @@ struct NlmScore {
   template <class In, class S = typename decltype(In::q)::Scalar>
   Prepared<S> prepare(Arena& arena, const In& in, const At& at) const {
     const S h = content_bandwidth("nlm", in), hs = space_bandwidth("nlm", in);
-    return detail::prepare_kernel<S>(arena, {{{in.q, in.k, true, S(1) / (h * h)}, {in.pq, in.pk, true, S(1) / (hs * hs)}}},
-                                     mods, at);
+    return detail::prepare_kernel<S>(
+        arena, {{{in.q, in.k, true, S(1) / (h * h)}, {in.pq, in.pk, true, S(1) / (hs * hs)}}}, mods, at);
   }
   template <class S, class In>
   void complete_lse(Arena& arena, const In& in, const At& at, S* lse) const {
@@ -67,8 +68,7 @@ struct NlmScore {
     detail::finish_kernel<S>(p, from, parts, accumulate);
     // d/dh of -(...) / h^2 is -2 / h times the score
     if (g.h.given()) g.h(0, 0) = S(parts[0].sum_ds_s * -2 / content_bandwidth("nlm", in));
-    if (g.h_space.given() && in.pq.given())
-      g.h_space(0, 0) = S(parts[1].sum_ds_s * -2 / space_bandwidth("nlm", in));
+    if (g.h_space.given() && in.pq.given()) g.h_space(0, 0) = S(parts[1].sum_ds_s * -2 / space_bandwidth("nlm", in));
   }
 
  private:

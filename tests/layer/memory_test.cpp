@@ -1,0 +1,73 @@
+// limpid: layers and stacks of PID attention allocate nothing from their second step on.
+// SPDX-License-Identifier: MIT
+#include "support/allocation.hpp"
+// allocation.hpp comes first
+#include <limpid/layer/crate.hpp>
+#include <limpid/op/pid.hpp>
+
+#include "support/catch.hpp"
+#include "support/fields.hpp"
+
+namespace {
+
+using limpid::Index;
+using M = limpid::Mat<float>;
+
+M random(Index rows, Index cols, std::uint64_t seed) {
+  suite::Random r(seed);
+  return suite::random_matrix<float>(r, rows, cols);
+}
+/// Heap calls of the second of two runs.
+template <class F>
+std::size_t second_run(F&& run) {
+  run();
+  const suite::HeapWatch watch;
+  run();
+  return watch.calls() + watch.eigen_calls();
+}
+
+}  // namespace
+
+TEST_CASE("a stack of pid layers, started again, allocates nothing") {
+  const M q = random(20, 8, 1), k = random(20, 8, 2), v = random(20, 12, 3), dout = random(20, 12, 4);
+  const M p = M::Constant(1, 1, 0.5f);
+  M out = v, dq = q, dk = k, dv = v, dp = p;
+  auto op = limpid::pid(limpid::causal(), {.variant = limpid::PidVariant::lagged_ema});
+  limpid::PidStack<decltype(op), float> stack(op, {.heads = 2});
+  limpid::Workspace workspace;
+  CHECK(second_run([&] {
+          stack.restart();
+          for (int l = 0; l < 5; ++l)
+            stack.forward({.q = q, .k = k, .v = v, .lambda_p = p}, out, {.workspace = &workspace});
+          for (int l = 0; l < 5; ++l)
+            stack.backward({.q = q, .k = k, .v = v, .lambda_p = p}, dout, {.q = dq, .k = dk, .v = dv, .lambda_p = dp},
+                           {.workspace = &workspace});
+        }) == 0);
+}
+
+TEST_CASE("a crate block and a stack of aot layers allocate nothing in their second step") {
+  const M x = random(20, 8, 1), dout = random(20, 8, 2);
+  M out = x, dx = x;
+  limpid::Workspace workspace;
+
+  limpid::CrateArgs<M> block;
+  block.u = random(8, 8, 3), block.wo = random(8, 8, 4), block.bo = random(1, 8, 5), block.dictionary = random(8, 8, 6);
+  block.gamma1 = block.gamma2 = random(1, 8, 7), block.x = x;
+  limpid::CrateArgs<M> gradient = block;
+  const auto crate = limpid::crate(limpid::mssa(), {.heads = 2});
+  limpid::CrateSaved<decltype(crate.op), float> saved;
+  CHECK(second_run([&] {
+          crate.forward(block, out, {.saved = &saved, .workspace = &workspace});
+          crate.backward(block, saved, dout, gradient, {.workspace = &workspace});
+        }) == 0);
+
+  std::vector<limpid::AotArgs<M>> layers(3);
+  for (auto& l : layers) l.u = random(8, 8, 8), l.gamma = random(1, 8, 9), l.eta = M::Constant(1, 1, 0.5f);
+  std::vector<limpid::AotArgs<M>> gradients = layers;
+  const limpid::AotStack<limpid::Mssa<limpid::Chain<>>> stack{limpid::aot(limpid::mssa(), {.heads = 2})};
+  limpid::AotStackSaved<limpid::Mssa<limpid::Chain<>>, float> kept;
+  CHECK(second_run([&] {
+          stack.forward(x, layers, out, {.saved = &kept, .workspace = &workspace});
+          stack.backward(x, layers, kept, dout, dx, gradients, {.workspace = &workspace});
+        }) == 0);
+}
