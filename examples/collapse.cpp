@@ -1,17 +1,20 @@
 // limpid: what plain attention loses and twicing keeps: eigenvalues of the map, and how alike tokens become with depth.
 // SPDX-License-Identifier: MIT
 //
-//     collapse [IDX FILE] [PNG FILE] [IMAGES]
+//     collapse [PNG FILE] [IMAGES] [IDX FILE]
 //
 // Tokens are the patches round the pixels of an image, and the map is non-local means with k = q: its eigenvalues lie
 // in [0, 1], so everything here is as the theory says. Plain attention multiplies by an eigenvalue l at every
 // application, twicing by 2 l - l^2. PID pulls the values back to where they began.
 #include <Eigen/Eigenvalues>
 #include <cstdio>
+#include <cstdlib>
+#include <iterator>
 #include <limpid/io/idx.hpp>
 #include <limpid/io/sheet.hpp>
-#include <limpid/limpid.hpp>
+#include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
+#include <limpid/op/twicing.hpp>
 #include <string>
 
 #include "image_quality.hpp"
@@ -78,9 +81,24 @@ struct Curve {
   std::vector<double> y;
 };
 
-/// Curves over 0 .. count - 1 with values in [0, 1], a grid, and the curves' names from column `names` of the plot on.
+/// draw_text of size 2, and what follows a '^' small and raised.
+void draw_formula(Image& sheet, Index row, Index col, const std::string& text) {
+  bool raised = false;
+  for (char letter : text) {
+    if (letter == '^') {
+      raised = true;
+      continue;
+    }
+    if (letter == ')' || letter == ' ') raised = false;
+    limpid::io::draw_text(sheet, row - (raised ? 3 : 0), col, std::string(1, letter), raised ? 1 : 2);
+    col += limpid::io::text_width("x", raised ? 1 : 2);
+  }
+}
+
+/// Curves over first, first + 1, ... with values in [0, 1], a grid, a mark every `step`, and the curves' names from
+/// column `names` of the plot on.
 void draw_plot(Image& sheet, Index top, Index left, Index rows, Index cols, const std::string& title,
-               const std::string& below, Index names, const std::vector<Curve>& curves) {
+               const std::string& below, int first, int step, Index names, const std::vector<Curve>& curves) {
   using limpid::io::draw_text;
   const auto dot = [&](double row, double col, const Rgb& color, Index size) {
     for (Index i = 0; i < size; ++i)
@@ -91,44 +109,54 @@ void draw_plot(Image& sheet, Index top, Index left, Index rows, Index cols, cons
         for (Index k = 0; k < 3; ++k) sheet(r, c, k) = color[static_cast<std::size_t>(k)];
       }
   };
+  const int last = static_cast<int>(curves.front().y.size()) - 1;
   const auto row_of = [&](double y) { return static_cast<double>(top) + (1 - y) * static_cast<double>(rows); };
+  const auto col_of = [&](double x) { return static_cast<double>(left) + x * static_cast<double>(cols) / last; };
+  const Rgb grid{0.87f, 0.87f, 0.87f};
   draw_text(sheet, top - 34, left, title, 2);
   for (int tenths = 0; tenths <= 10; tenths += 2) {
-    for (Index c = 0; c <= cols; ++c)
-      dot(row_of(tenths / 10.0), static_cast<double>(left + c), {0.85f, 0.85f, 0.85f}, 1);
+    for (Index c = 0; c <= cols; ++c) dot(row_of(tenths / 10.0), static_cast<double>(left + c), grid, 1);
     char text[8];
     std::snprintf(text, sizeof text, "%.1f", tenths / 10.0);
     draw_text(sheet, static_cast<Index>(row_of(tenths / 10.0)) - 7, left - 44, text, 2, 0.35f);
   }
-  const std::size_t last = curves.front().y.size() - 1;
-  draw_text(sheet, top + rows + 12, left - 5, "0", 2, 0.35f);
-  const std::string end = std::to_string(last);
-  draw_text(sheet, top + rows + 12, left + cols + 6 - limpid::io::text_width(end, 2), end, 2, 0.35f);
-  draw_text(sheet, top + rows + 12, left + (cols - limpid::io::text_width(below, 2)) / 2, below, 2, 0.35f);
-  Index line = 0;
-  for (const Curve& curve : curves) {
-    const auto col_of = [&](double x) {
-      return static_cast<double>(left) + x * static_cast<double>(cols) / static_cast<double>(last);
-    };
-    for (std::size_t i = 0; i < last; ++i) {
-      const double x0 = col_of(static_cast<double>(i)), x1 = col_of(static_cast<double>(i + 1));
-      const double y0 = row_of(curve.y[i]), y1 = row_of(curve.y[i + 1]);
+  for (int x = 0; x <= last; ++x) {
+    if ((x + first) % step != 0 && x != 0) continue;
+    for (Index r = 0; r <= rows; ++r) dot(static_cast<double>(top + r), col_of(x), grid, 1);
+    const std::string text = std::to_string(x + first);
+    draw_text(sheet, top + rows + 12, static_cast<Index>(col_of(x)) + 1 - limpid::io::text_width(text, 2) / 2, text, 2,
+              0.35f);
+  }
+  draw_text(sheet, top + rows + 36, left + (cols - limpid::io::text_width(below, 2)) / 2, below, 2, 0.35f);
+  for (Index line = static_cast<Index>(curves.size()) - 1; line >= 0; --line) {  // the first one on top
+    const Curve& curve = curves[static_cast<std::size_t>(line)];
+    for (int i = 0; i < last; ++i) {
+      const double x0 = col_of(i), x1 = col_of(i + 1);
+      const double y0 = row_of(curve.y[static_cast<std::size_t>(i)]),
+                   y1 = row_of(curve.y[static_cast<std::size_t>(i) + 1]);
       const double length = std::max({std::abs(x1 - x0), std::abs(y1 - y0), 1.0});
       for (double s = 0; s <= length; ++s)
         dot(y0 + (y1 - y0) * s / length, x0 + (x1 - x0) * s / length, curve.color, 3);
     }
-    const Index row = top + 16 + 24 * line++, col = left + names;
+    for (int i = 0; i <= last; ++i) dot(row_of(curve.y[static_cast<std::size_t>(i)]), col_of(i), curve.color, 7);
+    const Index row = top + 16 + 24 * line, col = left + names;
     for (Index c = 0; c < 24; ++c) dot(static_cast<double>(row + 7), static_cast<double>(col + c), curve.color, 3);
-    draw_text(sheet, row, col + 32, curve.name, 2);
+    dot(static_cast<double>(row + 7), static_cast<double>(col + 12), curve.color, 7);
+    draw_formula(sheet, row, col + 34, curve.name);
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const std::string data = argc > 1 ? argv[1] : LIMPID_EXAMPLES "/data/fashion-mnist-32-images-idx3-ubyte.gz";
-  const std::string picture = argc > 2 ? argv[2] : "collapse.png";
-  const Index wanted = argc > 3 ? std::stol(argv[3]) : 8;
+  const std::string picture = argc > 1 ? argv[1] : "collapse.png";
+  const std::string data = argc > 3 ? argv[3] : LIMPID_EXAMPLES "/data/fashion-mnist-32-images-idx3-ubyte.gz";
+  char* end = nullptr;
+  const Index wanted = argc > 2 ? std::strtol(argv[2], &end, 10) : 8;
+  if (argc > 4 || wanted < 1 || (end != nullptr && *end != 0)) {
+    std::fprintf(stderr, "usage: collapse [PNG FILE] [IMAGES, at least 1] [IDX FILE]\n");
+    return 2;
+  }
   const limpid::io::Tensor all = limpid::io::read_idx(data, wanted);
   if (all.shape.size() != 3 || all.shape[0] < 1) throw std::runtime_error(data + ": wanted images");
   const Index images = all.shape[0], rows = all.shape[1], cols = all.shape[2];
@@ -155,7 +183,7 @@ int main(int argc, char** argv) try {
     add_cosines(t, controlled, [&](const Mat<double>& v, Mat<double>& out) { stack.forward(inputs<Pid>(t, v), out); });
     if (image > 0) continue;
     const Eigen::VectorXd l = eigenvalues(t);
-    for (Index i = 0; i < std::min<Index>(l.size(), 101); ++i) {
+    for (Index i = 0; i < l.size(); ++i) {
       spectrum.push_back(l(i));
       twiced_spectrum.push_back(2 * l(i) - l(i) * l(i));
     }
@@ -175,11 +203,20 @@ int main(int argc, char** argv) try {
   for (std::size_t l : {0, 1, 2, 4, 8, 12, 16})
     std::printf("  %12zu  %.4f   %.4f  %.4f\n", l, plain[l], twiced[l], controlled[l]);
 
-  const Rgb blue{0.12f, 0.35f, 0.75f}, red{0.80f, 0.22f, 0.15f}, green{0.15f, 0.55f, 0.25f};
-  Image sheet(470, 1180, 3, 1.0f);
-  draw_plot(sheet, 60, 70, 340, 480, "EIGENVALUES OF THE MAP", "NUMBER", 330,
-            {{"A", blue, spectrum}, {"2A-AA", red, twiced_spectrum}});
-  draw_plot(sheet, 60, 660, 340, 480, "MEAN COSINE OF THE TOKENS", "APPLICATIONS", 20,
+  const Rgb blue{0.00f, 0.45f, 0.70f}, red{0.84f, 0.37f, 0.00f}, green{0.00f, 0.62f, 0.45f};
+  const Rgb pale_blue{0.55f, 0.77f, 0.90f}, pale_red{0.96f, 0.72f, 0.50f};
+  const auto head = [](const std::vector<double>& all_of_it, int power) {
+    std::vector<double> out(all_of_it.begin(), all_of_it.begin() + std::min<std::ptrdiff_t>(std::ssize(all_of_it), 30));
+    for (double& y : out) y = std::pow(y, power);
+    return out;
+  };
+  Image sheet(480, 1180, 3, 1.0f);
+  draw_plot(sheet, 60, 70, 340, 480, "EIGENVALUES AND THEIR 16TH POWERS", "NUMBER, LARGEST FIRST", 1, 5, 290,
+            {{"A", blue, head(spectrum, 1)},
+             {"2A - A^2", red, head(twiced_spectrum, 1)},
+             {"A^16", pale_blue, head(spectrum, 16)},
+             {"(2A - A^2)^16", pale_red, head(twiced_spectrum, 16)}});
+  draw_plot(sheet, 60, 660, 340, 480, "MEAN COSINE OF TOKENS, 1: ALL ALIKE", "APPLICATIONS", 0, 4, 20,
             {{"PLAIN", blue, plain}, {"TWICING", red, twiced}, {"PID", green, controlled}});
   limpid::io::write_png(picture, sheet);
   std::printf("\npicture: %s\n", picture.c_str());

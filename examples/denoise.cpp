@@ -320,6 +320,7 @@ std::vector<Image> load(const std::string& own, const std::string& data, Index c
                         std::string& source) {
   if (!own.empty()) {
     source = own;
+    if (std::filesystem::is_directory(own)) throw limpid::io::FormatError(own + ": is a folder, wanted a PNG file");
     return {limpid::io::read_png(own, limpid::io::Channels::grey, limit)};
   }
   source = data;
@@ -349,25 +350,27 @@ int main(int argc, char** argv) try {
   bool scikit = true;
 
   CLI::App app("Cleans noisy images with the attention operators of limpid and says how well each one does.");
-  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  const CLI::Validator positive(
+      [](const std::string& word) {
+        char* end = nullptr;
+        const double value = std::strtod(word.c_str(), &end);
+        return *end == 0 && value > 0 && value < 1e9 ? std::string() : "wanted a positive number, found " + word;
+      },
+      "POSITIVE");
   app.add_option("--image", own, "a PNG of your own instead of the test images; colour is made grey");
   app.add_option("--data", data, "gzip IDX file of test images")->capture_default_str();
-  app.add_option("--images", count, "how many of them")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--seeds", seeds, "noise seeds to average over (default: 5, for --image 1)")
-      ->check(CLI::PositiveNumber);
+  app.add_option("--images", count, "how many of them")->capture_default_str()->check(positive);
+  app.add_option("--seeds", seeds, "noise seeds to average over (default: 5, for --image 1)")->check(positive);
   app.add_option("--patch", side, "side of the patches, odd")->capture_default_str()->check(CLI::Range(1, 15));
   app.add_option("--limit", limit, "most pixels of --image; time grows with their square")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(positive);
   app.add_option("--show", shown, "which image's map is drawn, from 0")->capture_default_str();
   app.add_option("--threads", threads, "workers of the thread pool (default: 1, for --image one a core)")
       ->check(CLI::Range(1, 1024));
   app.add_option("--out", folder, "folder for the pictures")->capture_default_str();
   app.add_flag("--scikit,!--no-scikit", scikit, "compare with scikit-image's filter where Python has it");
-  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::Throw);
-  app.add_option("--sigma", sigmas, "standard deviations of the noise, of 255")
-      ->capture_default_str()
-      ->check(CLI::Range(0.01, 10000.0));
+  app.add_option("--sigma", sigmas, "standard deviations of the noise, of 255")->capture_default_str()->check(positive);
   app.add_option("--pixel", pixel, "row and column of the pixel whose row of the map is drawn")->expected(2);
   try {
     app.parse(argc, argv);

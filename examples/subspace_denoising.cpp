@@ -70,7 +70,7 @@ struct Colour {
 class Plot {
  public:
   Plot(int layers, double low, double high)
-      : picture_(600, 920, 3, 1.0f), layers_(layers), low_(std::log2(low)), high_(std::log2(high)) {
+      : picture_(624, 920, 3, 1.0f), layers_(layers), low_(std::log2(low)), high_(std::log2(high)) {
     for (int power = static_cast<int>(low_); power <= static_cast<int>(high_); ++power) {
       line(0, std::exp2(power), layers, std::exp2(power), {0.88f, 0.88f, 0.88f});
       const std::string label = power < 0 ? "1/" + std::to_string(1 << -power) : std::to_string(1 << power);
@@ -82,9 +82,8 @@ class Plot {
       draw_text(picture_, bottom + 10, col(l) - limpid::io::text_width(label, 2) / 2, label, 2, 0.2f);
     }
     draw_text(picture_, 14, left, "SIGNAL / NOISE BY LAYER: DOTS MEASURED, LINES PREDICTED", 2, 0.1f);
-    draw_text(picture_, bottom + 38, left, "LAYER", 2, 0.2f);
-    draw_text(picture_, bottom + 40, left + 90,
-              "1 + ETA TAU = 1.06 A LAYER, N 400, K 8, P 48. RING: FIRST LAYER OFF THE RATE", 1, 0.2f);
+    draw_text(picture_, bottom + 34, (left + right - limpid::io::text_width("LAYER", 2)) / 2, "LAYER", 2, 0.2f);
+    draw_text(picture_, bottom + 62, left, "PREDICTED: 1 + ETA TAU = 1.06 A LAYER. RING: FIRST OFF THE RATE", 2, 0.2f);
   }
 
   void draw(const Run& run, Colour colour) {
@@ -129,17 +128,21 @@ class Plot {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   const std::string path = argc > 1 ? argv[1] : "subspace_denoising.png";
-  const int layers = argc > 2 ? std::atoi(argv[2]) : 30;
-  if (layers < 1) {
-    std::fprintf(stderr, "usage: subspace_denoising [PNG FILE] [LAYERS, at least 1]\n");
+  char* end = nullptr;
+  const long layers_asked = argc > 2 ? std::strtol(argv[2], &end, 10) : 30;
+  const int layers = static_cast<int>(layers_asked);
+  if (argc > 3 || layers_asked < 1 || layers_asked > 36 || (end != nullptr && *end != 0)) {
+    std::fprintf(stderr, "usage: subspace_denoising [PNG FILE] [LAYERS, 1 to 36]\n");
     return 2;
   }
   std::vector<Run> runs;
   for (double delta : {0.05, 0.1, 0.2}) runs.push_back(measure(delta, layers));
 
-  std::printf("signal over noise, mean of %td classes: measured, and predicted by %.2f a layer\n\n", classes, rate);
+  std::printf("%td tokens near %td subspaces of dimension %td; eta %.1f, tau %.1f\n", tokens, classes, width, eta, tau);
+  std::printf("signal over noise, mean of the classes: measured, and predicted by 1 + eta tau = %.2f a layer\n\n",
+              rate);
   std::printf("layer");
   for (const Run& run : runs) std::printf("      delta %.2f      ", run.delta);
   for (int l = 0; l <= layers; ++l) {
@@ -161,4 +164,8 @@ int main(int argc, char** argv) {
   for (std::size_t r = 0; r < runs.size(); ++r) plot.draw(runs[r], colours[r]);
   limpid::io::write_png(path, plot.picture());
   std::printf("\n\npicture: %s\n", path.c_str());
+  return 0;
+} catch (const std::exception& problem) {
+  std::fprintf(stderr, "subspace_denoising: %s\n", problem.what());
+  return 1;
 }
