@@ -63,6 +63,7 @@ struct OneLane {
   LIMPID_INLINE static V load(const S* p) { return *p; }
   LIMPID_INLINE static void store(S* p, const V& v) { *p = v; }
   LIMPID_INLINE static V set(const S& s) { return s; }
+  LIMPID_INLINE static V keep(const V& v) { return v; }
   LIMPID_INLINE static V fma(const V& a, const V& b, const V& c) { return a * b + c; }
   LIMPID_INLINE static V max(const V& a, const V& b) { return a < b ? b : a; }
   /// where a < b: x, else y
@@ -139,6 +140,15 @@ struct Simd {
   LIMPID_INLINE static V load(const S* p) { return *reinterpret_cast<const Unaligned*>(p); }
   LIMPID_INLINE static void store(S* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
   LIMPID_INLINE static V set(S s) { return s - V{}; }
+  /// The same vector, in a register from here on: g++ would load it anew for every multiply-add that it takes part in.
+  LIMPID_INLINE static V keep(V v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__SSE2__)
+    asm("" : "+x"(v));
+#endif
+    return v;
+  }
   LIMPID_INLINE static V fma(V a, V b, V c) { return a * b + c; }
   LIMPID_INLINE static V max(V a, V b) { return a < b ? b : a; }
   LIMPID_INLINE static V if_less(V a, V b, V x, V y) { return a < b ? x : y; }
@@ -194,21 +204,32 @@ struct Simd {
     }
   }
 
-  /// Lane l of the result is the sum of all lanes of r[l]: the same rounds, adding on the way.
+  /// Lane l of the result is the sum of all lanes of r[l]. Each round halves the vectors: where a lane's number has the
+  /// bit of the round it goes on with the later vector, else with the earlier, and adds the lane without it.
   LIMPID_INLINE static V sums_of(V* r) {
-    LIMPID_UNROLL(4)
-    for (int half = lanes / 2; half > 0; half /= 2) {
-      LIMPID_UNROLL(16)
-      for (int i = 0; i < half; ++i) {
-        using All = std::make_integer_sequence<int, lanes>;
-        r[i] = zip(r[i], r[i + half], std::integral_constant<int, 0>(), All()) +
-               zip(r[i], r[i + half], std::integral_constant<int, lanes / 2>(), All());
-      }
-    }
+    fold<lanes / 2>(r);
     return r[0];
   }
 
  private:
+  template <int Bit>
+  LIMPID_INLINE static void fold(V* r) {
+    if constexpr (Bit > 0) {
+      LIMPID_UNROLL(16)
+      for (int i = 0; i < Bit; ++i) r[i] = folded<Bit>(r[i], r[i + Bit], std::make_integer_sequence<int, lanes>());
+      fold<Bit / 2>(r);
+    }
+  }
+  template <int Bit, int... L>
+  LIMPID_INLINE static V folded(V a, V b, std::integer_sequence<int, L...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, ((L & Bit) ? lanes + L : L)...) +
+           __builtin_shufflevector(a, b, ((L & Bit) ? lanes + (L ^ Bit) : (L ^ Bit))...);
+#else
+    return __builtin_shuffle(a, b, I{((L & Bit) ? lanes + L : L)...}) +
+           __builtin_shuffle(a, b, I{((L & Bit) ? lanes + (L ^ Bit) : (L ^ Bit))...});
+#endif
+  }
   template <int Half, int... L>
   LIMPID_INLINE static V zip(V a, V b, std::integral_constant<int, Half>, std::integer_sequence<int, L...>) {
 #if defined(__clang__) || __GNUC__ >= 12

@@ -1,5 +1,6 @@
 // limpid: `smooth` for a few queries against many keys, the case of decoding. Bound by memory: every key and value is
-// read once, lanes run along features. SPDX-License-Identifier: MIT
+// read once, in the order of memory, and serves all queries while it is near. Lanes run along features.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include "context.hpp"
@@ -10,94 +11,132 @@ inline namespace LIMPID_ABI {
 namespace detail {
 
 struct FewQueries {
-  static constexpr Index queries = 8, group = 4;  // up to 8; 4 at a time hold their sums in registers
-  static constexpr Index fewest_keys = 256, block = 128;
+  static constexpr Index queries = 8;
+  static constexpr Index fewest_keys = 256, block = 256, near = 32;
   static constexpr Index chunk = 2048;  // keys a task; by shape alone, merged in order
 
   /// Whether this path serves: whole vectors of features, and enough keys for it to matter.
   template <class P>
   static bool fits(Index n, Index m, Index d, Index dv) {
-    return P::lanes > 1 && n <= queries && n > 0 && m >= fewest_keys && d % P::lanes == 0 && dv % P::lanes == 0 &&
-           d <= 16 * P::lanes;
+    return P::lanes > 1 && n <= queries && n > 0 && m >= fewest_keys && d % P::lanes == 0 && dv % P::lanes == 0;
   }
+  /// Queries are worked on by 1, 2, 4 or 8; those too many are zeros.
+  static Index whole(Index n) { return n <= 2 ? n : (n <= 4 ? 4 : 8); }
 };
 
-/// tile[i][j] = scale <q_i, k_j> + start_j for keys [0, nk) of a block, nk rounded up to whole vectors in the tile.
-template <class P>
-LIMPID_NOINLINE void few_scores(View<typename P::Scalar> q, View<typename P::Scalar> k, typename P::Scalar scale,
-                                const typename P::Scalar* start, typename P::Scalar* tile, Index ld) {
+/// tile[i][j] = <q_i, k_j> for the queries, N at a time, and the keys of a block.
+template <class P, int N>
+LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scalar> k, typename P::Scalar* tile,
+                              Index ld) {
   using S = typename P::Scalar;
   using V = typename P::V;
-  constexpr Index w = P::lanes;
-  const Index d = q.cols;
-  for (Index j = 0; j < k.rows; j += w) {
-    const Index rows = std::min<Index>(w, k.rows - j);
-    for (Index i = 0; i < q.rows; ++i) {
-      const S* query = q.row(i);
-      V sums[w];
-      LIMPID_UNROLL(16)
-      for (Index r = 0; r < w; ++r) {
-        const S* key = k.row(j + (r < rows ? r : 0));
-        V sum = P::load(key) * P::load(query);
-        for (Index c = w; c < d; c += w) sum = P::fma(P::load(key + c), P::load(query + c), sum);
-        sums[r] = sum;
+  constexpr int R = P::lanes / N;   // keys at a time: as many sums as there are lanes, which one reduction serves
+  constexpr int G = R < 4 ? R : 4;  // keys read side by side: more would not look like a stream to the machine
+  for (Index j = 0; j < k.rows; j += R)
+    for (Index first = 0; first < q.rows; first += N) {
+      V sums[N * R];
+      LIMPID_UNROLL(4)
+      for (int g = 0; g < R; g += G) {
+        const S* key[G];
+        for (int r = 0; r < G; ++r) key[r] = k.row(j + g + r < k.rows ? j + g + r : j);
+        V part[N * G];
+        LIMPID_UNROLL(16)
+        for (int s = 0; s < N * G; ++s) part[s] = P::set(S(0));
+        for (Index c = 0; c < q.cols; c += P::lanes) {
+          V query[N];
+          LIMPID_UNROLL(4)
+          for (int i = 0; i < N; ++i) query[i] = P::keep(P::load(q.row(first + i) + c));
+          LIMPID_UNROLL(4)
+          for (int r = 0; r < G; ++r) {
+            const V one = P::keep(P::load(key[r] + c));
+            LIMPID_UNROLL(4)
+            for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
+          }
+        }
+        LIMPID_UNROLL(4)
+        for (int i = 0; i < N; ++i) {
+          LIMPID_UNROLL(4)
+          for (int r = 0; r < G; ++r) sums[i * R + g + r] = part[i * G + r];
+        }
       }
-      P::store(tile + i * ld + j, P::fma(P::sums_of(sums), P::set(scale), P::load(start + j)));
+      S all[P::lanes];
+      P::store(all, P::sums_of(sums));
+      LIMPID_UNROLL(4)
+      for (int i = 0; i < N; ++i) std::copy(all + i * R, all + (i + 1) * R, tile + (first + i) * ld + j);
     }
-  }
 }
 
-/// out_i = out_i * alpha_i + sum_j tile[i][j] x_j.
+/// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries.
 template <class P, int N>
 LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, Index ld, View<typename P::Scalar> x,
                                 const typename P::Scalar* alpha, MutView<typename P::Scalar> out) {
   using V = typename P::V;
-  constexpr int wide = 4;
+  constexpr int sums = vector_registers / 2, wide = sums / N < 1 ? 1 : (sums / N > 4 ? 4 : sums / N);
   const auto columns = [&](Index c, auto count) {
     constexpr int C = decltype(count)::value;
     V acc[N][C];
-    for (int i = 0; i < N; ++i)
+    LIMPID_UNROLL(8)
+    for (int i = 0; i < N; ++i) {
+      LIMPID_UNROLL(4)
       for (int v = 0; v < C; ++v) acc[i][v] = P::set(typename P::Scalar(0));
+    }
     for (Index j = 0; j < x.rows; ++j) {
       V row[C];
       LIMPID_UNROLL(4)
-      for (int v = 0; v < C; ++v) row[v] = P::load(x.row(j) + c + v * P::lanes);
-      LIMPID_UNROLL(4)
+      for (int v = 0; v < C; ++v) row[v] = P::keep(P::load(x.row(j) + c + v * P::lanes));
+      LIMPID_UNROLL(8)
       for (int i = 0; i < N; ++i) {
         const V p = P::set(tile[i * ld + j]);
         LIMPID_UNROLL(4)
         for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
       }
     }
-    for (int i = 0; i < N; ++i)
+    LIMPID_UNROLL(8)
+    for (int i = 0; i < N; ++i) {
+      LIMPID_UNROLL(4)
       for (int v = 0; v < C; ++v) {
         auto* p = out.row(i) + c + v * P::lanes;
         P::store(p, P::fma(P::load(p), P::set(alpha[i]), acc[i][v]));
       }
+    }
   };
   Index c = 0;
   for (; c + wide * P::lanes <= x.cols; c += wide * P::lanes) columns(c, std::integral_constant<int, wide>());
   for (; c < x.cols; c += P::lanes) columns(c, std::integral_constant<int, 1>());
 }
 
-/// Keys [begin, end): running maximum, sum and unnormalised output of every query.
+/// Keys [begin, end): running maximum, sum and unnormalised output of every query. q: the queries, made up to `whole`.
 template <class P, bool Online, class Mods>
-void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x, Index begin, Index end,
-               const typename P::Scalar* known, typename P::Scalar* top, typename P::Scalar* sum,
-               MutView<typename P::Scalar> out, Arena& arena) {
+void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> q, View<typename P::Scalar> x,
+               Index begin, Index end, const typename P::Scalar* known, typename P::Scalar* top,
+               typename P::Scalar* sum, MutView<typename P::Scalar> out, Arena& arena) {
   using S = typename P::Scalar;
   constexpr Index ld = FewQueries::block;
-  const Index n = scores.n();
-  S* tile = arena.take<S>(n * ld);
+  const Index n = scores.n(), d = q.cols;
+  const S scale = scores.scale * scores.unit();
+  S* tile = arena.take<S>(q.rows * ld);
   S* start = arena.take<S>(ld);
-  S alpha[FewQueries::queries];
-  for (Index i = 0; i < n; ++i) top[i] = minus_infinity<S>(), sum[i] = S(0), clear(out.row(i), out.cols);
+  S alpha[FewQueries::queries] = {};
+  const S ones[4] = {S(1), S(1), S(1), S(1)};
+  for (Index i = 0; i < n; ++i) top[i] = minus_infinity<S>(), sum[i] = S(0);
+  for (Index i = 0; i < q.rows; ++i) clear(out.row(i), out.cols);
   for (Index k0 = begin; k0 < end; k0 += ld) {
     const Index nk = std::min(ld, end - k0), whole = padded<P>(nk);
     const Tile<S> t{tile, ld, 0, n, k0, nk};
+    const View<S> keys = scores.k.block(k0, 0, nk, d), values = x.block(k0, 0, nk, x.cols);
     scores.starts(0, k0, nk, start);
     clear(start + nk, whole - nk);
-    few_scores<P>(scores.q, scores.k.block(k0, 0, nk, scores.k.cols), scores.scale * scores.unit(), start, tile, ld);
+    if (q.rows == 1)
+      few_dots<P, 1>(q, keys, tile, ld);
+    else if (q.rows == 2 || P::lanes < 4)
+      few_dots<P, 2>(q, keys, tile, ld);
+    else if constexpr (P::lanes >= 4)
+      few_dots<P, 4>(q, keys, tile, ld);
+    for (Index i = 0; i < n; ++i)
+      for (Index j = 0; j < whole; j += P::lanes) {
+        S* p = tile + i * ld + j;
+        P::store(p, P::fma(P::load(p), P::set(scale), P::load(start + j)));
+      }
     if constexpr (Mods::values) value_tile<P, true>(scores, t);
     drop_keys<P, true>(scores, start, t, minus_infinity<S>());
     if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, minus_infinity<S>());
@@ -128,12 +167,18 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
       }
       sum[i] = sum[i] * alpha[i] + P::sum(total);
     }
-    const View<S> values = x.block(k0, 0, nk, x.cols);
-    Index i = 0;
-    for (; i + FewQueries::group <= n; i += FewQueries::group)
-      few_values<P, FewQueries::group>(tile + i * ld, ld, values, alpha + i,
-                                       out.block(i, 0, FewQueries::group, out.cols));
-    for (; i < n; ++i) few_values<P, 1>(tile + i * ld, ld, values, alpha + i, out.block(i, 0, 1, out.cols));
+    if (q.rows == 1)
+      few_values<P, 1>(tile, ld, values, alpha, out);
+    else if (q.rows == 2)
+      few_values<P, 2>(tile, ld, values, alpha, out);
+    else if (q.rows == 4)
+      few_values<P, 4>(tile, ld, values, alpha, out);
+    else
+      for (Index j = 0; j < nk; j += FewQueries::near) {  // few enough to be near still when the second four come
+        const View<S> some = values.block(j, 0, std::min(FewQueries::near, nk - j), x.cols);
+        few_values<P, 4>(tile + j, ld, some, j == 0 ? alpha : ones, out);
+        few_values<P, 4>(tile + 4 * ld + j, ld, some, j == 0 ? alpha + 4 : ones, out.block(4, 0, 4, out.cols));
+      }
   }
 }
 
@@ -141,16 +186,18 @@ template <class P, bool Online, class Mods>
 void smooth_few(const Context& context, const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x,
                 MutView<typename P::Scalar> out, const typename P::Scalar* known, typename P::Scalar* lse) {
   using S = typename P::Scalar;
-  const Index n = scores.n();
+  const Index n = scores.n(), rows = FewQueries::whole(n);
   const Interval seen = scores.hull(0, n);
   const Index chunks = (seen.end - seen.begin + FewQueries::chunk - 1) / FewQueries::chunk;
   Arena& arena = context.arena();
-  const MutView<S> parts = arena.matrix<S>(chunks * n, x.cols), top = arena.matrix<S>(chunks, n),
-                   sum = arena.matrix<S>(chunks, n);
+  const MutView<S> parts = arena.matrix<S>(chunks * rows, x.cols), top = arena.matrix<S>(chunks, n),
+                   sum = arena.matrix<S>(chunks, n), q = arena.matrix<S>(rows, scores.q.cols);
+  copy<S>(scores.q, q);
+  for (Index i = n; i < rows; ++i) clear(q.row(i), q.cols);
   context.run(chunks, [&](Index c, Arena& own) {
     const Index begin = seen.begin + c * FewQueries::chunk;
-    few_chunk<P, Online>(scores, x, begin, std::min(seen.end, begin + FewQueries::chunk), known, top.row(c), sum.row(c),
-                         parts.block(c * n, 0, n, x.cols), own);
+    few_chunk<P, Online>(scores, View<S>(q), x, begin, std::min(seen.end, begin + FewQueries::chunk), known, top.row(c),
+                         sum.row(c), parts.block(c * rows, 0, rows, x.cols), own);
   });
   using std::exp;
   using std::log;
@@ -162,7 +209,7 @@ void smooth_few(const Context& context, const Scores<typename P::Scalar, Mods>& 
       if (Online && top(c, i) == minus_infinity<S>() && sum(c, i) == S(0)) continue;
       const S factor = Online ? exp((top(c, i) - most) * ln_2<S>) : S(1);
       total += sum(c, i) * factor;
-      deliver_scaled<P>(parts.block(c * n + i, 0, 1, x.cols), factor, out.block(i, 0, 1, x.cols), true);
+      deliver_scaled<P>(parts.block(c * rows + i, 0, 1, x.cols), factor, out.block(i, 0, 1, x.cols), true);
     }
     if (!Online) continue;
     const S inverse = total == S(0) ? S(0) : S(1) / total;
