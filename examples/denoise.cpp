@@ -241,10 +241,14 @@ std::vector<Filter> filters() {
 }
 
 struct Score {
-  double psnr = 0, ssim = 0, seconds = 0;
-  Index count = 0;
+  double psnr = 0, ssim = 0;
+  std::vector<double> seconds;
   void add(const Image& image, const Image& clean, double s) {
-    psnr += ::psnr(image, clean), ssim += ::ssim(image, clean), seconds += s, ++count;
+    psnr += ::psnr(image, clean), ssim += ::ssim(image, clean), seconds.push_back(s);
+  }
+  double median_seconds() {
+    std::nth_element(seconds.begin(), seconds.begin() + std::ssize(seconds) / 2, seconds.end());
+    return seconds[seconds.size() / 2];
   }
 };
 
@@ -252,6 +256,12 @@ std::string text(const char* format, double value) {
   char buffer[64];
   std::snprintf(buffer, sizeof buffer, format, value);
   return buffer;
+}
+
+/// A weight of a map, short.
+std::string weight_text(float w) {
+  const float size = std::abs(w);
+  return w == 0 ? "0" : text(size >= 0.01f ? "%.3f" : size >= 0.0001f ? "%.4f" : "%.0e", static_cast<double>(w));
 }
 
 /// Says on stderr what is going on: one line that changes on a terminal, a line each in a log.
@@ -282,7 +292,6 @@ Image legend(Index rows, Index cols) {
   using limpid::io::draw_text;
   Image out(rows, cols, 3, 1.0f);
   const Index left = 4, width = cols - 2 * left;
-  if (rows < 120 || width < 150) return out;
   const auto bar = [&](Index top, float from, limpid::io::ColorMap colors, const char* low, const char* title) {
     Mat<float> ramp(1, width);
     for (Index j = 0; j < width; ++j)
@@ -299,20 +308,22 @@ Image legend(Index rows, Index cols) {
   return out;
 }
 
-/// Runs examples/skimage_nlm.py on the arrays in `folder`, if there is a Python that has scikit-image; what it prints,
-/// or nothing.
-std::string scikit_image(const std::string& folder) {
-  for (const char* python : {"python3", "/usr/bin/python3"}) {
-    const std::string command =
-        std::string(python) + " '" LIMPID_EXAMPLES "/skimage_nlm.py' '" + folder + "' 2>/dev/null";
-    FILE* pipe = popen(command.c_str(), "r");
-    if (pipe == nullptr) continue;
-    std::string answer;
-    char buffer[256];
-    while (std::fgets(buffer, sizeof buffer, pipe) != nullptr) answer += buffer;
-    if (pclose(pipe) == 0 && !answer.empty()) return answer;
-  }
+/// A Python that has scikit-image, or nothing.
+std::string python_with_scikit() {
+  for (const char* python : {"python3", "/usr/bin/python3"})
+    if (std::system((std::string(python) + " -c 'import skimage' >/dev/null 2>&1").c_str()) == 0) return python;
   return "";
+}
+
+/// What examples/skimage_nlm.py prints about the arrays in `folder`.
+std::string scikit_image(const std::string& python, const std::string& folder) {
+  const std::string command = python + " '" LIMPID_EXAMPLES "/skimage_nlm.py' '" + folder + "' 2>/dev/null";
+  std::string answer;
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return answer;
+  char buffer[256];
+  while (std::fgets(buffer, sizeof buffer, pipe) != nullptr) answer += buffer;
+  return pclose(pipe) == 0 ? answer : "";
 }
 
 /// The images to be cleaned: the user's own, or the first of an IDX file of test images.
@@ -401,6 +412,7 @@ int main(int argc, char** argv) try {
   const Index longest = std::max(example.rows, example.cols);
   const Index enlargement = std::max<Index>(1, 112 / longest), factor = std::max<Index>(1, 196 / longest);
   const bool large = example.rows * example.cols > 4096;  // then every filter takes its time
+  const std::string python = scikit && !large ? python_with_scikit() : "";
   for (std::size_t column = 0; column < columns; ++column) {
     const double sigma = sigmas[column] / 255;
     const std::string level = "noise " + text("%g", sigmas[column]) + " of 255, ";
@@ -450,20 +462,20 @@ int main(int argc, char** argv) try {
         throw std::logic_error(f.name + ": the row of the map gives " + std::to_string(given) + ", the filter " +
                                std::to_string(row.cleaned));
       const float low = row.weights.minCoeff(), high = row.weights.maxCoeff();
-      const bool has_sign = low < -1e-6f;
+      const bool has_sign = low < -1e-6f * high;
       const limpid::View<float> grid(row.weights.data(), example.rows, example.cols, example.cols);
       Image heat = limpid::io::enlarge(
           limpid::io::overlay(clipped(scene.noisy), grid, has_sign ? tint : limpid::io::perceptual), factor);
       mark(heat, pixel[0], pixel[1], factor);
-      maps.push_back(
-          {heat, f.name, has_sign ? text("%.4f", low) + " to " + text("%.3f", high) : "0 to " + text("%.3f", high)});
+      maps.push_back({heat, f.name, weight_text(has_sign ? low : 0) + " to " + weight_text(high)});
     }
-    maps.push_back({legend(example.rows * factor, example.cols * factor), "", ""});
+    maps.push_back(
+        {legend(std::max<Index>(150, example.rows * factor), std::max<Index>(190, example.cols * factor)), "", ""});
     const std::string map_path = folder + "/map-row-sigma-" + text("%g", sigmas[column]) + ".png";
     limpid::io::write_png(map_path, limpid::io::contact_sheet(maps, 4, 1, 2));
     pictures.push_back(map_path);
 
-    if (scikit && !large) {
+    if (!python.empty()) {
       progress(level + "scikit-image for comparison");
       const auto stacked = [&](bool with_noise) {
         std::vector<float> values;
@@ -477,7 +489,7 @@ int main(int argc, char** argv) try {
       limpid::io::write_npy(folder + "/noisy.npy", stacked(true));
       std::vector<double> level{sigma, static_cast<double>(side)};
       limpid::io::write_npy(folder + "/noise.npy", limpid::io::Tensor::from(level, {2}));
-      compared[column] = scikit_image(folder);
+      compared[column] = scikit_image(python, folder);
       for (const char* name : {"/clean.npy", "/noisy.npy", "/noise.npy"}) std::filesystem::remove(folder + name);
     }
   }
@@ -485,7 +497,8 @@ int main(int argc, char** argv) try {
 
   std::printf("%d images of %s, %d x %d pixels, %d noise seeds, patches %d x %d, %d threads\n", int(images.size()),
               source.c_str(), int(example.rows), int(example.cols), int(seeds), int(side), int(side), threads);
-  std::printf("Mean PSNR in dB, mean SSIM and milliseconds an image, by standard deviation of the noise (of 255)\n\n");
+  std::printf(
+      "Mean PSNR in dB, mean SSIM and median milliseconds an image, by standard deviation of the noise (of 255)\n\n");
   std::printf("%-14s", "");
   for (double sigma : sigmas) std::printf("|      sigma %-10g", sigma);
   std::printf("\n%-14s", "filter");
@@ -493,9 +506,10 @@ int main(int argc, char** argv) try {
   std::printf("\n");
   for (std::size_t f = 0; f < scores.size(); ++f) {
     std::printf("%-14s", f == 0 ? "noisy" : all[f - 1].name.c_str());
-    for (const Score& s : scores[f]) {
-      const double k = 1.0 / static_cast<double>(s.count);
-      std::printf("|%7.2f %6.3f %6s", s.psnr * k, s.ssim * k, f == 0 ? "" : text("%.2f", 1e3 * s.seconds * k).c_str());
+    for (Score& s : scores[f]) {
+      const double k = 1.0 / static_cast<double>(s.seconds.size());
+      std::printf("|%7.2f %6s %6s", s.psnr * k, std::isnan(s.ssim) ? "-" : text("%.3f", s.ssim * k).c_str(),
+                  f == 0 ? "" : text("%.2f", 1e3 * s.median_seconds()).c_str());
     }
     std::printf("\n");
   }
@@ -517,7 +531,7 @@ int main(int argc, char** argv) try {
   if (any)
     std::printf("%-14sdenoise_nl_means over the whole image, sigma told, best of several h, first seed only\n",
                 "scikit-image");
-  std::printf("side: of the patches, here %d. The numbers were chosen once on test images 1000 to 1040.\n", int(side));
+  std::printf("side of the patches: %d. The numbers were chosen once, on test images 1000 to 1040.\n", int(side));
   std::printf("\nPictures:\n");
   for (const std::string& path : pictures)
     std::printf("  %s\n", std::filesystem::absolute(path).lexically_normal().c_str());
