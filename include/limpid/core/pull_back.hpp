@@ -432,6 +432,11 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
   const Index n = plan.left.rows, m = plan.right.rows, chunks = Blocks::chunks(m);
   const Index sink_size = plan.maps[0].scores.mods->sink_size(n, m);
   PullGuard<P, M, Mods> guard(arena, plan);
+  const Index passes = (m + Blocks::keys - 1) / Blocks::keys;
+  const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
+  plan.left = near_rows(arena, plan.left, passes);
+  if (plan.dv.given()) plan.x = one_array ? plan.left : near_rows(arena, plan.x, passes);
+  for (auto& map : plan.maps) map.scores.q = near_rows(arena, map.scores.q, passes);
 
   // The first chunk sums into dq itself where whole vectors fit there.
   using Targets = std::array<MutView<S>, M>;
@@ -440,7 +445,7 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
     for (int t = 0; t < M; ++t) {
       const MutView<S>& dq = plan.maps[t].dq;
       if (!dq.given()) continue;
-      const bool in_place = first && !plan.accumulate_q && dq.cols % P::lanes == 0;
+      const bool in_place = first && !plan.accumulate_q && dq.cols % P::lanes == 0 && !rows_are_far(dq, passes);
       targets[t] = in_place ? dq : arena.matrix<S>(n, padded<P>(dq.cols));
     }
     return targets;

@@ -216,6 +216,8 @@ void smooth_any(const Context& context, Scores<typename P::Scalar, Mods> scores,
     if (guard.found()) guard.poison(out, lse);
     return;
   }
+  scores.k = near_rows(context.arena(), scores.k, blocks);
+  x = near_rows(context.arena(), x, blocks);
   context.run(blocks, [&](Index t, Arena& arena) {
     const Index q0 = (blocks - 1 - t) * step;  // under a causal mask the last queries have the most to do
     smooth_block<P, Online>(scores, x, q0, std::min(n, q0 + step), out, known, lse, arena);

@@ -71,7 +71,7 @@ template <class P, int N>
 LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, Index ld, View<typename P::Scalar> x,
                                 const typename P::Scalar* alpha, MutView<typename P::Scalar> out) {
   using V = typename P::V;
-  constexpr int sums = vector_registers / 2, wide = sums / N < 1 ? 1 : (sums / N > 4 ? 4 : sums / N);
+  constexpr int sums = P::tile_rows * P::tile_vectors, wide = sums / N >= 4 ? 4 : (sums / N >= 2 ? 2 : 1);
   const auto columns = [&](Index c, auto count) {
     constexpr int C = decltype(count)::value;
     V acc[N][C];

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "simd.hpp"
+#include "workspace.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -147,6 +148,22 @@ LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::S
       for (; c < to.cols; ++c) y[c] = factor * x[c];
     }
   }
+}
+
+/// Whether rows lie far apart, as heads side by side in one buffer do, over so much memory, and are to be passed over so
+/// often, that walks through page tables cost more than a copy of them side by side.
+template <class V>
+bool rows_are_far(const V& rows, Index passes) {
+  constexpr Index few_passes = 8, near = 256 * 1024;  // bytes that the second cache holds with room to spare
+  return passes >= few_passes && rows.stride > rows.cols &&
+         rows.rows * rows.stride * static_cast<Index>(sizeof(typename V::Scalar)) > near;
+}
+template <class S>
+View<S> near_rows(Arena& arena, View<S> rows, Index passes) {
+  if (!rows_are_far(rows, passes)) return rows;
+  const MutView<S> copied = arena.matrix<S>(rows.rows, rows.cols);
+  copy<S>(rows, copied);
+  return copied;
 }
 
 template <class S>
