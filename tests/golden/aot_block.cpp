@@ -33,7 +33,7 @@ struct AotBlock {
       stack.forward(x, values, out, {.saved = &saved});
       stack.backward(x, values, saved, dout, dx, grads);
     };
-    with_visible(c, x.rows(), x.rows(), [&](const auto& masks) {
+    with_masks(c, [&](const auto& masks) {
       if (attention == "mssa")
         run(limpid::mssa(masks, mssa_options(c, p)));
       else

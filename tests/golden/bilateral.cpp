@@ -63,21 +63,22 @@ struct Bilateral {
     const S scale = static_cast<S>(c.scale(q.cols()));
     const S pscale = static_cast<S>(c.number("pscale", 1 / std::sqrt(static_cast<double>(x.cols()))));
 
-    Mat<S> scores = scale * q * k.transpose();
-    if (dist) scores = squared_distances(q, k) / (-h_range * h_range);
-    if (dot) scores += pscale * x * y.transpose();
-    if (gauss) scores -= squared_distances(x, y) / (h_space * h_space);
+    Mat<S> scores = scaled(scale, product_nt(q, k));
+    if (dist) scores = scaled(-1 / (h_range * h_range), squared_distances(q, k));
+    if (dot) scores += scaled(pscale, product_nt(x, y));
+    if (gauss) scores += scaled(-1 / (h_space * h_space), squared_distances(x, y));
     const PlainAttention<S> plain(scores, c.visible(q.rows(), k.rows()), v, c.dout<S>());
 
     Tensors<S> all{{"out.out", plain.out},
-                   {"grad.q", scale * plain.ds * k},
-                   {"grad.k", scale * plain.ds.transpose() * q},
+                   {"grad.q", scaled(scale, product(plain.ds, k))},
+                   {"grad.k", scaled(scale, product_tn(plain.ds, q))},
                    {"grad.v", plain.dv}};
     if (dist) {
       const DistanceGradients<S> content(plain.ds, q, k, h_range);
       all["grad.q"] = content.dx, all["grad.k"] = content.dy, all["grad.h_range"] = content.dh;
     }
-    if (dot) all["grad.a"] = pscale * plain.ds * y, all["grad.b"] = pscale * plain.ds.transpose() * x;
+    if (dot)
+      all["grad.a"] = scaled(pscale, product(plain.ds, y)), all["grad.b"] = scaled(pscale, product_tn(plain.ds, x));
     if (gauss) {
       const DistanceGradients<S> place(plain.ds, x, y, h_space);
       all["grad.pq"] = place.dx, all["grad.pk"] = place.dy, all["grad.h_space"] = place.dh;

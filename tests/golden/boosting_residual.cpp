@@ -81,50 +81,46 @@ struct BoostingResidual {
     const S tau = c.has("tau") ? c.in<S>("tau")(0, 0) : S(1), rho = c.has("rho") ? c.in<S>("rho")(0, 0) : S(1);
     const S scale = static_cast<S>(c.scale(q.cols())), kappa = tau * rho + tau - 1;
     const Index steps = c.integer("steps", 1);
-    const PlainAttention<S> plain(scale * q * k.transpose(), c.visible(q.rows(), k.rows()), v, dout);
+    const PlainAttention<S> plain(scaled(scale, product_nt(q, k)), c.visible(q.rows(), k.rows()), v, dout);
     const Mat<S>& a = plain.a;
     const auto mixed = [&](const Mat<S>& u) -> Mat<S> {  // what A is applied to
-      return kind == Scheme::diffusion ? u : (kind == Scheme::l2boost ? Mat<S>(v - u) : Mat<S>(v + rho * u));
+      return kind == Scheme::diffusion ? u : (kind == Scheme::l2boost ? Mat<S>(v - u) : Mat<S>(v + scaled(rho, u)));
     };
     std::vector<Mat<S>> u{kind == Scheme::diffusion ? v : plain.out};
     for (Index t = 1; t <= steps; ++t) {
-      const Mat<S> filtered = tau * a * mixed(u.back()), last = u.back();
-      u.push_back(filtered + (kind == Scheme::diffusion ? 1 - tau : (kind == Scheme::l2boost ? S(1) : -kappa)) * last);
+      const S kept = kind == Scheme::diffusion ? 1 - tau : (kind == Scheme::l2boost ? S(1) : -kappa);
+      u.push_back(scaled(tau, product(a, mixed(u.back()))) + scaled(kept, u.back()));
     }
     Mat<S> out = u.back(), g = dout, dv = Mat<S>::Zero(v.rows(), v.cols()), da = Mat<S>::Zero(a.rows(), a.cols());
     if (c.flag("skip")) out += v, dv += dout;
     S dtau = 0, drho = 0;
     for (Index t = steps; t >= 1; --t) {
       const Mat<S>& before = u[static_cast<std::size_t>(t - 1)];
-      const Mat<S> h = a.transpose() * g, w = mixed(before), aw = a * w;
-      da += tau * g * w.transpose();
-      dtau += g.cwiseProduct(aw).sum();
+      const Mat<S> h = product_tn(a, g), w = mixed(before), aw = product(a, w);
+      da += scaled(tau, product_nt(g, w));
+      dtau += dot(g, aw);
       if (kind == Scheme::diffusion) {
-        dtau -= g.cwiseProduct(before).sum();
-        g = ((1 - tau) * g + tau * h).eval();
+        dtau -= dot(g, before);
+        g = scaled(1 - tau, g) + scaled(tau, h);
       } else if (kind == Scheme::l2boost) {
-        dv += tau * h;
-        g -= tau * h;
+        dv += scaled(tau, h);
+        g -= scaled(tau, h);
       } else {
-        dtau -= (rho + 1) * g.cwiseProduct(before).sum();
-        drho += tau * (h.cwiseProduct(before).sum() - g.cwiseProduct(before).sum());
-        dv += tau * h;
-        g = (tau * rho * h - kappa * g).eval();
+        dtau -= (rho + 1) * dot(g, before);
+        drho += tau * (dot(h, before) - dot(g, before));
+        dv += scaled(tau, h);
+        g = scaled(tau * rho, h) - scaled(kappa, g);
       }
     }
     if (kind == Scheme::diffusion) {
       dv += g;
     } else {
-      dv += a.transpose() * g;
-      da += g * v.transpose();
+      dv += product_tn(a, g);
+      da += product_nt(g, v);
     }
     const Mat<S> ds = softmax_gradient(a, da);
-    return {{"out.out", out},
-            {"grad.q", scale * ds * k},
-            {"grad.k", scale * ds.transpose() * q},
-            {"grad.v", dv},
-            {"grad.tau", Mat<S>::Constant(1, 1, dtau)},
-            {"grad.rho", Mat<S>::Constant(1, 1, drho)}};
+    return {{"out.out", out}, {"grad.q", scaled(scale, product(ds, k))},  {"grad.k", scaled(scale, product_tn(ds, q))},
+            {"grad.v", dv},   {"grad.tau", Mat<S>::Constant(1, 1, dtau)}, {"grad.rho", Mat<S>::Constant(1, 1, drho)}};
   }
 
   template <class S>
@@ -132,22 +128,22 @@ struct BoostingResidual {
     const Mat<S> x = c.in<S>("x"), u = c.in<S>("u"), wq = c.in<S>("wq"), wk = c.in<S>("wk"), wv = c.in<S>("wv");
     const S tau = c.in<S>("tau")(0, 0), rho = c.in<S>("rho")(0, 0), kappa = tau * rho + tau - 1;
     const S scale = static_cast<S>(c.scale(wq.cols()));
-    const Mat<S> g = c.dout<S>(), w = c.dout<S>("u_next"), e = g + w, s = x + rho * u, dz = tau * e;
-    const Mat<S> q = s * wq, k = s * wk, v = s * wv;
-    const PlainAttention<S> plain(scale * q * k.transpose(), c.visible(x.rows(), x.rows()), v, dz);
-    const Mat<S> u_next = tau * plain.out - kappa * u;
-    const Mat<S> dq = scale * plain.ds * k, dk = scale * plain.ds.transpose() * q;
-    const Mat<S> ds = dq * wq.transpose() + dk * wk.transpose() + plain.dv * wv.transpose();
-    const S eu = e.cwiseProduct(u).sum();
+    const Mat<S> g = c.dout<S>(), w = c.dout<S>("u_next"), e = g + w, s = x + scaled(rho, u), dz = scaled(tau, e);
+    const Mat<S> q = product(s, wq), k = product(s, wk), v = product(s, wv);
+    const PlainAttention<S> plain(scaled(scale, product_nt(q, k)), c.visible(x.rows(), x.rows()), v, dz);
+    const Mat<S> u_next = scaled(tau, plain.out) - scaled(kappa, u);
+    const Mat<S> dq = scaled(scale, product(plain.ds, k)), dk = scaled(scale, product_tn(plain.ds, q));
+    const Mat<S> ds = Mat<S>(product_nt(dq, wq) + product_nt(dk, wk)) + product_nt(plain.dv, wv);
+    const S eu = dot(e, u);
     return {{"out.out", x + u_next},
             {"out.u_next", u_next},
             {"grad.x", g + ds},
-            {"grad.u", rho * ds - kappa * e},
-            {"grad.wq", s.transpose() * dq},
-            {"grad.wk", s.transpose() * dk},
-            {"grad.wv", s.transpose() * plain.dv},
-            {"grad.tau", Mat<S>::Constant(1, 1, e.cwiseProduct(plain.out).sum() - (rho + 1) * eu)},
-            {"grad.rho", Mat<S>::Constant(1, 1, ds.cwiseProduct(u).sum() - tau * eu)}};
+            {"grad.u", scaled(rho, ds) - scaled(kappa, e)},
+            {"grad.wq", product_tn(s, dq)},
+            {"grad.wk", product_tn(s, dk)},
+            {"grad.wv", product_tn(s, plain.dv)},
+            {"grad.tau", Mat<S>::Constant(1, 1, dot(e, plain.out) - (rho + 1) * eu)},
+            {"grad.rho", Mat<S>::Constant(1, 1, dot(ds, u) - tau * eu)}};
   }
 };
 

@@ -15,7 +15,7 @@ struct CrateIsta {
     if (block == "ista") return run<S, limpid::IstaArgs>(c, limpid::Ista{eta, lambda, c.has("gamma2"), eps});
     if (block != "crate") throw Refused("block is '" + block + "'");
     Tensors<S> all;
-    with_visible(c, c.shape("x")[0], c.shape("x")[0], [&](const auto& masks) {
+    with_masks(c, [&](const auto& masks) {
       const auto op = limpid::mssa(masks);
       all = run<S, limpid::CrateArgs>(c, limpid::crate(op, {c.integer("heads", 1), eta, lambda, eps}));
     });

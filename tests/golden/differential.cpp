@@ -24,7 +24,7 @@ struct Differential {
       if (c.has(vectors[i])) four[i] = c.row<S>(vectors[i]);
     Mat<S> dq = q, dk = k, dv = v, dlambda = lambda, dz = z, dgamma = gamma, out(q.rows(), v.cols());
     Mat<S> dfour[4] = {four[0], four[1], four[2], four[3]};
-    with_visible(c, q.rows(), k.rows(), [&](const auto& masks) {
+    with_masks(c, [&](const auto& masks) {
       const auto op = limpid::differential(masks, options);
       using Op = std::remove_const_t<decltype(op)>;
       const limpid::Inputs<Op, S> in{.q = q,
@@ -65,20 +65,20 @@ struct Differential {
     const limpid::TwoMapOptions options = two_map_options(c, 0.8);
     const bool layer = c.has("wq");
     const Mat<S> ones = Mat<S>::Ones(c.shape(layer ? "x" : "q1")[0], 1);
-    Mat<S> lambda = ones * static_cast<S>(options.lambda_init);
+    Mat<S> lambda = scaled(static_cast<S>(options.lambda_init), ones);
     S e1 = 0, e2 = 0, sum = 0;
-    if (c.has("lambda")) lambda = ones * c.in<S>("lambda")(0, 0);
-    if (c.has("logit")) lambda = (1 + (-c.in<S>("logit").array()).exp()).inverse();
+    if (c.has("lambda")) lambda = scaled(c.in<S>("lambda")(0, 0), ones);
+    if (c.has("logit")) lambda = sigmoid(c.in<S>("logit"));
     if (c.has("lambda_q1")) {
-      e1 = std::exp(c.in<S>("lambda_q1").cwiseProduct(c.in<S>("lambda_k1")).sum());
-      e2 = std::exp(c.in<S>("lambda_q2").cwiseProduct(c.in<S>("lambda_k2")).sum());
-      lambda = ones * (e1 - e2 + static_cast<S>(options.lambda_init));
+      e1 = std::exp(dot(c.in<S>("lambda_q1"), c.in<S>("lambda_k1")));
+      e2 = std::exp(dot(c.in<S>("lambda_q2"), c.in<S>("lambda_k2")));
+      lambda = scaled(e1 - e2 + static_cast<S>(options.lambda_init), ones);
     }
     Tensors<S> all;
     if (layer) {
       all = plain_two_map_layer<S>(
           c, options, [&](Index) { return std::pair(ones, lambda); },
-          [&](Index, const PlainTwoMaps<S>& plain) { sum += plain.dw2.sum(); });
+          [&](Index, const PlainTwoMaps<S>& plain) { sum += suite::sum(plain.dw2); });
     } else {
       const bool one_key = c.has("k");
       const Mat<S> gamma = c.has("gamma") ? c.row<S>("gamma") : Mat<S>();
@@ -87,14 +87,15 @@ struct Differential {
       all = {{"out.out", plain.out}, {"grad.q1", plain.dq1}, {"grad.q2", plain.dq2},      {"grad.k1", plain.dk1},
              {"grad.k2", plain.dk2}, {"grad.v", plain.dv},   {"grad.gamma", plain.dgamma}};
       if (one_key) all["grad.k"] = plain.dk1 + plain.dk2;
-      all["grad.logit"] = plain.dw2.cwiseProduct(lambda.cwiseProduct(ones - lambda));
-      sum = plain.dw2.sum();
+      all["grad.logit"] = times(plain.dw2, times<S>(lambda, ones - lambda));
+      sum = suite::sum(plain.dw2);
     }
     all["grad.lambda"] = Mat<S>::Constant(1, 1, sum);
     if (c.has("lambda_q1")) {
-      all["grad.lambda_q1"] = sum * e1 * c.in<S>("lambda_k1"), all["grad.lambda_k1"] = sum * e1 * c.in<S>("lambda_q1");
-      all["grad.lambda_q2"] = -sum * e2 * c.in<S>("lambda_k2"),
-      all["grad.lambda_k2"] = -sum * e2 * c.in<S>("lambda_q2");
+      all["grad.lambda_q1"] = scaled(sum * e1, c.in<S>("lambda_k1"));
+      all["grad.lambda_k1"] = scaled(sum * e1, c.in<S>("lambda_q1"));
+      all["grad.lambda_q2"] = scaled(-sum * e2, c.in<S>("lambda_k2"));
+      all["grad.lambda_k2"] = scaled(-sum * e2, c.in<S>("lambda_q2"));
     }
     return all;
   }

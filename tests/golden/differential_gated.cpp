@@ -19,7 +19,7 @@ struct DifferentialGated {
     Mat<S> z(x.rows(), 1), out(q.rows(), v.cols());
     limpid::linear(x, gate_w, gate_b, z);
     Mat<S> dq = q, dk = k, dv = v, dz = z, dgamma = gamma, dx = x, dgate_w = gate_w, dgate_b = gate_b;
-    with_visible(c, q.rows(), k.rows(), [&](const auto& masks) {
+    with_masks(c, [&](const auto& masks) {
       const auto op = limpid::differential_gated(masks, options);
       using Op = std::remove_const_t<decltype(op)>;
       const limpid::Inputs<Op, S> in{.q = q, .k = k, .v = v, .z = z, .gamma = gamma};
@@ -45,17 +45,20 @@ struct DifferentialGated {
   static Tensors<S> formula(const Case& c) {
     const limpid::TwoMapOptions options = two_map_options(c, 0.8);
     const Mat<S> x = c.in<S>("x"), gate_w = c.in<S>("gate_w");
-    const Mat<S> z = (x * gate_w).rowwise() + c.row<S>("gate_b").row(0);
-    const Mat<S> g = (1 + (-z.array()).exp()).inverse(), rest = (1 + z.array().exp()).inverse();
+    Mat<S> z = product(x, gate_w);
+    const Mat<S> bias = c.in<S>("gate_b");
+    for (Index i = 0; i < z.rows(); ++i)
+      for (Index h = 0; h < z.cols(); ++h) z(i, h) += bias(h, 0);
+    const Mat<S> g = sigmoid(z), rest = sigmoid(scaled(S(-1), z));
     Mat<S> dz(z.rows(), z.cols());
     const auto gate_gradient = [&](Index h, const PlainTwoMaps<S>& plain) {  // dw1 - dw2 is dg
-      dz.col(h) = (plain.dw1 - plain.dw2).cwiseProduct(g.col(h).cwiseProduct(rest.col(h)));
+      for (Index i = 0; i < dz.rows(); ++i) dz(i, h) = (plain.dw1(i, 0) - plain.dw2(i, 0)) * g(i, h) * rest(i, h);
     };
     Tensors<S> all;
     if (c.has("wq")) {
       all = plain_two_map_layer<S>(
           c, options, [&](Index h) { return std::pair<Mat<S>, Mat<S>>(g.col(h), rest.col(h)); }, gate_gradient);
-      all["grad.x"] += dz * gate_w.transpose();
+      all["grad.x"] += product_nt(dz, gate_w);
     } else {
       const Mat<S> gamma = c.has("gamma") ? c.row<S>("gamma") : Mat<S>();
       const PlainTwoMaps<S> plain(c, options, c.in<S>("q1"), c.in<S>("k1"), c.in<S>("q2"), c.in<S>("k2"), c.in<S>("v"),
@@ -63,10 +66,10 @@ struct DifferentialGated {
       gate_gradient(0, plain);
       all = {{"out.out", plain.out}, {"grad.q1", plain.dq1}, {"grad.q2", plain.dq2},      {"grad.k1", plain.dk1},
              {"grad.k2", plain.dk2}, {"grad.v", plain.dv},   {"grad.gamma", plain.dgamma}};
-      all["grad.x"] = dz * gate_w.transpose();
+      all["grad.x"] = product_nt(dz, gate_w);
     }
-    all["grad.gate_w"] = x.transpose() * dz;
-    all["grad.gate_b"] = dz.colwise().sum();
+    all["grad.gate_w"] = product_tn(x, dz);
+    all["grad.gate_b"] = column_sums(dz);
     return all;
   }
 };

@@ -11,10 +11,14 @@ struct GenericRelevance {
   template <class S>
   static Mat<S> part_of(const Case& c, const Mat<S>& x) {
     const std::string part = c.text("part", "pos");
-    if (part == "pos") return x.cwiseMax(S(0));
-    if (part == "neg") return (-x).cwiseMax(S(0));
-    if (part == "abs") return x.cwiseAbs();
-    if (part == "signed") return x;
+    Mat<S> out = x;
+    for (Index i = 0; i < out.size(); ++i) {
+      S& value = out.data()[i];
+      if (part == "pos") value = std::max(value, S(0));
+      if (part == "neg") value = std::max(-value, S(0));
+      if (part == "abs") value = std::abs(value);
+    }
+    if (part == "pos" || part == "neg" || part == "abs" || part == "signed") return out;
     throw Refused("part is '" + part + "', wanted pos, neg, abs or signed");
   }
   static limpid::Part part(const Case& c) {
@@ -53,7 +57,7 @@ struct GenericRelevance {
   template <class S>
   static void finish(const Case& c, const Extents& e, const Mat<S>& abar, Tensors<S>& all) {
     Mat<S> r = Mat<S>::Identity(e.n, e.n);
-    for (Index l = c.integer("start_layer", 0); l < e.layers; ++l) r += (abar.middleRows(l * e.n, e.n) * r).eval();
+    for (Index l = c.integer("start_layer", 0); l < e.layers; ++l) r += product<S>(abar.middleRows(l * e.n, e.n), r);
     const Index row = c.integer("row", 0);
     all["out.abar"] = abar, all["out.r"] = r, all["out.row"] = r.row(row), all["out.column"] = r.col(row);
   }
@@ -80,7 +84,7 @@ struct GenericRelevance {
           limpid::forward(op, in, out, {.heads = e.heads, .saved = &saved, .map = &map, .head = h});
           const Index at = (l * e.heads + h) * e.n;
           a.middleRows(at, e.n) = map;
-          g.middleRows(at, e.n) = dout.middleRows(at, e.n) * v.middleRows(at, e.n).transpose();
+          g.middleRows(at, e.n) = product_nt<S>(dout.middleRows(at, e.n), v.middleRows(at, e.n));
           o.middleRows(at, e.n) = out.middleCols(h * v.cols(), v.cols());
         }
         Mat<S> dq = ql, dk = kl, dv = vl, weights, relevance(1, e.n);
@@ -101,7 +105,7 @@ struct GenericRelevance {
           Mat<S> mean = Mat<S>::Zero(e.n, e.n);
           for (Index h = 0; h < e.heads; ++h) {
             const Index at = (l * e.heads + h) * e.n;
-            mean += a.middleRows(at, e.n).cwiseProduct(g.middleRows(at, e.n)) / S(static_cast<double>(e.heads));
+            mean += scaled(1 / static_cast<S>(e.heads), times<S>(a.middleRows(at, e.n), g.middleRows(at, e.n)));
           }
           abar.middleRows(l * e.n, e.n) = part_of<S>(c, mean);
         }
@@ -127,18 +131,19 @@ struct GenericRelevance {
       for (Index h = 0; h < e.heads; ++h) {
         const Index at = (l * e.heads + h) * e.n;
         const Mat<S> vh = v.middleRows(at, e.n), dh = dout.middleRows(at, e.n);
-        const Mat<S> scores = scale * q.middleRows(at, e.n) * k.middleRows(at, e.n).transpose();
+        const Mat<S> scores = scaled(scale, product_nt<S>(q.middleRows(at, e.n), k.middleRows(at, e.n)));
         const PlainAttention<S> plain(scores, c.visible(e.n, e.n), vh, dh);
         a.middleRows(at, e.n) = plain.a;
-        g.middleRows(at, e.n) = dh * vh.transpose();
+        g.middleRows(at, e.n) = product_nt(dh, vh);
         o.middleRows(at, e.n) = plain.out;
-        const Mat<S> x = plain.a.cwiseProduct(g.middleRows(at, e.n));
+        const Mat<S> x = times<S>(plain.a, g.middleRows(at, e.n));
         parts += part_of<S>(c, x);
         products += x;
       }
       const S heads = static_cast<S>(e.heads);
-      abar.middleRows(l * e.n, e.n) =
-          c.text("order", "part_mean") == "part_mean" ? Mat<S>(parts / heads) : part_of<S>(c, products / heads);
+      abar.middleRows(l * e.n, e.n) = c.text("order", "part_mean") == "part_mean"
+                                          ? scaled(1 / heads, parts)
+                                          : part_of<S>(c, scaled(1 / heads, products));
     }
     finish(c, e, abar, all);
     return all;

@@ -35,8 +35,8 @@ struct Nlm {
     const bool spatial = c.has("pq");
     const Mat<S> pq = c.in_or_none<S>("pq"), pk = c.in_or_none<S>("pk");
     const S h_space = spatial ? c.in<S>("h_space")(0, 0) : S(1);
-    Mat<S> scores = squared_distances(q, k) / (-h * h);
-    if (spatial) scores -= squared_distances(pq, pk) / (h_space * h_space);
+    Mat<S> scores = scaled(-1 / (h * h), squared_distances(q, k));
+    if (spatial) scores += scaled(-1 / (h_space * h_space), squared_distances(pq, pk));
     const PlainAttention<S> plain(scores, c.visible(q.rows(), k.rows()), v, c.dout<S>());
     const DistanceGradients<S> content(plain.ds, q, k, h);
     Tensors<S> all{{"out.out", plain.out},

@@ -22,7 +22,7 @@ struct Pid {
     Mat<S> out(q.rows(), v.cols()), dq = q, dk = k, dv = v;
     const Index layers = c.shape("q")[0], n = c.shape("q")[1];
 
-    with_visible(c, n, n, [&](const auto& masks) {
+    with_masks(c, [&](const auto& masks) {
       const auto op = limpid::pid(limpid::softmax(masks, {.scale = c.scale(q.cols())}), options);
       using Op = std::remove_const_t<decltype(op)>;
       limpid::PidStack<Op, S> stack(op);

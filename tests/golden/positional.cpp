@@ -86,9 +86,9 @@ struct Positional {
       Mat<S> gap(1, 2 * reach + 1), dtable = Mat<S>::Zero(1, 2 * reach + 1);
       for (Index r = 0; r < gap.cols(); ++r)
         gap(0, r) = static_cast<S>(std::abs(static_cast<double>(r - reach) + shift));
-      const Mat<S> table = -slope(0, 0) * gap;
+      const Mat<S> table = scaled(-slope(0, 0), gap);
       Tensors<S> result = run(limpid::relative(table, dtable));
-      dslope(0, 0) = -dtable.cwiseProduct(gap).sum();
+      dslope(0, 0) = -dot(dtable, gap);
       return result;
     });
     all["grad.slope"] = dslope;
@@ -135,7 +135,7 @@ struct Positional {
     const Mat<S> tq = turns ? turned(c, q, q0, false) : q, tk = turns ? turned(c, k, k0, false) : k;
 
     // What is added to the scores, and how it is summed up again: +-gap times the slope, or an entry of the table.
-    Mat<S> scores = scale * tq * tk.transpose(), gap(n, m);
+    Mat<S> scores = scaled(scale, product_nt(tq, tk)), gap(n, m);
     Eigen::Matrix<Index, -1, -1> entry = Eigen::Matrix<Index, -1, -1>::Zero(n, m);
     const Mat<S> table = kind == "relative" ? c.row<S>("table") : Mat<S>();
     const Index reach = (table.cols() - 1) / 2;
@@ -148,10 +148,10 @@ struct Positional {
           scores(i, j) += table(0, entry(i, j));
         }
       }
-    if (kind == "alibi") scores -= c.in<S>("slope")(0, 0) * gap;
+    if (kind == "alibi") scores -= scaled(c.in<S>("slope")(0, 0), gap);
 
     const PlainAttention<S> plain(scores, c.visible(n, m), v, c.dout<S>());
-    Mat<S> dq = scale * plain.ds * tk, dk = scale * plain.ds.transpose() * tq;
+    Mat<S> dq = scaled(scale, product(plain.ds, tk)), dk = scaled(scale, product_tn(plain.ds, tq));
     Tensors<S> all{{"out.out", plain.out}, {"grad.v", plain.dv}};
     if (turns) {
       all["out.q_rot"] = tq, all["out.k_rot"] = tk;
@@ -159,7 +159,7 @@ struct Positional {
     }
     all["grad.q"] = dq, all["grad.k"] = dk;
     if (kind == "alibi") {
-      all["grad.slope"] = Mat<S>::Constant(1, 1, -plain.ds.cwiseProduct(gap).sum());
+      all["grad.slope"] = Mat<S>::Constant(1, 1, -dot(plain.ds, gap));
       if (c.file().has("out.slopes")) all["out.slopes"] = slopes<S>(c.integer("heads", 1));
     }
     if (kind == "relative") {
@@ -199,19 +199,20 @@ struct Positional {
   static Tensors<S> plain_decompose(const Case& c) {
     const Mat<S> x = c.in<S>("x"), p = c.in<S>("p"), wq = c.in<S>("wq"), wk = c.in<S>("wk");
     const S scale = static_cast<S>(c.scale(wq.cols()));
-    const Mat<S> xq = x * wq, xk = x * wk, pq = p * wq, pk = p * wk;
+    const Mat<S> xq = product(x, wq), xk = product(x, wk), pq = product(p, wq), pk = product(p, wk);
     const Mat<S> tt = c.dout<S>("tt"), tp = c.dout<S>("tp"), pt = c.dout<S>("pt"), pp = c.dout<S>("pp");
-    const Mat<S> dxq = scale * (tt * xk + tp * pk), dpq = scale * (pt * xk + pp * pk);
-    const Mat<S> dxk = scale * (tt.transpose() * xq + pt.transpose() * pq);
-    const Mat<S> dpk = scale * (tp.transpose() * xq + pp.transpose() * pq);
-    return {{"out.tt", scale * xq * xk.transpose()},
-            {"out.tp", scale * xq * pk.transpose()},
-            {"out.pt", scale * pq * xk.transpose()},
-            {"out.pp", scale * pq * pk.transpose()},
-            {"grad.x", dxq * wq.transpose() + dxk * wk.transpose()},
-            {"grad.p", dpq * wq.transpose() + dpk * wk.transpose()},
-            {"grad.wq", x.transpose() * dxq + p.transpose() * dpq},
-            {"grad.wk", x.transpose() * dxk + p.transpose() * dpk}};
+    const Mat<S> dxq = scaled(scale, Mat<S>(product(tt, xk) + product(tp, pk))),
+                 dpq = scaled(scale, Mat<S>(product(pt, xk) + product(pp, pk)));
+    const Mat<S> dxk = scaled(scale, Mat<S>(product_tn(tt, xq) + product_tn(pt, pq)));
+    const Mat<S> dpk = scaled(scale, Mat<S>(product_tn(tp, xq) + product_tn(pp, pq)));
+    return {{"out.tt", scaled(scale, product_nt(xq, xk))},
+            {"out.tp", scaled(scale, product_nt(xq, pk))},
+            {"out.pt", scaled(scale, product_nt(pq, xk))},
+            {"out.pp", scaled(scale, product_nt(pq, pk))},
+            {"grad.x", Mat<S>(product_nt(dxq, wq) + product_nt(dxk, wk))},
+            {"grad.p", Mat<S>(product_nt(dpq, wq) + product_nt(dpk, wk))},
+            {"grad.wq", Mat<S>(product_tn(x, dxq) + product_tn(p, dpq))},
+            {"grad.wk", Mat<S>(product_tn(x, dxk) + product_tn(p, dpk))}};
   }
   template <class S>
   static Mat<S> turned(const Case& c, const Mat<S>& x, double first, bool back) {

@@ -27,26 +27,26 @@ struct Twicing {
     const Mat<S> q = c.in<S>("q"), k = c.in<S>("k"), v = c.in<S>("v"), dout = c.dout<S>();
     const S scale = static_cast<S>(c.scale(q.cols())), alpha = static_cast<S>(c.number("alpha", 1));
     const Index order = c.integer("order", 1);
-    const PlainAttention<S> plain(scale * q * k.transpose(), c.visible(q.rows(), k.rows()), v, dout);
+    const PlainAttention<S> plain(scaled(scale, product_nt(q, k)), c.visible(q.rows(), k.rows()), v, dout);
     const Mat<S>& a = plain.a;
     std::vector<Mat<S>> u{plain.out};
     Mat<S> effective = a;
     for (Index t = 1; t <= order; ++t) {
-      u.push_back(u.back() + alpha * a * (v - u.back()));
-      effective += alpha * a * (Mat<S>::Identity(a.rows(), a.rows()) - effective);
+      u.push_back(u.back() + scaled(alpha, product<S>(a, v - u.back())));
+      effective += scaled(alpha, Mat<S>(a - product(a, effective)));
     }
-    const Mat<S> dv = effective.transpose() * dout;
+    const Mat<S> dv = product_tn(effective, dout);
     Mat<S> g = dout, da = Mat<S>::Zero(a.rows(), a.cols());
     for (Index t = order; t >= 1; --t) {
-      da += alpha * g * (v - u[static_cast<std::size_t>(t - 1)]).transpose();
-      g -= alpha * a.transpose() * g.eval();
+      da += scaled(alpha, product_nt<S>(g, v - u[static_cast<std::size_t>(t - 1)]));
+      g -= scaled(alpha, product_tn(a, g));
     }
-    da += g * v.transpose();
+    da += product_nt(g, v);
     const Mat<S> ds = softmax_gradient(a, da);
     return {{"out.out", u.back()},
             {"out.effective", effective},
-            {"grad.q", scale * ds * k},
-            {"grad.k", scale * ds.transpose() * q},
+            {"grad.q", scaled(scale, product(ds, k))},
+            {"grad.k", scaled(scale, product_tn(ds, q))},
             {"grad.v", dv}};
   }
 };

@@ -52,7 +52,7 @@ Tensors<S> run_two_map_layer(const Case& c, Make&& make) {
   });
   Mat<S> out(args.x.rows, args.wo.cols);
   const Mat<S> dout = c.dout<S>();
-  with_visible(c, out.rows(), out.rows(), [&](const auto& masks) {
+  with_masks(c, [&](const auto& masks) {
     const auto op = make(masks);
     const Index heads = c.integer("heads", 1);
     const auto layer = limpid::two_map_layer(op, heads, c.integer("kv_heads", heads));
@@ -62,6 +62,13 @@ Tensors<S> run_two_map_layer(const Case& c, Make&& make) {
   });
   all["out.out"] = out;
   return all;
+}
+
+/// 1 / (1 + exp(-z))
+template <class S>
+Mat<S> sigmoid(Mat<S> z) {
+  for (Index i = 0; i < z.size(); ++i) z.data()[i] = 1 / (1 + std::exp(-z.data()[i]));
+  return z;
 }
 
 /// One head of two maps by the formulas of the papers, everything n x m in memory; gamma may be empty.
@@ -74,9 +81,9 @@ struct PlainTwoMaps {
                const Mat<S>& weight_of_norm, const Mat<S>& dout) {
     const S scale = static_cast<S>(c.scale(q1.cols()));
     const Mat<bool> keep = c.visible(q1.rows(), k1.rows());
-    const PlainAttention<S> a(scale * q1 * k1.transpose(), keep, v, dout),
-        b(scale * q2 * k2.transpose(), keep, v, dout);
-    const Mat<S> h = w1.col(0).asDiagonal() * a.out - w2.col(0).asDiagonal() * b.out;
+    const PlainAttention<S> a(scaled(scale, product_nt(q1, k1)), keep, v, dout),
+        b(scaled(scale, product_nt(q2, k2)), keep, v, dout);
+    const Mat<S> h = scaled_rows(w1, a.out) - scaled_rows(w2, b.out);
     Mat<S> dh = dout;
     out = h;
     const Mat<S> gamma = weight_of_norm.size() > 0 ? weight_of_norm : Mat<S>::Ones(1, h.cols());
@@ -84,20 +91,25 @@ struct PlainTwoMaps {
     if (options.norm == limpid::HeadNorm::rms) {
       const S factor = static_cast<S>(1 - options.lambda_init), width = static_cast<S>(h.cols());
       for (Index i = 0; i < h.rows(); ++i) {
-        const S r = 1 / std::sqrt(h.row(i).squaredNorm() / width + static_cast<S>(options.eps));
-        out.row(i) = factor * r * gamma.cwiseProduct(h.row(i));
-        const Mat<S> u = factor * gamma.cwiseProduct(dout.row(i));
-        dh.row(i) = r * u - r * r * r / width * h.row(i).dot(u.row(0)) * h.row(i);
-        dgamma += factor * r * dout.row(i).cwiseProduct(h.row(i));
+        S squares = 0;
+        for (Index c = 0; c < h.cols(); ++c) squares += h(i, c) * h(i, c);
+        const S r = 1 / std::sqrt(squares / width + static_cast<S>(options.eps));
+        S along = 0;  // h_i . u_i, u = factor gamma o dout
+        for (Index c = 0; c < h.cols(); ++c) along += h(i, c) * factor * gamma(0, c) * dout(i, c);
+        for (Index c = 0; c < h.cols(); ++c) {
+          out(i, c) = factor * r * gamma(0, c) * h(i, c);
+          dh(i, c) = r * factor * gamma(0, c) * dout(i, c) - r * r * r / width * along * h(i, c);
+          dgamma(0, c) += factor * r * dout(i, c) * h(i, c);
+        }
       }
     }
-    const Mat<S> p = dh * v.transpose();
-    dw1 = dh.cwiseProduct(a.out).rowwise().sum(), dw2 = dh.cwiseProduct(b.out).rowwise().sum();
-    const Mat<S> ds1 = w1.col(0).asDiagonal() * a.a.cwiseProduct(p - dw1.replicate(1, p.cols()));
-    const Mat<S> ds2 = -(w2.col(0).asDiagonal() * b.a.cwiseProduct(p - dw2.replicate(1, p.cols())));
-    dq1 = scale * ds1 * k1, dk1 = scale * ds1.transpose() * q1;
-    dq2 = scale * ds2 * k2, dk2 = scale * ds2.transpose() * q2;
-    dv = a.a.transpose() * (w1.col(0).asDiagonal() * dh) - b.a.transpose() * (w2.col(0).asDiagonal() * dh);
+    const Mat<S> p = product_nt(dh, v);
+    dw1 = row_sums(times(dh, a.out)), dw2 = row_sums(times(dh, b.out));
+    const Mat<S> ds1 = scaled_rows(w1, softmax_gradient(a.a, p, dw1));
+    const Mat<S> ds2 = scaled(S(-1), scaled_rows(w2, softmax_gradient(b.a, p, dw2)));
+    dq1 = scaled(scale, product(ds1, k1)), dk1 = scaled(scale, product_tn(ds1, q1));
+    dq2 = scaled(scale, product(ds2, k2)), dk2 = scaled(scale, product_tn(ds2, q2));
+    dv = product_tn(a.a, scaled_rows(w1, dh)) - product_tn(b.a, scaled_rows(w2, dh));
     dw2 = -dw2;
   }
 };
@@ -108,7 +120,7 @@ template <class S, class Weights, class Take>
 Tensors<S> plain_two_map_layer(const Case& c, const limpid::TwoMapOptions& options, Weights&& weights, Take&& take) {
   const Mat<S> x = c.in<S>("x"), wq = c.in<S>("wq"), wk = c.in<S>("wk"), wv = c.in<S>("wv"), wo = c.in<S>("wo");
   const Mat<S> gamma = c.has("gamma") ? c.row<S>("gamma") : Mat<S>(), dout = c.dout<S>();
-  const Mat<S> q = x * wq, k = x * wk, v = x * wv, dy = dout * wo.transpose();
+  const Mat<S> q = product(x, wq), k = product(x, wk), v = product(x, wv), dy = product_nt(dout, wo);
   const Index heads = c.integer("heads", 1), groups = c.integer("kv_heads", heads), d = wq.cols() / heads / 2,
               width = v.cols() / groups, key = wk.cols() / groups, second = key - d;  // second = 0: one key for both
   Mat<S> y(x.rows(), heads * width), dq(q.rows(), q.cols()), dk = Mat<S>::Zero(k.rows(), k.cols()),
@@ -128,10 +140,10 @@ Tensors<S> plain_two_map_layer(const Case& c, const limpid::TwoMapOptions& optio
     sum = h == 0 ? plain.dgamma : Mat<S>(sum + plain.dgamma);
     take(h, plain);
   }
-  all["out.out"] = y * wo;
-  all["grad.wo"] = y.transpose() * dout;
-  all["grad.wq"] = x.transpose() * dq, all["grad.wk"] = x.transpose() * dk, all["grad.wv"] = x.transpose() * dv;
-  all["grad.x"] = dq * wq.transpose() + dk * wk.transpose() + dv * wv.transpose();
+  all["out.out"] = product(y, wo);
+  all["grad.wo"] = product_tn(y, dout);
+  all["grad.wq"] = product_tn(x, dq), all["grad.wk"] = product_tn(x, dk), all["grad.wv"] = product_tn(x, dv);
+  all["grad.x"] = Mat<S>(product_nt(dq, wq) + product_nt(dk, wk)) + product_nt(dv, wv);
   return all;
 }
 

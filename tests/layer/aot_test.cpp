@@ -1,4 +1,4 @@
-// limpid: tests of the attention-only transformer and of the denoising theorem.
+// limpid: tests of the attention-only transformer; the denoising theorem is in denoising_test.cpp.
 // SPDX-License-Identifier: MIT
 #include <cstring>
 #include <limpid/layer/aot.hpp>
@@ -15,10 +15,7 @@ M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
   suite::Random r(seed);
   return suite::random_matrix<double>(r, rows, cols, -size, size);
 }
-template <class A, class B>
-double distance(const A& a, const B& b) {
-  return (a - b).cwiseAbs().maxCoeff();
-}
+double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 
 /// One layer's parameters, MSSA of width 4 on tokens of width 6.
 AotArgs<M> parameters(std::uint64_t seed) {
@@ -28,42 +25,11 @@ AotArgs<M> parameters(std::uint64_t seed) {
   return p;
 }
 
-/// Every ratio of a class's SNR from layer to layer, divided by 1 + eta tau, less 1: the largest.
-template <class S>
-double rate_error(const limpid::SubspaceData<S>& data, Index classes, double eta, double tau, int layers) {
-  const auto layer =
-      aot(mssa({.scale = 1, .phi = limpid::Phi::threshold, .tau = tau}), {.heads = classes, .norm = false});
-  const Mat<S> step = Mat<S>::Constant(1, 1, S(eta));
-  Mat<S> x = data.x, next = x;
-  auto before = limpid::subspace_snr(x, data.u, data.labels, classes);
-  double worst = 0;
-  for (int l = 0; l < layers; ++l) {
-    layer.forward({.x = x, .eta = step, .u = data.u}, next);
-    std::swap(x, next);
-    const auto now = limpid::subspace_snr(x, data.u, data.labels, classes);
-    for (std::size_t k = 0; k < now.size(); ++k)
-      worst = std::max(worst, std::abs(now[k] / before[k] / (1 + eta * tau) - 1));
-    before = now;
-  }
-  return worst;
-}
-
 }  // namespace
 
-TEST_CASE("the denoising theorem: every layer multiplies every class's signal-to-noise ratio by 1 + eta tau") {
-  for (std::uint64_t seed : {1u, 2u}) {
-    const limpid::SubspaceDataOptions options{.tokens = 400, .classes = 8, .width = 48, .delta = 0.05, .seed = seed};
-    CHECK(rate_error(limpid::subspace_data<double>(options), 8, 0.1, 0.6, 13) < 1e-10);
-    CHECK(rate_error(limpid::subspace_data<float>(options), 8, 0.1, 0.6, 13) < 1e-4);
-  }
-}
-
-TEST_CASE("the denoising theorem needs many dimensions for its noise: at delta 0.5 and p 12 the rate is lost") {
-  const auto data = limpid::subspace_data<double>({.tokens = 60, .classes = 3, .width = 12, .dim = 40, .delta = 0.5});
-  CHECK(rate_error(data, 3, 0.5, 0.6, 5) > 0.01);
-}
-
-TEST_CASE("aot layer: central differences agree, MSSA and multi-head, with and without the norm") {
+TEST_CASE(
+    "aot layer: central differences agree, MSSA and multi-head, with and "
+    "without the norm") {
   AotArgs<M> p = parameters(1);
   p.x = random(2 * 5, 6, 30);
   suite::check_layer_gradient<AotArgs>(aot(mssa(limpid::causal()), {.heads = 2}), p, 10, 6, 2);
@@ -76,7 +42,9 @@ TEST_CASE("aot layer: central differences agree, MSSA and multi-head, with and w
                                        2);
 }
 
-TEST_CASE("aot layer: eta 0 is the identity with no gradient but eta's, and eta is 1 unless it is given") {
+TEST_CASE(
+    "aot layer: eta 0 is the identity with no gradient but eta's, and "
+    "eta is 1 unless it is given") {
   AotArgs<M> p = parameters(3);
   p.x = random(7, 6, 40);
   p.eta.setZero();
@@ -102,7 +70,9 @@ TEST_CASE("aot layer: eta 0 is the identity with no gradient but eta's, and eta 
   CHECK(distance(out, same) == 0);
 }
 
-TEST_CASE("aot layer: with the norm, scaled and shifted rows change by the same amount, and constant rows are fine") {
+TEST_CASE(
+    "aot layer: with the norm, scaled and shifted rows change by the "
+    "same amount, and constant rows are fine") {
   AotArgs<M> p = parameters(5);
   p.x = random(8, 6, 50);
   const auto layer = aot(mssa(), {.heads = 2, .eps = 0});
@@ -121,7 +91,9 @@ TEST_CASE("aot layer: with the norm, scaled and shifted rows change by the same 
   CHECK(g.x.allFinite());
 }
 
-TEST_CASE("aot layer, tied, orthonormal, no norm: one token goes to x + eta x u u^T") {
+TEST_CASE(
+    "aot layer, tied, orthonormal, no norm: one token goes to x + eta x "
+    "u u^T") {
   const auto data = limpid::subspace_data<double>({.tokens = 1, .classes = 2, .width = 3, .dim = 6});
   const M eta = M::Constant(1, 1, 0.3);
   M out(1, 6);
@@ -129,7 +101,9 @@ TEST_CASE("aot layer, tied, orthonormal, no norm: one token goes to x + eta x u 
   CHECK(distance(out, 1.3 * data.x) < 1e-15);
 }
 
-TEST_CASE("aot stack: layer after layer, the gradient through all of them, and nothing kept where nothing is asked") {
+TEST_CASE(
+    "aot stack: layer after layer, the gradient through all of them, and "
+    "nothing kept where nothing is asked") {
   std::vector<AotArgs<M>> layers{parameters(1), parameters(20), parameters(40)}, grads = layers;
   const limpid::AotStack<limpid::Mssa<limpid::Chain<limpid::Causal>>> stack{aot(mssa(limpid::causal()), {.heads = 2})};
   M x = random(9, 6, 60), out(9, 6), want = x, dx = x;
@@ -177,7 +151,8 @@ TEST_CASE("aot layer says what does not fit") {
   CHECK_THROWS_WITH(aot(mssa(), {.heads = 2, .norm = false}).forward(p, out),
                     "aot layer: gamma or beta is given, but norm is false");
   CHECK_THROWS_WITH(aot(limpid::softmax(), {.heads = 2}).forward(p, out),
-                    "aot layer: u is given to multi-head attention, whose projections are wq, wk and wv");
+                    "aot layer: u is given to multi-head attention, whose "
+                    "projections are wq, wk and wv");
   p.eta = M::Zero(1, 2);
   CHECK_THROWS_WITH(aot(mssa(), {.heads = 2}).forward(p, out), "aot layer: eta is 1 x 2, wanted 1 x 1");
 }

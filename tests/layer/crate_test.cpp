@@ -1,30 +1,25 @@
 // limpid: tests of the ISTA step, the CRATE block, coding rates and the share of energy in subspaces.
 // SPDX-License-Identifier: MIT
-#include <Eigen/Eigenvalues>
-#include <Eigen/QR>
 #include <limpid/layer/crate.hpp>
 #include <limpid/layer/subspaces.hpp>
 
 #include "layer_gradient.hpp"
+#include "support/linear_algebra.hpp"
+#include "support/products.hpp"
 
 namespace {
 
 using limpid::CodingRateOptions, limpid::CrateArgs, limpid::Index, limpid::Ista, limpid::IstaArgs, limpid::Mat,
     limpid::mssa;
+using suite::product, suite::product_nt, suite::product_tn;
 using M = Mat<double>;
 
 M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
   suite::Random r(seed);
   return suite::random_matrix<double>(r, rows, cols, -size, size);
 }
-M orthonormal(Index rows, Index cols, std::uint64_t seed) {
-  const Eigen::MatrixXd a = random(rows, rows, seed);
-  return Eigen::MatrixXd(a.householderQr().householderQ()).leftCols(cols);
-}
-template <class A, class B>
-double distance(const A& a, const B& b) {
-  return (a - b).cwiseAbs().maxCoeff();
-}
+M orthonormal(Index rows, Index cols, std::uint64_t seed) { return suite::orthonormal(random(rows, rows, seed), cols); }
+double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 M relu(const M& x) { return x.cwiseMax(0); }
 
 Ista plain_ista(double eta, double lambda) { return {eta, lambda, false, 1e-5}; }
@@ -36,8 +31,9 @@ M ista(const Ista& step, const M& x, const M& dictionary) {
 /// 1/2 logdet(I + alpha x^T x) by eigenvalues.
 double plain_rate(const M& x, double eps2) {
   const double alpha = static_cast<double>(x.cols()) / (static_cast<double>(x.rows()) * eps2);
-  const Eigen::MatrixXd gram = x.transpose() * x;
-  return 0.5 * (1 + alpha * Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(gram).eigenvalues().array()).log().sum();
+  double sum = 0;
+  for (double value : suite::symmetric_eigenvalues(product_tn(x, x))) sum += 0.5 * std::log(1 + alpha * value);
+  return sum;
 }
 
 double rate_of(const M& x) { return limpid::coding_rate(x); }
@@ -48,7 +44,7 @@ TEST_CASE("ista: eta 0, the identity, an orthogonal dictionary and a huge lambda
   const M x = random(11, 8, 1), w = random(8, 8, 2), eye = M::Identity(8, 8), q = orthonormal(8, 8, 3);
   CHECK(distance(ista(plain_ista(0, 0.1), x, w), relu(x)) == 0);
   CHECK(distance(ista(plain_ista(0.7, 0.1), x, eye), relu(x.array() - 0.07)) < 1e-15);
-  CHECK(distance(ista(plain_ista(0.3, 0), x, q), relu(0.7 * x + 0.3 * x * q)) < 1e-14);
+  CHECK(distance(ista(plain_ista(0.3, 0), x, q), relu(0.7 * x + 0.3 * product(x, q))) < 1e-14);
   CHECK(ista(plain_ista(0.1, 1e6), x, w).isZero(0));
   M out = x;
   limpid::IstaSaved<double> saved;
@@ -62,9 +58,8 @@ TEST_CASE("ista: eta 0, the identity, an orthogonal dictionary and a huge lambda
 TEST_CASE("ista does not raise its objective where tokens are not negative and eta is at most 1 / |W|^2") {
   for (std::uint64_t seed = 0; seed < 50; ++seed) {
     const M b = random(6, 5, 3 * seed + 1).cwiseAbs(), w = random(5, 5, 3 * seed + 2);
-    const Eigen::MatrixXd gram = w.transpose() * w;
-    const double eta = 1 / Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(gram).eigenvalues().maxCoeff(), lambda = 0.2;
-    const auto objective = [&](const M& z) { return 0.5 * (b - z * w.transpose()).squaredNorm() + lambda * z.sum(); };
+    const double eta = 1 / suite::symmetric_eigenvalues(product_tn(w, w)).back(), lambda = 0.2;
+    const auto objective = [&](const M& z) { return 0.5 * (b - product_nt(z, w)).squaredNorm() + lambda * z.sum(); };
     CHECK(objective(ista(plain_ista(eta, lambda), b, w)) <= objective(b) + 1e-12);
   }
 }
@@ -136,7 +131,7 @@ TEST_CASE("coding rates: rotations and order change nothing, scale raises, zero 
   const M x = random(12, 6, 1), q = orthonormal(6, 6, 2), none = M::Zero(12, 6), u = random(6, 6, 3),
           eye = M::Identity(6, 6);
   const CodingRateOptions three{.eps2 = 0.1, .heads = 3};
-  CHECK(std::abs(rate_of(x * q) - rate_of(x)) < 1e-12);
+  CHECK(std::abs(rate_of(product(x, q)) - rate_of(x)) < 1e-12);
   CHECK(std::abs(rate_of(x.colwise().reverse()) - rate_of(x)) < 1e-12);
   CHECK(rate_of(2 * x) > rate_of(x));
   CHECK(limpid::coding_rate(x) > 0);
@@ -148,7 +143,9 @@ TEST_CASE("coding rates: rotations and order change nothing, scale raises, zero 
   }
   CHECK(std::abs(limpid::subspace_coding_rate(x, eye) - limpid::coding_rate(x)) < 1e-12);
   M turned = u;
-  for (Index k = 0; k < 3; ++k) turned.middleCols(2 * k, 2) *= orthonormal(2, 2, static_cast<std::uint64_t>(5 + k));
+  for (Index k = 0; k < 3; ++k)
+    turned.middleCols(2 * k, 2) =
+        product<double>(u.middleCols(2 * k, 2), orthonormal(2, 2, static_cast<std::uint64_t>(5 + k)));
   CHECK(std::abs(limpid::subspace_coding_rate(x, turned, three) - limpid::subspace_coding_rate(x, u, three)) < 1e-12);
   CHECK_THROWS_WITH(limpid::subspace_coding_rate(x, u, {.heads = 4}),
                     "subspace_coding_rate: u has 6 columns, wanted a multiple of heads = 4");
@@ -159,9 +156,9 @@ TEST_CASE("coding rates of tokens exactly in their subspaces: R is the sum over 
   const auto data = limpid::subspace_data<double>({.tokens = 40, .classes = 3, .width = 4, .delta = 0});
   double sum = 0;
   for (Index k = 0; k < 3; ++k) {
-    const Eigen::MatrixXd y = data.x * data.u.middleCols(4 * k, 4);
-    const Eigen::MatrixXd inside = Eigen::MatrixXd::Identity(4, 4) + 12 / (40 * 0.01) * y.transpose() * y;
-    sum += 0.5 * std::log(inside.determinant());
+    const M y = product<double>(data.x, data.u.middleCols(4 * k, 4));
+    const M inside = M::Identity(4, 4) + 12 / (40 * 0.01) * product_tn(y, y);
+    sum += 0.5 * std::log(suite::determinant(inside));
   }
   const auto measured = limpid::rate_reduction(data.x, data.u, {.heads = 3});
   CHECK(std::abs(measured.rate - sum) < 1e-10);
@@ -177,8 +174,8 @@ TEST_CASE("small alpha: the gradient of R^c is its Neumann series") {
   const CodingRateOptions options{.eps2 = 3 / (9 * alpha), .heads = 2};
   limpid::subspace_coding_rate_backward(x, u, 1, dx, du, options);
   for (Index k = 0; k < 2; ++k) {
-    const M uk = u.middleCols(3 * k, 3), y = x * uk;
-    series += (alpha * y - alpha * alpha * y * y.transpose() * y) * uk.transpose();
+    const M uk = u.middleCols(3 * k, 3), y = product(x, uk);
+    series += product_nt<double>(alpha * y - alpha * alpha * product(product_nt(y, y), y), uk);
   }
   CHECK(distance(dx, series) < 10 * alpha * alpha * alpha);
 }
@@ -203,7 +200,7 @@ TEST_CASE("the attention step of the papers raises the plain R^c; normalised, th
 
 TEST_CASE("subspaces: orthonormal basis, shares of energy that sum to 1, ratios of the size the noise says") {
   const auto data = limpid::subspace_data<double>({.tokens = 80, .classes = 4, .width = 16, .delta = 0.1});
-  CHECK(distance(data.u.transpose() * data.u, M::Identity(64, 64)) < 1e-14);
+  CHECK(distance(product_tn(data.u, data.u), M::Identity(64, 64)) < 1e-14);
   M energy(80, 4);
   limpid::subspace_energy(data.x, data.u, energy);
   CHECK(distance(energy.rowwise().sum(), M::Ones(80, 1)) < 1e-13);

@@ -1,14 +1,16 @@
 // limpid: tests of layer normalisation and of the multi-head layers, MSSA among them.
 // SPDX-License-Identifier: MIT
-#include <Eigen/QR>
 #include <limpid/layer/layer_norm.hpp>
 #include <limpid/layer/multi_head.hpp>
 
 #include "layer_gradient.hpp"
+#include "support/linear_algebra.hpp"
+#include "support/products.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::mssa, limpid::mssa_layer, limpid::MssaLayerArgs, limpid::MultiHeadArgs;
+using suite::product, suite::product_nt, suite::product_tn;
 using M = Mat<double>;
 
 M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
@@ -16,14 +18,8 @@ M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
   return suite::random_matrix<double>(r, rows, cols, -size, size);
 }
 /// rows x cols with orthonormal columns.
-M orthonormal(Index rows, Index cols, std::uint64_t seed) {
-  const Eigen::MatrixXd a = random(rows, rows, seed);
-  return Eigen::MatrixXd(a.householderQr().householderQ()).leftCols(cols);
-}
-template <class A, class B>
-double distance(const A& a, const B& b) {
-  return (a - b).cwiseAbs().maxCoeff();
-}
+M orthonormal(Index rows, Index cols, std::uint64_t seed) { return suite::orthonormal(random(rows, rows, seed), cols); }
+double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 template <class Layer, class Args>
 M run(const Layer& layer, const Args& args, Index rows, Index cols) {
   M out(rows, cols);
@@ -105,17 +101,19 @@ TEST_CASE("mssa layer, tied: one token is projected, scale 0 projects the mean, 
   const auto tied = [](const auto& layer, const M& tokens, const M& basis) {
     return run(layer, MssaLayerArgs<limpid::View<double>>{tokens, basis, {}, {}}, tokens.rows(), tokens.cols());
   };
-  CHECK(distance(tied(softmax, one, u), one * u * u.transpose()) < 1e-14);
-  CHECK(distance(tied(cut, one, u), 0.6 * one * u * u.transpose()) < 1e-14);
+  CHECK(distance(tied(softmax, one, u), product_nt(product(one, u), u)) < 1e-14);
+  CHECK(distance(tied(cut, one, u), 0.6 * product_nt(product(one, u), u)) < 1e-14);
   CHECK(tied(full, one, u).isZero(0));
   CHECK(distance(tied(mssa_layer(mssa({.scale = 0}), 3), x, u),
-                 (x.colwise().mean() * u * u.transpose()).replicate(16, 1)) < 1e-14);
+                 product_nt(product<double>(x.colwise().mean(), u), u).replicate(16, 1)) < 1e-14);
 
   M turned = u;
-  for (Index k = 0; k < 3; ++k) turned.middleCols(2 * k, 2) *= orthonormal(2, 2, static_cast<std::uint64_t>(10 + k));
+  for (Index k = 0; k < 3; ++k)
+    turned.middleCols(2 * k, 2) =
+        product<double>(u.middleCols(2 * k, 2), orthonormal(2, 2, static_cast<std::uint64_t>(10 + k)));
   CHECK(distance(tied(softmax, x, turned), tied(softmax, x, u)) < 1e-14);
   const M q = orthonormal(9, 9, 20);
-  CHECK(distance(tied(softmax, x * q, q.transpose() * u), tied(softmax, x, u) * q) < 1e-14);
+  CHECK(distance(tied(softmax, product(x, q), product_tn(q, u)), product(tied(softmax, x, u), q)) < 1e-14);
 }
 
 TEST_CASE("multi-head layers say what does not fit") {

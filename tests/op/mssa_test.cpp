@@ -8,20 +8,19 @@
 
 #include "support/catch.hpp"
 #include "support/fields.hpp"
+#include "support/products.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::causal, limpid::mssa, limpid::MssaOptions, limpid::Phi;
+using suite::product, suite::product_nt, suite::product_tn;
 using M = Mat<double>;
 
 M tokens(Index n, Index p, std::uint64_t seed = 3, double size = 1.5) {
   suite::Random random(seed);
   return suite::random_matrix<double>(random, n, p, -size, size);
 }
-template <class A, class B>
-double distance(const A& a, const B& b) {
-  return (a - b).cwiseAbs().maxCoeff();
-}
+double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 bool same_bits(const M& a, const M& b) {
   return a.size() == b.size() &&
          std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;
@@ -36,7 +35,7 @@ MssaOptions threshold(double tau, double scale = 1) { return {.scale = scale, .p
 
 /// Softmax rows of scale y y^T, written down; keys 0 .. i of query i only where causal.
 M weights(const M& y, double scale, bool causal_only = false) {
-  M p = scale * y * y.transpose();
+  M p = product_nt<double>(scale * y, y);
   for (Index i = 0; i < p.rows(); ++i) {
     const Index seen = causal_only ? i + 1 : p.cols();
     p.row(i).rightCols(p.cols() - seen).setConstant(-std::numeric_limits<double>::infinity());
@@ -114,19 +113,19 @@ TEST_CASE(
         limpid::Saved<std::remove_cvref_t<decltype(op)>, double> saved;
         limpid::forward(op, {.y = y}, out, {.saved = &saved, .map = &map});
         CHECK(same_bits(map, a));
-        CHECK(distance(out, a * y) < 1e-15);
+        CHECK(distance(out, product(a, y)) < 1e-15);
         CHECK(same_bits(out, run(op, y)));
         limpid::map_right(op, {.y = y}, saved, x, right);
         limpid::map_left(op, {.y = y}, saved, w, left);
         limpid::map_block(op, {.y = y}, saved, 90, 80, block);
-        CHECK(distance(right, a * x) < 1e-15);
-        CHECK(distance(left, w * a) < 1e-14);
+        CHECK(distance(right, product(a, x)) < 1e-15);
+        CHECK(distance(left, product(w, a)) < 1e-14);
         CHECK(same_bits(block, a.block(90, 80, 7, 30)));
         M relevance(1, 150);
         const M ones = M::Ones(1, 150);
         limpid::backward(op, {.y = y}, saved, g, {.y = dy}, {.relevance_weights = ones, .relevance = relevance});
-        CHECK(distance(dy, a.transpose() * g) < 1e-14);
-        CHECK(distance(relevance, a.cwiseProduct(g * y.transpose()).cwiseMax(0).colwise().sum()) < 1e-14);
+        CHECK(distance(dy, product_tn(a, g)) < 1e-14);
+        CHECK(distance(relevance, a.cwiseProduct(product_nt(g, y)).cwiseMax(0).colwise().sum()) < 1e-14);
         if (tau >= 0.5) CHECK((map.array() > 0).rowwise().count().maxCoeff() <= 1);
       };
       if (only_past)

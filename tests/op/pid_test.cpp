@@ -35,10 +35,7 @@ struct Layers {
   std::size_t size() const { return q.size(); }
 };
 
-template <class A, class B>
-double distance(const A& a, const B& b) {
-  return (a - b).cwiseAbs().maxCoeff();
-}
+double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 bool same_bits(const M& a, const M& b) {
   return a.size() == b.size() &&
          std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;

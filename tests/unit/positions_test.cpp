@@ -9,6 +9,7 @@
 
 #include "support/catch.hpp"
 #include "support/fields.hpp"
+#include "support/products.hpp"
 
 namespace {
 
@@ -99,7 +100,7 @@ TEST_CASE("scores of turned rows depend on offsets alone: one shift of all posit
   CHECK(distance(near.dq, far.dq) < 1e-11);
   CHECK(distance(near.dk, far.dk) < 1e-11);
   CHECK(distance(near.out, run(rope(softmax(limpid::causal()), {.q_offset = 0}), q, k, v, dout).out) > 1e-3);
-  const M same = M::Constant(9, 8, 0.5), scores = turned(same, {}) * turned(same, {}).transpose();
+  const M same = M::Constant(9, 8, 0.5), scores = suite::product_nt(turned(same, {}), turned(same, {}));
   for (Index i = 1; i < 9; ++i) CHECK(scores(i, i - 1) == Approx(scores(1, 0)));
 }
 
@@ -193,7 +194,7 @@ TEST_CASE("an odd or too wide rotary is refused") {
 }
 
 TEST_CASE("products of sinusoidal encodings depend on offsets alone, and the layouts are permutations of one another") {
-  const M pe = limpid::sinusoidal<double>(20, 12), products = pe * pe.transpose();
+  const M pe = limpid::sinusoidal<double>(20, 12), products = suite::product_nt(pe, pe);
   CHECK(pe(0, 0) == 0);
   CHECK(pe(0, 1) == 1);
   CHECK(pe(3, 2) == Approx(std::sin(3 * std::pow(10000, -2.0 / 12))));
@@ -235,9 +236,9 @@ TEST_CASE("a slope of zero and a constant table leave plain attention, and symme
 TEST_CASE("the four parts of the scores sum to the scores; a row of them, and their gradients, are right") {
   M x = make(28, 6, 5), p = make(29, 6, 5), wq = make(30, 5, 3), wk = make(31, 5, 3);
   const auto parts = limpid::score_parts(x, p, wq, wk);
-  const M whole = ((x + p) * wq) * ((x + p) * wk).transpose() / std::sqrt(3.0);
+  const M both = x + p, whole = suite::product_nt(suite::product(both, wq), suite::product(both, wk)) / std::sqrt(3.0);
   CHECK(distance(parts.tt + parts.tp + parts.pt + parts.pp, whole) < 1e-13);
-  CHECK(distance(parts.tp, (x * wq) * (p * wk).transpose() / std::sqrt(3.0)) < 1e-13);
+  CHECK(distance(parts.tp, suite::product_nt(suite::product(x, wq), suite::product(p, wk)) / std::sqrt(3.0)) < 1e-13);
   for (Index i = 0; i < 6; ++i) {
     const auto row = limpid::score_parts_row(x, p, wq, wk, i);
     CHECK(distance(row.tt, parts.tt.row(i)) < 1e-13);
