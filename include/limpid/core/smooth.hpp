@@ -114,115 +114,138 @@ LIMPID_NOINLINE void weights_from_scores(typename P::Scalar* s, Index ld, Index 
     }
 }
 
-/// One block of queries [q0, q1) against every key it sees.
+/// One block of queries [q0, q1) of one map: load, then every block of keys in order, then finish.
 template <class P, bool Online, class Mods>
-void smooth_block(const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x, Index q0, Index q1,
-                  MutView<typename P::Scalar> out, const typename P::Scalar* known, typename P::Scalar* lse,
-                  Arena& arena) {
+class SmoothBlock {
+ public:
   using S = typename P::Scalar;
   using Blocks = SmoothBlocks<P>;
-  constexpr Index width = Blocks::panel;
-  const Index d = scores.q.cols, dv = x.cols, count = (q1 - q0 + width - 1) / width;
-  const S scale = scores.scale * scores.unit();
-  S* qt = arena.take<S>(count * d * width);
-  S* ot = arena.take<S>(count * dv * width);
-  S* tile = arena.take<S>(Blocks::keys * width);
-  S* start = arena.take<S>(Blocks::keys);
-  S* top = arena.take<S>(count * width);
-  S* sum = arena.take<S>(count * width);
-  S* alpha = arena.take<S>(width);
+  static constexpr Index width = Blocks::panel;
 
-  for (Index p = 0; p < count; ++p) {
-    const Index first = q0 + p * width, rows = std::min(width, q1 - first);
-    transpose_into<P>(scores.q.block(first, 0, rows, d), qt + p * d * width, width);
-    for (Index l = 0; l < width; ++l) {
-      top[p * width + l] = minus_infinity<S>();
-      sum[p * width + l] = S(0);
-      // the known log-sum-exp takes the place of the maximum; padding lanes weigh nothing
-      if (!Online)
-        top[p * width + l] = l < rows ? known[first + l] + scores.shift(first + l, first) : -minus_infinity<S>();
+  SmoothBlock(const SmoothMap<S, Mods>& map, Index q0, Index q1, Arena& arena)
+      : map_(map), scores_(map.scores), q0_(q0), q1_(q1), count_((q1 - q0 + width - 1) / width) {
+    const Index d = scores_.q.cols, dv = map.x.cols;
+    qt_ = arena.take<S>(count_ * d * width);
+    ot_ = arena.take<S>(count_ * dv * width);
+    tile_ = arena.take<S>(Blocks::keys * width);
+    start_ = arena.take<S>(Blocks::keys);
+    top_ = arena.take<S>(count_ * width);
+    sum_ = arena.take<S>(count_ * width);
+    alpha_ = arena.take<S>(width);
+    for (Index p = 0; p < count_; ++p) {
+      const Index first = first_of(p), rows = rows_of(p);
+      transpose_into<P>(scores_.q.block(first, 0, rows, d), qt_ + p * d * width, width);
+      for (Index l = 0; l < width; ++l) {
+        top_[p * width + l] = minus_infinity<S>();
+        sum_[p * width + l] = S(0);
+        // the known log-sum-exp takes the place of the maximum; padding lanes weigh nothing
+        if (!Online)
+          top_[p * width + l] =
+              l < rows ? map.known[first + l] + scores_.shift(first + l, first) : -minus_infinity<S>();
+      }
     }
+    clear(ot_, count_ * dv * width);
+    if (!Online) std::fill(alpha_, alpha_ + width, S(1));
   }
-  clear(ot, count * dv * width);
-  if (!Online)
-    for (Index l = 0; l < width; ++l) alpha[l] = S(1);
 
-  const Interval seen = scores.hull(q0, q1);
-  for (Index k0 = seen.begin; k0 < seen.end; k0 += Blocks::keys) {
-    const Index k1 = std::min(k0 + Blocks::keys, seen.end);
-    for (Index p = 0; p < count; ++p) {
-      const Index first = q0 + p * width, rows = std::min(width, q1 - first);
-      const Index vectors = (rows + P::lanes - 1) / P::lanes;
-      const Interval own = scores.hull(first, first + rows);
+  /// Keys [k0, k1), those of them that a panel sees.
+  void add_keys(Index k0, Index k1) {
+    const Index d = scores_.q.cols, dv = map_.x.cols;
+    const S scale = scores_.scale * scores_.unit();
+    for (Index p = 0; p < count_; ++p) {
+      const Index first = first_of(p), rows = rows_of(p), vectors = (rows + P::lanes - 1) / P::lanes;
+      const Interval own = scores_.hull(first, first + rows);
       const Index b = std::max(k0, own.begin), nk = std::min(k1, own.end) - b;
       if (nk <= 0) continue;
       if constexpr (Mods::irregular)
-        if (scores.mods->cover(scores.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
-      const Tile<S> t{tile, width, first, rows, b, nk};
-      scores.starts(first, b, nk, start);
-      S* panel = qt + p * d * width;
+        if (scores_.mods->cover(scores_.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
+      const Tile<S> t{tile_, width, first, rows, b, nk};
+      scores_.starts(first, b, nk, start_);
+      const S* panel = qt_ + p * d * width;
+      S *top = top_ + p * width, *sum = sum_ + p * width;
       if constexpr (Online || Mods::values) {
-        product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                               StoreScores<P>{tile, width, scale, start});
-        if constexpr (Mods::values) value_tile<P, false>(scores, t);
-        drop_keys<P, false>(scores, start, t, minus_infinity<S>());
-        if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());
-        if constexpr (Online) {
-          if (vectors == P::tile_vectors) {
-            online_step<P, P::tile_vectors>(tile, width, nk, top + p * width, sum + p * width, alpha);
-          } else {
-            for (Index v = 0; v < vectors; ++v)
-              online_step<P, 1>(tile + v * P::lanes, width, nk, top + p * width + v * P::lanes,
-                                sum + p * width + v * P::lanes, alpha + v * P::lanes);
-          }
+        product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
+                               StoreScores<P>{tile_, width, scale, start_});
+        if constexpr (Mods::values) value_tile<P, false>(scores_, t);
+        drop_keys<P, false>(scores_, start_, t, minus_infinity<S>());
+        if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
+        if constexpr (!Online) {
+          weights_from_scores<P>(tile_, width, nk, vectors, top);
+        } else if (vectors == P::tile_vectors) {
+          online_step<P, P::tile_vectors>(tile_, width, nk, top, sum, alpha_);
         } else {
-          weights_from_scores<P>(tile, width, nk, vectors, top + p * width);
+          for (Index l = 0; l < vectors * P::lanes; l += P::lanes)
+            online_step<P, 1>(tile_ + l, width, nk, top + l, sum + l, alpha_ + l);
         }
       } else {
-        product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                               StoreKnown<P>{tile, width, scale, start, top + p * width});
-        drop_keys<P, false>(scores, start, t, S(0));
-        if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, S(0));
+        product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
+                               StoreKnown<P>{tile_, width, scale, start_, top});
+        drop_keys<P, false>(scores_, start_, t, S(0));
+        if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, S(0));
       }
-      product<P, Walk::columns>(dv, vectors, nk, x.row(b), x.stride, tile, width,
-                                Rescale<P>{ot + p * dv * width, width, alpha});
+      product<P, Walk::columns>(dv, vectors, nk, map_.x.row(b), map_.x.stride, tile_, width,
+                                Rescale<P>{ot_ + p * dv * width, width, alpha_});
     }
   }
 
-  for (Index p = 0; p < count; ++p) {
-    const Index first = q0 + p * width, rows = std::min(width, q1 - first);
-    for (Index l = 0; l < rows; ++l) {
-      const S total = Online ? sum[p * width + l] : S(1);
-      alpha[l] = total == S(0) ? S(0) : S(1) / total;
-      if (Online && lse) {
-        using std::log;
-        lse[first + l] = total == S(0) ? -minus_infinity<S>()
-                                       : top[p * width + l] + log(total) * log2_e<S> - scores.shift(first + l, first);
+  /// Writes out and the log-sum-exp.
+  void finish() {
+    const Index dv = map_.x.cols;
+    for (Index p = 0; p < count_; ++p) {
+      const Index first = first_of(p), rows = rows_of(p);
+      for (Index l = 0; l < rows; ++l) {
+        const S total = Online ? sum_[p * width + l] : S(1);
+        alpha_[l] = total == S(0) ? S(0) : S(1) / total;
+        if (Online && map_.lse) {
+          using std::log;
+          map_.lse[first + l] = total == S(0)
+                                    ? -minus_infinity<S>()
+                                    : top_[p * width + l] + log(total) * log2_e<S> - scores_.shift(first + l, first);
+        }
       }
+      transpose_out<P>(ot_ + p * dv * width, width, alpha_, map_.out.block(first, 0, rows, dv));
     }
-    transpose_out<P>(ot + p * dv * width, width, alpha, out.block(first, 0, rows, dv));
   }
-}
 
-template <class P, bool Online, class Mods>
-void smooth_any(const Context& context, Scores<typename P::Scalar, Mods> scores, View<typename P::Scalar> x,
-                MutView<typename P::Scalar> out, const typename P::Scalar* known, typename P::Scalar* lse) {
-  constexpr Index step = SmoothBlocks<P>::queries;
-  const Index n = scores.n(), blocks = (n + step - 1) / step;
-  ArenaScope scope(context.arena());
-  const KeyGuard<P, Mods> guard(context.arena(), scores, x);
-  if (FewQueries::fits<P>(n, scores.m(), scores.q.cols, x.cols)) {
-    smooth_few<P, Online>(context, scores, x, out, known, lse);
-    if (guard.found()) guard.poison(out, lse);
-    return;
+ private:
+  Index first_of(Index p) const { return q0_ + p * width; }
+  Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }
+
+  const SmoothMap<S, Mods>& map_;
+  const Scores<S, Mods>& scores_;
+  Index q0_, q1_, count_;
+  S *qt_, *ot_, *tile_, *start_, *top_, *sum_, *alpha_;
+};
+
+/// One map, or several over the same values: these then go through the keys together, a block of values serving all.
+template <class P, bool Online, std::size_t M, class Mods>
+void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
+  using Block = SmoothBlock<P, Online, Mods>;
+  constexpr Index step = SmoothBlocks<P>::queries, keys = SmoothBlocks<P>::keys;
+  const Index n = maps[0].scores.n(), blocks = (n + step - 1) / step;
+  Arena& common = context.arena();
+  ArenaScope scope(common);
+  const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
+  if (FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols)) {
+    smooth_few<P, Online>(context, maps);
+  } else {
+    const auto* values = maps[0].x.data;
+    for (auto& map : maps) {
+      map.scores.k = near_rows(common, map.scores.k, blocks);
+      map.x = &map != &maps[0] && map.x.data == values ? maps[0].x : near_rows(common, map.x, blocks);
+    }
+    context.run(blocks, [&](Index task, Arena& arena) {
+      const Index q0 = (blocks - 1 - task) * step;  // under a causal mask the last queries have the most to do
+      const Index q1 = std::min(n, q0 + step);
+      auto block = each_map(maps, [&](const auto& map) { return Block(map, q0, q1, arena); });
+      const Interval seen = maps[0].scores.hull(q0, q1);
+      for (Index k0 = seen.begin; k0 < seen.end; k0 += keys)
+        for (auto& b : block) b.add_keys(k0, std::min(k0 + keys, seen.end));
+      for (auto& b : block) b.finish();
+    });
   }
-  scores.k = near_rows(context.arena(), scores.k, blocks);
-  x = near_rows(context.arena(), x, blocks);
-  context.run(blocks, [&](Index t, Arena& arena) {
-    const Index q0 = (blocks - 1 - t) * step;  // under a causal mask the last queries have the most to do
-    smooth_block<P, Online>(scores, x, q0, std::min(n, q0 + step), out, known, lse, arena);
-  });
-  if (guard.found()) guard.poison(out, lse);
+  for (std::size_t t = 0; t < M; ++t)
+    if (guards[t].found()) guards[t].poison(maps[t].out, maps[t].lse);
 }
 
 /// out = A x for one head, x m x dv, out n x dv; lse (n numbers, base 2, may be null) for later sweeps.
@@ -230,14 +253,23 @@ void smooth_any(const Context& context, Scores<typename P::Scalar, Mods> scores,
 template <class P, class Mods>
 void smooth(const Context& context, const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x,
             MutView<typename P::Scalar> out, typename P::Scalar* lse) {
-  smooth_any<P, true>(context, scores, x, out, nullptr, lse);
+  smooth_any<P, true, 1, Mods>(context, {{{scores, x, out, nullptr, lse}}});
+}
+
+/// The same for two maps over the same values in one pass over the keys.
+template <class P, class Mods>
+void smooth_both(const Context& context, const std::array<Scores<typename P::Scalar, Mods>, 2>& scores,
+                 View<typename P::Scalar> x, MutView<typename P::Scalar> first, typename P::Scalar* first_lse,
+                 MutView<typename P::Scalar> second, typename P::Scalar* second_lse) {
+  smooth_any<P, true, 2, Mods>(
+      context, {{{scores[0], x, first, nullptr, first_lse}, {scores[1], x, second, nullptr, second_lse}}});
 }
 
 /// out = A x with the log-sum-exp known: no maximum, no sum.
 template <class P, class Mods>
 void smooth_known(const Context& context, const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
                   View<typename P::Scalar> x, MutView<typename P::Scalar> out) {
-  smooth_any<P, false>(context, scores, x, out, lse, nullptr);
+  smooth_any<P, false, 1, Mods>(context, {{{scores, x, out, lse, nullptr}}});
 }
 
 }  // namespace detail

@@ -3,12 +3,35 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+
 #include "context.hpp"
 #include "tile.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
+
+/// One map of a `smooth`: its scores, what it is applied to, where the result and (base 2, may be null) the log-sum-exp
+/// go; known: the log-sum-exp where that is known before.
+template <class S, class Mods>
+struct SmoothMap {
+  Scores<S, Mods> scores;
+  View<S> x;
+  MutView<S> out;
+  const S* known;
+  S* lse;
+};
+
+/// An array of f(map) for one map or two; f's result need not have a default.
+template <class Maps, class F>
+auto each_map(Maps& maps, F&& f) {
+  using Result = decltype(f(maps[0]));
+  if constexpr (std::tuple_size_v<std::remove_const_t<Maps>> == 1)
+    return std::array<Result, 1>{f(maps[0])};
+  else
+    return std::array<Result, 2>{f(maps[0]), f(maps[1])};
+}
 
 struct FewQueries {
   static constexpr Index queries = 8;
@@ -182,40 +205,68 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
   }
 }
 
+/// What the chunks of one map leave behind, and how it becomes the result.
 template <class P, bool Online, class Mods>
-void smooth_few(const Context& context, const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x,
-                MutView<typename P::Scalar> out, const typename P::Scalar* known, typename P::Scalar* lse) {
+class FewParts {
+ public:
   using S = typename P::Scalar;
-  const Index n = scores.n(), rows = FewQueries::whole(n);
-  const Interval seen = scores.hull(0, n);
+
+  FewParts(Arena& arena, const SmoothMap<S, Mods>& map, Index chunks)
+      : map_(map), rows_(FewQueries::whole(map.scores.n())) {
+    const Index n = map.scores.n(), d = map.scores.q.cols;
+    parts_ = arena.matrix<S>(chunks * rows_, map.x.cols);
+    top_ = arena.matrix<S>(chunks, n), sum_ = arena.matrix<S>(chunks, n);
+    q_ = arena.matrix<S>(rows_, d);
+    copy<S>(map.scores.q, q_);
+    for (Index i = n; i < rows_; ++i) clear(q_.row(i), d);
+  }
+
+  void run_chunk(Index c, Index begin, Index end, Arena& arena) const {
+    few_chunk<P, Online>(map_.scores, View<S>(q_), map_.x, begin, end, map_.known, top_.row(c), sum_.row(c),
+                         parts_.block(c * rows_, 0, rows_, map_.x.cols), arena);
+  }
+
+  /// The chunks in order, whoever made them.
+  void merge() const {
+    using std::exp;
+    using std::log;
+    const MutView<S>& out = map_.out;
+    for (Index i = 0; i < out.rows; ++i) {
+      S most = minus_infinity<S>(), total(0);
+      for (Index c = 0; c < top_.rows; ++c) most = most < top_(c, i) ? top_(c, i) : most;
+      clear(out.row(i), out.cols);
+      for (Index c = 0; c < top_.rows; ++c) {
+        if (Online && top_(c, i) == minus_infinity<S>() && sum_(c, i) == S(0)) continue;
+        const S factor = Online ? exp((top_(c, i) - most) * ln_2<S>) : S(1);
+        total += sum_(c, i) * factor;
+        deliver_scaled<P>(parts_.block(c * rows_ + i, 0, 1, out.cols), factor, out.block(i, 0, 1, out.cols), true);
+      }
+      if (!Online) continue;
+      const S inverse = total == S(0) ? S(0) : S(1) / total;
+      for (Index c = 0; c < out.cols; ++c) out(i, c) *= inverse;
+      if (map_.lse)
+        map_.lse[i] = total == S(0) ? -minus_infinity<S>() : most + log(total) * log2_e<S> - map_.scores.shift(i, 0);
+    }
+  }
+
+ private:
+  const SmoothMap<S, Mods>& map_;
+  Index rows_;
+  MutView<S> parts_, top_, sum_, q_;
+};
+
+template <class P, bool Online, std::size_t M, class Mods>
+void smooth_few(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
+  const auto& scores = maps[0].scores;
+  const Interval seen = scores.hull(0, scores.n());
   const Index chunks = (seen.end - seen.begin + FewQueries::chunk - 1) / FewQueries::chunk;
-  Arena& arena = context.arena();
-  const MutView<S> parts = arena.matrix<S>(chunks * rows, x.cols), top = arena.matrix<S>(chunks, n),
-                   sum = arena.matrix<S>(chunks, n), q = arena.matrix<S>(rows, scores.q.cols);
-  copy<S>(scores.q, q);
-  for (Index i = n; i < rows; ++i) clear(q.row(i), q.cols);
+  const auto parts =
+      each_map(maps, [&](const auto& map) { return FewParts<P, Online, Mods>(context.arena(), map, chunks); });
   context.run(chunks, [&](Index c, Arena& own) {
     const Index begin = seen.begin + c * FewQueries::chunk;
-    few_chunk<P, Online>(scores, View<S>(q), x, begin, std::min(seen.end, begin + FewQueries::chunk), known, top.row(c),
-                         sum.row(c), parts.block(c * rows, 0, rows, x.cols), own);
+    for (const auto& part : parts) part.run_chunk(c, begin, std::min(seen.end, begin + FewQueries::chunk), own);
   });
-  using std::exp;
-  using std::log;
-  for (Index i = 0; i < n; ++i) {
-    S most = minus_infinity<S>(), total(0);
-    for (Index c = 0; c < chunks; ++c) most = most < top(c, i) ? top(c, i) : most;
-    clear(out.row(i), out.cols);
-    for (Index c = 0; c < chunks; ++c) {
-      if (Online && top(c, i) == minus_infinity<S>() && sum(c, i) == S(0)) continue;
-      const S factor = Online ? exp((top(c, i) - most) * ln_2<S>) : S(1);
-      total += sum(c, i) * factor;
-      deliver_scaled<P>(parts.block(c * rows + i, 0, 1, x.cols), factor, out.block(i, 0, 1, x.cols), true);
-    }
-    if (!Online) continue;
-    const S inverse = total == S(0) ? S(0) : S(1) / total;
-    for (Index c = 0; c < x.cols; ++c) out(i, c) *= inverse;
-    if (lse) lse[i] = total == S(0) ? -minus_infinity<S>() : most + log(total) * log2_e<S> - scores.shift(i, 0);
-  }
+  for (const auto& part : parts) part.merge();
 }
 
 }  // namespace detail

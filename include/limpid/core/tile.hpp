@@ -150,13 +150,14 @@ LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::S
   }
 }
 
-/// Whether rows lie far apart, as heads side by side in one buffer do, over so much memory, and are to be passed over so
-/// often, that walks through page tables cost more than a copy of them side by side.
+/// Whether rows lie far apart, as many heads side by side in one buffer do, over so much memory, and are to be passed
+/// over so often, that walks through page tables cost more than a copy of them side by side.
 template <class V>
 bool rows_are_far(const V& rows, Index passes) {
-  constexpr Index few_passes = 8, near = 256 * 1024;  // bytes that the second cache holds with room to spare
-  return passes >= few_passes && rows.stride > rows.cols &&
-         rows.rows * rows.stride * static_cast<Index>(sizeof(typename V::Scalar)) > near;
+  constexpr Index few_passes = 8, apart = 1024,
+                  near = 256 * 1024;  // bytes: a quarter page, a quarter of a second cache
+  const Index pitch = rows.stride * static_cast<Index>(sizeof(typename V::Scalar));
+  return passes >= few_passes && rows.stride > rows.cols && pitch >= apart && rows.rows * pitch > near;
 }
 template <class S>
 View<S> near_rows(Arena& arena, View<S> rows, Index passes) {

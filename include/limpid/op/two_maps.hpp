@@ -216,8 +216,7 @@ struct TwoMaps {
     const auto maps = scores<S>(in, at);
     const MutView<S> o1 = keep.first.given() ? keep.first : out;
     const MutView<S> o2 = keep.second.given() ? keep.second : arena.template matrix<S>(out.rows, out.cols);
-    detail::smooth<P>(context, maps[0], in.v, o1, keep.lse.row(0));
-    detail::smooth<P>(context, maps[1], in.v, o2, keep.lse.row(1));
+    detail::smooth_both<P>(context, maps, in.v, o1, keep.lse.row(0), o2, keep.lse.row(1));
     const auto w = weights<S>(arena, in, View<S>(keep.lse));
     detail::weighted_difference<P>(w.first, o1, w.second, o2, out);  // H = w1 o O1 - w2 o O2
     if (options.norm == HeadNorm::rms)
