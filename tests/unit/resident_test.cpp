@@ -112,7 +112,8 @@ int main() {
       return not_possible;
     }
     at_most((row.name + std::string(", MiB at n = 16384")).c_str(), whole, row.mib);
-    at_most((row.name + std::string(", times that at n = 4096")).c_str(), whole / std::max(quarter, 0.25), 4.3);  // below that, single pages
+    at_most((row.name + std::string(", times that at n = 4096")).c_str(), whole / std::max(quarter, 0.25),
+            4.3);  // below that, single pages
   }
   return failed == 0 ? 0 : 1;
 }
