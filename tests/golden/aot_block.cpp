@@ -16,7 +16,7 @@ struct AotBlock {
     if ((attention != "mssa" && attention != "mhsa") || (norm != "layer" && norm != "none"))
       throw Refused("attention is '" + attention + "', norm is '" + norm + "'");
     limpid::AotOptions options;
-    options.heads = c.integer("heads", 1);
+    options.heads = c.count("heads", 1);
     options.norm = norm == "layer";
     options.eps = c.number("eps", 1e-5);
 

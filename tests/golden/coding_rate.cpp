@@ -11,7 +11,7 @@ struct CodingRate {
   template <class S>
   static Tensors<S> library(const Case& c) {
     const Mat<S> x = c.in<S>("x"), u = c.in<S>("u");
-    const limpid::CodingRateOptions options{c.number("eps2", 0.01), c.flag("normalise"), c.integer("heads", 1)};
+    const limpid::CodingRateOptions options{c.number("eps2", 0.01), c.flag("normalise"), c.count("heads", 1)};
     const limpid::RateReduction all = limpid::rate_reduction(x, u, options);
     const double reduction = static_cast<double>(c.dout<S>("reduction")(0, 0));
     Mat<S> dx(x.rows(), x.cols()), du(u.rows(), u.cols());

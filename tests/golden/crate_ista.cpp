@@ -17,7 +17,7 @@ struct CrateIsta {
     Tensors<S> all;
     with_masks(c, [&](const auto& masks) {
       const auto op = limpid::mssa(masks);
-      all = run<S, limpid::CrateArgs>(c, limpid::crate(op, {c.integer("heads", 1), eta, lambda, eps}));
+      all = run<S, limpid::CrateArgs>(c, limpid::crate(op, {c.count("heads", 1), eta, lambda, eps}));
     });
     return all;
   }

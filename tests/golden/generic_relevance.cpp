@@ -1,5 +1,6 @@
 // limpid: golden cases of generic relevance, kind qkv: the relevance row that the backward pass emits beside the
-// gradients. SPDX-License-Identifier: MIT
+// gradients.
+// SPDX-License-Identifier: MIT
 #include "plain.hpp"
 
 namespace golden {
@@ -57,8 +58,9 @@ struct GenericRelevance {
   template <class S>
   static void finish(const Case& c, const Extents& e, const Mat<S>& abar, Tensors<S>& all) {
     Mat<S> r = Mat<S>::Identity(e.n, e.n);
-    for (Index l = c.integer("start_layer", 0); l < e.layers; ++l) r += product<S>(abar.middleRows(l * e.n, e.n), r);
-    const Index row = c.integer("row", 0);
+    for (Index l = c.place("start_layer", 0, e.layers + 1); l < e.layers; ++l)
+      r += product<S>(abar.middleRows(l * e.n, e.n), r);
+    const Index row = c.place("row", 0, e.n);
     all["out.abar"] = abar, all["out.r"] = r, all["out.row"] = r.row(row), all["out.column"] = r.col(row);
   }
 
@@ -71,7 +73,7 @@ struct GenericRelevance {
     Mat<S>&a = all["out.a"], &g = all["out.g"], &o = all["out.o"];
     a.resize(q.rows(), e.n), g.resize(q.rows(), e.n), o.resize(q.rows(), v.cols());
     Mat<S> abar(e.layers * e.n, e.n), row = Mat<S>::Zero(1, e.n);
-    row(0, c.integer("row", 0)) = S(1);
+    row(0, c.place("row", 0, e.n)) = S(1);
     with_masks(c, [&](const auto& masks) {
       const auto op = limpid::softmax(masks, {.scale = c.scale(q.cols())});
       using Op = std::remove_const_t<decltype(op)>;
@@ -96,7 +98,7 @@ struct GenericRelevance {
                              {.relevance_weights = weights, .relevance = relevance, .part = part(c)});
             abar.row(l * e.n + i) = relevance;
           }
-          if (l < c.integer("start_layer", 0)) continue;
+          if (l < c.place("start_layer", 0, e.layers + 1)) continue;
           // The chain as it is meant to be used: w <- w + w Abar, last layer first, in the backward pass itself.
           limpid::backward(op, in, saved, dl, limpid::grads(dq, dk, dv),
                            {.relevance_weights = row, .relevance = relevance, .part = part(c)});

@@ -13,7 +13,7 @@ struct Mssa {
     Parameters<S, limpid::MssaLayerArgs> p(c);
     const Mat<S> x = c.in<S>("x"), dout = c.dout<S>();
     Mat<S> out(x.rows(), x.cols()), dx = x;
-    const Index heads = c.integer("heads", 1);
+    const Index heads = c.count("heads", 1);
     with_masks(c, [&](const auto& masks) {
       const auto layer = limpid::mssa_layer(limpid::mssa(masks, mssa_options(c, p.value.u.cols() / heads)), heads);
       limpid::MssaLayerArgs<limpid::View<S>> in = p.value;

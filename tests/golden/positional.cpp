@@ -1,5 +1,6 @@
 // limpid: golden cases of positions: sinusoidal encodings, RoPE, ALiBi, relative tables, and the decomposition of
-// scores. SPDX-License-Identifier: MIT
+// scores.
+// SPDX-License-Identifier: MIT
 #include "plain.hpp"
 
 namespace golden {
@@ -92,7 +93,7 @@ struct Positional {
       return result;
     });
     all["grad.slope"] = dslope;
-    if (c.file().has("out.slopes")) all["out.slopes"] = limpid::alibi_slopes<S>(c.integer("heads", 1));
+    if (c.file().has("out.slopes")) all["out.slopes"] = limpid::alibi_slopes<S>(c.count("heads", 1));
     return all;
   }
 
@@ -160,7 +161,7 @@ struct Positional {
     all["grad.q"] = dq, all["grad.k"] = dk;
     if (kind == "alibi") {
       all["grad.slope"] = Mat<S>::Constant(1, 1, -dot(plain.ds, gap));
-      if (c.file().has("out.slopes")) all["out.slopes"] = slopes<S>(c.integer("heads", 1));
+      if (c.file().has("out.slopes")) all["out.slopes"] = slopes<S>(c.count("heads", 1));
     }
     if (kind == "relative") {
       Mat<S>& dtable = all["grad.table"] = Mat<S>::Zero(1, table.cols());

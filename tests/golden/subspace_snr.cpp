@@ -14,7 +14,7 @@ struct SubspaceSnr {
   static Tensors<S> library(const Case& c) {
     Mat<S> x = c.in<S>("x");
     const Mat<S> u = c.in<S>("u"), eta = Mat<S>::Constant(1, 1, static_cast<S>(c.number("eta", 0)));
-    const Index heads = c.integer("heads", 1), layers = c.integer("layers", 0);
+    const Index heads = c.count("heads", 1), layers = c.integer("layers", 0);
     const limpid::MssaOptions options = mssa_options(c, u.cols() / heads);
     const auto layer = limpid::aot(limpid::mssa(options), {.heads = heads, .norm = false});
     std::vector<Index> labels;

@@ -1,5 +1,6 @@
 // limpid: what the golden cases of differential and gated differential attention share: arguments side by side, the
-// layer, and the plain formula. SPDX-License-Identifier: MIT
+// layer, and the plain formula.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <limpid/layer/differential.hpp>
@@ -54,8 +55,8 @@ Tensors<S> run_two_map_layer(const Case& c, Make&& make) {
   const Mat<S> dout = c.dout<S>();
   with_masks(c, [&](const auto& masks) {
     const auto op = make(masks);
-    const Index heads = c.integer("heads", 1);
-    const auto layer = limpid::two_map_layer(op, heads, c.integer("kv_heads", heads));
+    const Index heads = c.count("heads", 1);
+    const auto layer = limpid::two_map_layer(op, heads, c.count("kv_heads", heads));
     limpid::TwoMapLayerSaved<std::remove_const_t<decltype(op)>, S> saved;
     layer.forward(args, out, {.saved = &saved});
     layer.backward(args, saved, dout, grads);
@@ -121,7 +122,7 @@ Tensors<S> plain_two_map_layer(const Case& c, const limpid::TwoMapOptions& optio
   const Mat<S> x = c.in<S>("x"), wq = c.in<S>("wq"), wk = c.in<S>("wk"), wv = c.in<S>("wv"), wo = c.in<S>("wo");
   const Mat<S> gamma = c.has("gamma") ? c.row<S>("gamma") : Mat<S>(), dout = c.dout<S>();
   const Mat<S> q = product(x, wq), k = product(x, wk), v = product(x, wv), dy = product_nt(dout, wo);
-  const Index heads = c.integer("heads", 1), groups = c.integer("kv_heads", heads), d = wq.cols() / heads / 2,
+  const Index heads = c.count("heads", 1), groups = c.count("kv_heads", heads), d = wq.cols() / heads / 2,
               width = v.cols() / groups, key = wk.cols() / groups, second = key - d;  // second = 0: one key for both
   Mat<S> y(x.rows(), heads * width), dq(q.rows(), q.cols()), dk = Mat<S>::Zero(k.rows(), k.cols()),
                                                              dv = Mat<S>::Zero(v.rows(), v.cols());

@@ -61,6 +61,7 @@ class Case {
   template <class S>
   Mat<S> dout(const std::string& name = "out") const {
     if (file_.has("dout." + name)) return perturbed<S>("dout." + name);
+    if (!file_.has("out." + name)) throw Refused("the output '" + name + "' is missing");
     const Mat<S> like = file_.at("out." + name).matrix<S>();
     return Mat<S>::Zero(like.rows(), like.cols());
   }
@@ -106,6 +107,19 @@ class Case {
     if (value != std::floor(value) || std::abs(value) > 1e15)
       throw Refused("switch " + name + " is '" + file_.meta(name) + "', wanted a whole number");
     return static_cast<Index>(value);
+  }
+  /// A switch that counts something one can divide by, such as heads.
+  Index count(const std::string& name, Index absent) const {
+    const Index value = integer(name, absent);
+    if (value < 1) throw Refused("switch " + name + " is '" + file_.meta(name) + "', wanted at least 1");
+    return value;
+  }
+  /// A switch that names one of `size` things, from 0.
+  Index place(const std::string& name, Index absent, Index size) const {
+    const Index value = integer(name, absent);
+    if (value < 0 || value >= size)
+      throw Refused("switch " + name + " is '" + file_.meta(name) + "', wanted less than " + std::to_string(size));
+    return value;
   }
   /// Switch `scale`; absent means 1 / sqrt(d).
   double scale(Index d) const { return number("scale", 1.0 / std::sqrt(static_cast<double>(d))); }
