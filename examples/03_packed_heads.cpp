@@ -1,5 +1,6 @@
 // limpid: example 3. Batch and heads in packed buffers, grouped keys, threads. A head is a block of the buffer, never a
-// copy. SPDX-License-Identifier: MIT
+// copy.
+// SPDX-License-Identifier: MIT
 #include <cmath>
 #include <cstdio>
 #include <limpid/exec/thread_pool.hpp>

@@ -1,5 +1,6 @@
 // limpid: example 6. Looking inside a head: the map, one row of it, the log-sum-exp, the entropy, products with the
-// map. SPDX-License-Identifier: MIT
+// map.
+// SPDX-License-Identifier: MIT
 #include <cmath>
 #include <cstdio>
 #include <limpid/limpid.hpp>

@@ -1,5 +1,6 @@
 // limpid: example 8. A stack of attention-only layers (AoT) learns to denoise: every layer is x + eta MSSA(x), and its
-// one matrix U has to find the subspaces near which the tokens lie. SPDX-License-Identifier: MIT
+// one matrix U has to find the subspaces near which the tokens lie.
+// SPDX-License-Identifier: MIT
 #include <cmath>
 #include <cstdio>
 #include <limpid/layer/aot.hpp>

@@ -1,5 +1,6 @@
 // limpid: what the optional target limpid::compiled holds ready, so that a user's translation unit need not compile it
-// again. SPDX-License-Identifier: MIT
+// again.
+// SPDX-License-Identifier: MIT
 //
 // With limpid::compiled linked, include this instead of limpid.hpp: the operators below are declared extern for float
 // and double. Any other one is compiled where it is used, as ever. The library and its users must be compiled with the

@@ -1,5 +1,7 @@
 // limpid: every second column of a matrix as an input: entries of a row are not neighbours (a block of columns is
-// fine). SPDX-License-Identifier: MIT refused: the entries of a row must be contiguous
+// fine).
+// SPDX-License-Identifier: MIT
+// refused: the entries of a row must be contiguous
 #include <limpid/limpid.hpp>
 
 limpid::Mat<float> attend(const limpid::Mat<float>& wide, const limpid::Mat<float>& k, const limpid::Mat<float>& v) {

@@ -1,5 +1,6 @@
 // limpid: the contract suite's view of an operator: its types hidden, so that a check is compiled once for all
-// operators. SPDX-License-Identifier: MIT
+// operators.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include "support/allocation.hpp"

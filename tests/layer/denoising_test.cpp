@@ -1,5 +1,6 @@
 // limpid: the denoising theorem of the attention-only transformer, at a size
-// where its noise has dimensions enough. SPDX-License-Identifier: MIT
+// where its noise has dimensions enough.
+// SPDX-License-Identifier: MIT
 #include <limpid/layer/aot.hpp>
 #include <limpid/layer/subspaces.hpp>
 

@@ -160,6 +160,10 @@ TEST_CASE("gradients of boosting are right, of tau and rho too, and where tau is
   const auto nlm = boosting(limpid::nlm(), {.scheme = Scheme::sos, .steps = 2});
   const M h = number(1.2), t = number(0.8), r = number(-0.3);
   CHECK(limpid::check_gradient(nlm, {{.q = p.q, .k = p.k, .v = p.v, .h = h}, t, r}).worst() < 1e-8);
+  M all = p.v, some = p.v;  // q, k and v alone are enough for any map
+  limpid::forward(nlm, {{.q = p.q, .k = p.k, .v = p.v}, {}, {}}, all);
+  limpid::forward(nlm, limpid::qkv(p.q, p.k, p.v), some);
+  CHECK((all - some).cwiseAbs().maxCoeff() == 0);
 }
 
 TEST_CASE("heads may have a tau each or share one, whose gradient is then the sum") {

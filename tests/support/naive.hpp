@@ -1,5 +1,6 @@
 // limpid: softmax and non-local-means attention written down, with everything n x m in memory: what errors are measured
-// by. SPDX-License-Identifier: MIT
+// by.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,6 @@
 // limpid: files: what is written reads back, and whatever the bytes are, reading ends in a result or in one clear
-// sentence. SPDX-License-Identifier: MIT
+// sentence.
+// SPDX-License-Identifier: MIT
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -142,6 +143,7 @@ TEST_CASE("safetensors: a malformed file is refused with what was found and want
                  "starts at byte 1 of the data, wanted 2"));
   CHECK(contains(said([] { read_safetensors("no-such-file.safetensors"); }),
                  "no-such-file.safetensors: cannot be opened"));
+  CHECK(contains(said([] { read_safetensors("."); }), ".: is a folder, wanted a file"));
   CHECK(contains(said([] { sample().at("missing"); }), "no tensor 'missing'; found 'bytes'"));
 }
 

@@ -1,5 +1,6 @@
 // limpid: what an operator is given and what it keeps: named fields with a role, so that the front doors can cut out a
-// head. SPDX-License-Identifier: MIT
+// head.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include "matrix.hpp"

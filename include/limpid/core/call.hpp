@@ -1,9 +1,11 @@
 // limpid: the front doors forward, backward and the looks inside: checks, heads, batch, threads, memory. Nothing of a
-// paper. SPDX-License-Identifier: MIT
+// paper.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "args.hpp"
@@ -184,6 +186,7 @@ void for_heads(Index count, bool may_spread, Workspace& workspace, ExecutorRef e
       ArenaScope scope(workspace.worker(worker));
       task(t, Context(workspace.worker(worker)));
     });
+    workspace.level();
     return;
   }
   const Context context(workspace, executor);
@@ -258,6 +261,12 @@ const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dim
                                 const char* out_name) {
   const Name name = operator_name(op);
   check_fields(name, "", in, d);
+  Inputs<Op, S>::visit(
+      [&](const char* field, Role, const View<S>& v) {  // q and k miss each other; without v out would have no columns
+        if (std::string_view(field) == "v" && v.rows == 0 && d.m > 0)
+          raise(name + ": v is not given, wanted " + text_of(d.batch * d.m) + " rows");
+      },
+      in);
   const auto head = head_args(in, d, 0, 0);
   for (Index h = 0; h < d.heads; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
   op.modifiers().check(op.name, d.batch, d.heads, d.n, d.m);

@@ -35,6 +35,7 @@ class Context {
       ArenaScope scope(own);
       task(t, own);
     });
+    workspace_->level();
   }
 
  private:

@@ -117,6 +117,10 @@ struct MutView {
 
 namespace detail {
 
+/// Sums over a whole head: wider than float, as they cancel.
+template <class S>
+using Wide = std::conditional_t<std::is_same_v<S, float>, double, S>;
+
 template <class S>
 void copy(View<S> from, MutView<S> to) {
   for (Index i = 0; i < from.rows; ++i)

@@ -1,5 +1,6 @@
 // limpid: the sweep `probe`: parts of a map and reductions of it, recomputed from the log-sum-exp. Nothing n x n is
-// stored that was not asked for. SPDX-License-Identifier: MIT
+// stored that was not asked for.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include "pull_back.hpp"

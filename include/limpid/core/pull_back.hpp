@@ -1,5 +1,6 @@
 // limpid: the sweeps `pull_back` (dS of one or two maps from dA given as a thin product; dQ, dK, dV and what hangs on
-// scores) and `smooth_transposed` (A^T G), both with the log-sum-exp known. SPDX-License-Identifier: MIT
+// scores) and `smooth_transposed` (A^T G), both with the log-sum-exp known.
+// SPDX-License-Identifier: MIT
 //
 // FlashAttention-2's backward (Dao 2023, arXiv 2307.08691) with lanes along keys: key blocks outside, the transposed
 // key and value panels are made once a block, queries are read where they lie and broadcast. dK and dV of a block stay
@@ -28,7 +29,7 @@ struct PullBlocks {
   static constexpr Index queries = 128;
   static Index chunks(Index m) {
     const Index blocks = (m + keys - 1) / keys;
-    return blocks >= 16 ? 4 : (blocks >= 4 ? 2 : 1);
+    return blocks >= 16 ? 4 : (blocks >= 4 ? 2 : 1);  // no more than Moment has parts
   }
   static Index chunk_begin(Index m, Index chunk) {
     const Index blocks = (m + keys - 1) / keys;
@@ -55,6 +56,15 @@ struct Emission {
   const S* w = nullptr;  // n row weights
   S* c = nullptr;        // m, overwritten
   Part part = Part::pos;
+};
+
+/// Asked of a pull_back: sum_ij dS_ij |q_i - k_j|^2, a bandwidth's gradient. By pair, as dS is large where the distance
+/// is small: from sums of dS k and dS it would cancel. sums: one a chunk of keys, for the reader to add.
+template <class S>
+struct Moment {
+  static constexpr Index parts = 4, widest = 8;  // at most so many chunks; wider rows than that cost too much
+  View<S> q, k;
+  Wide<S>* sums = nullptr;
 };
 
 template <class P>
@@ -214,6 +224,27 @@ void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar*
   }
 }
 
+template <class P>
+LIMPID_NOINLINE typename P::Scalar moment_of_tile(const Tile<typename P::Scalar>& t, View<typename P::Scalar> q,
+                                                  const typename P::Scalar* keys_transposed) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  const V zero = P::set(S(0));
+  V sum = zero;
+  for (Index i = 0; i < t.nq; ++i)
+    for (Index j = 0; j < t.nk; j += P::lanes) {
+      V distance = zero;
+      for (Index c = 0; c < q.cols; ++c) {
+        const V d = P::set(q(t.q0 + i, c)) - P::load(keys_transposed + c * t.ld + j);
+        distance = P::fma(d, d, distance);
+      }
+      const V ds = P::load(t.data + i * t.ld + j), inside = P::lane_index() + P::set(S(double(j)));
+      const V one = P::if_equal(ds, zero, zero, ds * distance);  // a masked pair may lie anywhere
+      sum = sum + P::if_less(inside, P::set(S(double(t.nk))), one, zero);
+    }
+  return P::sum(sum);
+}
+
 /// Everything of a pull_back that does not change from chunk to chunk.
 template <class S, class Mods, int M>
 struct PullPlan {
@@ -223,10 +254,11 @@ struct PullPlan {
   MutView<S> dv;
   bool accumulate_q = false, accumulate_k = false, accumulate_v = false;
   Emission<S> emission;
+  std::array<Moment<S>, 2> moments = {};  // of the first map
 };
 
 template <class P, bool Emit, int M, class Mods>
-void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index begin, Index end,
+void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, Index begin, Index end,
                 const std::array<MutView<typename P::Scalar>, M>& dq, typename P::Scalar* sinks, Arena& arena) {
   using S = typename P::Scalar;
   using Blocks = PullBlocks<P>;
@@ -258,6 +290,9 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index begin, 
   S* x_copy = arena.take<S>(padded<P>(w) * rows);
   S* start = arena.take<S>(ld);
   S* shifted = arena.take<S>(rows);
+  std::array<S*, 2> moment_keys = {};
+  for (std::size_t p = 0; p < 2; ++p)
+    if (plan.moments[p].sums) moment_keys[p] = arena.take<S>(plan.moments[p].k.cols * ld);
   const bool sinking = Mods::sinks && plan.maps[0].scores.mods->wants_sink();
 
   for (Index k0 = begin; k0 < end; k0 += ld) {
@@ -269,6 +304,9 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index begin, 
       if (map.dbias) clear(map.dbias + k0, nk);
     }
     transpose_into<P>(plan.right.block(k0, 0, nk, plan.right.cols), right_t, ld);
+    for (std::size_t p = 0; p < 2; ++p)
+      if (const View<S>& k = plan.moments[p].k; moment_keys[p])
+        transpose_into<P>(k.block(k0, 0, nk, k.cols), moment_keys[p], ld);
     clear(dv_block, padded<P>(w) * ld);
     if constexpr (Emit) clear(plan.emission.c + k0, nk);
 
@@ -304,6 +342,11 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index begin, 
             }
           }
         }
+        if constexpr (M == 1)
+          for (std::size_t p = 0; p < 2; ++p)
+            if (moment_keys[p])
+              plan.moments[p].sums[chunk] +=
+                  Wide<S>(moment_of_tile<P>({ds[t], ld, q0, nq, k0, nk}, plan.moments[p].q, moment_keys[p]));
         if (map.dbias)
           for (Index i = 0; i < nq; ++i)
             for (Index j = 0; j < nk; ++j) map.dbias[k0 + j] += ds[t][i * ld + j];
@@ -471,7 +514,7 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
       Targets& target = c == 0 ? sum : part;
       if (c > 0) restart(target, partial);
       ArenaScope inner(arena);
-      pull_chunk<P, Emit, M>(plan, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), target, partial, arena);
+      pull_chunk<P, Emit, M>(plan, c, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), target, partial, arena);
       if (c > 0) add(sum, part, partial);
     }
   } else {
@@ -480,7 +523,7 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
     context.run(chunks, [&](Index c, Arena& own) {
       S* partial = sink_parts + c * sink_size;
       if (c > 0) restart(parts[c], partial);
-      pull_chunk<P, Emit, M>(plan, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), parts[c], partial, own);
+      pull_chunk<P, Emit, M>(plan, c, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), parts[c], partial, own);
     });
     for (Index c = 1; c < chunks; ++c) add(sum, parts[c], sink_parts + c * sink_size);
   }

@@ -1,5 +1,6 @@
 // limpid: scores of one head: scale Q K^T + key bias, then modifiers. What a modifier must offer, and how a tile is
-// finished. SPDX-License-Identifier: MIT
+// finished.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <algorithm>

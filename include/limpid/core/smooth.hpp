@@ -1,5 +1,6 @@
 // limpid: the sweep `smooth`: A X and the row log-sum-exp, by key blocks with a running maximum, or with the
-// log-sum-exp known. SPDX-License-Identifier: MIT
+// log-sum-exp known.
+// SPDX-License-Identifier: MIT
 //
 // Online softmax: Milakov & Gimelshein 2018, arXiv 1805.02867; tiled with the log-sum-exp kept: Dao et al. 2022,
 // 2205.14135. Lanes are queries: maximum, sum, rescale and mask are per-lane operations, K and X are read where they
@@ -226,9 +227,10 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   Arena& common = context.arena();
   ArenaScope scope(common);
   const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
-  if (FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols)) {
-    smooth_few<P, Online>(context, maps);
-  } else {
+  const bool few = FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
+  if constexpr (P::lanes > 1)
+    if (few) smooth_few<P, Online>(context, maps);
+  if (!few) {
     const auto* values = maps[0].x.data;
     for (auto& map : maps) {
       map.scores.k = near_rows(common, map.scores.k, blocks);

@@ -1,5 +1,6 @@
 // limpid: scratch memory. An arena a worker, handed out like a stack; a second call of the same shapes allocates
-// nothing. SPDX-License-Identifier: MIT
+// nothing.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <cstddef>
@@ -45,6 +46,14 @@ class Arena {
     return {take<S>(rows * cols), rows, cols, cols};
   }
 
+  /// Makes every block at least as large as another arena's. Only while nothing is taken.
+  void match(const Arena& other) {
+    for (std::size_t b = 0; b < other.blocks_.size(); ++b) {
+      if (b == blocks_.size()) blocks_.emplace_back();
+      if (blocks_[b].size < other.blocks_[b].size) blocks_[b] = fresh(other.blocks_[b].size);
+    }
+  }
+
   std::size_t bytes() const {
     std::size_t sum = 0;
     for (const Block& b : blocks_) sum += b.size;
@@ -61,6 +70,12 @@ class Arena {
     std::size_t size = 0, used = 0;
   };
 
+  static Block fresh(std::size_t size) {
+    Block b;
+    b.data.reset(static_cast<std::byte*>(::operator new(size, std::align_val_t(line))));
+    b.size = size;
+    return b;
+  }
   std::byte* take_bytes(std::size_t bytes) {
     for (; current_ < blocks_.size(); ++current_) {
       Block& b = blocks_[current_];
@@ -71,11 +86,8 @@ class Arena {
       }
       if (current_ + 1 == blocks_.size()) break;
     }
-    Block b;
-    b.size = bytes < smallest ? smallest : bytes;
-    b.data.reset(static_cast<std::byte*>(::operator new(b.size, std::align_val_t(line))));
-    b.used = bytes;
-    blocks_.push_back(std::move(b));
+    blocks_.push_back(fresh(bytes < smallest ? smallest : bytes));
+    blocks_.back().used = bytes;
     current_ = blocks_.size() - 1;
     return blocks_.back().data.get();
   }
@@ -105,6 +117,12 @@ class Workspace {
  public:
   void prepare(int workers) {
     while (static_cast<int>(arenas_.size()) < workers + 1) arenas_.push_back(std::make_unique<Arena>());
+  }
+  /// After tasks have run: which worker had how many is chance, so each gets room for what any of them needed, and a
+  /// later call finds it there. Workers hold nothing then.
+  void level() {
+    for (std::size_t w = 2; w < arenas_.size(); ++w) arenas_[1]->match(*arenas_[w]);
+    for (std::size_t w = 2; w < arenas_.size(); ++w) arenas_[w]->match(*arenas_[1]);
   }
   Arena& common() { return *arenas_[0]; }
   Arena& worker(int w) { return *arenas_[static_cast<std::size_t>(w) + 1]; }

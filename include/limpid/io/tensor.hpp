@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <stdexcept>
@@ -110,6 +111,7 @@ T load(const std::byte* from) {
 }
 
 inline std::vector<std::byte> read_file(const std::string& path) {
+  if (std::filesystem::is_directory(path)) fail(path, "is a folder, wanted a file");  // opens, and claims any size
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   const std::streamoff size = in ? static_cast<std::streamoff>(in.tellg()) : -1;
   if (size < 0) fail(path, "cannot be opened for reading");

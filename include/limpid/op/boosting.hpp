@@ -29,7 +29,7 @@ struct BoostingArgs : MapArgs {
     f("tau", Role::head, a.tau...);
     f("rho", Role::head, a.rho...);
   }
-  static BoostingArgs from_qkv(T q, T k, T v) { return {{QKV<T>{q, k, v}}, {}, {}}; }
+  static BoostingArgs from_qkv(T q, T k, T v) { return {MapArgs(QKV<T>{q, k, v}), {}, {}}; }
 };
 
 /// Boosting over any family of scores; see boosting().
@@ -101,6 +101,7 @@ struct Boosting {
     const auto to = score.targets(arena, in, prepared, grad);
     detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
     plan.maps[0] = {prepared.scores, keep.lse.data, nullptr, nullptr, to.dq, to.dk, to.dbias};
+    plan.moments = to.moments;
     plan.accumulate_q = to.direct && accumulate.q;
     plan.accumulate_k = to.direct && accumulate.kv;
     plan.emission = emission;

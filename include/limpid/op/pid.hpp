@@ -243,6 +243,7 @@ struct Pid {
     detail::row_dots<P>(dout, keep.average, delta);  // of A V, without the controller
     detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
     plan.maps[0] = {prepared.scores, keep.lse.data, delta, nullptr, to.dq, to.dk, to.dbias};
+    plan.moments = to.moments;
     plan.left = dout, plan.right = in.v;  // dA = dout V^T
     plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
     plan.accumulate_q = to.direct && accumulate.q;

@@ -68,6 +68,7 @@ struct Softmax {
     const auto& mods = score.mods;
     detail::PullPlan<S, std::remove_cvref_t<decltype(mods)>, 1> plan;
     plan.maps[0] = {prepared.scores, keep.lse.data, delta, nullptr, to.dq, to.dk, to.dbias};
+    plan.moments = to.moments;
     plan.left = dout, plan.right = in.v;  // dA = dout V^T
     plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
     plan.accumulate_q = to.direct && accumulate.q;

@@ -67,6 +67,7 @@ struct Twicing {
     const auto to = score.targets(arena, in, prepared, grad);
     detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
     plan.maps[0] = {prepared.scores, keep.lse.data, nullptr, nullptr, to.dq, to.dk, to.dbias};
+    plan.moments = to.moments;
     plan.accumulate_q = to.direct && accumulate.q;
     plan.accumulate_k = to.direct && accumulate.kv;
     plan.emission = emission;

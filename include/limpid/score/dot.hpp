@@ -5,6 +5,7 @@
 // (targets), and turns these into the gradients of its own inputs (finish). Operators are written over any family.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -30,6 +31,7 @@ struct PullTargets {
   MutView<S> dq, dk;
   S* dbias = nullptr;
   bool direct = true;
+  std::array<Moment<S>, 2> moments = {};
 };
 
 inline void check_qk(const char* op, const Dims& dims, Index dq, Index dk) {

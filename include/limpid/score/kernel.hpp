@@ -1,5 +1,6 @@
 // limpid: scores that are sums of kernels, dot products and squared distances, reduced to one dot product and a key
-// bias. SPDX-License-Identifier: MIT
+// bias.
+// SPDX-License-Identifier: MIT
 //
 // -|q - k|^2 / h^2 is (2 q.k - |k|^2) / h^2 up to a constant of the row, which the softmax drops; a sum of such terms
 // is one product of concatenated rows. Where a score function is asked (it must see the score itself) the constant
@@ -17,10 +18,6 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
-
-/// Sums over a whole head: wider than float, as they cancel.
-template <class S>
-using Wide = std::conditional_t<std::is_same_v<S, float>, double, S>;
 
 /// coefficient <q_i, k_j>, or -coefficient |q_i - k_j|^2.
 template <class S>
@@ -163,6 +160,13 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
   PullTargets<S> to;
   const Index n = p.scores.n(), m = p.scores.m(), width = p.scores.q.cols;
   if (p.scores.bias) to.dbias = arena.take<S>(m);
+  for (Index t = 0; t < p.count; ++t) {
+    const auto& term = p.terms[static_cast<std::size_t>(t)];
+    if (!term.distance || !g[static_cast<std::size_t>(t)].coefficient || term.q.cols > Moment<S>::widest) continue;
+    auto& moment = to.moments[static_cast<std::size_t>(t)];
+    moment = {term.q, term.k, arena.take<Wide<S>>(Moment<S>::parts)};
+    std::fill(moment.sums, moment.sums + Moment<S>::parts, Wide<S>(0));
+  }
   to.direct = !p.joined() && !g[0].coefficient;
   if (to.direct) {
     to.dq = g[0].q, to.dk = g[0].k;
@@ -174,6 +178,8 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
 
 /// From gradients of the concatenated rows and of the bias to those of every term:
 ///     dist: dq_i = 2 c (sum_j dS_ij k_j - r_i q_i),   dk_j = 2 c (sum_i dS_ij q_i - c_j k_j),
+/// sum_ij dS_ij s_ij from the sweep where it was asked for it, otherwise from dq_i and c_j, which costs nothing but
+/// cancels where near pairs have most of dS,
 /// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax, and c_j = sum_i
 /// dS_ij.
 template <class S, class Mods>
@@ -213,6 +219,10 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
         if (to.k.given())
           for (Index c = 0; c < w; ++c) to.k(j, c) -= weight * c_j * term.k(j, c);
       }
+    if (const auto& moment = from.moments[static_cast<std::size_t>(t)]; moment.sums != nullptr) {
+      to.sum_ds_s = 0;
+      for (Index c = 0; c < Moment<S>::parts; ++c) to.sum_ds_s -= Wide<S>(term.coefficient) * moment.sums[c];
+    }
     first += w;
   }
 }

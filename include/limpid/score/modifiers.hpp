@@ -645,10 +645,16 @@ struct Chain {
 template <class... M>
 auto chain(const M&... m) {
   const auto parts = [](const auto& one) {
-    if constexpr (requires { one.parts; })
+    using One = std::remove_cvref_t<decltype(one)>;
+    if constexpr (requires { one.parts; }) {
       return one.parts;
-    else
+    } else {
+      static_assert(
+          std::is_base_of_v<Modifier, One>,
+          "limpid: a modifier (a mask, a bias, a score function) was wanted; an operator goes round another one "
+          "the other way, as in rope(twicing())");
       return std::make_tuple(one);
+    }
   };
   auto all = std::tuple_cat(parts(m)...);
   return std::apply([](auto... part) { return Chain<decltype(part)...>{{part...}}; }, all);
