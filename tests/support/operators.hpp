@@ -77,7 +77,7 @@ inline Index width_of(const Rule& rule, std::string_view field, limpid::Role rol
 /// one)
 #define LIMPID_OPERATORS(X)                                                                                         \
   X(softmax, limpid::softmax(mods), .float_multiple = 2)                                                            \
-  X(nlm, limpid::nlm(mods), .centred = true, .float_multiple = 6,                                                   \
+  X(nlm, limpid::nlm(mods), .centred = true, .float_multiple = 5,                                                   \
     .rules = {{{.field = "h", .low = 0.8, .high = 2}, {.field = "h_space", .low = 0.8, .high = 2}}})                \
   X(bilateral, limpid::bilateral(mods),                                                                             \
     .rules = {{{.field = "h_range", .absent = true},                                                                \

@@ -17,7 +17,7 @@ inline namespace LIMPID_ABI {
 ///
 /// with dS of softmax and c_j = sum_i dS_ij; positions likewise. Inputs: NlmArgs. h = sqrt(2) d^(1/4), the default,
 /// gives the scale of plain attention. Kept, cost and errors as softmax, plus centred copies of q and k, O((n + m)(d +
-/// c)); in float the bandwidth gradients, sums that cancel, stay within 6 x the error of the naive float formula
+/// c)); in float the bandwidth gradients, sums that cancel, stay within 5 x the error of the naive float formula
 /// (tests/contract).
 template <class M = Chain<>>
 auto nlm(const M& modifiers = {}) {
