@@ -54,7 +54,7 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr int R = P::lanes / N;   // keys at a time: as many sums as there are lanes, which one reduction serves
-  constexpr int G = R < 4 ? R : 4;  // keys read side by side: more would not look like a stream to the machine
+  constexpr int G = R < N ? R : N;  // keys read side by side: more would not look like a stream to the machine
   for (Index j = 0; j < k.rows; j += R)
     for (Index first = 0; first < q.rows; first += N) {
       V sums[N * R];
