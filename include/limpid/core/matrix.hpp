@@ -69,8 +69,8 @@ struct View {
   View(const S* data_, Index rows_, Index cols_, Index stride_)
       : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
   template <class M>
-  requires detail::is_eigen<M> View(M&& m)
-      : rows(m.rows()), cols(m.cols()) {  // NOLINT: implicit on purpose, as Eigen::Ref is
+  requires detail::is_eigen<M> View(M&& m)  // NOLINT: implicit on purpose, as Eigen::Ref is
+      : rows(m.rows()), cols(m.cols()) {
     static_assert(detail::check_viewable<S, M, false>());
     data = m.data();
     stride = std::remove_cvref_t<M>::IsRowMajor ? m.outerStride() : 1;
