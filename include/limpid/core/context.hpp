@@ -58,18 +58,44 @@ bool all_finite(View<typename P::Scalar> v) {
   return !(P::sum(zero) + rest != S(0));
 }
 
-/// out_i = <a_i, b_i> for every row.
+/// <a, b>, lanes along the entries.
 template <class P>
-void row_dots(View<typename P::Scalar> a, View<typename P::Scalar> b, typename P::Scalar* out) {
+typename P::Scalar vector_dot(const typename P::Scalar* a, const typename P::Scalar* b, Index count) {
+  typename P::V sum = P::set(typename P::Scalar(0));
+  Index j = 0;
+  for (; j + P::lanes <= count; j += P::lanes) sum = P::fma(P::load(a + j), P::load(b + j), sum);
+  return P::sum(sum) + dot(a + j, b + j, count - j);
+}
+
+/// out_i = <a_i, b_i> for every row, each summed in the order of the register tile: where one weight is all but 1, the
+/// rows of out and of v are equal there, and delta takes all of dA away, to the last bit.
+template <class P>
+LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scalar> b, typename P::Scalar* out) {
   using S = typename P::Scalar;
-  for (Index i = 0; i < a.rows; ++i) {
-    const S *x = a.row(i), *y = b.row(i);
-    typename P::V sum = P::set(S(0));
-    Index j = 0;
-    for (; j + P::lanes <= a.cols; j += P::lanes) sum = P::fma(P::load(x + j), P::load(y + j), sum);
-    S rest(0);
-    for (; j < a.cols; ++j) rest += x[j] * y[j];
-    out[i] = P::sum(sum) + rest;
+  using V = typename P::V;
+  constexpr Index w = P::lanes;
+  for (Index i = 0; i < a.rows; i += w) {
+    const Index rows = std::min(w, a.rows - i);
+    const auto row = [&](View<S> of, Index r) { return of.row(r < rows ? i + r : i); };
+    V sum = P::set(S(0));
+    Index c = 0;
+    for (; c + w <= a.cols; c += w) {
+      V x[w], y[w];
+      LIMPID_UNROLL(16)
+      for (Index r = 0; r < w; ++r) x[r] = P::load(row(a, r) + c), y[r] = P::load(row(b, r) + c);
+      P::transpose(x);
+      P::transpose(y);
+      LIMPID_UNROLL(16)
+      for (Index r = 0; r < w; ++r) sum = P::fma(x[r], y[r], sum);
+    }
+    S lane[w];
+    for (; c < a.cols; ++c) {
+      S other[w];
+      for (Index r = 0; r < w; ++r) lane[r] = row(a, r)[c], other[r] = row(b, r)[c];
+      sum = P::fma(P::load(lane), P::load(other), sum);
+    }
+    P::store(lane, sum);
+    std::copy(lane, lane + rows, out + i);
   }
 }
 

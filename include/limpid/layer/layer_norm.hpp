@@ -110,8 +110,7 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
       if (parameters)
         for (Index c = 0; c < width; ++c) dgamma[c] += up[c] * xh[c], dbeta[c] += up[c];
       if (!grad.x.given()) continue;
-      S along(0);
-      row_dots<P>(View<S>(t, 1, width, width), View<S>(xh, 1, width, width), &along);
+      const S along = vector_dot<P>(t, xh, width);
       const S level = row_sum<P>(t, width) / S(double(width)), slope = along / S(double(width));
       S* to = grad.x.row(i);
       if (add_x)

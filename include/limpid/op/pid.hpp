@@ -129,28 +129,27 @@ struct PidController {
     }
   }
 
-  /// <G, d out / d gain>; a row in S, rows summed wide, as most of it cancels.
+  /// <G, d out / d gain>, made and summed wide, as most of it cancels; so many columns side by side, as one chain of
+  /// additions would wait for itself.
   struct Sums {
     Wide<S> p = 0, i = 0, d = 0, beta = 0;
   };
-  template <class P>
   Sums gradients(View<S> g) const {
-    Sums all;
+    constexpr Index width = 8;
+    Sums all, side[width];
     if (!on) return all;
-    const bool difference = has_d();
-    for (Index row = 0; row < g.rows; ++row) {
-      S e(0), sum(0), slope(0), reference(0);
-      lanes<P>(g.cols, [&](auto policy, Index c) {
-        using L = decltype(policy);
-        const auto up = L::load(g.row(row) + c);
-        e += L::sum(up * error<L>(row, c));
-        reference += L::sum(up * L::load(r.row(row) + c));
-        if (s.given()) sum += L::sum(up * L::load(s.row(row) + c));
-        if (difference) slope += L::sum(up * (L::load(older.row(row) + c) - L::load(newer.row(row) + c)));
-      });
-      all.p += Wide<S>(e), all.d += Wide<S>(slope), all.beta += Wide<S>(reference);
-      all.i += Wide<S>(sum) + (lagged ? Wide<S>(0) : Wide<S>(e));
-    }
+    const Wide<S> b(beta);
+    for (Index row = 0; row < g.rows; ++row)
+      for (Index first = 0; first < g.cols; first += width)
+        for (Index l = 0; l < std::min(width, g.cols - first); ++l) {
+          const Index c = first + l;
+          const Wide<S> up(g(row, c)), reference(r(row, c)), error = b * reference - Wide<S>(v(row, c));
+          side[l].p += up * error, side[l].beta += up * reference;
+          if (s.given()) side[l].i += up * Wide<S>(s(row, c));
+          if (has_d()) side[l].d += up * (Wide<S>(older(row, c)) - Wide<S>(newer(row, c)));
+        }
+    for (const Sums& one : side) all.p += one.p, all.i += one.i, all.d += one.d, all.beta += one.beta;
+    if (!lagged) all.i += all.p;
     all.beta *= Wide<S>(on_error());
     return all;
   }
@@ -260,7 +259,7 @@ struct Pid {
     put<P>(c.lagged ? -c.on_older() : c.on_older(), dout, grad.v_prev, accumulate.q);
     put<P>(c.lagged ? c.on_older() : S(0), dout, grad.v_before, accumulate.q);
     if (grad.lambda_p.given() || grad.lambda_i.given() || grad.lambda_d.given() || grad.beta.given()) {
-      const auto sums = c.template gradients<P>(dout);  // <dout, E>, <dout, S + E>, <dout, V_prev - V>, <Eb, R>
+      const auto sums = c.gradients(dout);  // <dout, E>, <dout, S + E>, <dout, V_prev - V>, <Eb, R>
       if (grad.lambda_p.given()) grad.lambda_p(0, 0) = S(sums.p);
       if (grad.lambda_i.given()) grad.lambda_i(0, 0) = S(sums.i);
       if (grad.lambda_d.given()) grad.lambda_d(0, 0) = S(sums.d);
