@@ -159,9 +159,42 @@ struct Simd {
     return v;
   }
   LIMPID_INLINE static S sum(V v) {
-    S s = v[0];
-    for (int l = 1; l < lanes; ++l) s += v[l];
-    return s;
+    over_lanes<lanes / 2>(v, [](V a, V b) { return a + b; });
+    return v[0];
+  }
+  /// The largest lane, in all of them.
+  LIMPID_INLINE static V largest(V v) {
+    over_lanes<lanes / 2>(v, [](V a, V b) { return max(a, b); });
+    return v;
+  }
+
+  /// Asks for a line of memory that is wanted soon, into the second cache: a first one would have to give up what is in
+  /// use. Any address will do.
+  LIMPID_INLINE static void fetch(const S* p, std::ptrdiff_t further) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) +
+                                                     static_cast<std::uintptr_t>(further) * sizeof(S)),
+                       0, 2);
+  }
+
+  // A quad is four neighbouring lanes. Where vectors are that wide and registers many, eight queries are worked on so.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  static constexpr bool quads = true;
+  /// Four numbers in every quad. Spelt out: g++ would go through memory.
+  LIMPID_INLINE static V in_quads(const S* p) {
+    if constexpr (sizeof(S) == 4)
+      return (V)_mm512_maskz_broadcast_f32x4(0xFFFF, _mm_loadu_ps(p));
+    else
+      return (V)_mm512_maskz_broadcast_f64x4(0xFF, _mm256_loadu_pd(p));
+  }
+#else
+  static constexpr bool quads = false;
+#endif
+  /// Lane i of each quad is the sum of that quad of r[i].
+  LIMPID_INLINE static V quad_sums(const V* r) {
+    constexpr auto all = std::make_integer_sequence<int, lanes>();
+    const V low = zip_quads<0>(r[0], r[1], all) + zip_quads<2>(r[0], r[1], all);
+    const V high = zip_quads<0>(r[2], r[3], all) + zip_quads<2>(r[2], r[3], all);
+    return join_quads<0>(low, high, all) + join_quads<2>(low, high, all);
   }
 
   /// 2^x: exact zero below the smallest normal number (and at minus infinity), NaN stays NaN.
@@ -212,6 +245,35 @@ struct Simd {
   }
 
  private:
+  template <int From, int... L>
+  LIMPID_INLINE static V zip_quads(V a, V b, std::integer_sequence<int, L...>) {
+    return shuffle(a, b, std::integer_sequence<int, (L / 4 * 4 + From + L % 4 / 2 + L % 2 * lanes)...>());
+  }
+  template <int From, int... L>
+  LIMPID_INLINE static V join_quads(V a, V b, std::integer_sequence<int, L...>) {
+    return shuffle(a, b, std::integer_sequence<int, (L / 4 * 4 + From + L % 2 + L % 4 / 2 * lanes)...>());
+  }
+  /// Lane i is lane L_i of a and b side by side.
+  template <int... L>
+  LIMPID_INLINE static V shuffle(V a, V b, std::integer_sequence<int, L...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, L...);
+#else
+    return __builtin_shuffle(a, b, I{L...});
+#endif
+  }
+  /// Every lane becomes the combination of all, halves first: a tree instead of a chain.
+  template <int Bit, class F>
+  LIMPID_INLINE static void over_lanes(V& v, F combine) {
+    if constexpr (Bit > 0) {
+      v = combine(v, mirrored<Bit>(v, std::make_integer_sequence<int, lanes>()));
+      over_lanes<Bit / 2>(v, combine);
+    }
+  }
+  template <int Bit, int... L>
+  LIMPID_INLINE static V mirrored(V v, std::integer_sequence<int, L...>) {
+    return shuffle(v, v, std::integer_sequence<int, (L ^ Bit)...>());
+  }
   template <int Bit>
   LIMPID_INLINE static void fold(V* r) {
     if constexpr (Bit > 0) {
@@ -222,21 +284,12 @@ struct Simd {
   }
   template <int Bit, int... L>
   LIMPID_INLINE static V folded(V a, V b, std::integer_sequence<int, L...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-    return __builtin_shufflevector(a, b, ((L & Bit) ? lanes + L : L)...) +
-           __builtin_shufflevector(a, b, ((L & Bit) ? lanes + (L ^ Bit) : (L ^ Bit))...);
-#else
-    return __builtin_shuffle(a, b, I{((L & Bit) ? lanes + L : L)...}) +
-           __builtin_shuffle(a, b, I{((L & Bit) ? lanes + (L ^ Bit) : (L ^ Bit))...});
-#endif
+    return shuffle(a, b, std::integer_sequence<int, ((L & Bit) ? lanes + L : L)...>()) +
+           shuffle(a, b, std::integer_sequence<int, ((L & Bit) ? lanes + (L ^ Bit) : (L ^ Bit))...>());
   }
   template <int Half, int... L>
   LIMPID_INLINE static V zip(V a, V b, std::integral_constant<int, Half>, std::integer_sequence<int, L...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-    return __builtin_shufflevector(a, b, (Half + L / 2 + (L % 2) * lanes)...);
-#else
-    return __builtin_shuffle(a, b, I{(Half + L / 2 + (L % 2) * lanes)...});
-#endif
+    return shuffle(a, b, std::integer_sequence<int, (Half + L / 2 + (L % 2) * lanes)...>());
   }
   LIMPID_INLINE static V power(V f) {
     V p = set(B::poly[B::degree - 1]);

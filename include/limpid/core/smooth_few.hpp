@@ -35,7 +35,7 @@ auto each_map(Maps& maps, F&& f) {
 
 struct FewQueries {
   static constexpr Index queries = 8;
-  static constexpr Index fewest_keys = 256, block = 256, near = 32;
+  static constexpr Index fewest_keys = 256, block = 512, near = 64;
   static constexpr Index chunk = 2048;  // keys a task; by shape alone, merged in order
 
   /// Whether this path serves: whole vectors of features, and enough keys for it to matter.
@@ -43,14 +43,20 @@ struct FewQueries {
   static bool fits(Index n, Index m, Index d, Index dv) {
     return P::lanes > 1 && n <= queries && n > 0 && m >= fewest_keys && d % P::lanes == 0 && dv % P::lanes == 0;
   }
+  /// From three queries on there is so much to do for a row that the machine no longer looks far enough ahead by
+  /// itself: so many numbers further on in memory are asked for, 12 KiB of rows.
+  template <class S>
+  static Index ahead(View<S> rows) {
+    return 12 * 1024 / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
+  }
   /// Queries are worked on by 1, 2, 4 or 8; those too many are zeros.
   static Index whole(Index n) { return n <= 2 ? n : (n <= 4 ? 4 : 8); }
 };
 
-/// tile[i][j] = <q_i, k_j> for the queries, N at a time, and the keys of a block.
+/// tile[i][j] = <q_i, k_j> for the queries, N at a time, and the keys of a block. ahead: where to fetch from.
 template <class P, int N>
-LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scalar> k, typename P::Scalar* tile,
-                              Index ld) {
+LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scalar> k, Index ahead,
+                              typename P::Scalar* tile, Index ld) {
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr int R = P::lanes / N;   // keys at a time: as many sums as there are lanes, which one reduction serves
@@ -72,6 +78,7 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
           LIMPID_UNROLL(4)
           for (int r = 0; r < G; ++r) {
             const V one = P::keep(P::load(key[r] + c));
+            if (N >= 4 && first == 0) P::fetch(key[r] + c, ahead);
             LIMPID_UNROLL(4)
             for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
           }
@@ -89,12 +96,59 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
     }
 }
 
-/// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries.
+/// Eight queries as quad_dots wants them: four features of each side by side, 8 q.cols numbers.
+template <class S>
+void pack_quads(View<S> q, S* out) {
+  for (Index c = 0; c < q.cols; c += 4)
+    for (Index i = 0; i < q.rows; ++i, out += 4) std::copy(q.row(i) + c, q.row(i) + c + 4, out);
+}
+
+/// few_dots for eight queries: a vector holds four features of two or more of them, so that fewer lanes have to be
+/// summed in the end.
+template <class P>
+LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P::Scalar> k, Index ahead,
+                               typename P::Scalar* tile, Index ld) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  constexpr int together = P::lanes / 4;                         // queries in a vector
+  constexpr int Q = FewQueries::queries / together, R = 16 / Q;  // vectors of queries, and keys, for sixteen sums
+  for (Index j = 0; j < k.rows; j += R) {
+    const S* key[R];
+    for (int r = 0; r < R; ++r) key[r] = k.row(j + r < k.rows ? j + r : j);
+    V sums[Q * R];
+    LIMPID_UNROLL(16)
+    for (int s = 0; s < Q * R; ++s) sums[s] = P::set(S(0));
+    const S* q = packed;
+    for (Index c = 0; c < k.cols; c += 4, q += Q * P::lanes) {
+      V query[Q];
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < Q; ++v) query[v] = P::keep(P::load(q + v * P::lanes));
+      LIMPID_UNROLL(8)
+      for (int r = 0; r < R; ++r) {
+        const V one = P::keep(P::in_quads(key[r] + c));
+        LIMPID_UNROLL(4)
+        for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (Index c = 0; c < k.cols; c += P::lanes) P::fetch(key[r] + c, ahead);
+    LIMPID_UNROLL(4)
+    for (int s = 0; s < Q * R; s += 4) {
+      S four[P::lanes];
+      P::store(four, P::quad_sums(sums + s));
+      S* to = tile + s / R * together * ld + j + s % R;
+      for (int i = 0; i < together; ++i) std::copy(four + 4 * i, four + 4 * i + 4, to + i * ld);
+    }
+  }
+}
+
+/// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries. ahead: as above.
 template <class P, int N>
 LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, Index ld, View<typename P::Scalar> x,
-                                const typename P::Scalar* alpha, MutView<typename P::Scalar> out) {
+                                const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead = 0) {
   using V = typename P::V;
-  constexpr int sums = P::tile_rows * P::tile_vectors, wide = sums / N >= 4 ? 4 : (sums / N >= 2 ? 2 : 1);
+  constexpr int sums = P::quads ? 24 : P::tile_rows * P::tile_vectors;
+  constexpr int wide = sums / N >= 4 ? 4 : (sums / N >= 2 ? 2 : 1);
   const auto columns = [&](Index c, auto count) {
     constexpr int C = decltype(count)::value;
     V acc[N][C];
@@ -106,7 +160,10 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, Index ld, View<t
     for (Index j = 0; j < x.rows; ++j) {
       V row[C];
       LIMPID_UNROLL(4)
-      for (int v = 0; v < C; ++v) row[v] = P::keep(P::load(x.row(j) + c + v * P::lanes));
+      for (int v = 0; v < C; ++v) {
+        row[v] = P::keep(P::load(x.row(j) + c + v * P::lanes));
+        if (N >= 4) P::fetch(x.row(j) + c + v * P::lanes, ahead);
+      }
       LIMPID_UNROLL(8)
       for (int i = 0; i < N; ++i) {
         const V p = P::set(tile[i * ld + j]);
@@ -134,13 +191,15 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
                Index begin, Index end, const typename P::Scalar* known, typename P::Scalar* top,
                typename P::Scalar* sum, MutView<typename P::Scalar> out, Arena& arena) {
   using S = typename P::Scalar;
-  constexpr Index ld = FewQueries::block;
+  constexpr Index ld = FewQueries::block + P::lanes;  // rows 2 KiB apart would share places in the first cache
   const Index n = scores.n(), d = q.cols;
   const S scale = scores.scale * scores.unit();
   S* tile = arena.take<S>(q.rows * ld);
   S* start = arena.take<S>(ld);
   S alpha[FewQueries::queries] = {};
-  const S ones[4] = {S(1), S(1), S(1), S(1)};
+  const S ones[6] = {S(1), S(1), S(1), S(1), S(1), S(1)};
+  S* packed = nullptr;
+  if (P::quads && q.rows == FewQueries::queries) pack_quads(q, packed = arena.take<S>(q.rows * d));
   for (Index i = 0; i < n; ++i) top[i] = minus_infinity<S>(), sum[i] = S(0);
   for (Index i = 0; i < q.rows; ++i) clear(out.row(i), out.cols);
   for (Index k0 = begin; k0 < end; k0 += ld) {
@@ -149,12 +208,16 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
     const View<S> keys = scores.k.block(k0, 0, nk, d), values = x.block(k0, 0, nk, x.cols);
     scores.starts(0, k0, nk, start);
     clear(start + nk, whole - nk);
-    if (q.rows == 1)
-      few_dots<P, 1>(q, keys, tile, ld);
-    else if (q.rows == 2 || P::lanes < 4)
-      few_dots<P, 2>(q, keys, tile, ld);
-    else if constexpr (P::lanes >= 4)
-      few_dots<P, 4>(q, keys, tile, ld);
+    const Index ahead = FewQueries::ahead(scores.k), values_ahead = FewQueries::ahead(x);
+    if (q.rows == 1) {
+      few_dots<P, 1>(q, keys, ahead, tile, ld);
+    } else if (q.rows == 2 || P::lanes < 4) {
+      few_dots<P, 2>(q, keys, ahead, tile, ld);
+    } else if (packed == nullptr) {
+      if constexpr (P::lanes >= 4) few_dots<P, 4>(q, keys, ahead, tile, ld);
+    } else {
+      if constexpr (P::quads) quad_dots<P>(packed, keys, ahead, tile, ld);
+    }
     for (Index i = 0; i < n; ++i)
       for (Index j = 0; j < whole; j += P::lanes) {
         S* p = tile + i * ld + j;
@@ -166,25 +229,25 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
     for (Index i = 0; i < n; ++i) {
       S* row = tile + i * ld;
       for (Index j = nk; j < whole; ++j) row[j] = minus_infinity<S>();
-      S base;
+      typename P::V base;
       if constexpr (Online) {
-        typename P::V most = P::load(row);
-        for (Index j = P::lanes; j < whole; j += P::lanes) most = P::max(most, P::load(row + j));
+        const typename P::V old = P::set(top[i]), none = P::set(minus_infinity<S>());
+        typename P::V most = old;
+        for (Index j = 0; j < whole; j += P::lanes) most = P::max(most, P::load(row + j));
+        most = P::largest(most);
+        base = P::if_equal(most, none, P::set(S(0)), most);
         S lane[P::lanes];
-        P::store(lane, most);
-        S peak = top[i];
-        for (Index l = 0; l < P::lanes; ++l) peak = peak < lane[l] ? lane[l] : peak;
-        base = peak == minus_infinity<S>() ? S(0) : peak;
-        P::store(lane, P::exp2(P::set(top[i] - base)));
+        P::store(lane, P::exp2(old - base));
         alpha[i] = lane[0];
-        top[i] = peak;
+        P::store(lane, most);
+        top[i] = lane[0];
       } else {
-        base = known[i] + scores.shift(i, 0);
+        base = P::set(known[i] + scores.shift(i, 0));
         alpha[i] = S(1);
       }
       typename P::V total = P::set(S(0));
       for (Index j = 0; j < whole; j += P::lanes) {
-        const typename P::V e = P::exp2(P::load(row + j) - P::set(base));
+        const typename P::V e = P::exp2(P::load(row + j) - base);
         total = total + e;
         P::store(row + j, e);
       }
@@ -195,12 +258,12 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
     else if (q.rows == 2)
       few_values<P, 2>(tile, ld, values, alpha, out);
     else if (q.rows == 4)
-      few_values<P, 4>(tile, ld, values, alpha, out);
+      few_values<P, 4>(tile, ld, values, alpha, out, values_ahead);
     else
-      for (Index j = 0; j < nk; j += FewQueries::near) {  // few enough to be near still when the second four come
+      for (Index j = 0; j < nk; j += FewQueries::near) {  // few enough to be near still when the last two come
         const View<S> some = values.block(j, 0, std::min(FewQueries::near, nk - j), x.cols);
-        few_values<P, 4>(tile + j, ld, some, j == 0 ? alpha : ones, out);
-        few_values<P, 4>(tile + 4 * ld + j, ld, some, j == 0 ? alpha + 4 : ones, out.block(4, 0, 4, out.cols));
+        few_values<P, 6>(tile + j, ld, some, j == 0 ? alpha : ones, out, values_ahead);
+        few_values<P, 2>(tile + 6 * ld + j, ld, some, j == 0 ? alpha + 6 : ones, out.block(6, 0, 2, out.cols));
       }
   }
 }
