@@ -171,9 +171,9 @@ struct Simd {
   /// Asks for a line of memory that is wanted soon, into the second cache: a first one would have to give up what is in
   /// use. Any address will do.
   LIMPID_INLINE static void fetch(const S* p, std::ptrdiff_t further) {
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) +
-                                                     static_cast<std::uintptr_t>(further) * sizeof(S)),
-                       0, 2);
+    const auto address = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(further) * sizeof(S);
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): it may lie behind the array, where no pointer may be moved to
+    __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
   }
 
   // A quad is four neighbouring lanes. Where vectors are that wide and registers many, eight queries are worked on so.
