@@ -99,6 +99,16 @@ LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scala
   }
 }
 
+/// sum_ij g_ij v_ij, where g is not 0; made and summed wide, as most of it may cancel.
+template <class S>
+Wide<S> inner_product(View<S> g, View<S> v) {
+  Wide<S> sum = 0;
+  for (Index i = 0; i < g.rows; ++i)
+    for (Index j = 0; j < g.cols; ++j)
+      if (g(i, j) != S(0)) sum += Wide<S>(g(i, j)) * Wide<S>(v(i, j));
+  return sum;
+}
+
 /// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be masked, keys and values
 /// are looked through; if a row is not finite, the sweep works on a copy with zeros in its place, and `poison` then
 /// writes NaN exactly where a query that keeps such a key would have had it. Queries likewise, where a score function

@@ -22,6 +22,8 @@ enum class Part { pos, neg, abs, signed_ };
 
 namespace detail {
 
+inline constexpr Index most_chunks = 4;  // of keys
+
 template <class P>
 struct PullBlocks {
   static constexpr Index unit = P::lanes * P::tile_vectors;
@@ -29,7 +31,7 @@ struct PullBlocks {
   static constexpr Index queries = 128;
   static Index chunks(Index m) {
     const Index blocks = (m + keys - 1) / keys;
-    return blocks >= 16 ? 4 : (blocks >= 4 ? 2 : 1);  // no more than Moment has parts
+    return blocks >= 16 ? most_chunks : (blocks >= 4 ? 2 : 1);
   }
   static Index chunk_begin(Index m, Index chunk) {
     const Index blocks = (m + keys - 1) / keys;
@@ -62,7 +64,7 @@ struct Emission {
 /// is small: from sums of dS k and dS it would cancel. sums: one a chunk of keys, for the reader to add.
 template <class S>
 struct Moment {
-  static constexpr Index parts = 4, widest = 8;  // at most so many chunks; wider rows than that cost too much
+  static constexpr Index parts = most_chunks, widest = 8;  // wider rows than that cost too much
   View<S> q, k;
   Wide<S>* sums = nullptr;
 };
@@ -92,9 +94,9 @@ struct StoreWeights {  // exp2(score - lse), keys in lanes
   }
 };
 
+/// dS = P (dA - delta) for each map, P weighted; zero where P is, as dA may have overflowed there.
 template <class P, int M, bool Keep>
-struct StoreGradients {  // dS = P (dA - delta) for each map; P is weighted. Zero where P is: dA may have overflowed
-                         // there
+struct StoreGradients {
   using S = typename P::Scalar;
   Index ld;
   const S* weights[M];

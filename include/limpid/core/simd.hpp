@@ -3,7 +3,8 @@
 //
 // Vectors are written with the GCC and Clang vector extension: one text serves SSE2, AVX2, AVX-512 and NEON, float and
 // double, and reads as arithmetic. A policy P offers: Scalar, V (the vector), lanes, tile_rows x tile_vectors (the
-// register tile), load, store, set, fma, max, select by comparison, exp2, lane_index. OneLane is the same policy for
+// register tile), load, store, set, fma, max, select by comparison, exp2, lane_index, sums and the largest over lanes,
+// fetch, quads. OneLane is the same policy for
 // any scalar Eigen accepts (long double, an autodiff scalar) and for other compilers; tests use it as the reference.
 #pragma once
 
@@ -71,6 +72,9 @@ struct OneLane {
   LIMPID_INLINE static V if_equal(const V& a, const V& b, const V& x, const V& y) { return a == b ? x : y; }
   LIMPID_INLINE static V lane_index() { return S(0); }
   LIMPID_INLINE static S sum(const V& v) { return v; }
+  LIMPID_INLINE static V largest(const V& v) { return v; }
+  static constexpr bool quads = false;
+  LIMPID_INLINE static void fetch(const S*, std::ptrdiff_t) {}
   LIMPID_INLINE static void transpose(V*) {}
   LIMPID_INLINE static V sums_of(V* r) { return r[0]; }
   LIMPID_INLINE static V exp2(const V& v) {

@@ -129,28 +129,18 @@ struct PidController {
     }
   }
 
-  /// <G, d out / d gain>, made and summed wide, as most of it cancels; so many columns side by side, as one chain of
-  /// additions would wait for itself.
+  /// <G, d out / d gain>: <G, E>, <G, S + E>, <G, V_prev - V>, <Eb, R>.
   struct Sums {
     Wide<S> p = 0, i = 0, d = 0, beta = 0;
   };
   Sums gradients(View<S> g) const {
-    constexpr Index width = 8;
-    Sums all, side[width];
+    Sums all;
     if (!on) return all;
-    const Wide<S> b(beta);
-    for (Index row = 0; row < g.rows; ++row)
-      for (Index first = 0; first < g.cols; first += width)
-        for (Index l = 0; l < std::min(width, g.cols - first); ++l) {
-          const Index c = first + l;
-          const Wide<S> up(g(row, c)), reference(r(row, c)), error = b * reference - Wide<S>(v(row, c));
-          side[l].p += up * error, side[l].beta += up * reference;
-          if (s.given()) side[l].i += up * Wide<S>(s(row, c));
-          if (has_d()) side[l].d += up * (Wide<S>(older(row, c)) - Wide<S>(newer(row, c)));
-        }
-    for (const Sums& one : side) all.p += one.p, all.i += one.i, all.d += one.d, all.beta += one.beta;
-    if (!lagged) all.i += all.p;
-    all.beta *= Wide<S>(on_error());
+    const Wide<S> reference = inner_product(g, r);
+    all.p = Wide<S>(beta) * reference - inner_product(g, v);
+    all.i = (s.given() ? inner_product(g, s) : Wide<S>(0)) + (lagged ? Wide<S>(0) : all.p);
+    if (has_d()) all.d = inner_product(g, older) - inner_product(g, newer);
+    all.beta = Wide<S>(on_error()) * reference;
     return all;
   }
 
@@ -259,7 +249,7 @@ struct Pid {
     put<P>(c.lagged ? -c.on_older() : c.on_older(), dout, grad.v_prev, accumulate.q);
     put<P>(c.lagged ? c.on_older() : S(0), dout, grad.v_before, accumulate.q);
     if (grad.lambda_p.given() || grad.lambda_i.given() || grad.lambda_d.given() || grad.beta.given()) {
-      const auto sums = c.gradients(dout);  // <dout, E>, <dout, S + E>, <dout, V_prev - V>, <Eb, R>
+      const auto sums = c.gradients(dout);
       if (grad.lambda_p.given()) grad.lambda_p(0, 0) = S(sums.p);
       if (grad.lambda_i.given()) grad.lambda_i(0, 0) = S(sums.i);
       if (grad.lambda_d.given()) grad.lambda_d(0, 0) = S(sums.d);

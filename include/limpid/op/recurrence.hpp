@@ -87,16 +87,6 @@ void gradient_row_dots(const Context& context, View<S> g, View<S> v, S* out) {
   });
 }
 
-/// sum_ij g_ij v_ij, where g is not 0.
-template <class S>
-Wide<S> inner_product(View<S> g, View<S> v) {
-  Wide<S> sum = 0;
-  for (Index i = 0; i < g.rows; ++i)
-    for (Index j = 0; j < g.cols; ++j)
-      if (g(i, j) != S(0)) sum += Wide<S>(g(i, j)) * Wide<S>(v(i, j));
-  return sum;
-}
-
 /// u_t of a recurrence inside the n x ((steps + 1) dv) array that keeps them side by side.
 template <class V>
 V kept_step(const V& u, Index t, Index dv) {
