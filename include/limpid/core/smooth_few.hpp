@@ -2,8 +2,8 @@
 // read once, in the order of memory, and serves all queries while it is near. Lanes run along features.
 // SPDX-License-Identifier: MIT
 //
-// So scores are summed in another order than by the sweeps that make weights again from the log-sum-exp: such weights are
-// off by exp(the rounding of a score), which is much where logits are in the thousands and the scalar is float.
+// So scores are summed in another order than by the sweeps that make weights again from the log-sum-exp: such weights
+// are off by exp(the rounding of a score), which is much where logits are in the thousands and the scalar is float.
 #pragma once
 
 #include <array>
