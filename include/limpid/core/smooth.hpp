@@ -228,19 +228,27 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   ArenaScope scope(common);
   const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
   const bool few = FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
+  auto tiled = maps;
+  bool wanted = !few;
   if constexpr (P::lanes > 1)
-    if (few) smooth_few<P, Online>(context, maps);
-  if (!few) {
-    const auto* values = maps[0].x.data;
-    for (auto& map : maps) {
+    if (few) {
+      smooth_few<P>(context, maps);
+      for (auto& map : tiled) {  // the log-sum-exp is summed as later sweeps sum; out is what it is without
+        map.x = map.x.block(0, 0, map.x.rows, 0);
+        wanted = wanted || map.lse != nullptr;
+      }
+    }
+  if (wanted) {
+    const auto* values = tiled[0].x.data;
+    for (auto& map : tiled) {
       map.scores.k = near_rows(common, map.scores.k, blocks);
-      map.x = &map != &maps[0] && map.x.data == values ? maps[0].x : near_rows(common, map.x, blocks);
+      map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : near_rows(common, map.x, blocks);
     }
     context.run(blocks, [&](Index task, Arena& arena) {
       const Index q0 = (blocks - 1 - task) * step;  // under a causal mask the last queries have the most to do
       const Index q1 = std::min(n, q0 + step);
-      auto block = each_map(maps, [&](const auto& map) { return Block(map, q0, q1, arena); });
-      const Interval seen = maps[0].scores.hull(q0, q1);
+      auto block = each_map(tiled, [&](const auto& map) { return Block(map, q0, q1, arena); });
+      const Interval seen = tiled[0].scores.hull(q0, q1);
       for (Index k0 = seen.begin; k0 < seen.end; k0 += keys)
         for (auto& b : block) b.add_keys(k0, std::min(k0 + keys, seen.end));
       for (auto& b : block) b.finish();

@@ -2,8 +2,9 @@
 // read once, in the order of memory, and serves all queries while it is near. Lanes run along features.
 // SPDX-License-Identifier: MIT
 //
-// So scores are summed in another order than by the sweeps that make weights again from the log-sum-exp: such weights
-// are off by exp(the rounding of a score), which is much where logits are in the thousands and the scalar is float.
+// So scores are summed in another order than by the sweeps that make weights again from a log-sum-exp. Those get theirs
+// from the tiles, and here rows are always summed anew: logits in the thousands make a different sum a different
+// weight.
 #pragma once
 
 #include <array>
@@ -189,10 +190,10 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, Index ld, View<t
 }
 
 /// Keys [begin, end): running maximum, sum and unnormalised output of every query. q: the queries, made up to `whole`.
-template <class P, bool Online, class Mods>
+template <class P, class Mods>
 void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> q, View<typename P::Scalar> x,
-               Index begin, Index end, const typename P::Scalar* known, typename P::Scalar* top,
-               typename P::Scalar* sum, MutView<typename P::Scalar> out, Arena& arena) {
+               Index begin, Index end, typename P::Scalar* top, typename P::Scalar* sum,
+               MutView<typename P::Scalar> out, Arena& arena) {
   using S = typename P::Scalar;
   constexpr Index ld = FewQueries::block + P::lanes;  // rows 2 KiB apart would share places in the first cache
   const Index n = scores.n(), d = q.cols;
@@ -232,22 +233,16 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
     for (Index i = 0; i < n; ++i) {
       S* row = tile + i * ld;
       for (Index j = nk; j < whole; ++j) row[j] = minus_infinity<S>();
-      typename P::V base;
-      if constexpr (Online) {
-        const typename P::V old = P::set(top[i]), none = P::set(minus_infinity<S>());
-        typename P::V most = old;
-        for (Index j = 0; j < whole; j += P::lanes) most = P::max(most, P::load(row + j));
-        most = P::largest(most);
-        base = P::if_equal(most, none, P::set(S(0)), most);
-        S lane[P::lanes];
-        P::store(lane, P::exp2(old - base));
-        alpha[i] = lane[0];
-        P::store(lane, most);
-        top[i] = lane[0];
-      } else {
-        base = P::set(known[i] + scores.shift(i, 0));
-        alpha[i] = S(1);
-      }
+      const typename P::V old = P::set(top[i]), none = P::set(minus_infinity<S>());
+      typename P::V most = old;
+      for (Index j = 0; j < whole; j += P::lanes) most = P::max(most, P::load(row + j));
+      most = P::largest(most);
+      const typename P::V base = P::if_equal(most, none, P::set(S(0)), most);
+      S lane[P::lanes];
+      P::store(lane, P::exp2(old - base));
+      alpha[i] = lane[0];
+      P::store(lane, most);
+      top[i] = lane[0];
       typename P::V total = P::set(S(0));
       for (Index j = 0; j < whole; j += P::lanes) {
         const typename P::V e = P::exp2(P::load(row + j) - base);
@@ -272,7 +267,7 @@ void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::
 }
 
 /// What the chunks of one map leave behind, and how it becomes the result.
-template <class P, bool Online, class Mods>
+template <class P, class Mods>
 class FewParts {
  public:
   using S = typename P::Scalar;
@@ -288,30 +283,26 @@ class FewParts {
   }
 
   void run_chunk(Index c, Index begin, Index end, Arena& arena) const {
-    few_chunk<P, Online>(map_.scores, View<S>(q_), map_.x, begin, end, map_.known, top_.row(c), sum_.row(c),
-                         parts_.block(c * rows_, 0, rows_, map_.x.cols), arena);
+    few_chunk<P>(map_.scores, View<S>(q_), map_.x, begin, end, top_.row(c), sum_.row(c),
+                 parts_.block(c * rows_, 0, rows_, map_.x.cols), arena);
   }
 
   /// The chunks in order, whoever made them.
   void merge() const {
     using std::exp;
-    using std::log;
     const MutView<S>& out = map_.out;
     for (Index i = 0; i < out.rows; ++i) {
       S most = minus_infinity<S>(), total(0);
       for (Index c = 0; c < top_.rows; ++c) most = most < top_(c, i) ? top_(c, i) : most;
       clear(out.row(i), out.cols);
       for (Index c = 0; c < top_.rows; ++c) {
-        if (Online && top_(c, i) == minus_infinity<S>() && sum_(c, i) == S(0)) continue;
-        const S factor = Online ? exp((top_(c, i) - most) * ln_2<S>) : S(1);
+        if (top_(c, i) == minus_infinity<S>() && sum_(c, i) == S(0)) continue;
+        const S factor = exp((top_(c, i) - most) * ln_2<S>);
         total += sum_(c, i) * factor;
         deliver_scaled<P>(parts_.block(c * rows_ + i, 0, 1, out.cols), factor, out.block(i, 0, 1, out.cols), true);
       }
-      if (!Online) continue;
       const S inverse = total == S(0) ? S(0) : S(1) / total;
       for (Index c = 0; c < out.cols; ++c) out(i, c) *= inverse;
-      if (map_.lse)
-        map_.lse[i] = total == S(0) ? -minus_infinity<S>() : most + log(total) * log2_e<S> - map_.scores.shift(i, 0);
     }
   }
 
@@ -321,13 +312,12 @@ class FewParts {
   MutView<S> parts_, top_, sum_, q_;
 };
 
-template <class P, bool Online, std::size_t M, class Mods>
+template <class P, std::size_t M, class Mods>
 void smooth_few(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
   const auto& scores = maps[0].scores;
   const Interval seen = scores.hull(0, scores.n());
   const Index chunks = (seen.end - seen.begin + FewQueries::chunk - 1) / FewQueries::chunk;
-  const auto parts =
-      each_map(maps, [&](const auto& map) { return FewParts<P, Online, Mods>(context.arena(), map, chunks); });
+  const auto parts = each_map(maps, [&](const auto& map) { return FewParts<P, Mods>(context.arena(), map, chunks); });
   context.run(chunks, [&](Index c, Arena& own) {
     const Index begin = seen.begin + c * FewQueries::chunk;
     for (const auto& part : parts) part.run_chunk(c, begin, std::min(seen.end, begin + FewQueries::chunk), own);
