@@ -41,6 +41,9 @@ struct FewQueries {
   static constexpr Index queries = 8;
   static constexpr Index fewest_keys = 256, block = 512, near = 64;
   static constexpr Index chunk = 2048;  // keys a task; by shape alone, merged in order
+  /// Numbers from one row of scores to the next: rows 2 KiB apart would share places in the first cache.
+  template <class P>
+  static constexpr Index ld = block + P::lanes;
 
   /// Whether this path serves: whole vectors of features, and enough keys for it to matter.
   template <class P>
@@ -60,13 +63,14 @@ struct FewQueries {
 /// tile[i][j] = <q_i, k_j> for the queries, N at a time, and the keys of a block. ahead: where to fetch from.
 template <class P, int N>
 LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scalar> k, Index ahead,
-                              typename P::Scalar* tile, Index ld) {
+                              typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
+  constexpr Index ld = FewQueries::ld<P>;
   constexpr int R = P::lanes / N;   // keys at a time: as many sums as there are lanes, which one reduction serves
   constexpr int G = R < N ? R : N;  // keys read side by side: more would not look like a stream to the machine
   for (Index j = 0; j < k.rows; j += R)
-    for (Index first = 0; first < q.rows; first += N) {
+    for (Index first = 0; first < (N < 4 ? N : q.rows); first += N) {
       V sums[N * R];
       LIMPID_UNROLL(4)
       for (int g = 0; g < R; g += G) {
@@ -107,22 +111,24 @@ void pack_quads(View<S> q, S* out) {
     for (Index i = 0; i < q.rows; ++i, out += 4) std::copy(q.row(i) + c, q.row(i) + c + 4, out);
 }
 
-/// few_dots for eight queries: a vector holds four features of two or more of them, so that fewer lanes have to be
-/// summed in the end.
+/// tile = <q_i, k_j> scale + start_j for eight queries, in quads: four keys after four keys, of each 8 x 4 numbers, a
+/// query a row. A vector holds four features of two or more queries, so that few lanes have to be summed in the end.
 template <class P>
-LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P::Scalar> k, Index ahead,
-                               typename P::Scalar* tile, Index ld) {
+LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P::Scalar> k,
+                               const typename P::Scalar* start, typename P::Scalar scale, Index ahead,
+                               typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr int together = P::lanes / 4;                         // queries in a vector
   constexpr int Q = FewQueries::queries / together, R = 16 / Q;  // vectors of queries, and keys, for sixteen sums
+  constexpr int steps = P::lanes / 4;  // to a line of memory of each key, which are fetched evenly over the steps
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
-    for (int r = 0; r < R; ++r) key[r] = k.row(j + r < k.rows ? j + r : j);
+    for (int r = 0; r < R; ++r) key[r] = k.row(j + (j + r < k.rows ? r : 0));
     V sums[Q * R];
     LIMPID_UNROLL(16)
     for (int s = 0; s < Q * R; ++s) sums[s] = P::set(S(0));
-    const S* q = packed;
+    const S *q = packed, *soon = k.row(j);
     for (Index c = 0; c < k.cols; c += 4, q += Q * P::lanes) {
       V query[Q];
       LIMPID_UNROLL(4)
@@ -130,25 +136,68 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
       LIMPID_UNROLL(8)
       for (int r = 0; r < R; ++r) {
         const V one = P::keep(P::in_quads(key[r] + c));
+        if (r % steps == 0) P::fetch(soon + r / steps * k.stride, ahead);
         LIMPID_UNROLL(4)
         for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
       }
+      soon = (c + 4) % P::lanes == 0 ? k.row(j) + c + 4 : soon + R / steps * k.stride;
     }
-    for (int r = 0; r < R; ++r)
-      for (Index c = 0; c < k.cols; c += P::lanes) P::fetch(key[r] + c, ahead);
     LIMPID_UNROLL(4)
-    for (int s = 0; s < Q * R; s += 4) {
-      S four[P::lanes];
-      P::store(four, P::quad_sums(sums + s));
-      S* to = tile + s / R * together * ld + j + s % R;
-      for (int i = 0; i < together; ++i) std::copy(four + 4 * i, four + 4 * i + 4, to + i * ld);
+    for (int r = 0; r < R; r += 4) {
+      const V from = P::in_quads(start + j + r);
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < Q; ++v)
+        P::store(tile + (j + r) * FewQueries::queries + v * P::lanes,
+                 P::fma(P::quad_sums(sums + v * R + r), P::set(scale), from));
     }
   }
 }
 
-/// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries. ahead: as above.
+/// Scores in quads become weights: exp2(score - top). Tops and sums are brought up to date, alpha is what the old ones
+/// and the output are worth now. Memory is not to wait meanwhile: x, so far ahead, is asked for, at most a row for
+/// eight keys.
+template <class P>
+void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top, typename P::Scalar* sum,
+                  typename P::Scalar* alpha, View<typename P::Scalar> x, Index ahead) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  constexpr int all = 4 * FewQueries::queries, Q = all / P::lanes;
+  V most[Q], base[Q], total[Q];
+  for (int v = 0; v < Q; ++v) most[v] = P::set(minus_infinity<S>()), total[v] = P::set(S(0));
+  for (const S* p = tile; p < tile + keys * FewQueries::queries; p += all)
+    for (int v = 0; v < Q; ++v) most[v] = P::max(most[v], P::load(p + v * P::lanes));
+  S lane[all], old[all];
+  for (int v = 0; v < Q; ++v) P::store(lane + v * P::lanes, most[v]);
+  for (Index i = 0; i < FewQueries::queries; ++i) {
+    S* four = lane + 4 * i;
+    std::fill_n(old + 4 * i, 4, top[i]);
+    top[i] = std::max(top[i], *std::max_element(four, four + 4));
+    std::fill_n(four, 4, top[i] == minus_infinity<S>() ? S(0) : top[i]);
+  }
+  for (int v = 0; v < Q; ++v) {
+    base[v] = P::load(lane + v * P::lanes);
+    P::store(old + v * P::lanes, P::exp2(P::load(old + v * P::lanes) - base[v]));
+  }
+  for (Index j = 0; j < keys; j += 4) {
+    if (j % 8 == 0 && j / 8 < x.rows)
+      for (Index c = 0; c < x.cols; c += P::lanes) P::fetch(x.row(j / 8) + c, ahead);
+    S* p = tile + j * FewQueries::queries;
+    for (int v = 0; v < Q; ++v) {
+      const V e = P::exp2(P::load(p + v * P::lanes) - base[v]);
+      total[v] = total[v] + e;
+      P::store(p + v * P::lanes, e);
+    }
+  }
+  for (int v = 0; v < Q; ++v) P::store(lane + v * P::lanes, total[v]);
+  for (Index i = 0; i < FewQueries::queries; ++i) {
+    alpha[i] = old[4 * i];
+    sum[i] = sum[i] * alpha[i] + ((lane[4 * i] + lane[4 * i + 1]) + (lane[4 * i + 2] + lane[4 * i + 3]));
+  }
+}
+
+/// out_i = out_i * alpha_i + sum_j weights[i * ld + j] x_j for N queries. ahead: as above.
 template <class P, int N>
-LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, Index ld, View<typename P::Scalar> x,
+LIMPID_NOINLINE void few_values(const typename P::Scalar* weights, View<typename P::Scalar> x,
                                 const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead = 0) {
   using V = typename P::V;
   constexpr int sums = P::quads ? 24 : P::tile_rows * P::tile_vectors;
@@ -170,7 +219,7 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, Index ld, View<t
       }
       LIMPID_UNROLL(8)
       for (int i = 0; i < N; ++i) {
-        const V p = P::set(tile[i * ld + j]);
+        const V p = P::set(weights[i * FewQueries::ld<P> + j]);
         LIMPID_UNROLL(4)
         for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
       }
@@ -189,82 +238,204 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, Index ld, View<t
   for (; c < x.cols; c += P::lanes) columns(c, std::integral_constant<int, 1>());
 }
 
+/// C vectors of columns of quad_values' sum for N queries, with so many rows of `x_row`. Of four rows the ones from
+/// First to Last are fetched ahead.
+template <class P, int N, int C, int First, int Last>
+LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename P::Scalar* x_row, Index stride,
+                                Index rows, Index ahead, const typename P::Scalar* alpha, typename P::Scalar* out,
+                                Index out_stride) {
+  using V = typename P::V;
+  V acc[N][C];
+  LIMPID_UNROLL(8)
+  for (int i = 0; i < N; ++i) {
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < C; ++v) acc[i][v] = P::load(out + i * out_stride + v * P::lanes) * P::set(alpha[i]);
+  }
+  const auto one = [&](const typename P::Scalar* w, bool fetched) {
+    V row[C];
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < C; ++v) {
+      row[v] = P::keep(P::load(x_row + v * P::lanes));
+      if (fetched) P::fetch(x_row + v * P::lanes, ahead);
+    }
+    LIMPID_UNROLL(8)
+    for (int i = 0; i < N; ++i) {
+      const V p = P::set(w[4 * i]);
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
+    }
+    x_row += stride;
+  };
+  Index j = 0;
+  for (; j + 4 <= rows; j += 4, weight += 4 * FewQueries::queries) {
+    LIMPID_UNROLL(4)
+    for (int r = 0; r < 4; ++r) one(weight + r, First <= r && r <= Last);
+  }
+  for (; j < rows; ++j, ++weight) one(weight, true);
+  LIMPID_UNROLL(8)
+  for (int i = 0; i < N; ++i) {
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < C; ++v) P::store(out + i * out_stride + v * P::lanes, acc[i][v]);
+  }
+}
+
+/// out_i = out_i * alpha_i + sum_j weight_ij x_j for eight queries, the weights in quads: six queries, then the two
+/// that are left while the rows are near. Both ask for rows ahead, evenly over the time.
+template <class P>
+LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typename P::Scalar> x,
+                                 const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
+  const auto columns = [&](Index c, auto count) {
+    constexpr int C = decltype(count)::value;
+    quad_columns<P, 6, C, 0, 2>(weights, x.row(0) + c, x.stride, x.rows, ahead, alpha, out.row(0) + c, out.stride);
+    quad_columns<P, 2, C, 3, 3>(weights + 6 * 4, x.row(0) + c, x.stride, x.rows, ahead, alpha + 6, out.row(6) + c,
+                                out.stride);
+  };
+  Index c = 0;
+  for (; c + 4 * P::lanes <= x.cols; c += 4 * P::lanes) columns(c, std::integral_constant<int, 4>());
+  for (; c < x.cols; c += P::lanes) columns(c, std::integral_constant<int, 1>());
+}
+
 /// Keys [begin, end): running maximum, sum and unnormalised output of every query. q: the queries, made up to `whole`.
 template <class P, class Mods>
-void few_chunk(const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> q, View<typename P::Scalar> x,
-               Index begin, Index end, typename P::Scalar* top, typename P::Scalar* sum,
-               MutView<typename P::Scalar> out, Arena& arena) {
+class FewChunk {
+ public:
   using S = typename P::Scalar;
-  constexpr Index ld = FewQueries::block + P::lanes;  // rows 2 KiB apart would share places in the first cache
-  const Index n = scores.n(), d = q.cols;
-  const S scale = scores.scale * scores.unit();
-  S* tile = arena.take<S>(q.rows * ld);
-  S* start = arena.take<S>(ld);
-  S alpha[FewQueries::queries] = {};
-  const S ones[6] = {S(1), S(1), S(1), S(1), S(1), S(1)};
-  S* packed = nullptr;
-  if (P::quads && q.rows == FewQueries::queries) pack_quads(q, packed = arena.take<S>(q.rows * d));
-  for (Index i = 0; i < n; ++i) top[i] = minus_infinity<S>(), sum[i] = S(0);
-  for (Index i = 0; i < q.rows; ++i) clear(out.row(i), out.cols);
-  for (Index k0 = begin; k0 < end; k0 += ld) {
-    const Index nk = std::min(ld, end - k0), whole = padded<P>(nk);
-    const Tile<S> t{tile, ld, 0, n, k0, nk};
-    const View<S> keys = scores.k.block(k0, 0, nk, d), values = x.block(k0, 0, nk, x.cols);
-    scores.starts(0, k0, nk, start);
-    clear(start + nk, whole - nk);
-    const Index ahead = FewQueries::ahead(scores.k), values_ahead = FewQueries::ahead(x);
-    if (q.rows == 1) {
-      few_dots<P, 1>(q, keys, ahead, tile, ld);
-    } else if (q.rows == 2 || P::lanes < 4) {
-      few_dots<P, 2>(q, keys, ahead, tile, ld);
-    } else if (packed == nullptr) {
-      if constexpr (P::lanes >= 4) few_dots<P, 4>(q, keys, ahead, tile, ld);
+  using V = typename P::V;
+
+  FewChunk(const Scores<S, Mods>& scores, View<S> q, View<S> x, S* top, S* sum, MutView<S> out, Arena& arena)
+      : scores_(scores), q_(q), x_(x), top_(top), sum_(sum), out_(out) {
+    tile_ = arena.take<S>(q.rows * ld);
+    start_ = arena.take<S>(ld);
+    if (!in_quads()) return;
+    pack_quads(q, packed_ = arena.take<S>(q.rows * q.cols));
+    if (modified()) rows_ = arena.take<S>(q.rows * ld);
+  }
+
+  void run(Index begin, Index end) {
+    for (Index i = 0; i < q_.rows; ++i) {
+      top_[i] = minus_infinity<S>(), sum_[i] = S(0);
+      clear(out_.row(i), out_.cols);
+    }
+    const Index most = in_quads() ? FewQueries::block : ld;
+    for (Index k0 = begin; k0 < end; k0 += most) {
+      const Tile<S> t{in_quads() ? rows_ : tile_, ld, 0, scores_.n(), k0, std::min(most, end - k0)};
+      scores_.starts(0, k0, t.nk, start_);
+      clear(start_ + t.nk, padded<P>(t.nk) - t.nk);
+      const View<S> keys = scores_.k.block(k0, 0, t.nk, q_.cols), values = x_.block(k0, 0, t.nk, x_.cols);
+      if (in_quads()) {
+        if constexpr (P::quads) by_quads(t, keys, values);
+      } else {
+        by_rows(t, keys, values);
+      }
+    }
+  }
+
+ private:
+  static constexpr Index ld = FewQueries::ld<P>;
+
+  bool in_quads() const { return P::quads && q_.rows == FewQueries::queries; }
+  bool modified() const {
+    return Mods::values || Mods::starts || Mods::intervals || Mods::irregular || scores_.bias != nullptr;
+  }
+  S scale() const { return scores_.scale * scores_.unit(); }
+
+  /// f(j, rows) for parts of the rows from j on, few enough to be near still when they are read a second time.
+  template <class F>
+  static void each_near(const View<S>& rows, F f) {
+    for (Index j = 0; j < rows.rows; j += FewQueries::near)
+      f(j, rows.block(j, 0, std::min(FewQueries::near, rows.rows - j), rows.cols));
+  }
+
+  void modify(const Tile<S>& t) const {
+    if constexpr (Mods::values) value_tile<P, true>(scores_, t);
+    drop_keys<P, true>(scores_, start_, t, minus_infinity<S>());
+    if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores_, t, minus_infinity<S>());
+  }
+
+  void by_quads(const Tile<S>& t, View<S> keys, View<S> values) {
+    constexpr Index side = FewQueries::queries;
+    quad_dots<P>(packed_, keys, start_, scale(), FewQueries::ahead(scores_.k), tile_);
+    const Index whole = (t.nk + 3) / 4 * 4;
+    if (modified()) {
+      const auto each_four = [&](auto f) {
+        for (Index j = 0; j < whole; j += 4)
+          for (Index i = 0; i < side; ++i) f(tile_ + side * j + 4 * i, rows_ + i * ld + j);
+      };
+      each_four([](const S* quad, S* row) { std::copy(quad, quad + 4, row); });
+      modify(t);
+      each_four([](S* quad, const S* row) { std::copy(row, row + 4, quad); });
+    }
+    for (Index j = t.nk; j < whole; ++j)
+      for (Index i = 0; i < side; ++i) tile_[side * (whole - 4) + 4 * i + j % 4] = minus_infinity<S>();
+    S alpha[side];
+    // What is asked for while weights are made, the values leave out: they look further ahead by the last part, which
+    // itself asks for nothing.
+    const Index last = (t.nk - 1) % FewQueries::near + 1, ahead = FewQueries::ahead(x_);
+    quad_weights<P>(tile_, whole, top_, sum_, alpha, values.block(0, 0, last, values.cols), ahead);
+    each_near(values, [&](Index j, const View<S>& some) {
+      quad_values<P>(tile_ + side * j, some, alpha, out_, j + last < t.nk ? ahead + last * values.stride : 0);
+      std::fill_n(alpha, side, S(1));
+    });
+  }
+
+  void by_rows(const Tile<S>& t, View<S> keys, View<S> values) {
+    const Index n = scores_.n(), whole = padded<P>(t.nk), ahead = FewQueries::ahead(scores_.k);
+    const V scale = P::set(this->scale());
+    if (q_.rows == 1) {
+      few_dots<P, 1>(q_, keys, ahead, tile_);
+    } else if (q_.rows == 2 || P::lanes < 4) {
+      few_dots<P, 2>(q_, keys, ahead, tile_);
     } else {
-      if constexpr (P::quads) quad_dots<P>(packed, keys, ahead, tile, ld);
+      if constexpr (P::lanes >= 4) few_dots<P, 4>(q_, keys, ahead, tile_);
     }
     for (Index i = 0; i < n; ++i)
       for (Index j = 0; j < whole; j += P::lanes) {
-        S* p = tile + i * ld + j;
-        P::store(p, P::fma(P::load(p), P::set(scale), P::load(start + j)));
+        S* p = tile_ + i * ld + j;
+        P::store(p, P::fma(P::load(p), scale, P::load(start_ + j)));
       }
-    if constexpr (Mods::values) value_tile<P, true>(scores, t);
-    drop_keys<P, true>(scores, start, t, minus_infinity<S>());
-    if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, minus_infinity<S>());
+    modify(t);
+    S alpha[FewQueries::queries] = {};
     for (Index i = 0; i < n; ++i) {
-      S* row = tile + i * ld;
-      for (Index j = nk; j < whole; ++j) row[j] = minus_infinity<S>();
-      const typename P::V old = P::set(top[i]), none = P::set(minus_infinity<S>());
-      typename P::V most = old;
+      S* row = tile_ + i * ld;
+      for (Index j = t.nk; j < whole; ++j) row[j] = minus_infinity<S>();
+      const V old = P::set(top_[i]), none = P::set(minus_infinity<S>());
+      V most = old;
       for (Index j = 0; j < whole; j += P::lanes) most = P::max(most, P::load(row + j));
       most = P::largest(most);
-      const typename P::V base = P::if_equal(most, none, P::set(S(0)), most);
+      const V base = P::if_equal(most, none, P::set(S(0)), most);
       S lane[P::lanes];
       P::store(lane, P::exp2(old - base));
       alpha[i] = lane[0];
       P::store(lane, most);
-      top[i] = lane[0];
-      typename P::V total = P::set(S(0));
+      top_[i] = lane[0];
+      V total = P::set(S(0));
       for (Index j = 0; j < whole; j += P::lanes) {
-        const typename P::V e = P::exp2(P::load(row + j) - base);
+        const V e = P::exp2(P::load(row + j) - base);
         total = total + e;
         P::store(row + j, e);
       }
-      sum[i] = sum[i] * alpha[i] + P::sum(total);
+      sum_[i] = sum_[i] * alpha[i] + P::sum(total);
     }
-    if (q.rows == 1)
-      few_values<P, 1>(tile, ld, values, alpha, out);
-    else if (q.rows == 2)
-      few_values<P, 2>(tile, ld, values, alpha, out);
-    else if (q.rows == 4)
-      few_values<P, 4>(tile, ld, values, alpha, out, values_ahead);
+    if (q_.rows == 1)
+      few_values<P, 1>(tile_, values, alpha, out_);
+    else if (q_.rows == 2)
+      few_values<P, 2>(tile_, values, alpha, out_);
+    else if (q_.rows == 4)
+      few_values<P, 4>(tile_, values, alpha, out_, FewQueries::ahead(x_));
     else
-      for (Index j = 0; j < nk; j += FewQueries::near) {  // few enough to be near still when the last two come
-        const View<S> some = values.block(j, 0, std::min(FewQueries::near, nk - j), x.cols);
-        few_values<P, 6>(tile + j, ld, some, j == 0 ? alpha : ones, out, values_ahead);
-        few_values<P, 2>(tile + 6 * ld + j, ld, some, j == 0 ? alpha + 6 : ones, out.block(6, 0, 2, out.cols));
-      }
+      each_near(values, [&](Index j, const View<S>& some) {
+        few_values<P, 6>(tile_ + j, some, alpha, out_, FewQueries::ahead(x_));
+        few_values<P, 2>(tile_ + 6 * ld + j, some, alpha + 6, out_.block(6, 0, 2, out_.cols));
+        std::fill_n(alpha, FewQueries::queries, S(1));
+      });
   }
-}
+
+  const Scores<S, Mods>& scores_;
+  View<S> q_, x_;
+  S *top_, *sum_;
+  MutView<S> out_;
+  S *tile_, *start_, *packed_ = nullptr, *rows_ = nullptr;
+};
 
 /// What the chunks of one map leave behind, and how it becomes the result.
 template <class P, class Mods>
@@ -276,15 +447,21 @@ class FewParts {
       : map_(map), rows_(FewQueries::whole(map.scores.n())) {
     const Index n = map.scores.n(), d = map.scores.q.cols;
     parts_ = arena.matrix<S>(chunks * rows_, map.x.cols);
-    top_ = arena.matrix<S>(chunks, n), sum_ = arena.matrix<S>(chunks, n);
+    top_ = arena.matrix<S>(chunks, rows_), sum_ = arena.matrix<S>(chunks, rows_);
     q_ = arena.matrix<S>(rows_, d);
     copy<S>(map.scores.q, q_);
     for (Index i = n; i < rows_; ++i) clear(q_.row(i), d);
+    // wanted when the keys are done with: the result's rows, and what are mostly the next item's queries
+    for (Index i = 0; i < n; ++i) {
+      for (Index c = 0; c < map.out.cols; c += P::lanes) P::fetch(map.out.row(i) + c, 0);
+      for (Index c = 0; c < d; c += P::lanes) P::fetch(map.scores.q.row(i) + c, n * map.scores.q.stride);
+    }
   }
 
   void run_chunk(Index c, Index begin, Index end, Arena& arena) const {
-    few_chunk<P>(map_.scores, View<S>(q_), map_.x, begin, end, top_.row(c), sum_.row(c),
-                 parts_.block(c * rows_, 0, rows_, map_.x.cols), arena);
+    FewChunk<P, Mods>(map_.scores, View<S>(q_), map_.x, top_.row(c), sum_.row(c),
+                      parts_.block(c * rows_, 0, rows_, map_.x.cols), arena)
+        .run(begin, end);
   }
 
   /// The chunks in order, whoever made them.
@@ -294,15 +471,19 @@ class FewParts {
     for (Index i = 0; i < out.rows; ++i) {
       S most = minus_infinity<S>(), total(0);
       for (Index c = 0; c < top_.rows; ++c) most = most < top_(c, i) ? top_(c, i) : most;
-      clear(out.row(i), out.cols);
-      for (Index c = 0; c < top_.rows; ++c) {
-        if (top_(c, i) == minus_infinity<S>() && sum_(c, i) == S(0)) continue;
-        const S factor = exp((top_(c, i) - most) * ln_2<S>);
-        total += sum_(c, i) * factor;
-        deliver_scaled<P>(parts_.block(c * rows_ + i, 0, 1, out.cols), factor, out.block(i, 0, 1, out.cols), true);
-      }
+      const auto empty = [&](Index c) { return top_(c, i) == minus_infinity<S>() && sum_(c, i) == S(0); };
+      const auto factor = [&](Index c) { return top_(c, i) == most ? S(1) : exp((top_(c, i) - most) * ln_2<S>); };
+      for (Index c = 0; c < top_.rows; ++c)
+        if (!empty(c)) total += sum_(c, i) * factor(c);
       const S inverse = total == S(0) ? S(0) : S(1) / total;
-      for (Index c = 0; c < out.cols; ++c) out(i, c) *= inverse;
+      bool begun = false;
+      for (Index c = 0; c < top_.rows; ++c) {
+        if (empty(c)) continue;
+        deliver_scaled<P>(parts_.block(c * rows_ + i, 0, 1, out.cols), factor(c) * inverse,
+                          out.block(i, 0, 1, out.cols), begun);
+        begun = true;
+      }
+      if (!begun) clear(out.row(i), out.cols);
     }
   }
 
