@@ -18,7 +18,7 @@
 
 #if defined(__GNUC__) && !defined(LIMPID_NO_SIMD)
 #define LIMPID_VECTORS 1
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 #endif
@@ -180,19 +180,24 @@ struct Simd {
     __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
   }
 
-  // A quad is four neighbouring lanes. Where vectors are that wide and registers many, eight queries are worked on so.
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  static constexpr bool quads = true;
+  // A quad is four neighbouring lanes.
+  static constexpr bool quads = lanes >= 4;
   /// Four numbers in every quad. Spelt out: g++ would go through memory.
   LIMPID_INLINE static V in_quads(const S* p) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
     if constexpr (sizeof(S) == 4)
       return (V)_mm512_maskz_broadcast_f32x4(0xFFFF, _mm_loadu_ps(p));
     else
       return (V)_mm512_maskz_broadcast_f64x4(0xFF, _mm256_loadu_pd(p));
-  }
+#elif defined(__AVX__)
+    if constexpr (sizeof(S) == 4)
+      return (V)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+    else
+      return load(p);
 #else
-  static constexpr bool quads = false;
+    return load(p);
 #endif
+  }
   /// Lane i of each quad is the sum of that quad of r[i].
   LIMPID_INLINE static V quad_sums(const V* r) {
     constexpr auto all = std::make_integer_sequence<int, lanes>();

@@ -38,117 +38,167 @@ auto each_map(Maps& maps, F&& f) {
 }
 
 struct FewQueries {
-  static constexpr Index queries = 8;
   static constexpr Index fewest_keys = 256, block = 512, near = 64;
   static constexpr Index chunk = 2048;  // keys a task; by shape alone, merged in order
   /// Numbers from one row of scores to the next: rows 2 KiB apart would share places in the first cache.
   template <class P>
   static constexpr Index ld = block + P::lanes;
+  /// Numbers in a line of memory, which is what a fetch brings.
+  template <class S>
+  static constexpr Index line = 64 / static_cast<Index>(sizeof(S));
 
   /// Whether this path serves: whole vectors of features, and enough keys for it to matter.
   template <class P>
   static bool fits(Index n, Index m, Index d, Index dv) {
-    return P::lanes > 1 && n <= queries && n > 0 && m >= fewest_keys && d % P::lanes == 0 && dv % P::lanes == 0;
+    return P::lanes > 1 && n <= (P::quads ? 8 : 2) && n > 0 && m >= fewest_keys && d % P::lanes == 0 &&
+           dv % P::lanes == 0;
   }
-  /// From three queries on there is so much to do for a row that the machine no longer looks far enough ahead by
-  /// itself: so many numbers further on in memory are asked for, 12 KiB of rows.
+  /// Except for one query in vectors of a line there is so much to do for a row that the machine no longer looks far
+  /// enough ahead by itself: so many numbers further on in memory are asked for, 12 KiB of rows.
   template <class S>
   static Index ahead(View<S> rows) {
     return 12 * 1024 / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
+  }
+  template <class P>
+  static constexpr bool fetches(int n) {
+    return n > 1 || P::lanes < line<typename P::Scalar>;
   }
   /// Queries are worked on by 1, 2, 4 or 8; those too many are zeros.
   static Index whole(Index n) { return n <= 2 ? n : (n <= 4 ? 4 : 8); }
 };
 
-/// tile[i][j] = <q_i, k_j> for the queries, N at a time, and the keys of a block. ahead: where to fetch from.
+/// tile[i][j] = <q_i, k_j> for N queries, 1 or 2, and the keys of a block. ahead: where to fetch from.
 template <class P, int N>
 LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scalar> k, Index ahead,
                               typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
-  constexpr Index ld = FewQueries::ld<P>;
   constexpr int R = P::lanes / N;   // keys at a time: as many sums as there are lanes, which one reduction serves
   constexpr int G = R < N ? R : N;  // keys read side by side: more would not look like a stream to the machine
-  for (Index j = 0; j < k.rows; j += R)
-    for (Index first = 0; first < (N < 4 ? N : q.rows); first += N) {
-      V sums[N * R];
-      LIMPID_UNROLL(4)
-      for (int g = 0; g < R; g += G) {
-        const S* key[G];
-        for (int r = 0; r < G; ++r) key[r] = k.row(j + g + r < k.rows ? j + g + r : j);
-        V part[N * G];
-        LIMPID_UNROLL(16)
-        for (int s = 0; s < N * G; ++s) part[s] = P::set(S(0));
-        for (Index c = 0; c < q.cols; c += P::lanes) {
-          V query[N];
-          LIMPID_UNROLL(4)
-          for (int i = 0; i < N; ++i) query[i] = P::keep(P::load(q.row(first + i) + c));
-          LIMPID_UNROLL(4)
-          for (int r = 0; r < G; ++r) {
-            const V one = P::keep(P::load(key[r] + c));
-            if (N >= 4 && first == 0) P::fetch(key[r] + c, ahead);
-            LIMPID_UNROLL(4)
-            for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
-          }
-        }
+  for (Index j = 0; j < k.rows; j += R) {
+    V sums[N * R];
+    LIMPID_UNROLL(4)
+    for (int g = 0; g < R; g += G) {
+      const S* key[G];
+      for (int r = 0; r < G; ++r) key[r] = k.row(j + g + r < k.rows ? j + g + r : j);
+      V part[N * G];
+      LIMPID_UNROLL(16)
+      for (int s = 0; s < N * G; ++s) part[s] = P::set(S(0));
+      for (Index c = 0; c < q.cols; c += P::lanes) {
+        V query[N];
         LIMPID_UNROLL(4)
-        for (int i = 0; i < N; ++i) {
+        for (int i = 0; i < N; ++i) query[i] = P::keep(P::load(q.row(i) + c));
+        LIMPID_UNROLL(4)
+        for (int r = 0; r < G; ++r) {
+          const V one = P::keep(P::load(key[r] + c));
+          if (FewQueries::fetches<P>(N)) P::fetch(key[r] + c, ahead);
           LIMPID_UNROLL(4)
-          for (int r = 0; r < G; ++r) sums[i * R + g + r] = part[i * G + r];
+          for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
         }
       }
-      S all[P::lanes];
-      P::store(all, P::sums_of(sums));
       LIMPID_UNROLL(4)
-      for (int i = 0; i < N; ++i) std::copy(all + i * R, all + (i + 1) * R, tile + (first + i) * ld + j);
+      for (int i = 0; i < N; ++i) {
+        LIMPID_UNROLL(4)
+        for (int r = 0; r < G; ++r) sums[i * R + g + r] = part[i * G + r];
+      }
     }
+    S all[P::lanes];
+    P::store(all, P::sums_of(sums));
+    LIMPID_UNROLL(4)
+    for (int i = 0; i < N; ++i) std::copy(all + i * R, all + (i + 1) * R, tile + i * FewQueries::ld<P> + j);
+  }
 }
 
-/// Eight queries as quad_dots wants them: four features of each side by side, 8 q.cols numbers.
+/// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries, 1 or 2. ahead: as above.
+template <class P, int N>
+LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, View<typename P::Scalar> x,
+                                const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
+  using V = typename P::V;
+  const auto columns = [&](Index c, auto count) {
+    constexpr int C = decltype(count)::value;
+    V acc[N][C];
+    LIMPID_UNROLL(4)
+    for (int i = 0; i < N; ++i) {
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < C; ++v) acc[i][v] = P::set(typename P::Scalar(0));
+    }
+    for (Index j = 0; j < x.rows; ++j) {
+      V row[C];
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < C; ++v) {
+        row[v] = P::keep(P::load(x.row(j) + c + v * P::lanes));
+        if (FewQueries::fetches<P>(N)) P::fetch(x.row(j) + c + v * P::lanes, ahead);
+      }
+      LIMPID_UNROLL(4)
+      for (int i = 0; i < N; ++i) {
+        const V p = P::set(tile[i * FewQueries::ld<P> + j]);
+        LIMPID_UNROLL(4)
+        for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
+      }
+    }
+    LIMPID_UNROLL(4)
+    for (int i = 0; i < N; ++i) {
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < C; ++v) {
+        auto* p = out.row(i) + c + v * P::lanes;
+        P::store(p, P::fma(P::load(p), P::set(alpha[i]), acc[i][v]));
+      }
+    }
+  };
+  Index c = 0;
+  for (; c + 4 * P::lanes <= x.cols; c += 4 * P::lanes) columns(c, std::integral_constant<int, 4>());
+  for (; c < x.cols; c += P::lanes) columns(c, std::integral_constant<int, 1>());
+}
+
+/// Queries as quad_dots wants them: four features of each side by side.
 template <class S>
 void pack_quads(View<S> q, S* out) {
   for (Index c = 0; c < q.cols; c += 4)
     for (Index i = 0; i < q.rows; ++i, out += 4) std::copy(q.row(i) + c, q.row(i) + c + 4, out);
 }
 
-/// tile = <q_i, k_j> scale + start_j for eight queries, in quads: four keys after four keys, of each 8 x 4 numbers, a
-/// query a row. A vector holds four features of two or more queries, so that few lanes have to be summed in the end.
-template <class P>
+/// tile = <q_i, k_j> scale + start_j for W queries, 4 or 8, in quads: four keys after four keys, of each W x 4 numbers,
+/// a query a row. A vector holds four features of as many queries as there is room for, so that few lanes have to be
+/// summed in the end.
+template <class P, int W>
 LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P::Scalar> k,
                                const typename P::Scalar* start, typename P::Scalar scale, Index ahead,
                                typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
-  constexpr int together = P::lanes / 4;                         // queries in a vector
-  constexpr int Q = FewQueries::queries / together, R = 16 / Q;  // vectors of queries, and keys, for sixteen sums
-  constexpr int steps = P::lanes / 4;  // to a line of memory of each key, which are fetched evenly over the steps
+  constexpr int all = 4 * W / P::lanes, most = vector_registers == 32 ? 16 : 8;  // vectors of queries; sums
+  constexpr int Q = std::min(all, most / 4), R = std::min(8, most / Q);          // vectors and keys at a time
+  constexpr int steps = static_cast<int>(FewQueries::line<S> / 4);  // to a line of each key, fetched evenly over them
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
     for (int r = 0; r < R; ++r) key[r] = k.row(j + (j + r < k.rows ? r : 0));
-    V sums[Q * R];
-    LIMPID_UNROLL(16)
-    for (int s = 0; s < Q * R; ++s) sums[s] = P::set(S(0));
-    const S *q = packed, *soon = k.row(j);
-    for (Index c = 0; c < k.cols; c += 4, q += Q * P::lanes) {
-      V query[Q];
-      LIMPID_UNROLL(4)
-      for (int v = 0; v < Q; ++v) query[v] = P::keep(P::load(q + v * P::lanes));
-      LIMPID_UNROLL(8)
-      for (int r = 0; r < R; ++r) {
-        const V one = P::keep(P::in_quads(key[r] + c));
-        if (r % steps == 0) P::fetch(soon + r / steps * k.stride, ahead);
+    LIMPID_UNROLL(1)
+    for (int first = 0; first < all; first += Q) {
+      V sums[Q * R];
+      LIMPID_UNROLL(16)
+      for (int s = 0; s < Q * R; ++s) sums[s] = P::set(S(0));
+      const S *q = packed + first * P::lanes, *soon = k.row(j);
+      for (Index c = 0; c < k.cols; c += 4, q += 4 * W) {
+        V query[Q];
         LIMPID_UNROLL(4)
-        for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
+        for (int v = 0; v < Q; ++v) query[v] = P::keep(P::load(q + v * P::lanes));
+        LIMPID_UNROLL(8)
+        for (int r = 0; r < R; ++r) {
+          const V one = P::keep(P::in_quads(key[r] + c));
+          if (r % steps == 0 && first == 0) P::fetch(soon + r / steps * k.stride, ahead);
+          LIMPID_UNROLL(4)
+          for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
+        }
+        soon = (c + 4) % FewQueries::line<S> == 0 ? k.row(j) + c + 4 : soon + R / steps * k.stride;
       }
-      soon = (c + 4) % P::lanes == 0 ? k.row(j) + c + 4 : soon + R / steps * k.stride;
-    }
-    LIMPID_UNROLL(4)
-    for (int r = 0; r < R; r += 4) {
-      const V from = P::in_quads(start + j + r);
       LIMPID_UNROLL(4)
-      for (int v = 0; v < Q; ++v)
-        P::store(tile + (j + r) * FewQueries::queries + v * P::lanes,
-                 P::fma(P::quad_sums(sums + v * R + r), P::set(scale), from));
+      for (int r = 0; r < R; r += 4) {
+        const V from = P::in_quads(start + j + r);
+        LIMPID_UNROLL(4)
+        for (int v = 0; v < Q; ++v)
+          P::store(tile + (j + r) * W + (first + v) * P::lanes,
+                   P::fma(P::quad_sums(sums + v * R + r), P::set(scale), from));
+      }
     }
   }
 }
@@ -156,19 +206,19 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
 /// Scores in quads become weights: exp2(score - top). Tops and sums are brought up to date, alpha is what the old ones
 /// and the output are worth now. Memory is not to wait meanwhile: x, so far ahead, is asked for, at most a row for
 /// eight keys.
-template <class P>
+template <class P, int W>
 void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top, typename P::Scalar* sum,
                   typename P::Scalar* alpha, View<typename P::Scalar> x, Index ahead) {
   using S = typename P::Scalar;
   using V = typename P::V;
-  constexpr int all = 4 * FewQueries::queries, Q = all / P::lanes;
+  constexpr int all = 4 * W, Q = all / P::lanes;
   V most[Q], base[Q], total[Q];
   for (int v = 0; v < Q; ++v) most[v] = P::set(minus_infinity<S>()), total[v] = P::set(S(0));
-  for (const S* p = tile; p < tile + keys * FewQueries::queries; p += all)
+  for (const S* p = tile; p < tile + keys * W; p += all)
     for (int v = 0; v < Q; ++v) most[v] = P::max(most[v], P::load(p + v * P::lanes));
   S lane[all], old[all];
   for (int v = 0; v < Q; ++v) P::store(lane + v * P::lanes, most[v]);
-  for (Index i = 0; i < FewQueries::queries; ++i) {
+  for (int i = 0; i < W; ++i) {
     S* four = lane + 4 * i;
     std::fill_n(old + 4 * i, 4, top[i]);
     top[i] = std::max(top[i], *std::max_element(four, four + 4));
@@ -180,8 +230,8 @@ void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
   }
   for (Index j = 0; j < keys; j += 4) {
     if (j % 8 == 0 && j / 8 < x.rows)
-      for (Index c = 0; c < x.cols; c += P::lanes) P::fetch(x.row(j / 8) + c, ahead);
-    S* p = tile + j * FewQueries::queries;
+      for (Index c = 0; c < x.cols; c += FewQueries::line<S>) P::fetch(x.row(j / 8) + c, ahead);
+    S* p = tile + j * W;
     for (int v = 0; v < Q; ++v) {
       const V e = P::exp2(P::load(p + v * P::lanes) - base[v]);
       total[v] = total[v] + e;
@@ -189,58 +239,15 @@ void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
     }
   }
   for (int v = 0; v < Q; ++v) P::store(lane + v * P::lanes, total[v]);
-  for (Index i = 0; i < FewQueries::queries; ++i) {
+  for (int i = 0; i < W; ++i) {
     alpha[i] = old[4 * i];
     sum[i] = sum[i] * alpha[i] + ((lane[4 * i] + lane[4 * i + 1]) + (lane[4 * i + 2] + lane[4 * i + 3]));
   }
 }
 
-/// out_i = out_i * alpha_i + sum_j weights[i * ld + j] x_j for N queries. ahead: as above.
-template <class P, int N>
-LIMPID_NOINLINE void few_values(const typename P::Scalar* weights, View<typename P::Scalar> x,
-                                const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead = 0) {
-  using V = typename P::V;
-  constexpr int sums = P::quads ? 24 : P::tile_rows * P::tile_vectors;
-  constexpr int wide = sums / N >= 4 ? 4 : (sums / N >= 2 ? 2 : 1);
-  const auto columns = [&](Index c, auto count) {
-    constexpr int C = decltype(count)::value;
-    V acc[N][C];
-    LIMPID_UNROLL(8)
-    for (int i = 0; i < N; ++i) {
-      LIMPID_UNROLL(4)
-      for (int v = 0; v < C; ++v) acc[i][v] = P::set(typename P::Scalar(0));
-    }
-    for (Index j = 0; j < x.rows; ++j) {
-      V row[C];
-      LIMPID_UNROLL(4)
-      for (int v = 0; v < C; ++v) {
-        row[v] = P::keep(P::load(x.row(j) + c + v * P::lanes));
-        if (N >= 4) P::fetch(x.row(j) + c + v * P::lanes, ahead);
-      }
-      LIMPID_UNROLL(8)
-      for (int i = 0; i < N; ++i) {
-        const V p = P::set(weights[i * FewQueries::ld<P> + j]);
-        LIMPID_UNROLL(4)
-        for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
-      }
-    }
-    LIMPID_UNROLL(8)
-    for (int i = 0; i < N; ++i) {
-      LIMPID_UNROLL(4)
-      for (int v = 0; v < C; ++v) {
-        auto* p = out.row(i) + c + v * P::lanes;
-        P::store(p, P::fma(P::load(p), P::set(alpha[i]), acc[i][v]));
-      }
-    }
-  };
-  Index c = 0;
-  for (; c + wide * P::lanes <= x.cols; c += wide * P::lanes) columns(c, std::integral_constant<int, wide>());
-  for (; c < x.cols; c += P::lanes) columns(c, std::integral_constant<int, 1>());
-}
-
-/// C vectors of columns of quad_values' sum for N queries, with so many rows of `x_row`. Of four rows the ones from
-/// First to Last are fetched ahead.
-template <class P, int N, int C, int First, int Last>
+/// C vectors of columns of quad_values' sum for N of W queries, with so many rows of `x_row`. Of four rows the ones
+/// from First to Last are fetched ahead.
+template <class P, int W, int N, int C, int First, int Last>
 LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename P::Scalar* x_row, Index stride,
                                 Index rows, Index ahead, const typename P::Scalar* alpha, typename P::Scalar* out,
                                 Index out_stride) {
@@ -256,7 +263,7 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
     LIMPID_UNROLL(4)
     for (int v = 0; v < C; ++v) {
       row[v] = P::keep(P::load(x_row + v * P::lanes));
-      if (fetched) P::fetch(x_row + v * P::lanes, ahead);
+      if (fetched && v * P::lanes % FewQueries::line<typename P::Scalar> == 0) P::fetch(x_row + v * P::lanes, ahead);
     }
     LIMPID_UNROLL(8)
     for (int i = 0; i < N; ++i) {
@@ -267,7 +274,7 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
     x_row += stride;
   };
   Index j = 0;
-  for (; j + 4 <= rows; j += 4, weight += 4 * FewQueries::queries) {
+  for (; j + 4 <= rows; j += 4, weight += 4 * W) {
     LIMPID_UNROLL(4)
     for (int r = 0; r < 4; ++r) one(weight + r, First <= r && r <= Last);
   }
@@ -279,19 +286,23 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
   }
 }
 
-/// out_i = out_i * alpha_i + sum_j weight_ij x_j for eight queries, the weights in quads: six queries, then the two
-/// that are left while the rows are near. Both ask for rows ahead, evenly over the time.
-template <class P>
+/// out_i = out_i * alpha_i + sum_j weight_ij x_j for W queries, 4 or 8, the weights in quads. Of eight first six, then
+/// the two that are left, while the rows are near; both ask for rows ahead, evenly over the time.
+template <class P, int W>
 LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typename P::Scalar> x,
                                  const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
+  constexpr int wide = vector_registers == 32 ? 4 : 2;
   const auto columns = [&](Index c, auto count) {
     constexpr int C = decltype(count)::value;
-    quad_columns<P, 6, C, 0, 2>(weights, x.row(0) + c, x.stride, x.rows, ahead, alpha, out.row(0) + c, out.stride);
-    quad_columns<P, 2, C, 3, 3>(weights + 6 * 4, x.row(0) + c, x.stride, x.rows, ahead, alpha + 6, out.row(6) + c,
-                                out.stride);
+    constexpr int N = W == 8 ? 6 : W;
+    quad_columns<P, W, N, C, 0, W == 8 ? 2 : 3>(weights, x.row(0) + c, x.stride, x.rows, ahead, alpha, out.row(0) + c,
+                                                out.stride);
+    if constexpr (N < W)
+      quad_columns<P, W, W - N, C, 3, 3>(weights + 4 * N, x.row(0) + c, x.stride, x.rows, ahead, alpha + N,
+                                         out.row(N) + c, out.stride);
   };
   Index c = 0;
-  for (; c + 4 * P::lanes <= x.cols; c += 4 * P::lanes) columns(c, std::integral_constant<int, 4>());
+  for (; c + wide * P::lanes <= x.cols; c += wide * P::lanes) columns(c, std::integral_constant<int, wide>());
   for (; c < x.cols; c += P::lanes) columns(c, std::integral_constant<int, 1>());
 }
 
@@ -306,7 +317,7 @@ class FewChunk {
       : scores_(scores), q_(q), x_(x), top_(top), sum_(sum), out_(out) {
     tile_ = arena.take<S>(q.rows * ld);
     start_ = arena.take<S>(ld);
-    if (!in_quads()) return;
+    if (q.rows <= 2) return;
     pack_quads(q, packed_ = arena.take<S>(q.rows * q.cols));
     if (modified()) rows_ = arena.take<S>(q.rows * ld);
   }
@@ -316,16 +327,21 @@ class FewChunk {
       top_[i] = minus_infinity<S>(), sum_[i] = S(0);
       clear(out_.row(i), out_.cols);
     }
-    const Index most = in_quads() ? FewQueries::block : ld;
+    const Index most = q_.rows <= 2 ? ld : FewQueries::block;
     for (Index k0 = begin; k0 < end; k0 += most) {
-      const Tile<S> t{in_quads() ? rows_ : tile_, ld, 0, scores_.n(), k0, std::min(most, end - k0)};
+      const Tile<S> t{q_.rows <= 2 ? tile_ : rows_, ld, 0, scores_.n(), k0, std::min(most, end - k0)};
       scores_.starts(0, k0, t.nk, start_);
-      clear(start_ + t.nk, padded<P>(t.nk) - t.nk);
+      clear(start_ + t.nk, ld - t.nk);
       const View<S> keys = scores_.k.block(k0, 0, t.nk, q_.cols), values = x_.block(k0, 0, t.nk, x_.cols);
-      if (in_quads()) {
-        if constexpr (P::quads) by_quads(t, keys, values);
-      } else {
-        by_rows(t, keys, values);
+      if (q_.rows == 1) {
+        by_rows<1>(t, keys, values);
+      } else if (q_.rows == 2) {
+        by_rows<2>(t, keys, values);
+      } else if constexpr (P::quads) {
+        if (q_.rows == 4)
+          by_quads<4>(t, keys, values);
+        else
+          by_quads<8>(t, keys, values);
       }
     }
   }
@@ -333,18 +349,10 @@ class FewChunk {
  private:
   static constexpr Index ld = FewQueries::ld<P>;
 
-  bool in_quads() const { return P::quads && q_.rows == FewQueries::queries; }
   bool modified() const {
     return Mods::values || Mods::starts || Mods::intervals || Mods::irregular || scores_.bias != nullptr;
   }
   S scale() const { return scores_.scale * scores_.unit(); }
-
-  /// f(j, rows) for parts of the rows from j on, few enough to be near still when they are read a second time.
-  template <class F>
-  static void each_near(const View<S>& rows, F f) {
-    for (Index j = 0; j < rows.rows; j += FewQueries::near)
-      f(j, rows.block(j, 0, std::min(FewQueries::near, rows.rows - j), rows.cols));
-  }
 
   void modify(const Tile<S>& t) const {
     if constexpr (Mods::values) value_tile<P, true>(scores_, t);
@@ -352,50 +360,46 @@ class FewChunk {
     if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores_, t, minus_infinity<S>());
   }
 
+  template <int W>
   void by_quads(const Tile<S>& t, View<S> keys, View<S> values) {
-    constexpr Index side = FewQueries::queries;
-    quad_dots<P>(packed_, keys, start_, scale(), FewQueries::ahead(scores_.k), tile_);
+    quad_dots<P, W>(packed_, keys, start_, scale(), FewQueries::ahead(scores_.k), tile_);
     const Index whole = (t.nk + 3) / 4 * 4;
     if (modified()) {
       const auto each_four = [&](auto f) {
         for (Index j = 0; j < whole; j += 4)
-          for (Index i = 0; i < side; ++i) f(tile_ + side * j + 4 * i, rows_ + i * ld + j);
+          for (Index i = 0; i < W; ++i) f(tile_ + W * j + 4 * i, rows_ + i * ld + j);
       };
       each_four([](const S* quad, S* row) { std::copy(quad, quad + 4, row); });
       modify(t);
       each_four([](S* quad, const S* row) { std::copy(row, row + 4, quad); });
     }
     for (Index j = t.nk; j < whole; ++j)
-      for (Index i = 0; i < side; ++i) tile_[side * (whole - 4) + 4 * i + j % 4] = minus_infinity<S>();
-    S alpha[side];
+      for (Index i = 0; i < W; ++i) tile_[W * (whole - 4) + 4 * i + j % 4] = minus_infinity<S>();
+    S alpha[W];
     // What is asked for while weights are made, the values leave out: they look further ahead by the last part, which
     // itself asks for nothing.
     const Index last = (t.nk - 1) % FewQueries::near + 1, ahead = FewQueries::ahead(x_);
-    quad_weights<P>(tile_, whole, top_, sum_, alpha, values.block(0, 0, last, values.cols), ahead);
-    each_near(values, [&](Index j, const View<S>& some) {
-      quad_values<P>(tile_ + side * j, some, alpha, out_, j + last < t.nk ? ahead + last * values.stride : 0);
-      std::fill_n(alpha, side, S(1));
-    });
+    quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values.block(0, 0, last, values.cols), ahead);
+    for (Index j = 0; j < t.nk; j += FewQueries::near) {
+      const View<S> near = values.block(j, 0, std::min(FewQueries::near, t.nk - j), values.cols);
+      quad_values<P, W>(tile_ + W * j, near, alpha, out_, j + last < t.nk ? ahead + last * values.stride : 0);
+      std::fill_n(alpha, W, S(1));
+    }
   }
 
+  template <int N>
   void by_rows(const Tile<S>& t, View<S> keys, View<S> values) {
-    const Index n = scores_.n(), whole = padded<P>(t.nk), ahead = FewQueries::ahead(scores_.k);
+    const Index whole = padded<P>(t.nk);
     const V scale = P::set(this->scale());
-    if (q_.rows == 1) {
-      few_dots<P, 1>(q_, keys, ahead, tile_);
-    } else if (q_.rows == 2 || P::lanes < 4) {
-      few_dots<P, 2>(q_, keys, ahead, tile_);
-    } else {
-      if constexpr (P::lanes >= 4) few_dots<P, 4>(q_, keys, ahead, tile_);
-    }
-    for (Index i = 0; i < n; ++i)
+    few_dots<P, N>(q_, keys, FewQueries::ahead(scores_.k), tile_);
+    for (Index i = 0; i < N; ++i)
       for (Index j = 0; j < whole; j += P::lanes) {
         S* p = tile_ + i * ld + j;
         P::store(p, P::fma(P::load(p), scale, P::load(start_ + j)));
       }
     modify(t);
-    S alpha[FewQueries::queries] = {};
-    for (Index i = 0; i < n; ++i) {
+    S alpha[N] = {};
+    for (Index i = 0; i < N; ++i) {
       S* row = tile_ + i * ld;
       for (Index j = t.nk; j < whole; ++j) row[j] = minus_infinity<S>();
       const V old = P::set(top_[i]), none = P::set(minus_infinity<S>());
@@ -416,18 +420,7 @@ class FewChunk {
       }
       sum_[i] = sum_[i] * alpha[i] + P::sum(total);
     }
-    if (q_.rows == 1)
-      few_values<P, 1>(tile_, values, alpha, out_);
-    else if (q_.rows == 2)
-      few_values<P, 2>(tile_, values, alpha, out_);
-    else if (q_.rows == 4)
-      few_values<P, 4>(tile_, values, alpha, out_, FewQueries::ahead(x_));
-    else
-      each_near(values, [&](Index j, const View<S>& some) {
-        few_values<P, 6>(tile_ + j, some, alpha, out_, FewQueries::ahead(x_));
-        few_values<P, 2>(tile_ + 6 * ld + j, some, alpha + 6, out_.block(6, 0, 2, out_.cols));
-        std::fill_n(alpha, FewQueries::queries, S(1));
-      });
+    few_values<P, N>(tile_, values, alpha, out_, FewQueries::ahead(x_));
   }
 
   const Scores<S, Mods>& scores_;
