@@ -133,6 +133,14 @@ TEMPLATE_TEST_CASE("A few queries against many keys get what the formula says, w
       near(softmax(limpid::window(100, 2)),
            [&](Index i, Index j) { return gap(i, j) >= -100 && gap(i, j) <= 2 ? S(0) : none; });
       near(softmax(limpid::key_bias(bias)), [&](Index, Index j) { return bias(0, j); });
+      {  // what a key that is masked for all holds is never looked at
+        Mat<S> broken_k = k, broken_v = v, out(n, width), other(n, width);
+        broken_k.row(0).setConstant(std::numeric_limits<S>::quiet_NaN()), broken_k.row(m - 2).setConstant(-none);
+        broken_v.row(0).setConstant(-none), broken_v.row(m - 2).setConstant(std::numeric_limits<S>::quiet_NaN());
+        limpid::forward(softmax(limpid::key_bias(bias)), qkv(q, k, v), out);
+        limpid::forward(softmax(limpid::key_bias(bias)), qkv(q, broken_k, broken_v), other);
+        CHECK(out == other);
+      }
       near(softmax(limpid::alibi(slope)), [&](Index i, Index j) { return slope(0, 0) * S(gap(i, j)); });
       near(softmax(limpid::alibi_symmetric(slope)),
            [&](Index i, Index j) { return -slope(0, 0) * S(std::abs(gap(i, j))); });

@@ -4,8 +4,8 @@
 // Vectors are written with the GCC and Clang vector extension: one text serves SSE2, AVX2, AVX-512 and NEON, float and
 // double, and reads as arithmetic. A policy P offers: Scalar, V (the vector), lanes, tile_rows x tile_vectors (the
 // register tile), load, store, set, fma, max, select by comparison, exp2, lane_index, sums and the largest over lanes,
-// fetch, quads. OneLane is the same policy for
-// any scalar Eigen accepts (long double, an autodiff scalar) and for other compilers; tests use it as the reference.
+// fetch, quads. OneLane is the same policy for any scalar Eigen accepts (long double, an autodiff scalar) and for other
+// compilers; tests use it as the reference.
 #pragma once
 
 #include <cmath>

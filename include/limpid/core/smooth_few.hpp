@@ -1,5 +1,7 @@
 // limpid: `smooth` for a few queries against many keys, the case of decoding. Bound by memory: every key and value is
-// read once, in the order of memory, and serves all queries while it is near. Lanes run along features.
+// read once, in the order of memory, and serves all queries while it is near. Lanes run along features: one or two
+// queries take whole vectors of them; of more queries a vector holds four features of several (quads), and their scores
+// and weights stay in that order until the values have been summed.
 // SPDX-License-Identifier: MIT
 //
 // So scores are summed in another order than by the sweeps that make weights again from a log-sum-exp. Those get theirs
@@ -7,6 +9,7 @@
 // weight.
 #pragma once
 
+#include <algorithm>
 #include <array>
 
 #include "context.hpp"
@@ -38,9 +41,9 @@ auto each_map(Maps& maps, F&& f) {
 }
 
 struct FewQueries {
-  static constexpr Index fewest_keys = 256, block = 512, near = 64;
+  static constexpr Index fewest_keys = 256, block = 1024, near = 64;
   static constexpr Index chunk = 2048;  // keys a task; by shape alone, merged in order
-  /// Numbers from one row of scores to the next: rows 2 KiB apart would share places in the first cache.
+  /// Numbers from one row of scores to the next: rows 4 KiB apart would share places in the first cache.
   template <class P>
   static constexpr Index ld = block + P::lanes;
   /// Numbers in a line of memory, which is what a fetch brings.
@@ -204,7 +207,7 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
 }
 
 /// Scores in quads become weights: exp2(score - top). Tops and sums are brought up to date, alpha is what the old ones
-/// and the output are worth now. Memory is not to wait meanwhile: x, so far ahead, is asked for, at most a row for
+/// and the output are worth now. Memory is not to wait meanwhile: the rows of x, so far ahead, are asked for, one for
 /// eight keys.
 template <class P, int W>
 void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top, typename P::Scalar* sum,
@@ -291,19 +294,23 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
 template <class P, int W>
 LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typename P::Scalar> x,
                                  const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
+  constexpr int N = W == 8 ? 6 : W;
+  // as many sums as registers hold, and no fewer than it takes to keep the multiply-adds going
   constexpr int wide = vector_registers == 32 ? 4 : 2;
-  const auto columns = [&](Index c, auto count) {
-    constexpr int C = decltype(count)::value;
-    constexpr int N = W == 8 ? 6 : W;
-    quad_columns<P, W, N, C, 0, W == 8 ? 2 : 3>(weights, x.row(0) + c, x.stride, x.rows, ahead, alpha, out.row(0) + c,
-                                                out.stride);
-    if constexpr (N < W)
-      quad_columns<P, W, W - N, C, 3, 3>(weights + 4 * N, x.row(0) + c, x.stride, x.rows, ahead, alpha + N,
-                                         out.row(N) + c, out.stride);
+  const auto some = [&](auto queries, auto vectors, Index c) {
+    constexpr int count = decltype(queries)::value, C = decltype(vectors)::value, i = count == N ? 0 : N;
+    constexpr int first = i == 0 ? 0 : 3, last = i == 0 && N < W ? 2 : 3;
+    quad_columns<P, W, count, C, first, last>(weights + 4 * i, x.row(0) + c, x.stride, x.rows, ahead, alpha + i,
+                                              out.row(i) + c, out.stride);
   };
-  Index c = 0;
-  for (; c + wide * P::lanes <= x.cols; c += wide * P::lanes) columns(c, std::integral_constant<int, wide>());
-  for (; c < x.cols; c += P::lanes) columns(c, std::integral_constant<int, 1>());
+  const auto columns = [&](auto queries, auto vectors) {
+    constexpr int step = decltype(vectors)::value * P::lanes;
+    Index c = 0;
+    for (; c + step <= x.cols; c += step) some(queries, vectors, c);
+    for (; c < x.cols; c += P::lanes) some(queries, std::integral_constant<int, 1>(), c);
+  };
+  columns(std::integral_constant<int, N>(), std::integral_constant<int, wide>());
+  if constexpr (N < W) columns(std::integral_constant<int, W - N>(), std::integral_constant<int, 4>());
 }
 
 /// Keys [begin, end): running maximum, sum and unnormalised output of every query. q: the queries, made up to `whole`.
@@ -376,13 +383,13 @@ class FewChunk {
     for (Index j = t.nk; j < whole; ++j)
       for (Index i = 0; i < W; ++i) tile_[W * (whole - 4) + 4 * i + j % 4] = minus_infinity<S>();
     S alpha[W];
-    // What is asked for while weights are made, the values leave out: they look further ahead by the last part, which
-    // itself asks for nothing.
-    const Index last = (t.nk - 1) % FewQueries::near + 1, ahead = FewQueries::ahead(x_);
-    quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values.block(0, 0, last, values.cols), ahead);
+    // What is asked for while weights are made the values leave out: they look that much further ahead, and at the end
+    // ask for nothing.
+    const Index ahead = FewQueries::ahead(x_), spared = t.nk / 8;
+    quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values.block(0, 0, spared, values.cols), ahead);
     for (Index j = 0; j < t.nk; j += FewQueries::near) {
       const View<S> near = values.block(j, 0, std::min(FewQueries::near, t.nk - j), values.cols);
-      quad_values<P, W>(tile_ + W * j, near, alpha, out_, j + last < t.nk ? ahead + last * values.stride : 0);
+      quad_values<P, W>(tile_ + W * j, near, alpha, out_, j + spared < t.nk ? ahead + spared * values.stride : 0);
       std::fill_n(alpha, W, S(1));
     }
   }
