@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -54,6 +55,10 @@ template <class S>
 S minus_infinity() {
   return -S(std::numeric_limits<double>::infinity());
 }
+
+/// Numbers in a line of memory, which is what a fetch brings.
+template <class S>
+inline constexpr std::ptrdiff_t line_of = sizeof(S) < 64 ? 64 / static_cast<std::ptrdiff_t>(sizeof(S)) : 1;
 
 /// The width-one policy.
 template <class S>

@@ -74,10 +74,25 @@ struct Accumulate {
   }
 };
 
+/// Keys and values of a block, of whose successor a part is fetched while weights are made: the columns from `from` on,
+/// every `step`. No columns where all keys and values find room in a second cache anyway.
+template <class S>
+struct Fetched {
+  View<S> k, x;
+  Index from, step;
+  /// What lies `further` rows on from row j.
+  template <class P>
+  LIMPID_INLINE void fetch(Index j, Index further) const {
+    for (Index c = from; c < k.cols; c += step) P::fetch(k.row(j) + c, further * k.stride);
+    for (Index c = from; c < x.cols; c += step) P::fetch(x.row(j) + c, further * x.stride);
+  }
+};
+
 /// One block of scores becomes weights against the running maximum; alpha is what older sums shrink by.
 template <class P, int N>
 LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, typename P::Scalar* running_max,
-                                 typename P::Scalar* running_sum, typename P::Scalar* alpha) {
+                                 typename P::Scalar* running_sum, typename P::Scalar* alpha,
+                                 const Fetched<typename P::Scalar>& fetched) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const V none = P::set(minus_infinity<S>());
@@ -92,13 +107,15 @@ LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, type
     P::store(running_max + v * P::lanes, top[v]);
     P::store(alpha + v * P::lanes, P::exp2(old - base[v]));
   }
-  for (Index j = 0; j < nk; ++j)
+  for (Index j = 0; j < nk; ++j) {
+    fetched.template fetch<P>(j, SmoothBlocks<P>::keys);
     for (int v = 0; v < N; ++v) {
       S* p = s + j * ld + v * P::lanes;
       const V e = P::exp2(P::load(p) - base[v]);
       sum[v] = sum[v] + e;
       P::store(p, e);
     }
+  }
   for (int v = 0; v < N; ++v) {
     S* l = running_sum + v * P::lanes;
     P::store(l, P::fma(P::load(l), P::load(alpha + v * P::lanes), sum[v]));
@@ -173,10 +190,10 @@ class SmoothBlock {
         if constexpr (!Online) {
           weights_from_scores<P>(tile_, width, nk, vectors, top);
         } else if (vectors == P::tile_vectors) {
-          online_step<P, P::tile_vectors>(tile_, width, nk, top, sum, alpha_);
+          online_step<P, P::tile_vectors>(tile_, width, nk, top, sum, alpha_, part(p, b, nk));
         } else {
           for (Index l = 0; l < vectors * P::lanes; l += P::lanes)
-            online_step<P, 1>(tile_ + l, width, nk, top + l, sum + l, alpha_ + l);
+            online_step<P, 1>(tile_ + l, width, nk, top + l, sum + l, alpha_ + l, part(p, b, nk));
         }
       } else {
         product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
@@ -211,6 +228,14 @@ class SmoothBlock {
  private:
   Index first_of(Index p) const { return q0_ + p * width; }
   Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }
+  /// What panel p fetches of the block after keys [b, b + nk): every panel its share of the lines.
+  Fetched<S> part(Index p, Index b, Index nk) const {
+    constexpr Index second_cache = 2 << 20;
+    const Index d = scores_.k.cols, dv = map_.x.cols;
+    const bool far = scores_.k.rows * (d + dv) * static_cast<Index>(sizeof(S)) > second_cache;
+    return {scores_.k.block(b, 0, nk, far ? d : 0), map_.x.block(b, 0, nk, far ? dv : 0), p * line_of<S>,
+            count_ * line_of<S>};
+  }
 
   const SmoothMap<S, Mods>& map_;
   const Scores<S, Mods>& scores_;

@@ -46,9 +46,6 @@ struct FewQueries {
   /// Numbers from one row of scores to the next: rows 4 KiB apart would share places in the first cache.
   template <class P>
   static constexpr Index ld = block + P::lanes;
-  /// Numbers in a line of memory, which is what a fetch brings.
-  template <class S>
-  static constexpr Index line = 64 / static_cast<Index>(sizeof(S));
 
   /// Whether this path serves: whole vectors of features, and enough keys for it to matter.
   template <class P>
@@ -64,7 +61,7 @@ struct FewQueries {
   }
   template <class P>
   static constexpr bool fetches(int n) {
-    return n > 1 || P::lanes < line<typename P::Scalar>;
+    return n > 1 || P::lanes < line_of<typename P::Scalar>;
   }
   /// Queries are worked on by 1, 2, 4 or 8; those too many are zeros.
   static Index whole(Index n) { return n <= 2 ? n : (n <= 4 ? 4 : 8); }
@@ -171,7 +168,7 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
   using V = typename P::V;
   constexpr int all = 4 * W / P::lanes, most = vector_registers == 32 ? 16 : 8;  // vectors of queries; sums
   constexpr int Q = std::min(all, most / 4), R = std::min(8, most / Q);          // vectors and keys at a time
-  constexpr int steps = static_cast<int>(FewQueries::line<S> / 4);  // to a line of each key, fetched evenly over them
+  constexpr int steps = static_cast<int>(line_of<S> / 4);  // to a line of each key, fetched evenly over them
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
     for (int r = 0; r < R; ++r) key[r] = k.row(j + (j + r < k.rows ? r : 0));
@@ -192,7 +189,7 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
           LIMPID_UNROLL(4)
           for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
         }
-        soon = (c + 4) % FewQueries::line<S> == 0 ? k.row(j) + c + 4 : soon + R / steps * k.stride;
+        soon = (c + 4) % line_of<S> == 0 ? k.row(j) + c + 4 : soon + R / steps * k.stride;
       }
       LIMPID_UNROLL(4)
       for (int r = 0; r < R; r += 4) {
@@ -233,7 +230,7 @@ void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
   }
   for (Index j = 0; j < keys; j += 4) {
     if (j % 8 == 0 && j / 8 < x.rows)
-      for (Index c = 0; c < x.cols; c += FewQueries::line<S>) P::fetch(x.row(j / 8) + c, ahead);
+      for (Index c = 0; c < x.cols; c += line_of<S>) P::fetch(x.row(j / 8) + c, ahead);
     S* p = tile + j * W;
     for (int v = 0; v < Q; ++v) {
       const V e = P::exp2(P::load(p + v * P::lanes) - base[v]);
@@ -266,7 +263,7 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
     LIMPID_UNROLL(4)
     for (int v = 0; v < C; ++v) {
       row[v] = P::keep(P::load(x_row + v * P::lanes));
-      if (fetched && v * P::lanes % FewQueries::line<typename P::Scalar> == 0) P::fetch(x_row + v * P::lanes, ahead);
+      if (fetched && v * P::lanes % line_of<typename P::Scalar> == 0) P::fetch(x_row + v * P::lanes, ahead);
     }
     LIMPID_UNROLL(8)
     for (int i = 0; i < N; ++i) {
