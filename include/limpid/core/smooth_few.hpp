@@ -172,7 +172,7 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
     for (int r = 0; r < R; ++r) key[r] = k.row(j + (j + r < k.rows ? r : 0));
-    LIMPID_UNROLL(1)
+    LIMPID_UNROLL(4)
     for (int first = 0; first < all; first += Q) {
       V sums[Q * R];
       LIMPID_UNROLL(16)
