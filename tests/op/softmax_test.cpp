@@ -125,6 +125,7 @@ TEMPLATE_TEST_CASE("A few queries against many keys get what the formula says, w
         limpid::forward(op, qkv(q, k, v), out);
         INFO("n " << n << ", m " << m);
         const Wide error = out.template cast<long double>() - by_formula(scores, wide_v, more);
+        // values are at most 1: so many roundings
         CHECK(error.cwiseAbs().maxCoeff() <= 16 * std::numeric_limits<S>::epsilon());
       };
       const auto gap = [&](Index i, Index j) { return j - (i + m - n); };

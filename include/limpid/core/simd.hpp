@@ -3,9 +3,9 @@
 //
 // Vectors are written with the GCC and Clang vector extension: one text serves SSE2, AVX2, AVX-512 and NEON, float and
 // double, and reads as arithmetic. A policy P offers: Scalar, V (the vector), lanes, tile_rows x tile_vectors (the
-// register tile), load, store, set, fma, max, select by comparison, exp2, lane_index, sums and the largest over lanes,
-// fetch, quads. OneLane is the same policy for any scalar Eigen accepts (long double, an autodiff scalar) and for other
-// compilers; tests use it as the reference.
+// register tile), registers, load, store, set, keep, hold, fma, max, select by comparison, exp2, lane_index, sums and
+// the largest over lanes, fetch, quads. OneLane is the same policy for any scalar Eigen accepts (long double, an
+// autodiff scalar) and for other compilers; tests use it as the reference.
 #pragma once
 
 #include <cmath>
@@ -65,11 +65,12 @@ template <class S>
 struct OneLane {
   using Scalar = S;
   using V = S;
-  static constexpr int lanes = 1, tile_rows = 4, tile_vectors = 2;
+  static constexpr int lanes = 1, tile_rows = 4, tile_vectors = 2, registers = 16;
   LIMPID_INLINE static V load(const S* p) { return *p; }
   LIMPID_INLINE static void store(S* p, const V& v) { *p = v; }
   LIMPID_INLINE static V set(const S& s) { return s; }
   LIMPID_INLINE static V keep(const V& v) { return v; }
+  LIMPID_INLINE static V hold(const V& v) { return v; }
   LIMPID_INLINE static V fma(const V& a, const V& b, const V& c) { return a * b + c; }
   LIMPID_INLINE static V max(const V& a, const V& b) { return a < b ? b : a; }
   /// where a < b: x, else y
@@ -141,7 +142,7 @@ struct Simd {
   typedef S V __attribute__((vector_size(vector_bytes)));
   typedef S Unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(S)), may_alias));
   typedef Integer I __attribute__((vector_size(vector_bytes)));
-  static constexpr int lanes = vector_bytes / static_cast<int>(sizeof(S));
+  static constexpr int lanes = vector_bytes / static_cast<int>(sizeof(S)), registers = vector_registers;
   // measured: 8 x 2 with 32 registers, 4 x 3 with 16; wider ones spill
   static constexpr int tile_rows = vector_registers == 32 ? 8 : 4;
   static constexpr int tile_vectors = vector_registers == 32 ? 2 : 3;
@@ -158,6 +159,8 @@ struct Simd {
 #endif
     return v;
   }
+  /// keep, for a vector of the register tile. SSE multiplies in place and would copy it for every product.
+  LIMPID_INLINE static V hold(V v) { return vector_bytes > 16 ? keep(v) : v; }
   LIMPID_INLINE static V fma(V a, V b, V c) { return a * b + c; }
   LIMPID_INLINE static V max(V a, V b) { return a < b ? b : a; }
   LIMPID_INLINE static V if_less(V a, V b, V x, V y) { return a < b ? x : y; }

@@ -166,8 +166,8 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
                                typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
-  constexpr int all = 4 * W / P::lanes, most = vector_registers == 32 ? 16 : 8;  // vectors of queries; sums
-  constexpr int Q = std::min(all, most / 4), R = std::min(8, most / Q);          // vectors and keys at a time
+  constexpr int all = 4 * W / P::lanes, most = P::registers == 32 ? 16 : 8;  // vectors of queries; sums
+  constexpr int Q = std::min(all, most / 4), R = std::min(8, most / Q);      // vectors and keys at a time
   constexpr int steps = static_cast<int>(line_of<S> / 4);  // to a line of each key, fetched evenly over them
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
@@ -293,7 +293,7 @@ LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typenam
                                  const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
   constexpr int N = W == 8 ? 6 : W;
   // as many sums as registers hold, and no fewer than it takes to keep the multiply-adds going
-  constexpr int wide = vector_registers == 32 ? 4 : 2;
+  constexpr int wide = P::registers == 32 ? 4 : 2;
   const auto some = [&](auto queries, auto vectors, Index c) {
     constexpr int count = decltype(queries)::value, C = decltype(vectors)::value, i = count == N ? 0 : N;
     constexpr int first = i == 0 ? 0 : 3, last = i == 0 && N < W ? 2 : 3;

@@ -23,9 +23,6 @@ template <class P, Walk W, int R, int N, class Epilogue>
 LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Index lda, const typename P::Scalar* b,
                                    Index ldb, const Epilogue& epilogue, Index r0, Index v0) {
   using V = typename P::V;
-  // g++ tuned for Zen 3 loads anew for every row, a quarter slower; SSE, which multiplies in place, would copy what is
-  // held
-  constexpr bool held = R > 1 && P::lanes * sizeof(typename P::Scalar) > 16;
   V acc[R][N];
   LIMPID_UNROLL(16)
   for (int r = 0; r < R; ++r) {
@@ -35,7 +32,7 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
   for (Index k = 0; k < inner; ++k) {
     V bv[N];
     LIMPID_UNROLL(4)
-    for (int v = 0; v < N; ++v) bv[v] = held ? P::keep(P::load(b + v * P::lanes)) : P::load(b + v * P::lanes);
+    for (int v = 0; v < N; ++v) bv[v] = P::hold(P::load(b + v * P::lanes));
     LIMPID_UNROLL(16)
     for (int r = 0; r < R; ++r) {
       const V av = P::set(W == Walk::rows ? a[r * lda] : a[r]);
