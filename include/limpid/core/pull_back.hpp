@@ -69,6 +69,18 @@ struct Moment {
   Wide<S>* sums = nullptr;
 };
 
+/// Rows that the next block of queries reads: the epilogue of this one's tile asks for them, a line at a vector,
+/// without a branch: where nothing is far, what is near is asked for. Vectors shorter than a line lost by it.
+template <class P>
+struct NextRows {
+  using S = typename P::Scalar;
+  const S* rows;
+  Index stride;
+  LIMPID_INLINE void operator()(Index r, Index lane) const {
+    if constexpr (P::lanes >= line_of<S>) P::fetch(rows, r * stride + lane);
+  }
+};
+
 template <class P>
 struct StoreByRow {  // scores, keys in lanes
   using S = typename P::Scalar;
@@ -76,7 +88,9 @@ struct StoreByRow {  // scores, keys in lanes
   Index ld;
   S scale;
   const S* start;
+  NextRows<P> next;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    next(r, lane);
     P::store(out + r * ld + lane, P::fma(acc, P::set(scale), P::load(start + lane)));
   }
 };
@@ -88,7 +102,9 @@ struct StoreWeights {  // exp2(score - lse), keys in lanes
   Index ld;
   S scale;
   const S *start, *lse;
+  NextRows<P> next;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    next(r, lane);
     const typename P::V s = P::fma(acc, P::set(scale), P::load(start + lane));
     P::store(out + r * ld + lane, P::exp2(s - P::set(lse[r])));
   }
@@ -103,7 +119,9 @@ struct StoreGradients {
   S* ds[M];
   const S* delta[M];
   S *total, *da;
+  NextRows<P> next;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    next(r, lane);
     const Index at = r * ld + lane;
     const typename P::V zero = P::set(S(0)), sum = P::load(weights[0] + at);
     P::store(ds[0] + at, P::if_equal(sum, zero, zero, sum * (acc - P::set(delta[0][r]))));
@@ -113,6 +131,16 @@ struct StoreGradients {
       P::store(total + at, sum + second);
     }
     if constexpr (Keep) P::store(da + at, acc);
+  }
+};
+
+template <class P>
+struct AccumulateRows {  // into rows of dq
+  Accumulate<P> sum;
+  NextRows<P> next;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    next(r, lane);
+    sum(r, lane, acc);
   }
 };
 
@@ -170,7 +198,7 @@ template <class P, class Mods>
 void weights_tile(const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
                   const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
                   const typename P::Scalar* keys_transposed, typename P::Scalar* start, typename P::Scalar* shifted,
-                  typename P::Scalar* raw) {
+                  typename P::Scalar* raw, const NextRows<P>& next) {
   using S = typename P::Scalar;
   const Index vectors = (t.nk + P::lanes - 1) / P::lanes;
   const S scale = scores.scale * scores.unit();
@@ -180,7 +208,7 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, const typename
   const S* rows = scores.q.row(t.q0);
   if constexpr (Mods::values) {
     product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                           StoreByRow<P>{t.data, t.ld, scale, start});
+                           StoreByRow<P>{t.data, t.ld, scale, start, next});
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
     value_tile<P, true>(scores, t);
@@ -191,7 +219,7 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, const typename
       }
   } else {
     product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                           StoreWeights<P>{t.data, t.ld, scale, start, shifted});
+                           StoreWeights<P>{t.data, t.ld, scale, start, shifted, next});
   }
   drop_keys<P, true>(scores, start, t, S(0));
   if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));
@@ -266,6 +294,9 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
   using Blocks = PullBlocks<P>;
   constexpr Index ld = Blocks::keys, rows = Blocks::queries;
   const Index n = plan.left.rows, w = plan.dv.given() ? plan.x.cols : 0;
+  Index width = plan.left.cols;  // of what is read for a query
+  for (const auto& map : plan.maps) width += 2 * map.scores.q.cols;
+  const bool far = n * width * static_cast<Index>(sizeof(S)) > 2 * second_cache;
   const auto take_tile = [&] { return arena.take<S>(rows * ld); };
 
   std::array<KeyPanel<P>, M> keys = [&] {
@@ -295,6 +326,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
   std::array<S*, 2> moment_keys = {};
   for (std::size_t p = 0; p < 2; ++p)
     if (plan.moments[p].sums) moment_keys[p] = arena.take<S>(plan.moments[p].k.cols * ld);
+  const NextRows<P> near{total, 0};
   const bool sinking = Mods::sinks && plan.maps[0].scores.mods->wants_sink();
 
   for (Index k0 = begin; k0 < end; k0 += ld) {
@@ -316,13 +348,16 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
       const Interval seen = queries_that_see(plan.maps[0].scores, block, std::min(n, block + rows), k0, k1);
       const Index q0 = seen.begin, nq = seen.end - q0;
       if (nq <= 0) continue;
+      const Index after = block + rows < n ? block + rows : 0;
+      const auto next = [&](View<S> v) { return far ? NextRows<P>{v.row(after), v.stride} : near; };
 
       StoreGradients<P, M, Emit> store;
-      store.ld = ld, store.total = total, store.da = da;
+      store.ld = ld, store.total = total, store.da = da, store.next = next(plan.left);
       for (int t = 0; t < M; ++t) {
         const auto& map = plan.maps[t];
         const Tile<S> tile{weights[t], ld, q0, nq, k0, nk};
-        weights_tile<P>(map.scores, map.lse, map.weight, tile, keys[t].transposed, start, shifted, raw[t]);
+        weights_tile<P>(map.scores, map.lse, map.weight, tile, keys[t].transposed, start, shifted, raw[t],
+                        next(map.scores.q));
         store.weights[t] = weights[t], store.ds[t] = ds[t], store.delta[t] = map.delta + q0;
       }
       product<P, Walk::rows>(nq, vectors, plan.left.cols, plan.left.row(q0), plan.left.stride, right_t, ld, store);
@@ -355,7 +390,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
         const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
         if (dq[t].given())
           product<P, Walk::rows>(nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
-                                 Accumulate<P>{dq[t].row(q0), dq[t].stride});
+                                 AccumulateRows<P>{{dq[t].row(q0), dq[t].stride}, next(dq[t])});
         if (map.dk.given()) {
           whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
           product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
@@ -627,7 +662,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
       if (nq <= 0) continue;
       const Tile<S> t{tile, ld, q0, nq, k0, nk};
       weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, keys.transposed, start, shifted,
-                      static_cast<S*>(nullptr));
+                      static_cast<S*>(nullptr), {tile, 0});
       const S* g_rows;
       Index g_stride;
       whole_rows<P>(g.block(q0, 0, nq, w), copy, g_rows, g_stride);

@@ -150,12 +150,14 @@ LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::S
   }
 }
 
+/// Bytes of the second cache, about: arrays larger than this are read from farther away.
+inline constexpr Index second_cache = 1 << 20;
+
 /// Whether rows lie far apart, as many heads side by side in one buffer do, over so much memory, and are to be passed
 /// over so often, that walks through page tables cost more than a copy of them side by side.
 template <class V>
 bool rows_are_far(const V& rows, Index passes) {
-  constexpr Index few_passes = 8, apart = 1024,
-                  near = 256 * 1024;  // bytes: a quarter page, a quarter of a second cache
+  constexpr Index few_passes = 8, apart = 1024, near = second_cache / 4;  // bytes; apart: a quarter page
   const Index pitch = rows.stride * static_cast<Index>(sizeof(typename V::Scalar));
   return passes >= few_passes && rows.stride > rows.cols && pitch >= apart && rows.rows * pitch > near;
 }
