@@ -53,16 +53,19 @@ struct FewQueries {
     return P::lanes > 1 && n <= (P::quads ? 8 : 2) && n > 0 && m >= fewest_keys && d % P::lanes == 0 &&
            dv % P::lanes == 0;
   }
-  /// Except for one query in vectors of a line there is so much to do for a row that the machine no longer looks far
-  /// enough ahead by itself: so many numbers further on in memory are asked for, 12 KiB of rows.
+  /// Where there is much to do for a row the machine no longer looks far enough ahead by itself: so many numbers
+  /// further on in memory are asked for, 12 KiB of rows. In vectors of a line it looks far enough for one query, and
+  /// for the values of two.
   template <class S>
   static Index ahead(View<S> rows) {
     return 12 * 1024 / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
   }
   template <class P>
-  static constexpr bool fetches(int n) {
-    return n > 1 || P::lanes < line_of<typename P::Scalar>;
+  static constexpr bool fetches_keys(int n) {
+    return n > 1 || fetches_values<P>;
   }
+  template <class P>
+  static constexpr bool fetches_values = P::lanes < line_of<typename P::Scalar>;
   /// Queries are worked on by 1, 2, 4 or 8; those too many are zeros.
   static Index whole(Index n) { return n <= 2 ? n : (n <= 4 ? 4 : 8); }
 };
@@ -91,7 +94,7 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
         LIMPID_UNROLL(4)
         for (int r = 0; r < G; ++r) {
           const V one = P::keep(P::load(key[r] + c));
-          if (FewQueries::fetches<P>(N)) P::fetch(key[r] + c, ahead);
+          if (FewQueries::fetches_keys<P>(N)) P::fetch(key[r] + c, ahead);
           LIMPID_UNROLL(4)
           for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
         }
@@ -127,7 +130,7 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, View<typename P:
       LIMPID_UNROLL(4)
       for (int v = 0; v < C; ++v) {
         row[v] = P::keep(P::load(x.row(j) + c + v * P::lanes));
-        if (FewQueries::fetches<P>(N)) P::fetch(x.row(j) + c + v * P::lanes, ahead);
+        if (FewQueries::fetches_values<P>) P::fetch(x.row(j) + c + v * P::lanes, ahead);
       }
       LIMPID_UNROLL(4)
       for (int i = 0; i < N; ++i) {
