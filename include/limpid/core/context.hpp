@@ -82,7 +82,10 @@ LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scala
     for (; c + w <= a.cols; c += w) {
       V x[w], y[w];
       LIMPID_UNROLL(16)
-      for (Index r = 0; r < w; ++r) x[r] = P::load(row(a, r) + c), y[r] = P::load(row(b, r) + c);
+      for (Index r = 0; r < w; ++r) {
+        x[r] = P::load(row(a, r) + c), y[r] = P::load(row(b, r) + c);
+        P::fetch(row(a, r) + c, w * a.stride), P::fetch(row(b, r) + c, w * b.stride);  // of the next w rows
+      }
       P::transpose(x);
       P::transpose(y);
       LIMPID_UNROLL(16)

@@ -426,13 +426,11 @@ class PullGuard {
   using S = typename P::Scalar;
 
   PullGuard(Arena& arena, PullPlan<S, Mods, M>& plan) : plan_(plan) {
-    bool can_mask = false, clean = all_finite<P>(plan.left) && all_finite<P>(plan.right);
+    if (std::none_of(plan.maps.begin(), plan.maps.end(), [](const auto& map) { return map.scores.can_mask(); })) return;
+    bool clean = all_finite<P>(plan.left) && all_finite<P>(plan.right);
     if (plan.dv.given()) clean = clean && all_finite<P>(plan.x);
-    for (const auto& map : plan.maps) {
-      can_mask = can_mask || map.scores.can_mask();
-      clean = clean && all_finite<P>(map.scores.q) && all_finite<P>(map.scores.k);
-    }
-    if (!can_mask || clean) return;
+    for (const auto& map : plan.maps) clean = clean && all_finite<P>(map.scores.q) && all_finite<P>(map.scores.k);
+    if (clean) return;
     const Index n = plan.left.rows, m = plan.right.rows;
     bad_query_ = arena.take<bool>(n);
     bool* bad_key = arena.take<bool>(m);

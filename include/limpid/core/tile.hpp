@@ -130,7 +130,7 @@ LIMPID_NOINLINE void transpose_out(const typename P::Scalar* from, Index width, 
   }
 }
 
-/// Whole rows at once: to = factor * from, or to += factor * from.
+/// Whole rows at once: to = factor * from, or to += factor * from. Rows written to are far as a rule, and asked for.
 template <class P>
 LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::Scalar factor,
                                     MutView<typename P::Scalar> to, bool accumulate) {
@@ -140,6 +140,7 @@ LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::S
     const auto* x = from.row(i);
     auto* y = to.row(i);
     Index c = 0;
+    for (Index l = 0; l < to.cols; l += line_of<typename P::Scalar>) P::fetch(y + l, 16 * to.stride);
     if (accumulate) {
       for (; c + P::lanes <= to.cols; c += P::lanes) P::store(y + c, P::load(y + c) + f * P::load(x + c));
       for (; c < to.cols; ++c) y[c] += factor * x[c];
