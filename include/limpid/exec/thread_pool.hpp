@@ -1,8 +1,9 @@
-// limpid: a thread pool as an executor. Threads sleep between calls; tasks are handed out one by one.
-// SPDX-License-Identifier: MIT
+// limpid: a thread pool as an executor. Between calls threads look out for a moment, then sleep; tasks are handed out
+// one by one. SPDX-License-Identifier: MIT
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -49,24 +50,28 @@ class ThreadPool {
       };
       next_.store(0, std::memory_order_relaxed);
       count_ = count;
-      busy_ = workers();
+      busy_.store(workers() - 1);
       error_ = nullptr;
       ++round_;
     }
     wake_.notify_all();
     work(0);
+    const auto finished = [this] { return busy_.load() == 0; };
+    soon(finished);
     std::unique_lock<std::mutex> lock(mutex_);
-    if (--busy_ > 0) done_.wait(lock, [this] { return busy_ == 0; });
+    done_.wait(lock, finished);
     if (error_) std::rethrow_exception(error_);
   }
 
  private:
   void serve(int worker) {
     unsigned long seen = 0;
+    const auto called = [&] { return stop_.load() || round_.load() != seen; };
     for (;;) {
+      soon(called);
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return stop_ || round_ != seen; });
+        wake_.wait(lock, called);
         if (stop_) return;
         seen = round_;
       }
@@ -74,6 +79,14 @@ class ThreadPool {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (--busy_ == 0) done_.notify_one();
     }
+  }
+
+  /// Waking a thread takes as long as a small head's attention, so for about that long a thread looks before it sleeps;
+  /// others that have work may have the core meanwhile.
+  template <class Condition>
+  static void soon(const Condition& holds) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+    while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   }
 
   void work(int worker) {
@@ -95,9 +108,9 @@ class ThreadPool {
   Index count_ = 0;
   const void* object_ = nullptr;
   void (*call_)(const void*, Index, int) = nullptr;
-  int busy_ = 0;
-  unsigned long round_ = 0;
-  bool stop_ = false;
+  std::atomic<int> busy_{0};  // threads other than the caller's
+  std::atomic<unsigned long> round_{0};
+  std::atomic<bool> stop_{false};
   std::exception_ptr error_;
 };
 
