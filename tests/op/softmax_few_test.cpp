@@ -1,0 +1,76 @@
+// limpid: plain attention of a few queries against many keys, the path that decoding takes.
+// SPDX-License-Identifier: MIT
+#include <cmath>
+#include <limits>
+#include <limpid/op/softmax.hpp>
+
+#include "support/catch.hpp"
+#include "support/fields.hpp"
+
+namespace {
+
+using limpid::Index, limpid::Mat, limpid::qkv, limpid::softmax;
+using Wide = Eigen::Matrix<long double, Eigen::Dynamic, Eigen::Dynamic>;
+
+/// Scores s + more(i, j), where minus infinity masks, their softmax, and what it makes of v.
+template <class More>
+Wide by_formula(Wide s, const Wide& v, More more) {
+  Wide out = Wide::Zero(s.rows(), v.cols());
+  for (Index i = 0; i < s.rows(); ++i) {
+    for (Index j = 0; j < s.cols(); ++j) s(i, j) += static_cast<long double>(more(i, j));
+    const long double most = s.row(i).maxCoeff();
+    if (std::isinf(most)) continue;
+    const Wide p = (s.row(i).array() - most).exp().matrix();
+    out.row(i).noalias() = p * v / p.sum();
+  }
+  return out;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("A few queries against many keys get what the formula says, whatever modifies their scores", "",
+                   float, double) {
+  using S = TestType;
+  constexpr S none = -std::numeric_limits<S>::infinity();
+  suite::Random random(7);
+  for (Index n = 1; n <= 8; ++n)
+    for (const Index m : {Index(n % 2 == 0 ? 256 : 301), Index(n == 2 || n == 7 ? 2051 : 573)}) {
+      const Index d = 16 * (1 + n % 4), width = n % 2 == 0 ? 64 : 80;
+      const Mat<S> q = suite::random_matrix<S>(random, n, d, -2, 2), k = suite::random_matrix<S>(random, m, d);
+      const Mat<S> v = suite::random_matrix<S>(random, m, width);
+      Mat<S> bias = suite::random_matrix<S>(random, 1, m);
+      bias(0, 0) = bias(0, m - 2) = none;
+      const Mat<S> slope = Mat<S>::Constant(1, 1, S(0.01));
+      const Wide wide_v = v.template cast<long double>();
+      Wide scores = q.template cast<long double>() * k.template cast<long double>().transpose();
+      scores /= std::sqrt(static_cast<long double>(d));
+      const auto near = [&](const auto& op, auto more) {
+        Mat<S> out(n, width);
+        limpid::forward(op, qkv(q, k, v), out);
+        INFO("n " << n << ", m " << m);
+        const Wide error = out.template cast<long double>() - by_formula(scores, wide_v, more);
+        // values are at most 1: so many roundings
+        CHECK(error.cwiseAbs().maxCoeff() <= 16 * std::numeric_limits<S>::epsilon());
+      };
+      const auto gap = [&](Index i, Index j) { return j - (i + m - n); };
+      near(softmax(), [](Index, Index) { return S(0); });
+      near(softmax(limpid::causal()), [&](Index i, Index j) { return gap(i, j) <= 0 ? S(0) : none; });
+      near(softmax(limpid::window(100, 2)),
+           [&](Index i, Index j) { return gap(i, j) >= -100 && gap(i, j) <= 2 ? S(0) : none; });
+      near(softmax(limpid::key_bias(bias)), [&](Index, Index j) { return bias(0, j); });
+      {  // what a key that is masked for all holds is never looked at
+        Mat<S> broken_k = k, broken_v = v, out(n, width), other(n, width);
+        broken_k.row(0).setConstant(std::numeric_limits<S>::quiet_NaN()), broken_k.row(m - 2).setConstant(-none);
+        broken_v.row(0).setConstant(-none), broken_v.row(m - 2).setConstant(std::numeric_limits<S>::quiet_NaN());
+        limpid::forward(softmax(limpid::key_bias(bias)), qkv(q, k, v), out);
+        limpid::forward(softmax(limpid::key_bias(bias)), qkv(q, broken_k, broken_v), other);
+        CHECK(out == other);
+      }
+      near(softmax(limpid::alibi(slope)), [&](Index i, Index j) { return slope(0, 0) * S(gap(i, j)); });
+      near(softmax(limpid::alibi_symmetric(slope)),
+           [&](Index i, Index j) { return -slope(0, 0) * S(std::abs(gap(i, j))); });
+      // keys that are seen by no query, and a query that sees no key
+      near(softmax(limpid::mask([](const limpid::At& a) { return a.q != 0 && a.k % 3 != 1; })),
+           [](Index i, Index j) { return i != 0 && j % 3 != 1 ? S(0) : none; });
+    }
+}
