@@ -1,5 +1,5 @@
-// limpid: a thread pool as an executor. Between calls threads look out for a moment, then sleep; tasks are handed out
-// one by one. SPDX-License-Identifier: MIT
+// limpid: a thread pool as an executor. Tasks are handed out one by one; between calls threads sleep, after a moment.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <atomic>
@@ -57,7 +57,7 @@ class ThreadPool {
     wake_.notify_all();
     work(0);
     const auto finished = [this] { return busy_.load() == 0; };
-    soon(finished);
+    wait_a_moment(finished);
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, finished);
     if (error_) std::rethrow_exception(error_);
@@ -68,7 +68,7 @@ class ThreadPool {
     unsigned long seen = 0;
     const auto called = [&] { return stop_.load() || round_.load() != seen; };
     for (;;) {
-      soon(called);
+      wait_a_moment(called);
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, called);
@@ -84,7 +84,7 @@ class ThreadPool {
   /// Waking a thread takes as long as a small head's attention, so for about that long a thread looks before it sleeps;
   /// others that have work may have the core meanwhile.
   template <class Condition>
-  static void soon(const Condition& holds) {
+  static void wait_a_moment(const Condition& holds) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
     while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   }
