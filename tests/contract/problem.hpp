@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 
 namespace suite {
 
@@ -189,17 +190,6 @@ bool all_finite(const Result<S>& r) {
   return fine;
 }
 
-/// The largest |a - b|; infinity where one is NaN and the other is not, or shapes differ.
-template <class A, class B>
-double distance(const Mat<A>& a, const Mat<B>& b) {
-  if (a.rows() != b.rows() || a.cols() != b.cols()) return HUGE_VAL;
-  double most = 0;
-  for (Index i = 0; i < a.size(); ++i) {
-    const long double d = std::abs(static_cast<long double>(a.data()[i]) - static_cast<long double>(b.data()[i]));
-    most = std::isnan(d) ? HUGE_VAL : std::max(most, static_cast<double>(d));
-  }
-  return most;
-}
 template <class S>
 double largest(const Mat<S>& m) {
   double most = 0;

@@ -5,17 +5,18 @@
 #include <limpid/layer/subspaces.hpp>
 
 #include "layer_gradient.hpp"
+#include "support/distance.hpp"
 
 namespace {
 
 using limpid::aot, limpid::AotArgs, limpid::Index, limpid::Mat, limpid::mssa, limpid::View;
+using suite::distance;
 using M = Mat<double>;
 
 M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
   suite::Random r(seed);
   return suite::random_matrix<double>(r, rows, cols, -size, size);
 }
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 
 /// One layer's parameters, MSSA of width 4 on tokens of width 6.
 AotArgs<M> parameters(std::uint64_t seed) {

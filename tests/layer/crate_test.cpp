@@ -4,6 +4,7 @@
 #include <limpid/layer/subspaces.hpp>
 
 #include "layer_gradient.hpp"
+#include "support/distance.hpp"
 #include "support/linear_algebra.hpp"
 #include "support/products.hpp"
 
@@ -11,6 +12,7 @@ namespace {
 
 using limpid::CodingRateOptions, limpid::CrateArgs, limpid::Index, limpid::Ista, limpid::IstaArgs, limpid::Mat,
     limpid::mssa;
+using suite::distance;
 using suite::product, suite::product_nt, suite::product_tn;
 using M = Mat<double>;
 
@@ -19,7 +21,6 @@ M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
   return suite::random_matrix<double>(r, rows, cols, -size, size);
 }
 M orthonormal(Index rows, Index cols, std::uint64_t seed) { return suite::orthonormal(random(rows, rows, seed), cols); }
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 M relu(const M& x) { return x.cwiseMax(0); }
 
 Ista plain_ista(double eta, double lambda) { return {eta, lambda, false, 1e-5}; }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 
 namespace suite {
@@ -46,7 +47,7 @@ void check_layer_gradient(const Layer& layer, Args<Mat<double>> parameters, Inde
         if (p.size() == 0) return;
         const Mat<double> wanted = limpid::numeric_gradient(p, value);
         INFO(name);
-        CHECK((wanted - g).cwiseAbs().maxCoeff() < bound * size);
+        CHECK(suite::distance(wanted, g) < bound * size);
       },
       parameters, found);
   layer.backward(in, saved, dout, grad, {.accumulate = true});
@@ -54,7 +55,7 @@ void check_layer_gradient(const Layer& layer, Args<Mat<double>> parameters, Inde
       [&](const char* name, const Mat<double>& two, const Mat<double>& one) {
         if (one.size() == 0) return;
         INFO(name);
-        CHECK((two - 2 * one).cwiseAbs().maxCoeff() < 1e-13 * size);
+        CHECK(suite::distance(two, 2 * one) < 1e-13 * size);
       },
       found, once);
 }

@@ -6,12 +6,14 @@
 #include <limpid/limpid.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 
 namespace {
 
 using limpid::bilateral, limpid::ContentKernel, limpid::Index, limpid::Mat, limpid::qkv, limpid::softmax,
     limpid::SpatialKernel;
+using suite::distance;
 using M = Mat<double>;
 using Op = decltype(bilateral());
 using In = limpid::Inputs<Op, double>;
@@ -28,7 +30,6 @@ struct Problem {
 };
 
 M number(double x) { return M::Constant(1, 1, x); }
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 M joined(const M& left, double s, const M& right, double t) {
   M all(left.rows(), left.cols() + right.cols());
   all << s * left, t * right;

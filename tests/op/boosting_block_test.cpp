@@ -4,15 +4,16 @@
 #include <limpid/limpid.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::MutView, limpid::View, limpid::boosting_block;
+using suite::distance;
 using M = Mat<double>;
 
 M number(double x) { return M::Constant(1, 1, x); }
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 
 /// z = s + s_before^2 w: a sublayer that mixes tokens, with a parameter w (1 x D).
 struct Sublayer {

@@ -6,6 +6,7 @@
 #include <limpid/limpid.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 #include "support/linear_algebra.hpp"
 #include "support/products.hpp"
@@ -14,6 +15,7 @@ namespace {
 
 using limpid::Index, limpid::Mat, limpid::View, limpid::boosting, limpid::causal, limpid::qkv, limpid::softmax;
 using Scheme = limpid::BoostingScheme;
+using suite::distance;
 using suite::product;
 using M = Mat<double>;
 constexpr Scheme schemes[] = {Scheme::diffusion, Scheme::l2boost, Scheme::sos};
@@ -29,7 +31,6 @@ struct Problem {
 
 M number(double x) { return M::Constant(1, 1, x); }
 M eye(Index n) { return M::Identity(n, n); }
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 bool same_bits(const M& a, const M& b) {
   return a.size() == b.size() &&
          std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;
@@ -163,7 +164,7 @@ TEST_CASE("gradients of boosting are right, of tau and rho too, and where tau is
   M all = p.v, some = p.v;  // q, k and v alone are enough for any map
   limpid::forward(nlm, {{.q = p.q, .k = p.k, .v = p.v}, {}, {}}, all);
   limpid::forward(nlm, limpid::qkv(p.q, p.k, p.v), some);
-  CHECK((all - some).cwiseAbs().maxCoeff() == 0);
+  CHECK(same_bits(all, some));
 }
 
 TEST_CASE("heads may have a tau each or share one, whose gradient is then the sum") {

@@ -7,12 +7,14 @@
 #include <limpid/op/mssa.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 #include "support/products.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::causal, limpid::mssa, limpid::MssaOptions, limpid::Phi;
+using suite::distance;
 using suite::product, suite::product_nt, suite::product_tn;
 using M = Mat<double>;
 
@@ -20,7 +22,6 @@ M tokens(Index n, Index p, std::uint64_t seed = 3, double size = 1.5) {
   suite::Random random(seed);
   return suite::random_matrix<double>(random, n, p, -size, size);
 }
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 bool same_bits(const M& a, const M& b) {
   return a.size() == b.size() &&
          std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;

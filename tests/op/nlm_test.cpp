@@ -6,12 +6,14 @@
 #include <limpid/limpid.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 #include "support/linear_algebra.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::nlm, limpid::qkv;
+using suite::distance;
 using M = Mat<double>;
 
 struct Problem {
@@ -24,7 +26,6 @@ struct Problem {
 };
 
 M number(double x) { return M::Constant(1, 1, x); }
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 
 template <class Op>
 M filtered(const Op& op, const M& q, const M& k, const M& v, const M& h) {

@@ -9,12 +9,14 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::causal, limpid::pid, limpid::PidOptions, limpid::PidVariant, limpid::qkv,
     limpid::softmax;
+using suite::distance;
 using M = Mat<double>;
 
 constexpr PidOptions no_gains{.lambda_p = 0, .lambda_i = 0, .lambda_d = 0};
@@ -35,7 +37,6 @@ struct Layers {
   std::size_t size() const { return q.size(); }
 };
 
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 bool same_bits(const M& a, const M& b) {
   return a.size() == b.size() &&
          std::memcmp(a.data(), b.data(), sizeof(double) * static_cast<std::size_t>(a.size())) == 0;

@@ -1,29 +1,31 @@
 // limpid: plain attention of a few queries against many keys, the path that decoding takes.
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <limpid/op/softmax.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
+#include "support/products.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::qkv, limpid::softmax;
-using Wide = Eigen::Matrix<long double, Eigen::Dynamic, Eigen::Dynamic>;
+using Wide = Mat<long double>;
 
 /// Scores s + more(i, j), where minus infinity masks, their softmax, and what it makes of v.
 template <class More>
 Wide by_formula(Wide s, const Wide& v, More more) {
-  Wide out = Wide::Zero(s.rows(), v.cols());
   for (Index i = 0; i < s.rows(); ++i) {
-    for (Index j = 0; j < s.cols(); ++j) s(i, j) += static_cast<long double>(more(i, j));
-    const long double most = s.row(i).maxCoeff();
-    if (std::isinf(most)) continue;
-    const Wide p = (s.row(i).array() - most).exp().matrix();
-    out.row(i).noalias() = p * v / p.sum();
+    long double most = -std::numeric_limits<long double>::infinity(), sum = 0;
+    for (Index j = 0; j < s.cols(); ++j) most = std::max(most, s(i, j) += static_cast<long double>(more(i, j)));
+    const long double base = std::isinf(most) ? 0 : most;
+    for (Index j = 0; j < s.cols(); ++j) sum += s(i, j) = std::exp(s(i, j) - base);
+    for (Index j = 0; j < s.cols() && sum > 0; ++j) s(i, j) /= sum;
   }
-  return out;
+  return suite::product(s, v);
 }
 
 }  // namespace
@@ -41,16 +43,15 @@ TEMPLATE_TEST_CASE("A few queries against many keys get what the formula says, w
       Mat<S> bias = suite::random_matrix<S>(random, 1, m);
       bias(0, 0) = bias(0, m - 2) = none;
       const Mat<S> slope = Mat<S>::Constant(1, 1, S(0.01));
+      const Wide wide_q = q.template cast<long double>(), wide_k = k.template cast<long double>();
       const Wide wide_v = v.template cast<long double>();
-      Wide scores = q.template cast<long double>() * k.template cast<long double>().transpose();
-      scores /= std::sqrt(static_cast<long double>(d));
+      const Wide scores = suite::scaled(1 / std::sqrt(static_cast<long double>(d)), suite::product_nt(wide_q, wide_k));
       const auto near = [&](const auto& op, auto more) {
         Mat<S> out(n, width);
         limpid::forward(op, qkv(q, k, v), out);
         INFO("n " << n << ", m " << m);
-        const Wide error = out.template cast<long double>() - by_formula(scores, wide_v, more);
         // values are at most 1: so many roundings
-        CHECK(error.cwiseAbs().maxCoeff() <= 16 * std::numeric_limits<S>::epsilon());
+        CHECK(suite::distance(out, by_formula(scores, wide_v, more)) <= 16 * std::numeric_limits<S>::epsilon());
       };
       const auto gap = [&](Index i, Index j) { return j - (i + m - n); };
       near(softmax(), [](Index, Index) { return S(0); });

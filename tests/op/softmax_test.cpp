@@ -4,11 +4,13 @@
 #include <limpid/op/softmax.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::qkv, limpid::softmax;
+using suite::distance;
 
 constexpr double few = 64 * 0x1p-53;  // so many roundings of numbers of the order of 1
 
@@ -65,7 +67,7 @@ TEST_CASE("One key gives its value; equal keys give the mean of the values") {
   Case<double> equal(4, 37, 5, 3, 2);
   for (Index j = 1; j < 37; ++j) equal.k.row(j) = equal.k.row(0);
   equal.run();
-  for (Index i = 0; i < 4; ++i) CHECK((equal.out.row(i) - equal.v.colwise().mean()).cwiseAbs().maxCoeff() <= few);
+  for (Index i = 0; i < 4; ++i) CHECK(distance(equal.out.row(i), equal.v.colwise().mean()) <= few);
 }
 
 TEST_CASE("Keys may come in any order, values scale the result, and rows of dS sum to nothing") {
@@ -74,12 +76,12 @@ TEST_CASE("Keys may come in any order, values scale the result, and rows of dS s
   Case<double> b = a;
   for (Index j = 0; j < 200; ++j) b.k.row(j) = a.k.row((7 * j + 3) % 200), b.v.row(j) = 2 * a.v.row((7 * j + 3) % 200);
   b.run();
-  CHECK((b.out - 2 * a.out).cwiseAbs().maxCoeff() <= few);
-  CHECK((b.dq - 2 * a.dq).cwiseAbs().maxCoeff() <= 8 * few);
+  CHECK(distance(b.out, 2 * a.out) <= few);
+  CHECK(distance(b.dq, 2 * a.dq) <= 8 * few);
   // a common shift of all keys moves no score against another: dS 1 = 0
   Case<double> moved = a;
   moved.k.rowwise() += Eigen::RowVectorXd::Constant(6, 0.5);
   moved.run();
-  CHECK((moved.out - a.out).cwiseAbs().maxCoeff() <= 8 * few);
-  CHECK((moved.dq - a.dq).cwiseAbs().maxCoeff() <= 8 * few);
+  CHECK(distance(moved.out, a.out) <= 8 * few);
+  CHECK(distance(moved.dq, a.dq) <= 8 * few);
 }

@@ -3,16 +3,14 @@
 #include <limpid/limpid.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::causal, limpid::qkv, limpid::twicing;
+using suite::distance;
 
-template <class S>
-double distance(const Mat<S>& a, const Mat<S>& b) {
-  return static_cast<double>((a - b).cwiseAbs().maxCoeff());
-}
 template <class Op, class S>
 using Cache = limpid::TwicingCache<std::remove_cvref_t<Op>, S>;
 
@@ -34,7 +32,7 @@ double decoding_error(const Op& op, Index n, const suite::Sizes& s, limpid::Exec
       Mat<S> out(s.batch, s.heads * s.dv);
       cache.step(qkv(qi, ki, vi), out, executor);
       CHECK(cache.size() == i + 1);
-      error = std::max(error, distance<S>(out, token(whole)));
+      error = std::max(error, distance(out, token(whole)));
     }
   return error;
 }
@@ -73,7 +71,7 @@ TEST_CASE("decoding turns rotary keys once, before they are cached") {
     limpid::rope_rotate(qi, qi, {.first = static_cast<double>(i)});
     limpid::rope_rotate(ki, ki, {.first = static_cast<double>(i)});
     cache.step(qkv(qi, ki, vi), out);
-    CHECK(distance<double>(out, whole.row(i)) < 1e-13);
+    CHECK(distance(out, whole.row(i)) < 1e-13);
   }
 }
 
@@ -94,7 +92,7 @@ TEST_CASE("a token that a mask hides cannot be seen in later ones, whatever it h
     v.row(hidden).setConstant(std::numeric_limits<double>::infinity());
   }
   CHECK(outs[1].allFinite());
-  CHECK(distance<double>(outs[0], outs[1]) == 0);
+  CHECK(distance(outs[0], outs[1]) == 0);
 }
 
 TEST_CASE("the decoding cache refuses tokens of other widths and modifiers with a fixed number of keys") {

@@ -11,6 +11,7 @@
 #include <limpid/op/softmax.hpp>
 
 #include "catch.hpp"
+#include "distance.hpp"
 
 namespace two_maps {
 
@@ -18,6 +19,7 @@ using limpid::HeadNorm;
 using limpid::Index;
 using limpid::Mat;
 using limpid::Shown;
+using suite::distance;
 using M = Mat<double>;
 using Mask = Mat<bool>;
 
@@ -37,12 +39,6 @@ inline M pack(const M& a, const M& b) {
   return both;
 }
 
-inline double distance(const M& a, const M& b) {
-  REQUIRE(a.rows() == b.rows());
-  REQUIRE(a.cols() == b.cols());
-  const double d = a.size() ? (a - b).cwiseAbs().maxCoeff() : 0;
-  return std::isnan(d) ? inf : d;
-}
 inline bool same_bits(const M& a, const M& b) { return distance(a, b) == 0; }
 
 /// One head of two branches: n queries, m keys.

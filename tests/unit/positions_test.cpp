@@ -8,19 +8,20 @@
 #include <limpid/op/twicing.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 #include "support/products.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::qkv, limpid::rope, limpid::RopeLayout, limpid::softmax;
+using suite::distance;
 using M = Mat<double>;
 
 M make(std::uint64_t seed, Index rows, Index cols) {
   suite::Random random(seed);
   return suite::random_matrix<double>(random, rows, cols, -1.5, 1.5);
 }
-double distance(const M& a, const M& b) { return (a - b).cwiseAbs().maxCoeff(); }
 M turned(const M& x, const limpid::RopeRotation& call) {
   M out(x.rows(), x.cols());
   limpid::rope_rotate(x, out, call);
@@ -73,7 +74,7 @@ TEST_CASE("rope turns every plane by position times frequency, in both layouts, 
 
 TEST_CASE("rope keeps norms, is the identity at position 0, turns back, and works in place") {
   const M x = make(2, 70, 8), out = turned(x, {.first = 3});
-  CHECK((out.rowwise().norm() - x.rowwise().norm()).cwiseAbs().maxCoeff() < 1e-14);
+  CHECK(distance(out.rowwise().norm(), x.rowwise().norm()) < 1e-14);
   CHECK(distance(turned(x, {}).row(0), x.row(0)) == 0);
   CHECK(distance(turned(out, {.first = 3, .inverse = true}), x) < 1e-14);
   M self = x;
