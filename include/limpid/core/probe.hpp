@@ -31,7 +31,7 @@ void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scor
       const Tile<S> t{tile, ld, q0, nq, k0, nk};
       panel.load(scores.k.block(k0, 0, nk, scores.k.cols));
       weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, panel.transposed, start, shifted,
-                      static_cast<S*>(nullptr), {tile, 0});
+                      static_cast<S*>(nullptr), NextRows<P>::none(tile));
       for (Index i = 0; i < nq; ++i)
         if (lse[q0 + i] == -minus_infinity<S>())  // a row without keys has no weights, whatever the query holds
           for (Index j = 0; j < nk; ++j) tile[i * ld + j] = S(0);

@@ -69,18 +69,6 @@ struct Moment {
   Wide<S>* sums = nullptr;
 };
 
-/// Rows that the next block of queries reads: the epilogue of this one's tile asks for them, a line at a vector,
-/// without a branch: where nothing is far, what is near is asked for. Vectors shorter than a line lost by it.
-template <class P>
-struct NextRows {
-  using S = typename P::Scalar;
-  const S* rows;
-  Index stride;
-  LIMPID_INLINE void operator()(Index r, Index lane) const {
-    if constexpr (P::lanes >= line_of<S>) P::fetch(rows, r * stride + lane);
-  }
-};
-
 template <class P>
 struct StoreByRow {  // scores, keys in lanes
   using S = typename P::Scalar;
@@ -88,9 +76,7 @@ struct StoreByRow {  // scores, keys in lanes
   Index ld;
   S scale;
   const S* start;
-  NextRows<P> next;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    next(r, lane);
     P::store(out + r * ld + lane, P::fma(acc, P::set(scale), P::load(start + lane)));
   }
 };
@@ -102,9 +88,7 @@ struct StoreWeights {  // exp2(score - lse), keys in lanes
   Index ld;
   S scale;
   const S *start, *lse;
-  NextRows<P> next;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    next(r, lane);
     const typename P::V s = P::fma(acc, P::set(scale), P::load(start + lane));
     P::store(out + r * ld + lane, P::exp2(s - P::set(lse[r])));
   }
@@ -119,9 +103,7 @@ struct StoreGradients {
   S* ds[M];
   const S* delta[M];
   S *total, *da;
-  NextRows<P> next;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    next(r, lane);
     const Index at = r * ld + lane;
     const typename P::V zero = P::set(S(0)), sum = P::load(weights[0] + at);
     P::store(ds[0] + at, P::if_equal(sum, zero, zero, sum * (acc - P::set(delta[0][r]))));
@@ -134,15 +116,29 @@ struct StoreGradients {
   }
 };
 
+/// Where the next block of queries begins in an array, and how far its rows lie apart.
 template <class P>
-struct AccumulateRows {  // into rows of dq
-  Accumulate<P> sum;
+struct NextRows {
+  const typename P::Scalar* rows;
+  Index stride;
+  static NextRows none(const typename P::Scalar* near) { return {near, 0}; }
+};
+
+/// An epilogue that also asks for the next block's rows, a line at a vector. Without a branch: where nothing is far,
+/// what is near is asked for. Vectors shorter than a line lost by it.
+template <class P, class Epilogue>
+struct FetchNext {
+  Epilogue epilogue;
   NextRows<P> next;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    next(r, lane);
-    sum(r, lane, acc);
+    if constexpr (P::lanes >= line_of<typename P::Scalar>) P::fetch(next.rows, r * next.stride + lane);
+    epilogue(r, lane, acc);
   }
 };
+template <class P, class Epilogue>
+FetchNext<P, Epilogue> fetching(const NextRows<P>& next, const Epilogue& epilogue) {
+  return {epilogue, next};
+}
 
 /// Rows as whole vectors: in place where the width allows it, else a padded copy.
 template <class P, class S>
@@ -208,7 +204,7 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, const typename
   const S* rows = scores.q.row(t.q0);
   if constexpr (Mods::values) {
     product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                           StoreByRow<P>{t.data, t.ld, scale, start, next});
+                           fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
     value_tile<P, true>(scores, t);
@@ -219,7 +215,7 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, const typename
       }
   } else {
     product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                           StoreWeights<P>{t.data, t.ld, scale, start, shifted, next});
+                           fetching(next, StoreWeights<P>{t.data, t.ld, scale, start, shifted}));
   }
   drop_keys<P, true>(scores, start, t, S(0));
   if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));
@@ -326,7 +322,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
   std::array<S*, 2> moment_keys = {};
   for (std::size_t p = 0; p < 2; ++p)
     if (plan.moments[p].sums) moment_keys[p] = arena.take<S>(plan.moments[p].k.cols * ld);
-  const NextRows<P> near{total, 0};
+  const auto near = NextRows<P>::none(total);
   const bool sinking = Mods::sinks && plan.maps[0].scores.mods->wants_sink();
 
   for (Index k0 = begin; k0 < end; k0 += ld) {
@@ -352,7 +348,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
       const auto next = [&](View<S> v) { return far ? NextRows<P>{v.row(after), v.stride} : near; };
 
       StoreGradients<P, M, Emit> store;
-      store.ld = ld, store.total = total, store.da = da, store.next = next(plan.left);
+      store.ld = ld, store.total = total, store.da = da;
       for (int t = 0; t < M; ++t) {
         const auto& map = plan.maps[t];
         const Tile<S> tile{weights[t], ld, q0, nq, k0, nk};
@@ -360,7 +356,8 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
                         next(map.scores.q));
         store.weights[t] = weights[t], store.ds[t] = ds[t], store.delta[t] = map.delta + q0;
       }
-      product<P, Walk::rows>(nq, vectors, plan.left.cols, plan.left.row(q0), plan.left.stride, right_t, ld, store);
+      product<P, Walk::rows>(nq, vectors, plan.left.cols, plan.left.row(q0), plan.left.stride, right_t, ld,
+                             fetching(next(plan.left), store));
 
       const Tile<S> tile{total, ld, q0, nq, k0, nk};
       if constexpr (Emit) emit_relevance<P>(tile, total, da, plan.emission);
@@ -390,7 +387,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
         const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
         if (dq[t].given())
           product<P, Walk::rows>(nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
-                                 AccumulateRows<P>{{dq[t].row(q0), dq[t].stride}, next(dq[t])});
+                                 fetching(next(dq[t]), Accumulate<P>{dq[t].row(q0), dq[t].stride}));
         if (map.dk.given()) {
           whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
           product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
@@ -660,7 +657,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
       if (nq <= 0) continue;
       const Tile<S> t{tile, ld, q0, nq, k0, nk};
       weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, keys.transposed, start, shifted,
-                      static_cast<S*>(nullptr), {tile, 0});
+                      static_cast<S*>(nullptr), NextRows<P>::none(tile));
       const S* g_rows;
       Index g_stride;
       whole_rows<P>(g.block(q0, 0, nq, w), copy, g_rows, g_stride);
