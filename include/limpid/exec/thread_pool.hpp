@@ -15,8 +15,9 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// `threads` workers, the caller's thread among them. One call at a time; the first exception of a task comes out of
-/// run. A program that uses it links its platform's thread library (Threads::Threads in CMake).
+/// `threads` workers, the caller's thread among them. After a call they look for the next one for 100 us, yielding,
+/// then sleep. One call at a time; the first exception of a task comes out of run. A program that uses it links its
+/// platform's thread library (Threads::Threads in CMake).
 class ThreadPool {
  public:
   explicit ThreadPool(int threads = static_cast<int>(std::thread::hardware_concurrency())) {
