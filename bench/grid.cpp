@@ -195,7 +195,7 @@ bool outputs_agree() {
         }
         auto check = [&](const std::string& name, const Matrix<float>& have) {
           if (have.size() == 0) return;
-          const double error = (have.cast<double>() - want).cwiseAbs().maxCoeff() / want.cwiseAbs().maxCoeff();
+          const double error = suite::distance(have, want) / want.cwiseAbs().maxCoeff();
           if (error < 1e-5) return;
           std::cerr << name_of(name, {direction, false, n, d, causal, threads}) << " is wrong by " << error << '\n';
           fine = false;

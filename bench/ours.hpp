@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "../tests/support/distance.hpp"
 #include "../tests/support/fields.hpp"
 #include "naive.hpp"
 #include "timing.hpp"

@@ -259,7 +259,7 @@ void decode_rows(Session& s) {
 
 /// Largest entry of a - b over the largest of b.
 double largest_error(const Matrix<float>& a, const Matrix<double>& b) {
-  return (a.cast<double>() - b).cwiseAbs().maxCoeff() / b.cwiseAbs().maxCoeff();
+  return suite::distance(a, b) / b.cwiseAbs().maxCoeff();
 }
 
 void error_rows(Session& s) {
