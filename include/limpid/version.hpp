@@ -12,6 +12,8 @@
 // were built with and without -march=native, and no function of one is ever taken for a function of the other.
 #if defined(LIMPID_NO_SIMD)
 #define LIMPID_ABI_VECTORS w1
+#elif defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VP2INTERSECT__)
+#define LIMPID_ABI_VECTORS avx512vp2  // asks for memory differently, see simd.hpp
 #elif defined(__AVX512F__) && defined(__AVX512DQ__)
 #define LIMPID_ABI_VECTORS avx512
 #elif defined(__AVX512F__)

@@ -54,18 +54,25 @@ struct FewQueries {
            dv % P::lanes == 0;
   }
   /// Where there is much to do for a row the machine no longer looks far enough ahead by itself: so many numbers
-  /// further on in memory are asked for, 12 KiB of rows. In vectors of a line it looks far enough for one query, and
-  /// for the values of two.
+  /// further on in memory are asked for, 12 KiB of rows, or where memory is quick and queries are fewer than eight 8
+  /// KiB. Where memory is not quick, vectors of a line leave it time to look far enough for one query, and for the
+  /// values of two.
   template <class S>
-  static Index ahead(View<S> rows) {
-    return 12 * 1024 / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
+  static Index ahead(View<S> rows, Index queries) {
+    const Index bytes = quick_memory && queries < 8 ? 8 * 1024 : 12 * 1024;
+    return bytes / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
+  }
+  /// Asks for a line so far ahead, into the first cache where memory is quick.
+  template <class P>
+  LIMPID_INLINE static void fetch(const typename P::Scalar* row, Index further) {
+    P::template fetch<quick_memory>(row, further);
   }
   template <class P>
   static constexpr bool fetches_keys(int n) {
     return n > 1 || fetches_values<P>;
   }
   template <class P>
-  static constexpr bool fetches_values = P::lanes < line_of<typename P::Scalar>;
+  static constexpr bool fetches_values = quick_memory || P::lanes < line_of<typename P::Scalar>;
   /// Queries are worked on by 1, 2, 4 or 8; those too many are zeros.
   static Index whole(Index n) { return n <= 2 ? n : (n <= 4 ? 4 : 8); }
 };
@@ -94,7 +101,7 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
         LIMPID_UNROLL(4)
         for (int r = 0; r < G; ++r) {
           const V one = P::keep(P::load(key[r] + c));
-          if (FewQueries::fetches_keys<P>(N)) P::fetch(key[r] + c, ahead);
+          if (FewQueries::fetches_keys<P>(N)) FewQueries::fetch<P>(key[r] + c, ahead);
           LIMPID_UNROLL(4)
           for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
         }
@@ -130,7 +137,7 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, View<typename P:
       LIMPID_UNROLL(4)
       for (int v = 0; v < C; ++v) {
         row[v] = P::keep(P::load(x.row(j) + c + v * P::lanes));
-        if (FewQueries::fetches_values<P>) P::fetch(x.row(j) + c + v * P::lanes, ahead);
+        if (FewQueries::fetches_values<P>) FewQueries::fetch<P>(x.row(j) + c + v * P::lanes, ahead);
       }
       LIMPID_UNROLL(4)
       for (int i = 0; i < N; ++i) {
@@ -171,7 +178,10 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
   using V = typename P::V;
   constexpr int all = 4 * W / P::lanes, most = P::registers == 32 ? 16 : 8;  // vectors of queries; sums
   constexpr int Q = std::min(all, most / 4), R = std::min(8, most / Q);      // vectors and keys at a time
-  constexpr int steps = static_cast<int>(line_of<S> / 4);  // to a line of each key, fetched evenly over them
+  // Lines are fetched evenly over the steps, four features each; in the order of memory where rows touch.
+  constexpr int steps = static_cast<int>(line_of<S> / 4);  // to a line
+  const bool touching = k.stride == k.cols;
+  const Index gap = touching ? line_of<S> : k.stride;
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
     for (int r = 0; r < R; ++r) key[r] = k.row(j + (j + r < k.rows ? r : 0));
@@ -188,11 +198,11 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
         LIMPID_UNROLL(8)
         for (int r = 0; r < R; ++r) {
           const V one = P::keep(P::in_quads(key[r] + c));
-          if (r % steps == 0 && first == 0) P::fetch(soon + r / steps * k.stride, ahead);
+          if (r % steps == 0 && first == 0) FewQueries::fetch<P>(soon + r / steps * gap, ahead);
           LIMPID_UNROLL(4)
           for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
         }
-        soon = (c + 4) % line_of<S> == 0 ? k.row(j) + c + 4 : soon + R / steps * k.stride;
+        soon = !touching && (c + 4) % line_of<S> == 0 ? k.row(j) + c + 4 : soon + R / steps * gap;
       }
       LIMPID_UNROLL(4)
       for (int r = 0; r < R; r += 4) {
@@ -233,7 +243,7 @@ void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
   }
   for (Index j = 0; j < keys; j += 4) {
     if (j % 8 == 0 && j / 8 < x.rows)
-      for (Index c = 0; c < x.cols; c += line_of<S>) P::fetch(x.row(j / 8) + c, ahead);
+      for (Index c = 0; c < x.cols; c += line_of<S>) FewQueries::fetch<P>(x.row(j / 8) + c, ahead);
     S* p = tile + j * W;
     for (int v = 0; v < Q; ++v) {
       const V e = P::exp2(P::load(p + v * P::lanes) - base[v]);
@@ -266,7 +276,7 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
     LIMPID_UNROLL(4)
     for (int v = 0; v < C; ++v) {
       row[v] = P::keep(P::load(x_row + v * P::lanes));
-      if (fetched && v * P::lanes % line_of<typename P::Scalar> == 0) P::fetch(x_row + v * P::lanes, ahead);
+      if (fetched && v * P::lanes % line_of<typename P::Scalar> == 0) FewQueries::fetch<P>(x_row + v * P::lanes, ahead);
     }
     LIMPID_UNROLL(8)
     for (int i = 0; i < N; ++i) {
@@ -289,14 +299,21 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
   }
 }
 
+/// What one pass over rows of values takes: so many queries and vectors of columns, as many sums as registers hold and
+/// no fewer than it takes to keep the multiply-adds going. Where memory is quick a second pass over near rows costs
+/// more than sums outside of registers.
+template <class P, int W>
+struct QuadPass {
+  static constexpr int queries = W == 8 && !quick_memory ? 6 : W, vectors = P::registers == 32 ? 4 : 2;
+  static bool is_all(Index columns) { return queries == W && columns <= vectors * P::lanes; }
+};
+
 /// out_i = out_i * alpha_i + sum_j weight_ij x_j for W queries, 4 or 8, the weights in quads. Of eight first six, then
 /// the two that are left, while the rows are near; both ask for rows ahead, evenly over the time.
 template <class P, int W>
 LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typename P::Scalar> x,
                                  const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
-  constexpr int N = W == 8 ? 6 : W;
-  // as many sums as registers hold, and no fewer than it takes to keep the multiply-adds going
-  constexpr int wide = P::registers == 32 ? 4 : 2;
+  constexpr int N = QuadPass<P, W>::queries, wide = QuadPass<P, W>::vectors;
   const auto some = [&](auto queries, auto vectors, Index c) {
     constexpr int count = decltype(queries)::value, C = decltype(vectors)::value, i = count == N ? 0 : N;
     constexpr int first = i == 0 ? 0 : 3, last = i == 0 && N < W ? 2 : 3;
@@ -369,7 +386,7 @@ class FewChunk {
 
   template <int W>
   void by_quads(const Tile<S>& t, View<S> keys, View<S> values) {
-    quad_dots<P, W>(packed_, keys, start_, scale(), FewQueries::ahead(scores_.k), tile_);
+    quad_dots<P, W>(packed_, keys, start_, scale(), FewQueries::ahead(scores_.k, q_.rows), tile_);
     const Index whole = (t.nk + 3) / 4 * 4;
     if (modified()) {
       const auto each_four = [&](auto f) {
@@ -385,10 +402,11 @@ class FewChunk {
     S alpha[W];
     // What is asked for while weights are made the values leave out: they look that much further ahead, and at the end
     // ask for nothing.
-    const Index ahead = FewQueries::ahead(x_), spared = t.nk / 8;
+    const Index ahead = FewQueries::ahead(x_, q_.rows), spared = quick_memory ? 0 : t.nk / 8;
     quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values.block(0, 0, spared, values.cols), ahead);
-    for (Index j = 0; j < t.nk; j += FewQueries::near) {
-      const View<S> near = values.block(j, 0, std::min(FewQueries::near, t.nk - j), values.cols);
+    const Index step = spared == 0 && QuadPass<P, W>::is_all(x_.cols) ? t.nk : FewQueries::near;
+    for (Index j = 0; j < t.nk; j += step) {
+      const View<S> near = values.block(j, 0, std::min(step, t.nk - j), values.cols);
       quad_values<P, W>(tile_ + W * j, near, alpha, out_, j + spared < t.nk ? ahead + spared * values.stride : 0);
       std::fill_n(alpha, W, S(1));
     }
@@ -398,7 +416,7 @@ class FewChunk {
   void by_rows(const Tile<S>& t, View<S> keys, View<S> values) {
     const Index whole = padded<P>(t.nk);
     const V scale = P::set(this->scale());
-    few_dots<P, N>(q_, keys, FewQueries::ahead(scores_.k), tile_);
+    few_dots<P, N>(q_, keys, FewQueries::ahead(scores_.k, q_.rows), tile_);
     for (Index i = 0; i < N; ++i)
       for (Index j = 0; j < whole; j += P::lanes) {
         S* p = tile_ + i * ld + j;
@@ -427,7 +445,7 @@ class FewChunk {
       }
       sum_[i] = sum_[i] * alpha[i] + P::sum(total);
     }
-    few_values<P, N>(tile_, values, alpha, out_, FewQueries::ahead(x_));
+    few_values<P, N>(tile_, values, alpha, out_, FewQueries::ahead(x_, q_.rows));
   }
 
   const Scores<S, Mods>& scores_;
