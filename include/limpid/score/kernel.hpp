@@ -47,6 +47,11 @@ bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
   return false;
 }
 
+template <class S>
+S squared_norm(View<S> x, Index i) {
+  return vector_dot<Native<S>>(x.row(i), x.row(i), x.cols);
+}
+
 /// The arrays of a distance term about the middle of its keys: the median, column by column, of up to 33 of them, so
 /// that one that lies far away, which some queries may not see, cannot spoil the digits of the others. A key that no
 /// query keeps, or that is not finite, has no say at all.
@@ -55,10 +60,12 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
   constexpr Index most = 33;
   const Index w = term.k.cols, m = term.k.rows;
   S* middle = arena.take<S>(w);
+  const bool all_seen = !scores.can_mask() && all_finite<Native<S>>(term.k);
   Index* seen = arena.take<Index>(m);
   Index count = 0;
   for (Index j = 0; j < m; ++j)
-    if (row_is_finite(term.k.row(j), w) && (!scores.can_mask() || any_query_keeps(scores, j))) seen[count++] = j;
+    if (all_seen || (row_is_finite(term.k.row(j), w) && (!scores.can_mask() || any_query_keeps(scores, j))))
+      seen[count++] = j;
   const Index used = std::min(count, most);
   S sample[most];
   for (Index c = 0; c < w; ++c) {
@@ -99,9 +106,11 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     auto& term = p.terms[static_cast<std::size_t>(t)];
     if (!term.distance) continue;
     centre(arena, term, Scores<S, Mods>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
-    for (Index j = 0; j < m; ++j)  // a key that is not finite is the guards' business: its bias must not show it
-      if (row_is_finite(term.k.row(j), term.k.cols))
-        bias[j] -= term.coefficient * dot(term.k.row(j), term.k.row(j), term.k.cols);
+    for (Index j = 0; j < m; ++j) {  // a key that is not finite is the guards' business: its bias must not show it
+      using std::isfinite;
+      const S square = squared_norm(term.k, j);
+      if (isfinite(square) || row_is_finite(term.k.row(j), term.k.cols)) bias[j] -= term.coefficient * square;
+    }
   }
   if (!p.joined()) {
     p.scores = {p.terms[0].q, p.terms[0].k, p.terms[0].weight(), bias, &mods, at};
@@ -124,7 +133,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
       q(i, first) = S(0);
       for (Index t = 0; t < p.count; ++t) {
         const auto& term = p.terms[static_cast<std::size_t>(t)];
-        if (term.distance) q(i, first) -= term.coefficient * dot(term.q.row(i), term.q.row(i), term.q.cols);
+        if (term.distance) q(i, first) -= term.coefficient * squared_norm(term.q, i);
       }
     }
   }
@@ -141,7 +150,7 @@ void complete_kernel_lse(const KernelPrepared<S, Mods>& p, S* lse) {
     if (!term.distance) continue;
     for (Index i = 0; i < p.scores.n(); ++i)
       if (lse[i] != minus_infinity<S>())  // a row without keys stays one, whatever the query holds
-        lse[i] -= term.coefficient * dot(term.q.row(i), term.q.row(i), term.q.cols);
+        lse[i] -= term.coefficient * squared_norm(term.q, i);
   }
 }
 
@@ -215,7 +224,7 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
       for (Index j = 0; j < m; ++j) {
         const S c_j = from.dbias[j];
         if (c_j == S(0)) continue;
-        to.sum_ds_s -= Wide<S>(c_j) * Wide<S>(term.coefficient) * Wide<S>(dot(term.k.row(j), term.k.row(j), w));
+        to.sum_ds_s -= Wide<S>(c_j) * Wide<S>(term.coefficient) * Wide<S>(squared_norm(term.k, j));
         if (to.k.given())
           for (Index c = 0; c < w; ++c) to.k(j, c) -= weight * c_j * term.k(j, c);
       }
