@@ -230,7 +230,8 @@ class SmoothBlock {
   Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }
   /// What panel p fetches of the block after keys [b, b + nk): every panel its share of the lines.
   Fetched<S> part(Index p, Index b, Index nk) const {
-    const Index d = scores_.k.cols, dv = map_.x.cols;
+    const bool tied = map_.x.data == scores_.k.data;  // keys that are their own values
+    const Index d = scores_.k.cols, dv = tied ? 0 : map_.x.cols;
     const bool far = scores_.k.rows * (d + dv) * static_cast<Index>(sizeof(S)) > second_cache;
     return {scores_.k.block(b, 0, nk, far ? d : 0), map_.x.block(b, 0, nk, far ? dv : 0), p * line_of<S>,
             count_ * line_of<S>};
