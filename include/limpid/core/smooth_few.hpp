@@ -85,6 +85,7 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
   using V = typename P::V;
   constexpr int R = P::lanes / N;   // keys at a time: as many sums as there are lanes, which one reduction serves
   constexpr int G = R < N ? R : N;  // keys read side by side: more would not look like a stream to the machine
+  const bool touching = k.stride == k.cols;
   for (Index j = 0; j < k.rows; j += R) {
     V sums[N * R];
     LIMPID_UNROLL(4)
@@ -101,7 +102,8 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
         LIMPID_UNROLL(4)
         for (int r = 0; r < G; ++r) {
           const V one = P::keep(P::load(key[r] + c));
-          if (FewQueries::fetches_keys<P>(N)) FewQueries::fetch<P>(key[r] + c, ahead);
+          if (FewQueries::fetches_keys<P>(N))  // in the order of memory where rows touch
+            FewQueries::fetch<P>(touching ? key[0] + c * G + r * P::lanes : key[r] + c, ahead);
           LIMPID_UNROLL(4)
           for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
         }
