@@ -6,6 +6,9 @@
 #pragma once
 
 #include "check/gradient.hpp"
+#include "explain/guidance.hpp"
+#include "explain/relevance.hpp"
+#include "explain/rollout.hpp"
 #include "layer/aot.hpp"
 #include "layer/boosting_block.hpp"
 #include "layer/coding_rate.hpp"

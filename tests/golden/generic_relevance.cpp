@@ -1,7 +1,7 @@
 // limpid: golden cases of generic relevance, kind qkv: the relevance row that the backward pass emits beside the
 // gradients.
 // SPDX-License-Identifier: MIT
-#include "plain.hpp"
+#include "heads.hpp"
 
 namespace golden {
 
@@ -30,23 +30,6 @@ struct GenericRelevance {
                               : limpid::Part::pos;
   }
 
-  /// Layers x heads x n rows in the file; heads side by side for the library.
-  struct Extents {
-    Index layers, heads, n;
-    explicit Extents(const Case& c) {
-      const std::vector<Index>& shape = c.shape("q");
-      if (shape.size() != 4) throw Refused("q has rank " + std::to_string(shape.size()) + ", wanted 4");
-      layers = shape[0], heads = shape[1], n = shape[2];
-    }
-  };
-  template <class S>
-  static Mat<S> packed(const Mat<S>& all, const Extents& e, Index layer) {
-    Mat<S> out(e.n, e.heads * all.cols());
-    for (Index h = 0; h < e.heads; ++h)
-      out.middleCols(h * all.cols(), all.cols()) = all.middleRows((layer * e.heads + h) * e.n, e.n);
-    return out;
-  }
-
   static void check(const Case& c) {
     const std::string kind = c.text("kind", "");
     if (kind != "qkv") throw Refused("generic_relevance of kind '" + kind + "' is not known here; known is qkv");
@@ -56,7 +39,7 @@ struct GenericRelevance {
 
   /// R = (I + Abar_L) ... (I + Abar_start) from the layers' head-averaged maps, and what the file asks of it.
   template <class S>
-  static void finish(const Case& c, const Extents& e, const Mat<S>& abar, Tensors<S>& all) {
+  static void finish(const Case& c, const Heads& e, const Mat<S>& abar, Tensors<S>& all) {
     Mat<S> r = Mat<S>::Identity(e.n, e.n);
     for (Index l = c.place("start_layer", 0, e.layers + 1); l < e.layers; ++l)
       r += product<S>(abar.middleRows(l * e.n, e.n), r);
@@ -67,7 +50,7 @@ struct GenericRelevance {
   template <class S>
   static Tensors<S> library(const Case& c) {
     check(c);
-    const Extents e(c);
+    const Heads e(c, "q");
     const Mat<S> q = c.in<S>("q"), k = c.in<S>("k"), v = c.in<S>("v"), dout = c.in<S>("do");
     Tensors<S> all;
     Mat<S>&a = all["out.a"], &g = all["out.g"], &o = all["out.o"];
@@ -78,7 +61,7 @@ struct GenericRelevance {
       const auto op = limpid::softmax(masks, {.scale = c.scale(q.cols())});
       using Op = std::remove_const_t<decltype(op)>;
       for (Index l = e.layers - 1; l >= 0; --l) {
-        const Mat<S> ql = packed(q, e, l), kl = packed(k, e, l), vl = packed(v, e, l), dl = packed(dout, e, l);
+        const Mat<S> ql = e.packed(q, l), kl = e.packed(k, l), vl = e.packed(v, l), dl = e.packed(dout, l);
         const auto in = limpid::qkv(ql, kl, vl);
         Mat<S> out(e.n, vl.cols()), map;
         limpid::Saved<Op, S> saved;
@@ -121,7 +104,7 @@ struct GenericRelevance {
   template <class S>
   static Tensors<S> formula(const Case& c) {
     check(c);
-    const Extents e(c);
+    const Heads e(c, "q");
     const Mat<S> q = c.in<S>("q"), k = c.in<S>("k"), v = c.in<S>("v"), dout = c.in<S>("do");
     const S scale = static_cast<S>(c.scale(q.cols()));
     Tensors<S> all;

@@ -1,8 +1,11 @@
-// limpid: layers and stacks of PID attention allocate nothing from their second step on.
+// limpid: layers, stacks of PID attention and explanations allocate nothing from their second step on.
 // SPDX-License-Identifier: MIT
 #include "support/allocation.hpp"
 // allocation.hpp comes first
+#include <limpid/explain/relevance.hpp>
+#include <limpid/explain/rollout.hpp>
 #include <limpid/layer/crate.hpp>
+#include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
 
 #include "support/catch.hpp"
@@ -69,5 +72,31 @@ TEST_CASE("a crate block and a stack of aot layers allocate nothing in their sec
   CHECK(second_run([&] {
           stack.forward(x, layers, out, {.saved = &kept, .workspace = &workspace});
           stack.backward(x, layers, kept, dout, dx, gradients, {.workspace = &workspace});
+        }) == 0);
+}
+
+TEST_CASE("rollout and relevance, started again, allocate nothing") {
+  const M q = random(40, 8, 1), k = random(40, 8, 2), v = random(40, 8, 3), dout = random(40, 8, 4);
+  M out = v;
+  const auto op = limpid::nlm();
+  limpid::Saved<std::remove_const_t<decltype(op)>, float> saved;
+  limpid::Workspace workspace;
+  limpid::forward(op, limpid::qkv(q, k, v), out, {.heads = 2, .saved = &saved, .workspace = &workspace});
+  for (const limpid::Fuse fuse : {limpid::Fuse::mean, limpid::Fuse::max}) {
+    limpid::Rollout<float> rollout({.fuse = fuse});
+    CHECK(second_run([&] {
+            rollout.start(40, 3);
+            for (int l = 0; l < 3; ++l) rollout.layer(op, limpid::qkv(q, k, v), saved);
+          }) == 0);
+  }
+  limpid::Relevance<float> relevance({40});
+  CHECK(second_run([&] {
+          relevance.start(3);
+          for (int l = 0; l < 3; ++l) {
+            limpid::BackwardCall<float> call = relevance.ask();
+            call.workspace = &workspace;
+            limpid::backward(op, limpid::qkv(q, k, v), saved, dout, {}, call);
+            relevance.stage();
+          }
         }) == 0);
 }

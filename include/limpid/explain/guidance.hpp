@@ -1,0 +1,124 @@
+// limpid: attention guidance: asking about a region instead of a class, and rewriting an image's class.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "../core/call.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// A copy of x with columns beside those of every head: out_h = [x_h, more_h], x (rows x H c), more (rows x r, the same
+/// for all heads, or rows x H r), out (rows x H (c + r)).
+///
+/// Guided attention is plain attention of v' = [v, w] and dout' = [dout, u]: it gives the scalar
+/// y + sum over heads of <u, A w>, says what attention the patterns w get (the readout A w, the last r columns of out),
+/// and its backward is exact, dA_ij = dout_i . v_j + u_i . w_j. So a region of keys can be asked about: w is 1 on it, u
+/// the strength at the token that reads. Drop the last r columns of dv (split_columns). After Cui, Fan and Chen 2026
+/// (2605.11392), whose text we could not obtain: the formulas are ours.
+///
+///   limpid::beside(v, w, heads, guided_v);   limpid::forward(op, limpid::qkv(q, k, guided_v), out, {.saved = &saved});
+///   limpid::beside(dout, u, heads, guided_dout);   limpid::backward(op, ..., guided_dout, ..., relevance.ask());
+template <class X, class More, class Out>
+void beside(X&& x_, More&& more_, Index heads, Out&& out_) {
+  using S = detail::ScalarOf<Out>;
+  const View<S> x(std::forward<X>(x_)), more(std::forward<More>(more_));
+  const MutView<S> out(std::forward<Out>(out_));
+  const bool shared = more.cols * heads == out.cols - x.cols;
+  const bool fits = heads > 0 && x.cols % heads == 0 && out.cols % heads == 0 && more.rows == x.rows &&
+                    out.rows == x.rows && (shared || more.cols == out.cols - x.cols);
+  if (!fits)
+    detail::raise("beside: x is " + detail::shape_text(x.rows, x.cols) + ", more " +
+                  detail::shape_text(more.rows, more.cols) + " and out " + detail::shape_text(out.rows, out.cols) +
+                  ", wanted out to hold x and more of each of " + detail::text_of(heads) + " heads");
+  detail::refuse_overlap("beside", "out", View<S>(out), "x", x);
+  detail::refuse_overlap("beside", "out", View<S>(out), "more", more);
+  const Index c = x.cols / heads, r = out.cols / heads - c;
+  for (Index h = 0; h < heads; ++h) {
+    detail::copy<S>(x.block(0, h * c, x.rows, c), out.block(0, h * (c + r), x.rows, c));
+    detail::copy<S>(more.block(0, shared ? 0 : h * r, x.rows, r), out.block(0, h * (c + r) + c, x.rows, r));
+  }
+}
+
+/// The way back: of every head's columns the first to `left` (rows x H c), the rest to `right` (rows x H r). Either may
+/// be empty if the other is not.
+template <class X>
+void split_columns(X&& x_, Index heads, MutView<detail::ScalarOf<X>> left, MutView<detail::ScalarOf<X>> right) {
+  using S = detail::ScalarOf<X>;
+  const View<S> x(std::forward<X>(x_));
+  const Index width = heads > 0 && x.cols % heads == 0 ? x.cols / heads : -1;
+  const Index c = left.given() ? left.cols / std::max<Index>(heads, 1) : width - right.cols / std::max<Index>(heads, 1);
+  const auto fits = [&](const MutView<S>& part, Index columns) {
+    return !part.given() || (part.rows == x.rows && part.cols == heads * columns);
+  };
+  if (width < 0 || c < 0 || c > width || !fits(left, c) || !fits(right, width - c))
+    detail::raise("split_columns: x is " + detail::shape_text(x.rows, x.cols) + ", left " +
+                  detail::shape_text(left.rows, left.cols) + " and right " +
+                  detail::shape_text(right.rows, right.cols) + ", wanted the columns of each of " +
+                  detail::text_of(heads) + " heads to be shared out");
+  for (const MutView<S>& part : {left, right})
+    if (part.given()) detail::refuse_overlap("split_columns", "a part", View<S>(part), "x", x);
+  for (Index h = 0; h < heads; ++h) {
+    if (left.given()) detail::copy<S>(x.block(0, h * width, x.rows, c), left.block(0, h * c, x.rows, c));
+    if (right.given())
+      detail::copy<S>(x.block(0, h * width + c, x.rows, width - c), right.block(0, h * (width - c), x.rows, width - c));
+  }
+}
+
+enum class RewriteRule { l2, sign };
+
+struct RewriteOptions {
+  double step = 1;  ///< length of a step (l2), or of each entry (sign)
+  RewriteRule rule = RewriteRule::l2;
+  double radius = std::numeric_limits<double>::infinity();  ///< how far an entry may go from where it was at first
+  double low = -std::numeric_limits<double>::infinity();    ///< and between which values it stays
+  double high = std::numeric_limits<double>::infinity();
+};
+
+/// One step of class rewriting: x climbs along the gradient of logit_target - logit_source,
+///
+///   d = region * gradient;   d / |d|_2 (l2) or sign(d);   x <- clip(clip(x + step d, start +- radius), low, high)
+///
+/// x, start, gradient (rows x c), region (rows x 1, zero where nothing may change; empty: everywhere). A gradient of
+/// zero changes nothing. After Cui, Fan and Chen 2026 (2605.11392); the formulas are ours.
+template <class X>
+void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> start, View<detail::ScalarOf<X>> region,
+                  X&& x_, const RewriteOptions& options) {
+  using S = detail::ScalarOf<X>;
+  const MutView<S> x(std::forward<X>(x_));
+  const auto fits = [&](const View<S>& v, Index cols) { return v.rows == x.rows && v.cols == cols; };
+  if (!fits(gradient, x.cols) || !fits(start, x.cols) || (region.given() && !fits(region, 1)))
+    detail::raise("rewrite_step: x is " + detail::shape_text(x.rows, x.cols) + ", gradient " +
+                  detail::shape_text(gradient.rows, gradient.cols) + ", start " +
+                  detail::shape_text(start.rows, start.cols) + " and region " +
+                  detail::shape_text(region.rows, region.cols) + ", wanted one shape, and region a column or empty");
+  if (!(options.radius >= 0) || !(options.low <= options.high))
+    detail::raise("rewrite_step: radius is " + std::to_string(options.radius) + ", low " + std::to_string(options.low) +
+                  " and high " + std::to_string(options.high) + ", wanted radius at least 0 and low at most high");
+  using std::sqrt;
+  const auto direction = [&](Index i, Index j) {
+    return region.given() ? region(i, 0) * gradient(i, j) : gradient(i, j);
+  };
+  detail::Wide<S> square(0);
+  for (Index i = 0; i < x.rows; ++i)
+    for (Index j = 0; j < x.cols; ++j) square += detail::Wide<S>(direction(i, j)) * detail::Wide<S>(direction(i, j));
+  const S length = S(sqrt(square));
+  const auto clip = [](S value, S low, S high) { return std::min(std::max(value, low), high); };
+  for (Index i = 0; i < x.rows; ++i)
+    for (Index j = 0; j < x.cols; ++j) {
+      const S d = direction(i, j);
+      if (d == S(0)) continue;  // bit for bit what it was
+      const S along = options.rule == RewriteRule::l2 ? d / length : (d > S(0) ? S(1) : S(-1));
+      const S moved =
+          clip(x(i, j) + S(options.step) * along, start(i, j) - S(options.radius), start(i, j) + S(options.radius));
+      x(i, j) = clip(moved, S(options.low), S(options.high));
+    }
+}
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,99 @@
+// limpid: gradient-weighted relevance of tokens, one stream or several, sent down with the backward pass.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "../core/call.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// Relevance of the tokens of one or more streams (text, image, queries ...) to one token of one of them. With
+/// Abar = mean_h part(A_h * dy/dA_h), for every stage of attentions that are evaluated from the same state, s being a
+/// stream that d's tokens attend to:
+///
+///   R_dc <- R_dc + sum_s Abar_ds R_sc     at first R_dd = I, all others 0
+///
+/// One stream: Chefer, Gur and Wolf 2021, 2103.15679, rules 5 and 6, R = (I + Abar_L) ... (I + Abar_1). Several: their
+/// rules 7 and 11 too; rule 10 is replaced by the linear one above, which is our reading of Cui, Fan and Chen 2026
+/// (2605.27458), whose text we could not obtain: the formula is ours.
+///
+/// Only the row of the explained token is made: as every factor is linear, it goes through the stages from the last to
+/// the first, the order of the backward pass, whose kernel already holds A and dy/dA. Asking costs about three flop a
+/// pair and changes no bit of a gradient:
+///
+///   limpid::Relevance<float> relevance({n_text, n_image});
+///   relevance.start(token, text);
+///   for (each stage, last to first) {
+///     limpid::backward(op, in, saved, dout, grad, relevance.ask(text, image));  // text attends to image
+///     limpid::backward(...,                       relevance.ask(image, text));  // of the same stage
+///     relevance.stage();
+///   }
+///   relevance.of(image);  // batch x n_image
+///
+/// Without the gradients' interest `grad` may be empty. Of operators with several passes (twicing, boosting) A is the
+/// map of one pass. Kept: a row for every stream and for every attention of a stage, reused. Errors: relevance is what
+/// the backward pass computes, so its bounds hold.
+template <class S>
+class Relevance {
+ public:
+  /// Streams of so many tokens, in every item of a batch.
+  explicit Relevance(const std::vector<Index>& tokens, Part part = Part::pos, Index batch = 1) : part_(part) {
+    if (batch < 1) detail::raise("relevance: batch is " + detail::text_of(batch) + ", wanted at least 1");
+    if (tokens.empty()) detail::raise("relevance: no streams, wanted at least one");
+    for (const Index n : tokens) {
+      if (n < 0) detail::raise("relevance: a stream of " + detail::text_of(n) + " tokens, wanted at least 0");
+      rho_.push_back(Mat<S>::Zero(batch, n));
+    }
+  }
+
+  /// Explain this token of this stream, in every item.
+  void start(Index token, Index stream = 0) {
+    const Mat<S>& explained = of(stream);
+    if (token < 0 || token >= explained.cols())
+      detail::raise("relevance: token is " + detail::text_of(token) + ", wanted it in [0, " +
+                    detail::text_of(explained.cols()) + ")");
+    for (Mat<S>& rho : rho_) rho.setZero();
+    rho_[static_cast<std::size_t>(stream)].col(token).setOnes();
+    used_ = 0;
+  }
+
+  /// What to tell the backward pass of an attention by which the tokens of `to` attend to those of `from`. Valid until
+  /// stage().
+  BackwardCall<S> ask(Index to = 0, Index from = 0) {
+    const Mat<S>&queries = of(to), &keys = of(from);
+    if (used_ == asked_.size()) asked_.emplace_back();
+    auto& [stream, emitted] = asked_[used_++];
+    stream = static_cast<std::size_t>(from);
+    emitted.setZero(keys.rows(), keys.cols());
+    BackwardCall<S> call;
+    call.relevance_weights = View<S>(queries), call.relevance = MutView<S>(emitted), call.part = part_;
+    return call;
+  }
+
+  /// Ends a stage: what its attentions have emitted is added, all at once.
+  void stage() {
+    for (std::size_t a = 0; a < used_; ++a) rho_[asked_[a].first] += asked_[a].second;
+    used_ = 0;
+  }
+
+  /// Relevance of the tokens of a stream so far, batch x n. After the first stage of the model it is the explanation;
+  /// the explained token's own entry holds the 1 of the identity.
+  const Mat<S>& of(Index stream = 0) const {
+    if (stream < 0 || stream >= static_cast<Index>(rho_.size()))
+      detail::raise("relevance: stream is " + detail::text_of(stream) + ", wanted it in [0, " +
+                    detail::text_of(static_cast<Index>(rho_.size())) + ")");
+    return rho_[static_cast<std::size_t>(stream)];
+  }
+
+ private:
+  Part part_;
+  std::vector<Mat<S>> rho_;
+  std::vector<std::pair<std::size_t, Mat<S>>> asked_;  // where to, and what was emitted
+  std::size_t used_ = 0;
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

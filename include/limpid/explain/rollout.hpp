@@ -1,0 +1,207 @@
+// limpid: attention rollout, a row at a time: what the input's tokens are to a token of the output. Nothing n x n.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "../core/call.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// How the maps of a layer's heads become one.
+enum class Fuse { mean, max, min };
+
+struct RolloutOptions {
+  double residual = 0.5;   ///< share of the skip connection, in [0, 1]
+  Fuse fuse = Fuse::mean;  ///< mean is the paper's; max and min are common in code
+  bool normalise = true;   ///< divide the rows of a factor by their sums
+  bool gradient = false;   ///< keep what gradient() needs: r x n numbers a layer
+};
+
+/// Attention rollout, Abnar and Zuidema 2020, 2005.00928, eq. 1: rows of
+///
+///   C = F_L ... F_1,   F_l = residual I + (1 - residual) fuse_h A_l,h,   rows of F_l divided by their sums
+///
+/// which is how tokens of the output (rows of C) share in those of the input. Rows that sum to 1 stay so; a query
+/// without keys hands on its own token (the paper has no such rows; the division is the code's). Only the rows asked
+/// for are made, from the last layer to the first:
+///
+///   limpid::Rollout<float> rollout;
+///   rollout.start(n, token);
+///   for (auto l = layers.rbegin(); l != layers.rend(); ++l) rollout.layer(l->op, l->in, l->saved);
+///   rollout.rows();  // 1 x n, sums to 1
+///
+/// Any operator's effective map will do, so twicing's shares may be negative. Self-attention only, n = m: for more
+/// streams see Relevance. Kept: r x n numbers for r rows, with max and min two blocks of rows of a map; nothing is
+/// allocated after the first layer. Cost of a layer and head, plain attention's forward being 4 n² d: about
+/// n² (2 d + 2 r), as much again for the row sums if normalised.
+template <class S>
+class Rollout {
+ public:
+  explicit Rollout(const RolloutOptions& options = {}) : options_(options) {
+    if (!(options.residual >= 0 && options.residual <= 1))
+      detail::raise("rollout: residual is " + std::to_string(options.residual) + ", wanted it in [0, 1]");
+  }
+
+  /// The row of one token of n.
+  void start(Index n, Index token) {
+    if (token < 0 || token >= n)
+      detail::raise("rollout: token is " + detail::text_of(token) + ", wanted it in [0, " + detail::text_of(n) + ")");
+    rows_.setZero(1, n);
+    rows_(0, token) = S(1);
+    layers_ = 0;
+  }
+  /// Rows of your own (r x n); the identity gives the whole of C.
+  void start(View<S> rows) {
+    rows_.resize(rows.rows, rows.cols);
+    detail::copy<S>(rows, rows_);
+    layers_ = 0;
+  }
+
+  /// rows <- rows F, with the state that the layer's forward call saved; all heads of the item that call names. Throws
+  /// ShapeError where n differs from m or from what was started with.
+  template <class Op>
+  void layer(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, HeadCall call = {}) {
+    const Dims& d = saved.dims;
+    if (saved.filled && (d.n != d.m || d.n != rows_.cols()))
+      detail::raise(detail::operator_name(op) + ": rollout over a map " + detail::shape_text(d.n, d.m) + ", wanted " +
+                    detail::shape_text(rows_.cols(), rows_.cols()));
+    if (!call.workspace) call.workspace = &workspace_;
+    if (options_.fuse == Fuse::mean)
+      by_mean(op, in, saved, call);
+    else
+      by_blocks(op, in, saved, call);
+    rows_.swap(next_);
+    ++layers_;
+  }
+
+  /// r x n.
+  const Mat<S>& rows() const { return rows_; }
+
+  /// Gradients of a scalar of rows() with respect to the queries and keys of the layers, drows (r x n) being that with
+  /// respect to rows(). Then one call of gradient() a layer, from the first to the last:
+  ///
+  ///   dF_l = w_l^T u_l,  u_1 = drows^T,  u_l+1 = F_l u_l,  w_l the rows that came into layer l
+  ///
+  /// so dA_h = share w^T u is the gradient of attention whose values are u: no n x n array here either. Wants
+  /// options.gradient and Fuse::mean; maps whose rows sum to 1 or are empty, as then the division passes no gradient.
+  void start_gradient(View<S> drows) {
+    if (!options_.gradient || options_.fuse != Fuse::mean)
+      detail::raise("rollout: a gradient wants RolloutOptions{.gradient = true} and Fuse::mean");
+    if (drows.rows != rows_.rows() || drows.cols != rows_.cols())
+      detail::raise("rollout: drows is " + detail::shape_text(drows.rows, drows.cols) + ", wanted " +
+                    detail::shape_text(rows_.rows(), rows_.cols()));
+    u_ = drows.map().transpose();
+    left_ = layers_;
+  }
+  /// The layer's dq, dk and whatever else grad names but v, for one item (batch 1).
+  template <class Op>
+  void gradient(const Op& op, Inputs<Op, S> in, const Saved<Op, S>& saved, const Grads<Op, S>& grad,
+                const BackwardCall<S>& call = {}) {
+    const Dims& d = saved.dims;
+    if (left_ == 0) detail::raise("rollout: gradient() of more layers than the rollout went through");
+    if (d.batch != 1 || d.n != u_.rows())
+      detail::raise(detail::operator_name(op) + ": the gradient of a rollout over batch " + detail::text_of(d.batch) +
+                    " and n = " + detail::text_of(d.n) + ", wanted batch 1 and n = " + detail::text_of(u_.rows()));
+    const Step& step = trail_[static_cast<std::size_t>(--left_)];
+    const Index n = d.n, r = u_.cols();
+    const S each = share() / S(static_cast<double>(d.heads));
+    Mat<S> v(n, d.kv_heads * r), dout(n, d.heads * r), out(n, d.heads * r);
+    for (Index g = 0; g < d.kv_heads; ++g) v.middleCols(g * r, r) = u_;
+    for (Index i = 0; i < n; ++i)
+      for (Index c = 0; c < d.heads * r; ++c) dout(i, c) = each * step.rows(c % r, i);
+    in.v = v;
+    Saved<Op, S> own;
+    forward(op, in, out,
+            {.heads = d.heads,
+             .kv_heads = d.kv_heads,
+             .saved = &own,
+             .workspace = call.workspace,
+             .executor = call.executor});
+    backward(op, in, own, dout, grad, call);
+    for (Index i = 0; i < n; ++i)
+      for (Index c = 0; c < r; ++c) {
+        S sum = residual() * u_(i, c);
+        for (Index h = 0; h < d.heads; ++h) sum += each * out(i, h * r + c);
+        u_(i, c) = options_.normalise ? sum * inverse(step.sums(i, 0)) : sum;
+      }
+  }
+
+ private:
+  static constexpr Index block = 16;  // rows of a map at a time, where heads are fused entry by entry
+
+  S residual() const { return S(options_.residual); }
+  S share() const { return S(1) - residual(); }
+
+  template <class Op>
+  void by_mean(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, HeadCall call) {
+    const Index n = rows_.cols(), heads = saved.dims.heads;
+    const S each = share() / S(static_cast<double>(heads));
+    if (options_.normalise) {
+      ones_.setOnes(n, 1), part_.resize(n, 1), sums_.setConstant(n, 1, residual());
+      for (call.head = 0; call.head < heads; ++call.head) {
+        map_right(op, in, saved, ones_, part_, call);
+        for (Index i = 0; i < n; ++i) sums_(i, 0) += each * part_(i, 0);
+      }
+      for (Index r = 0; r < rows_.rows(); ++r)
+        for (Index i = 0; i < n; ++i) rows_(r, i) *= inverse(sums_(i, 0));
+    }
+    if (options_.gradient) {
+      if (static_cast<std::size_t>(layers_) == trail_.size()) trail_.emplace_back();
+      trail_[static_cast<std::size_t>(layers_)] = {rows_, sums_};
+    }
+    next_.resize(rows_.rows(), n), product_.resize(rows_.rows(), n);
+    for (Index e = 0; e < rows_.size(); ++e) next_.data()[e] = residual() * rows_.data()[e];
+    for (call.head = 0; call.head < heads; ++call.head) {
+      map_left(op, in, saved, rows_, product_, call);
+      for (Index e = 0; e < rows_.size(); ++e) next_.data()[e] += each * product_.data()[e];
+    }
+  }
+
+  template <class Op>
+  void by_blocks(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, HeadCall call) {
+    const Index n = rows_.cols();
+    next_.setZero(rows_.rows(), n), part_.resize(block, n), product_.resize(block, n);
+    for (Index q0 = 0; q0 < n; q0 += block) {
+      const Index count = std::min(block, n - q0);
+      const MutView<S> fused = MutView<S>(part_).block(0, 0, count, n),
+                       own = MutView<S>(product_).block(0, 0, count, n);
+      for (call.head = 0; call.head < saved.dims.heads; ++call.head) {
+        map_block(op, in, saved, q0, 0, call.head == 0 ? fused : own, call);
+        if (call.head == 0) continue;
+        for (Index i = 0; i < count; ++i)
+          for (Index j = 0; j < n; ++j)
+            fused(i, j) = (options_.fuse == Fuse::max) == (fused(i, j) < own(i, j)) ? own(i, j) : fused(i, j);
+      }
+      for (Index i = 0; i < count; ++i) {
+        S sum = residual();
+        for (Index j = 0; j < n; ++j) sum += share() * fused(i, j);
+        for (Index r = 0; r < rows_.rows(); ++r) {
+          const S w = options_.normalise ? rows_(r, q0 + i) * inverse(sum) : rows_(r, q0 + i);
+          next_(r, q0 + i) += residual() * w;
+          for (Index j = 0; j < n; ++j) next_(r, j) += share() * w * fused(i, j);
+        }
+      }
+    }
+  }
+
+  static S inverse(const S& sum) { return sum == S(0) ? S(0) : S(1) / sum; }
+
+  /// What a layer's gradient needs: the rows that came in, over the sums of the factor's rows, and these.
+  struct Step {
+    Mat<S> rows, sums;
+  };
+
+  RolloutOptions options_;
+  Mat<S> rows_, next_, product_, part_, sums_, ones_, u_;
+  std::vector<Step> trail_;
+  Index layers_ = 0, left_ = 0;
+  Workspace workspace_;
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,224 @@
+// limpid: relevance sent down with the backward pass, against the matrices R that are written down.
+// SPDX-License-Identifier: MIT
+#include <cmath>
+#include <limpid/explain/guidance.hpp>
+#include <limpid/explain/relevance.hpp>
+#include <limpid/op/softmax.hpp>
+#include <map>
+
+#include "support/catch.hpp"
+#include "support/distance.hpp"
+#include "support/fields.hpp"
+#include "support/products.hpp"
+
+namespace {
+
+using limpid::Index, limpid::Mat, limpid::Part, limpid::qkv, limpid::Relevance;
+using suite::distance, suite::product, suite::product_nt;
+using M = Mat<double>;
+using Op = decltype(limpid::softmax());
+
+constexpr Index heads = 2, width = 4, batch = 2;
+
+M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
+  suite::Random r(seed);
+  return suite::random_matrix<double>(r, rows, cols, -size, size);
+}
+
+double part_of(Part part, double x) {
+  return part == Part::pos   ? std::max(x, 0.0)
+         : part == Part::neg ? std::max(-x, 0.0)
+         : part == Part::abs ? std::abs(x)
+                             : x;
+}
+
+/// The tokens of stream `to` attend to those of `from`: two heads, two items.
+struct Attention {
+  Index to, from, n, m;
+  M q, k, v, dout;
+  limpid::Saved<Op, double> saved;
+
+  Attention(Index to_, Index from_, const std::vector<Index>& tokens, std::uint64_t seed)
+      : to(to_),
+        from(from_),
+        n(tokens[std::size_t(to)]),
+        m(tokens[std::size_t(from)]),
+        q(random(batch * n, heads * width, seed, 2)),
+        k(random(batch * m, heads * width, seed + 1, 2)),
+        v(random(batch * m, heads * width, seed + 2)),
+        dout(random(batch * n, heads * width, seed + 3)) {
+    M out(batch * n, heads * width);
+    limpid::forward(limpid::softmax(), qkv(q, k, v), out, {.batch = batch, .heads = heads, .saved = &saved});
+  }
+  /// mean over heads of part(A * G), G_ij = dout_i . v_j
+  M abar(Index item, Part part) {
+    M mean = M::Zero(n, m), a(n, m);
+    for (Index h = 0; h < heads; ++h) {
+      limpid::map_block(limpid::softmax(), qkv(q, k, v), saved, 0, 0, a, {.head = h, .item = item});
+      const M g = product_nt<double>(dout.block(item * n, h * width, n, width), v.block(item * m, h * width, m, width));
+      for (Index i = 0; i < n; ++i)
+        for (Index j = 0; j < m; ++j) mean(i, j) += part_of(part, a(i, j) * g(i, j)) / heads;
+    }
+    return mean;
+  }
+  void backward(const limpid::BackwardCall<double>& call, M* dq = nullptr) {
+    limpid::Grads<Op, double> grad;
+    if (dq) grad.q = *dq;
+    limpid::backward(limpid::softmax(), qkv(q, k, v), saved, dout, grad, call);
+  }
+};
+
+using Stage = std::vector<Attention>;
+
+/// R, block by block, by the rule as it is written: each stage from the state before it.
+std::map<std::pair<Index, Index>, M> dense(std::vector<Stage>& stages, const std::vector<Index>& tokens, Index item,
+                                           Part part) {
+  const Index count = Index(tokens.size());
+  std::map<std::pair<Index, Index>, M> r;
+  for (Index d = 0; d < count; ++d)
+    for (Index c = 0; c < count; ++c)
+      r[{d, c}] = d == c ? M(M::Identity(tokens[std::size_t(d)], tokens[std::size_t(d)]))
+                         : M(M::Zero(tokens[std::size_t(d)], tokens[std::size_t(c)]));
+  for (Stage& stage : stages) {
+    const auto before = r;
+    for (Attention& a : stage)
+      for (Index c = 0; c < count; ++c) r[{a.to, c}] += product(a.abar(item, part), before.at({a.from, c}));
+  }
+  return r;
+}
+
+void check(std::vector<Stage>& stages, const std::vector<Index>& tokens, Index token, Index stream, Part part) {
+  Relevance<double> relevance(tokens, part, batch);
+  relevance.start(token, stream);
+  for (std::size_t s = stages.size(); s-- > 0;) {
+    for (Attention& a : stages[s]) a.backward(relevance.ask(a.to, a.from));
+    relevance.stage();
+  }
+  for (Index item = 0; item < batch; ++item) {
+    const auto r = dense(stages, tokens, item, part);
+    for (Index c = 0; c < Index(tokens.size()); ++c)
+      CHECK(distance(relevance.of(c).row(item), r.at({stream, c}).row(token)) < 1e-12);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("relevance of one stream is a row of (I + Abar_L) ... (I + Abar_1), for every part") {
+  const std::vector<Index> tokens{17};
+  std::vector<Stage> stages(3);
+  for (std::size_t l = 0; l < 3; ++l) stages[l].emplace_back(0, 0, tokens, 10 * l);
+  for (const Part part : {Part::pos, Part::neg, Part::abs, Part::signed_}) check(stages, tokens, 4, 0, part);
+}
+
+TEST_CASE("relevance across streams is a row of the block matrix, each stage from the state before it") {
+  const std::vector<Index> tokens{5, 8, 3};  // text attends to itself, image and audio; image to text
+  std::vector<Stage> stages(4);
+  for (Index s : {0, 1, 2}) stages[0].emplace_back(s, s, tokens, 100 + 10 * s);
+  stages[1].emplace_back(0, 1, tokens, 200);
+  stages[1].emplace_back(1, 0, tokens, 210);  // both from the same state
+  stages[1].emplace_back(0, 2, tokens, 220);
+  stages[2].emplace_back(0, 0, tokens, 300);
+  stages[2].emplace_back(1, 1, tokens, 310);
+  stages[3].emplace_back(0, 1, tokens, 400);
+  stages[3].emplace_back(1, 0, tokens, 410);
+  for (const Part part : {Part::pos, Part::abs}) {
+    check(stages, tokens, 2, 0, part);
+    check(stages, tokens, 7, 1, part);
+  }
+}
+
+TEST_CASE("asking for relevance changes no bit of a gradient, and no gradient none of the relevance") {
+  const std::vector<Index> tokens{33};
+  Attention a(0, 0, tokens, 1);
+  M with = a.q, without = a.q;
+  Relevance<double> both(tokens, Part::pos, batch), alone(tokens, Part::pos, batch);
+  both.start(3), alone.start(3);
+  a.backward(both.ask(), &with);
+  a.backward({}, &without);
+  a.backward(alone.ask());
+  both.stage(), alone.stage();
+  CHECK(distance(with, without) == 0);
+  CHECK(distance(both.of(), alone.of()) == 0);
+  CHECK((both.of().array() != 0).count() > batch);
+  both.start(3);  // begins anew
+  CHECK(both.of().sum() == batch);
+}
+
+TEST_CASE("relevance refuses streams and tokens that are not there") {
+  CHECK_THROWS_WITH(Relevance<float>({}), "relevance: no streams, wanted at least one");
+  Relevance<float> relevance({4, 2});
+  CHECK_THROWS_WITH(relevance.start(2, 1), "relevance: token is 2, wanted it in [0, 2)");
+  CHECK_THROWS_WITH(relevance.ask(0, 2), "relevance: stream is 2, wanted it in [0, 2)");
+}
+
+TEST_CASE("guided attention: the readout, and the gradient of the logit and what the region is given") {
+  const std::vector<Index> tokens{9};
+  Attention a(0, 0, tokens, 5);
+  const Index r = 2, wide = heads * (width + r);
+  const M w = random(batch * 9, r, 50), u = random(batch * 9, heads * r, 51);
+  M v(batch * 9, wide), dout(batch * 9, wide), out(batch * 9, wide), dv(batch * 9, wide), dq = a.q;
+  limpid::beside(a.v, w, heads, v);
+  limpid::beside(a.dout, u, heads, dout);
+  for (Index h = 0; h < heads; ++h) {  // w for all heads, u for each
+    const Index at = h * (width + r);
+    CHECK(distance(v.middleCols(at, width), a.v.middleCols(h * width, width)) == 0);
+    CHECK(distance(v.middleCols(at + width, r), w) == 0);
+    CHECK(distance(dout.middleCols(at + width, r), u.middleCols(h * r, r)) == 0);
+  }
+  limpid::Saved<Op, double> saved;
+  limpid::forward(limpid::softmax(), qkv(a.q, a.k, v), out, {.batch = batch, .heads = heads, .saved = &saved});
+  limpid::backward(limpid::softmax(), qkv(a.q, a.k, v), saved, dout, {.q = dq, .k = {}, .v = dv});
+  M plain(batch * 9, heads * width), readout(batch * 9, heads * r), kept(batch * 9, heads * width), first = plain;
+  limpid::forward(limpid::softmax(), qkv(a.q, a.k, a.v), plain, {.batch = batch, .heads = heads});
+  limpid::split_columns(out, heads, first, readout);
+  limpid::split_columns(dv, heads, kept, {});
+  CHECK(distance(first, plain) < 1e-14);
+  for (Index item = 0; item < batch; ++item)
+    for (Index h = 0; h < heads; ++h) {
+      M map(9, 9);
+      limpid::map_block(limpid::softmax(), qkv(a.q, a.k, a.v), a.saved, 0, 0, map, {.head = h, .item = item});
+      CHECK(distance(readout.block(item * 9, h * r, 9, r), product<double>(map, w.middleRows(item * 9, 9))) < 1e-14);
+    }
+  M q = a.q;  // y = <dout, A v> + <u, A w>
+  const M wanted = limpid::numeric_gradient(q, [&] {
+    M all(batch * 9, wide);
+    limpid::forward(limpid::softmax(), qkv(q, a.k, v), all, {.batch = batch, .heads = heads});
+    return all.cwiseProduct(dout).sum();
+  });
+  CHECK(distance(dq, wanted) < 1e-8);
+  M alone = a.v;
+  limpid::backward(limpid::softmax(), qkv(a.q, a.k, a.v), a.saved, a.dout, {.q = {}, .k = {}, .v = alone});
+  CHECK(distance(kept, alone) < 1e-14);  // w is a constant: dv does not see it
+  CHECK_THROWS_AS(limpid::beside(a.v, w, heads, limpid::MutView<double>(a.v.data(), batch * 9, wide, wide)),
+                  limpid::ShapeError);  // out over x
+  CHECK_THROWS_AS(limpid::split_columns(out, heads, out.leftCols(heads * width), {}), limpid::ShapeError);
+  CHECK_THROWS_WITH(
+      limpid::beside(a.v, w, 3, v),
+      "beside: x is 18 x 8, more 18 x 2 and out 18 x 12, wanted out to hold x and more of each of 3 heads");
+}
+
+TEST_CASE("a rewriting step keeps to its length, radius, bounds and region") {
+  const M start = random(6, 3, 1, 0.5), gradient = random(6, 3, 2);
+  M x = start;
+  limpid::rewrite_step(gradient, start, {}, x, {.step = 0.25});
+  CHECK(std::abs((x - start).norm() - 0.25) < 1e-15);
+  CHECK(distance((x - start) / 0.25, gradient / gradient.norm()) < 1e-14);
+  M region = M::Zero(6, 1);
+  region(1, 0) = region(4, 0) = 1;
+  x = start;
+  for (int i = 0; i < 5; ++i)
+    limpid::rewrite_step(gradient, start, region, x,
+                         {.step = 0.1, .rule = limpid::RewriteRule::sign, .radius = 0.3, .low = -0.5, .high = 0.5});
+  for (Index i = 0; i < 6; ++i)
+    for (Index j = 0; j < 3; ++j) {
+      const double there = start(i, j) + (gradient(i, j) > 0 ? 0.3 : -0.3);
+      CHECK(std::abs(x(i, j) - (region(i, 0) == 0 ? start(i, j) : std::min(std::max(there, -0.5), 0.5))) < 1e-15);
+    }
+  x = start;
+  const M none = M::Zero(6, 3);
+  limpid::rewrite_step(none, start, {}, x, {});
+  CHECK(distance(x, start) == 0);
+  CHECK_THROWS_WITH(
+      limpid::rewrite_step(gradient, start, {}, x, {.radius = -1}),
+      "rewrite_step: radius is -1.000000, low -inf and high inf, wanted radius at least 0 and low at most high");
+}

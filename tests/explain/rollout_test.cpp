@@ -1,0 +1,144 @@
+// limpid: rollout, row by row, against the product of factors that are written down.
+// SPDX-License-Identifier: MIT
+#include <limpid/check/gradient.hpp>
+#include <limpid/explain/rollout.hpp>
+#include <limpid/op/softmax.hpp>
+#include <limpid/op/twicing.hpp>
+
+#include "support/catch.hpp"
+#include "support/distance.hpp"
+#include "support/fields.hpp"
+#include "support/products.hpp"
+
+namespace {
+
+using limpid::Fuse, limpid::Index, limpid::Mat, limpid::qkv, limpid::Rollout, limpid::RolloutOptions;
+using suite::distance, suite::product;
+using M = Mat<double>;
+
+M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
+  suite::Random r(seed);
+  return suite::random_matrix<double>(r, rows, cols, -size, size);
+}
+
+/// A stack of layers of some operator, and its maps.
+template <class Op>
+struct Stack {
+  Op op;
+  Index heads, n, d = 4;
+  std::vector<M> q, k, v;
+  std::vector<limpid::Saved<Op, double>> saved;
+
+  Stack(Op op_, Index layers, Index heads_, Index n_) : op(op_), heads(heads_), n(n_), saved(std::size_t(layers)) {
+    for (Index l = 0; l < layers; ++l) {
+      q.push_back(random(n, heads * d, 3 * l + 1, 2));
+      k.push_back(random(n, heads * d, 3 * l + 2, 2));
+      v.push_back(random(n, heads * d, 3 * l + 3));
+      M out(n, heads * d);
+      limpid::forward(op, in(std::size_t(l)), out, {.heads = heads, .saved = &saved.back() - (layers - 1 - l)});
+    }
+  }
+  limpid::Inputs<Op, double> in(std::size_t l) const { return qkv(q[l], k[l], v[l]); }
+
+  M map(std::size_t l, Index head) {
+    M a(n, n);
+    limpid::map_block(op, in(l), saved[l], 0, 0, a, {.head = head});
+    return a;
+  }
+  /// The whole of C, by the formula.
+  M dense(const RolloutOptions& o) {
+    M c = M::Identity(n, n);
+    for (std::size_t l = 0; l < q.size(); ++l) {
+      M fused = map(l, 0);
+      for (Index h = 1; h < heads; ++h) {
+        const M a = map(l, h);
+        if (o.fuse == Fuse::mean) fused += a;
+        if (o.fuse == Fuse::max) fused = fused.cwiseMax(a);
+        if (o.fuse == Fuse::min) fused = fused.cwiseMin(a);
+      }
+      if (o.fuse == Fuse::mean) fused /= double(heads);
+      M f = o.residual * M::Identity(n, n) + (1 - o.residual) * fused;
+      for (Index i = 0; i < n && o.normalise; ++i)
+        if (const double sum = f.row(i).sum(); sum != 0) f.row(i) /= sum;
+      c = product(f, c);
+    }
+    return c;
+  }
+  M rows(const RolloutOptions& o, const M& first) {
+    Rollout<double> rollout(o);
+    rollout.start(first);
+    for (std::size_t l = q.size(); l-- > 0;) rollout.layer(op, in(l), saved[l]);
+    return rollout.rows();
+  }
+  M all(const RolloutOptions& o) { return rows(o, M::Identity(n, n)); }
+};
+
+}  // namespace
+
+TEST_CASE("rollout rows are those of the product of all factors, however heads are fused") {
+  const M gaps = random(41, 41, 99);
+  const auto keep = [&gaps](limpid::At a) { return a.q != 7 && a.q != 40 && gaps(a.q, a.k) > -0.5; };  // two empty rows
+  Stack stack(limpid::softmax(limpid::mask(keep)), 3, 2, 41);
+  for (const Fuse fuse : {Fuse::mean, Fuse::max, Fuse::min})
+    for (const double residual : {0.5, 0.25, 0.0})
+      for (const bool normalise : {true, false}) {
+        const RolloutOptions o{.residual = residual, .fuse = fuse, .normalise = normalise};
+        const M dense = stack.dense(o);
+        CHECK(distance(stack.all(o), dense) < 1e-14);
+        CHECK(distance(stack.rows(o, random(2, 41, 5)), product(random(2, 41, 5), dense)) < 1e-14);
+        if (normalise && residual > 0) CHECK(distance(suite::row_sums(dense), M::Ones(41, 1)) < 1e-14);
+      }
+  Rollout<double> one;
+  one.start(41, 40);  // a token without keys hands on itself
+  one.layer(stack.op, stack.in(2), stack.saved[2]);
+  CHECK(distance(one.rows(), M::Identity(41, 41).row(40)) == 0);
+}
+
+TEST_CASE("rollout identities: the identity, one map, a triangle, one token; twicing's effective maps") {
+  Stack causal(limpid::softmax(limpid::causal()), 3, 2, 19);
+  CHECK(distance(causal.all({.residual = 1}), M::Identity(19, 19)) < 1e-15);
+  const M triangle = causal.all({});
+  for (Index i = 0; i < 19; ++i)
+    for (Index j = i + 1; j < 19; ++j) CHECK(triangle(i, j) == 0);
+  Stack one(limpid::softmax(), 1, 1, 19);
+  CHECK(distance(one.all({.residual = 0}), one.map(0, 0)) < 1e-15);
+  Stack token(limpid::softmax(), 2, 3, 1);
+  CHECK(distance(token.all({}), M::Ones(1, 1)) < 1e-15);
+  Stack twicing(limpid::twicing(), 2, 2, 23);
+  CHECK(distance(twicing.all({}), twicing.dense({})) < 1e-14);
+}
+
+TEST_CASE("rollout gradients of queries and keys are those of central differences") {
+  Stack stack(limpid::softmax(limpid::causal()), 3, 2, 9);
+  const M first = M::Identity(9, 9).topRows(7).bottomRows(2), drows = random(2, 9, 77);
+  const RolloutOptions o{.residual = 0.4, .gradient = true};
+  Rollout<double> rollout(o);
+  rollout.start(first);
+  for (std::size_t l = 3; l-- > 0;) rollout.layer(stack.op, stack.in(l), stack.saved[l]);
+  rollout.start_gradient(drows);
+  for (std::size_t l = 0; l < 3; ++l) {
+    M dq = stack.q[l], dk = stack.k[l];
+    rollout.gradient(stack.op, stack.in(l), stack.saved[l], {.q = dq, .k = dk, .v = {}});
+    const auto value = [&] {
+      M out(9, 8);
+      limpid::forward(stack.op, stack.in(l), out, {.heads = 2, .saved = &stack.saved[l]});
+      return stack.rows({.residual = 0.4}, first).cwiseProduct(drows).sum();
+    };
+    CHECK(distance(dq, limpid::numeric_gradient(stack.q[l], value)) < 1e-8);
+    CHECK(distance(dk, limpid::numeric_gradient(stack.k[l], value)) < 1e-8);
+    value();
+  }
+}
+
+TEST_CASE("rollout refuses what it cannot mean") {
+  Stack stack(limpid::softmax(), 1, 1, 5);
+  Rollout<double> rollout;
+  CHECK_THROWS_WITH(Rollout<double>({.residual = 1.5}), "rollout: residual is 1.500000, wanted it in [0, 1]");
+  CHECK_THROWS_WITH(rollout.start(5, 5), "rollout: token is 5, wanted it in [0, 5)");
+  rollout.start(6, 0);
+  CHECK_THROWS_WITH(rollout.layer(stack.op, stack.in(0), stack.saved[0]),
+                    "softmax: rollout over a map 5 x 5, wanted 6 x 6");
+  const M drows = M::Ones(1, 6);
+  CHECK_THROWS_WITH(rollout.start_gradient(drows),
+                    "rollout: a gradient wants RolloutOptions{.gradient = true} and Fuse::mean");
+}
