@@ -67,7 +67,28 @@ inline std::string short_number(double x) {
   return text;
 }
 
-inline void print_table(std::vector<Row> rows) {
+/// Rows of several runs as those of one: the median of a row's figures, between the least and the largest of them. The
+/// note is that of the first run.
+inline std::vector<Row> across_runs(const std::vector<Row>& rows) {
+  std::vector<Row> joined;
+  std::vector<std::vector<double>> figures;
+  for (const Row& r : rows) {
+    const auto same = [&r](const Row& j) { return j.section == r.section && j.name == r.name; };
+    const auto at = std::find_if(joined.begin(), joined.end(), same) - joined.begin();
+    if (at == static_cast<std::ptrdiff_t>(joined.size())) {
+      joined.push_back(r);
+      figures.emplace_back();
+    }
+    figures[static_cast<std::size_t>(at)].push_back(r.figure.value);
+  }
+  for (std::size_t i = 0; i < joined.size(); ++i)
+    if (figures[i].size() > 1)
+      joined[i].figure = {median(figures[i]), quantile(figures[i], 0), quantile(figures[i], 1)};
+  return joined;
+}
+
+/// `spread_title` says what stands beside the figures.
+inline void print_table(std::vector<Row> rows, const char* spread_title) {
   // Sections in the order they first appear, whatever order their rows were measured in.
   std::vector<std::string> sections;
   for (const Row& r : rows)
@@ -85,7 +106,7 @@ inline void print_table(std::vector<Row> rows) {
   for (const Row& r : rows) {
     if (r.section != section) {
       section = r.section;
-      std::printf("\n%s\n%-*s %9s %15s %9s %9s\n", section.c_str(), w + 2, "", "figure", "quartiles", "must", "aim");
+      std::printf("\n%s\n%-*s %9s %15s %9s %9s\n", section.c_str(), w + 2, "", "figure", spread_title, "must", "aim");
     }
     const std::string name = r.unit.empty() ? r.name : r.name + ", " + r.unit;
     const std::string sign = r.better == Better::larger ? ">= " : "<= ";

@@ -2,10 +2,13 @@
 // SPDX-License-Identifier: MIT
 //
 // Built three times from this one file: for the machine at hand, for AVX2 and for SSE2. `targets measure` measures what
-// its build can tell and stores rows as JSON; `targets table` prints any number of such files as one table.
+// its build can tell and stores rows as JSON; `targets table` prints any number of such files as one table,
+// medians over runs where several hold the same rows.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <map>
 #include <regex>
 
 #include "session.hpp"
@@ -79,6 +82,7 @@ int measure(Session& s, const std::string& part, const std::string& only, const 
 
 int table(const std::vector<std::string>& files) {
   std::vector<Row> rows;
+  std::map<std::string, int> runs;  // of each build
   for (const std::string& name : files) {
     std::ifstream in(name);
     if (!in) {
@@ -96,8 +100,10 @@ int table(const std::vector<std::string>& files) {
       if (const auto text = c.at(peer).get<std::string>(); &name == &files.front() && !text.empty())
         std::printf("  peer: %s\n", text.c_str());
     for (const auto& row : j.at("rows")) rows.push_back(row.get<Row>());
+    ++runs[c.at("instruction_set").get<std::string>()];
   }
-  print_table(rows);
+  const bool several = std::any_of(runs.begin(), runs.end(), [](const auto& r) { return r.second > 1; });
+  print_table(across_runs(rows), several ? "runs" : "quartiles");
   return 0;
 }
 
@@ -124,7 +130,7 @@ int main(int argc, char** argv) {
   m->add_option("--seconds", session.effort.seconds, "seconds of a candidate in a round")->capture_default_str();
   m->add_option("--json", output, "where the rows go")->capture_default_str();
 
-  auto* t = app.add_subcommand("table", "print stored rows as one table");
+  auto* t = app.add_subcommand("table", "print stored rows as one table; of several runs, their medians");
   t->add_option("files", inputs, "files written by measure")->required();
 
   auto* c = app.add_subcommand("memory", "peak memory of one call, run by measure in a process of its own");
