@@ -33,9 +33,9 @@ inline namespace LIMPID_ABI {
 ///   }
 ///   relevance.of(image);  // batch x n_image
 ///
-/// Without the gradients' interest `grad` may be empty. Of operators with several passes (twicing, boosting) A is the
-/// map of one pass. Kept: a row for every stream and for every attention of a stage, reused. Errors: relevance is what
-/// the backward pass computes, so its bounds hold.
+/// Where gradients are of no interest `grad` may be empty. Of operators with several passes (twicing, boosting) A is
+/// the map of one pass. Kept: a row for every stream and for every attention of a stage, reused; nothing is allocated
+/// after the first explanation. Error in double: within 1e-12 of the dense formula, as a test asserts.
 template <class S>
 class Relevance {
  public:

@@ -39,6 +39,7 @@ struct RolloutOptions {
 /// streams see Relevance. Kept: r x n numbers for r rows, with max and min two blocks of rows of a map; nothing is
 /// allocated after the first layer. Cost of a layer and head, plain attention's forward being 4 n² d: about
 /// n² (2 d + 2 r), as much again for the row sums if normalised.
+/// Error in double: rows within 1e-14 of the formula, gradients within 1e-8 of central differences, as tests assert.
 template <class S>
 class Rollout {
  public:
