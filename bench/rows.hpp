@@ -81,9 +81,13 @@ inline std::vector<Row> across_runs(const std::vector<Row>& rows) {
     }
     figures[static_cast<std::size_t>(at)].push_back(r.figure.value);
   }
-  for (std::size_t i = 0; i < joined.size(); ++i)
-    if (figures[i].size() > 1)
+  for (std::size_t i = 0; i < joined.size(); ++i) {
+    const auto missing = [](double f) { return std::isnan(f); };
+    if (std::any_of(figures[i].begin(), figures[i].end(), missing))
+      joined[i].figure = {};  // not measured in one is not measured
+    else if (figures[i].size() > 1)
       joined[i].figure = {median(figures[i]), quantile(figures[i], 0), quantile(figures[i], 1)};
+  }
   return joined;
 }
 
