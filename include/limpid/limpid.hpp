@@ -7,6 +7,7 @@
 
 #include "check/gradient.hpp"
 #include "explain/guidance.hpp"
+#include "explain/metrics.hpp"
 #include "explain/relevance.hpp"
 #include "explain/rollout.hpp"
 #include "layer/aot.hpp"

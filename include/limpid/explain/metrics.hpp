@@ -1,0 +1,396 @@
+// limpid: scoring explanations: what removing tokens does to a prediction, and whether relevance lies on the object.
+// SPDX-License-Identifier: MIT
+//
+// An explanation is a row of n numbers, r (1 x n), of several inputs B x n. All is computed in double. Definitions
+// follow the code of Chefer, Gur and Wolf (CVPR 2021, 2012.09838), ERASER (DeYoung et al. 2020), RISE's causal metrics
+// and Quantus (Hedstrom et al. 2023) where nothing else is said. Memory O(B n), or what the model's own call takes.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../core/args.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// Most relevant first, or least relevant first. Equal values keep the lower index first in both (ours: without a rule
+/// results would not be reproducible), so under ties one is not the other turned round.
+enum class Order { positive, negative };
+
+template <class R>
+std::vector<Index> relevance_order(R&& r_, Order order = Order::positive) {
+  const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
+  std::vector<Index> at(static_cast<std::size_t>(r.cols));
+  std::iota(at.begin(), at.end(), Index(0));
+  std::stable_sort(at.begin(), at.end(),
+                   [&](Index a, Index b) { return order == Order::positive ? r(0, a) > r(0, b) : r(0, a) < r(0, b); });
+  return at;
+}
+
+namespace detail {
+
+template <class A, class B>
+void check_rows(const char* what, const A& a, const B& b) {
+  if (a.rows != b.rows || a.cols != b.cols || a.cols < 1)
+    raise(std::string(what) + ": got " + shape_text(a.rows, a.cols) + " and " + shape_text(b.rows, b.cols) +
+          ", wanted two of the same shape, not empty");
+}
+
+/// a / b, and 0 where b is 0.
+inline double quotient(double a, double b) { return b == 0 ? 0 : a / b; }
+
+inline double pearson(const std::vector<double>& a, const std::vector<double>& b) {
+  const auto n = static_cast<double>(a.size());
+  const double mean_a = std::accumulate(a.begin(), a.end(), 0.0) / n,
+               mean_b = std::accumulate(b.begin(), b.end(), 0.0) / n;
+  double ab = 0, aa = 0, bb = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    ab += (a[i] - mean_a) * (b[i] - mean_b);
+    aa += (a[i] - mean_a) * (a[i] - mean_a), bb += (b[i] - mean_b) * (b[i] - mean_b);
+  }
+  return quotient(ab, std::sqrt(aa * bb));
+}
+
+template <class S>
+std::vector<double> numbers(const View<S>& r) {
+  std::vector<double> out(static_cast<std::size_t>(r.cols));
+  for (Index j = 0; j < r.cols; ++j) out[static_cast<std::size_t>(j)] = static_cast<double>(r(0, j));
+  return out;
+}
+
+/// Ranks from 1; equal values share the mean of theirs.
+inline std::vector<double> mean_ranks(const std::vector<double>& x) {
+  std::vector<std::size_t> at(x.size());
+  std::iota(at.begin(), at.end(), std::size_t(0));
+  std::sort(at.begin(), at.end(), [&](std::size_t a, std::size_t b) { return x[a] < x[b]; });
+  std::vector<double> ranks(x.size());
+  for (std::size_t i = 0, end = 0; i < at.size(); i = end) {
+    for (end = i; end < at.size() && x[at[end]] == x[at[i]];) ++end;
+    for (std::size_t s = i; s < end; ++s) ranks[at[s]] = (static_cast<double>(i + 1) + static_cast<double>(end)) / 2;
+  }
+  return ranks;
+}
+
+}  // namespace detail
+
+/// Correlation of two explanations, or of two of anything, in [-1, 1]; 0 where one is constant.
+template <class A, class B>
+double pearson(A&& a_, B&& b_) {
+  const View<detail::ScalarOf<A>> a(std::forward<A>(a_)), b(std::forward<B>(b_));
+  detail::check_rows("pearson", a, b);
+  return detail::pearson(detail::numbers(a), detail::numbers(b));
+}
+/// The same of their ranks, ties sharing the mean of theirs.
+template <class A, class B>
+double spearman(A&& a_, B&& b_) {
+  const View<detail::ScalarOf<A>> a(std::forward<A>(a_)), b(std::forward<B>(b_));
+  detail::check_rows("spearman", a, b);
+  return detail::pearson(detail::mean_ranks(detail::numbers(a)), detail::mean_ranks(detail::numbers(b)));
+}
+
+/// |first k of a and first k of b| / k, both most relevant first.
+template <class A, class B>
+double top_k_overlap(A&& a_, B&& b_, Index k) {
+  const View<detail::ScalarOf<A>> a(std::forward<A>(a_)), b(std::forward<B>(b_));
+  detail::check_rows("top_k_overlap", a, b);
+  if (k < 1 || k > a.cols)
+    detail::raise("top_k_overlap: k is " + detail::text_of(k) + ", wanted it in [1, " + detail::text_of(a.cols) + "]");
+  const std::vector<Index> first = relevance_order(a), second = relevance_order(b);
+  Index both = 0;
+  for (Index i = 0; i < k; ++i)
+    both += std::count(second.begin(), second.begin() + k, first[static_cast<std::size_t>(i)]);
+  return static_cast<double>(both) / static_cast<double>(k);
+}
+
+/// Concentration: 0 where all |r| are equal, 1 - 1/n where one is not zero.
+template <class R>
+double gini(R&& r_) {
+  const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
+  std::vector<double> a = detail::numbers(r);
+  for (double& x : a) x = std::abs(x);
+  std::sort(a.begin(), a.end());
+  const auto n = static_cast<double>(a.size());
+  double weighted = 0, sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) weighted += (2 * static_cast<double>(i + 1) - n - 1) * a[i], sum += a[i];
+  return detail::quotient(weighted, n * sum);
+}
+/// Entropy of |r| / sum |r|, in nats: log n where all are equal, 0 where one is not zero.
+template <class R>
+double relevance_entropy(R&& r_) {
+  const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
+  double sum = 0, entropy = 0;
+  for (Index j = 0; j < r.cols; ++j) sum += std::abs(static_cast<double>(r(0, j)));
+  for (Index j = 0; j < r.cols; ++j)
+    if (const double q = detail::quotient(std::abs(static_cast<double>(r(0, j))), sum); q > 0)
+      entropy -= q * std::log(q);
+  return entropy;
+}
+
+/// Localisation on an object, mask (1 x n) true where it is: share of the positive relevance that lies on it.
+template <class R>
+double mass_accuracy(R&& r_, const View<bool>& mask) {
+  const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
+  detail::check_rows("mass_accuracy", r, mask);
+  double on = 0, all = 0;
+  for (Index j = 0; j < r.cols; ++j) {
+    const double x = std::max(0.0, static_cast<double>(r(0, j)));
+    all += x, on += mask(0, j) ? x : 0;
+  }
+  return detail::quotient(on, all);
+}
+/// Share of the s most relevant tokens that lie on it, s its size.
+template <class R>
+double rank_accuracy(R&& r_, const View<bool>& mask) {
+  const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
+  detail::check_rows("rank_accuracy", r, mask);
+  const std::vector<Index> order = relevance_order(r);
+  Index size = 0, on = 0;
+  for (Index j = 0; j < r.cols; ++j) size += mask(0, j) ? 1 : 0;
+  for (Index i = 0; i < size; ++i) on += mask(0, order[static_cast<std::size_t>(i)]) ? 1 : 0;
+  return detail::quotient(static_cast<double>(on), static_cast<double>(size));
+}
+/// Whether the most relevant token lies on it.
+template <class R>
+bool pointing(R&& r_, const View<bool>& mask) {
+  const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
+  detail::check_rows("pointing", r, mask);
+  return mask(0, relevance_order(r).front());
+}
+
+/// A set of heat maps against ground truth, an image a row (N x pixels; bring them to one size first). With
+/// H = (heat - min) / (max - min), 0 where flat, the foreground is where H exceeds its mean.
+struct Segmentation {
+  double pixel_accuracy = 0;                                    ///< correct pixels / pixels, over the whole set
+  double background_iou = 0, foreground_iou = 0, mean_iou = 0;  ///< intersections and unions summed over the set
+  std::vector<double> average_precision;  ///< an image each: (1 - H, H) of all pixels against (not M, M), pooled
+  double mean_average_precision = 0;
+  std::vector<double> f1;  ///< of the foreground, 0 where undefined
+};
+
+template <class H>
+Segmentation segmentation(H&& heat_, const View<bool>& mask) {
+  const View<detail::ScalarOf<H>> heat(std::forward<H>(heat_));
+  detail::check_rows("segmentation", heat, mask);
+  Segmentation out;
+  double correct = 0, hit[2] = {}, either[2] = {};
+  for (Index image = 0; image < heat.rows; ++image) {
+    std::vector<double> h = detail::numbers(heat.block(image, 0, 1, heat.cols));
+    const auto [low, high] = std::minmax_element(h.begin(), h.end());
+    const double least = *low, range = *high - *low;
+    for (double& x : h) x = detail::quotient(x - least, range);
+    const double mean = std::accumulate(h.begin(), h.end(), 0.0) / static_cast<double>(h.size());
+    double both = 0, found = 0, wanted = 0;
+    std::vector<std::pair<double, bool>> pool;
+    for (std::size_t p = 0; p < h.size(); ++p) {
+      const bool truth = mask(image, static_cast<Index>(p)), said = h[p] > mean;
+      correct += truth == said;
+      for (const bool c : {false, true}) {
+        hit[c] += truth == c && said == c;
+        either[c] += truth == c || said == c;
+      }
+      both += truth && said, found += said, wanted += truth;
+      pool.emplace_back(1 - h[p], !truth), pool.emplace_back(h[p], truth);
+    }
+    out.f1.push_back(detail::quotient(2 * both, found + wanted));
+    // every threshold once: the recall it adds times the precision it has
+    std::sort(pool.begin(), pool.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+    double right = 0, precision_sum = 0;
+    for (std::size_t i = 0, end = 0; i < pool.size(); i = end) {
+      double more = 0;
+      for (end = i; end < pool.size() && pool[end].first == pool[i].first; ++end) more += pool[end].second;
+      right += more;
+      precision_sum += more * right / static_cast<double>(end);
+    }
+    out.average_precision.push_back(detail::quotient(precision_sum, static_cast<double>(h.size())));
+    out.mean_average_precision += out.average_precision.back() / static_cast<double>(heat.rows);
+  }
+  out.pixel_accuracy = correct / static_cast<double>(heat.rows * heat.cols);
+  out.background_iou = detail::quotient(hit[0], either[0]), out.foreground_iou = detail::quotient(hit[1], either[1]);
+  out.mean_iou = (out.background_iou + out.foreground_iou) / 2;
+  return out;
+}
+
+enum class Rounding { floor, ceil };
+
+struct PerturbationOptions {
+  std::vector<double> fractions{0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9};  ///< of tokens, rising
+  Rounding rounding = Rounding::floor;  ///< of fraction times n, to 1e-9 (ours: 0.29 of 100 is 29)
+};
+
+/// What removing tokens does to p, the probability of the target; p0 that on the intact input.
+struct Perturbation {
+  std::vector<double> probability;                           ///< p0, an input each
+  std::vector<double> positive_accuracy, negative_accuracy;  ///< by fraction: lower is better, higher is better
+  double positive_auc = 0, negative_auc = 0;                 ///< trapezoids over the fractions' span
+  Mat<double> deletion, insertion;                           ///< B x (n + 1): p without, or with only, the first k
+  std::vector<double> deletion_auc, insertion_auc;           ///< lower is better, higher is better
+  Mat<double> comprehensiveness, sufficiency;                ///< B x fractions: p0 - p without, p0 - p with only
+  double aopc_comprehensiveness = 0, aopc_sufficiency = 0;   ///< their means
+};
+
+/// The class the model finds most probable, an input each (the first of equal ones); probabilities B x C.
+template <class P>
+std::vector<Index> predicted_classes(P&& probabilities_) {
+  const View<detail::ScalarOf<P>> probabilities(std::forward<P>(probabilities_));
+  std::vector<Index> out;
+  for (Index b = 0; b < probabilities.rows; ++b) {
+    Index best = 0;
+    for (Index c = 1; c < probabilities.cols; ++c)
+      if (probabilities(b, c) > probabilities(b, best)) best = c;
+    out.push_back(best);
+  }
+  return out;
+}
+
+/// Inputs of which tokens are replaced by a baseline, and the model that sees them: x (B n) x D, r B x n, baseline 1 x
+/// D or empty for zeros, target a class an input, model a function of a Mat<S> like x that returns probabilities B x C.
+template <class S>
+class Perturber {
+ public:
+  using Model = std::function<Mat<S>(const Mat<S>&)>;
+
+  Perturber(const View<S>& x, const View<S>& r, const View<S>& baseline, std::vector<Index> target, Model model)
+      : x_(x), r_(r), baseline_(baseline), target_(std::move(target)), model_(std::move(model)) {
+    if (r.cols < 1 || r.rows < 1 || x.rows != r.rows * r.cols)
+      detail::raise("perturbation: x is " + detail::shape_text(x.rows, x.cols) + " and r " +
+                    detail::shape_text(r.rows, r.cols) + ", wanted x to have a row for every entry of r");
+    if (baseline.given() && (baseline.rows != 1 || baseline.cols != x.cols))
+      detail::raise("perturbation: baseline is " + detail::shape_text(baseline.rows, baseline.cols) + ", wanted " +
+                    detail::shape_text(1, x.cols));
+    if (static_cast<Index>(target_.size()) != r.rows)
+      detail::raise("perturbation: " + detail::text_of(target_.size()) + " targets, wanted " + detail::text_of(r.rows));
+  }
+
+  /// All curves at once: 2 (n + 1) + fractions calls of the model.
+  Perturbation curves(const PerturbationOptions& options = {}) const {
+    const Index batch = r_.rows, n = r_.cols;
+    const auto count = static_cast<Index>(options.fractions.size());
+    const std::vector<Index> taken = counts(options);
+    Perturbation out;
+    out.deletion.resize(batch, n + 1), out.insertion.resize(batch, n + 1);
+    std::vector<double> right(static_cast<std::size_t>(n + 1));
+    for (Index k = 0; k <= n; ++k) {
+      right[static_cast<std::size_t>(k)] = see(removed(Order::positive, k, false), out.deletion, k);
+      see(removed(Order::positive, k, true), out.insertion, k);
+    }
+    for (Index b = 0; b < batch; ++b) {
+      out.probability.push_back(out.deletion(b, 0));
+      out.deletion_auc.push_back(area(out.deletion, b)), out.insertion_auc.push_back(area(out.insertion, b));
+    }
+    Mat<double> unused(batch, 1);
+    out.comprehensiveness.resize(batch, count), out.sufficiency.resize(batch, count);
+    for (Index t = 0; t < count; ++t) {
+      const Index k = taken[static_cast<std::size_t>(t)];
+      out.positive_accuracy.push_back(right[static_cast<std::size_t>(k)]);
+      out.negative_accuracy.push_back(see(removed(Order::negative, k, false), unused, 0));
+      for (Index b = 0; b < batch; ++b) {
+        out.comprehensiveness(b, t) = out.deletion(b, 0) - out.deletion(b, k);
+        out.sufficiency(b, t) = out.deletion(b, 0) - out.insertion(b, k);
+      }
+    }
+    out.positive_auc = area(options.fractions, out.positive_accuracy);
+    out.negative_auc = area(options.fractions, out.negative_accuracy);
+    out.aopc_comprehensiveness = out.comprehensiveness.mean(), out.aopc_sufficiency = out.sufficiency.mean();
+    return out;
+  }
+
+  /// Correlation, over the subsets of tokens given, of their relevance and of what removing them takes from p; an input
+  /// each. Subsets of one token: the faithfulness estimate; first 1, 2, ... of the order: sensitivity-n.
+  std::vector<double> faithfulness_correlation(const std::vector<std::vector<Index>>& subsets) const {
+    const Index batch = r_.rows, n = r_.cols;
+    Mat<double> before(batch, 1), after(batch, 1);
+    see(copied(), before, 0);
+    std::vector<std::vector<double>> sums(static_cast<std::size_t>(batch)), drops = sums;
+    for (const std::vector<Index>& subset : subsets) {
+      Mat<S> x = copied();
+      for (const Index j : subset) {
+        if (j < 0 || j >= n)
+          detail::raise("perturbation: token " + detail::text_of(j) + " in a subset, wanted it in [0, " +
+                        detail::text_of(n) + ")");
+        for (Index b = 0; b < batch; ++b) replace(x, b, j);
+      }
+      see(x, after, 0);
+      for (Index b = 0; b < batch; ++b) {
+        double sum = 0;
+        for (const Index j : subset) sum += static_cast<double>(r_(b, j));
+        sums[static_cast<std::size_t>(b)].push_back(sum);
+        drops[static_cast<std::size_t>(b)].push_back(before(b, 0) - after(b, 0));
+      }
+    }
+    std::vector<double> out;
+    for (std::size_t b = 0; b < sums.size(); ++b) out.push_back(detail::pearson(sums[b], drops[b]));
+    return out;
+  }
+
+ private:
+  std::vector<Index> counts(const PerturbationOptions& options) const {
+    std::vector<Index> out;
+    for (const double f : options.fractions) {
+      if (!(f >= 0 && f <= 1))
+        detail::raise("perturbation: a fraction is " + std::to_string(f) + ", wanted it in [0, 1]");
+      const double exact = static_cast<double>(r_.cols) * f;
+      out.push_back(
+          static_cast<Index>(options.rounding == Rounding::floor ? std::floor(exact + 1e-9) : std::ceil(exact - 1e-9)));
+    }
+    return out;
+  }
+  Mat<S> copied() const {
+    Mat<S> x(x_.rows, x_.cols);
+    detail::copy<S>(x_, x);
+    return x;
+  }
+  void replace(Mat<S>& x, Index b, Index j) const {
+    for (Index c = 0; c < x.cols(); ++c) x(b * r_.cols + j, c) = baseline_.given() ? baseline_(0, c) : S(0);
+  }
+  /// Without the first k of the order, or with only these.
+  Mat<S> removed(Order order, Index k, bool keep) const {
+    Mat<S> x = copied();
+    for (Index b = 0; b < r_.rows; ++b) {
+      const std::vector<Index> at = relevance_order(r_.block(b, 0, 1, r_.cols), order);
+      for (Index i = keep ? k : 0; i < (keep ? r_.cols : k); ++i) replace(x, b, at[static_cast<std::size_t>(i)]);
+    }
+    return x;
+  }
+  /// Column k of p becomes the targets' probabilities; returned: how often the target is the class predicted.
+  double see(const Mat<S>& x, Mat<double>& p, Index k) const {
+    const Mat<S> probabilities = model_(x);
+    if (probabilities.rows() != r_.rows)
+      detail::raise("perturbation: the model returned " +
+                    detail::shape_text(probabilities.rows(), probabilities.cols()) + ", wanted " +
+                    detail::text_of(r_.rows) + " rows");
+    const std::vector<Index> found = predicted_classes(probabilities);
+    double right = 0;
+    for (Index b = 0; b < r_.rows; ++b) {
+      const Index wanted = target_[static_cast<std::size_t>(b)];
+      if (wanted < 0 || wanted >= probabilities.cols())
+        detail::raise("perturbation: target is " + detail::text_of(wanted) + ", wanted it in [0, " +
+                      detail::text_of(probabilities.cols()) + ")");
+      p(b, k) = static_cast<double>(probabilities(b, wanted));
+      right += found[static_cast<std::size_t>(b)] == wanted;
+    }
+    return right / static_cast<double>(r_.rows);
+  }
+  static double area(const Mat<double>& curve, Index b) {
+    const Index n = curve.cols() - 1;
+    return (curve.row(b).sum() - (curve(b, 0) + curve(b, n)) / 2) / static_cast<double>(n);
+  }
+  static double area(const std::vector<double>& f, const std::vector<double>& y) {
+    double sum = 0;
+    for (std::size_t t = 0; t + 1 < f.size(); ++t) sum += (y[t] + y[t + 1]) / 2 * (f[t + 1] - f[t]);
+    return f.empty() ? 0 : detail::quotient(sum, f.back() - f.front());
+  }
+
+  View<S> x_, r_, baseline_;
+  std::vector<Index> target_;
+  Model model_;
+};
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid
