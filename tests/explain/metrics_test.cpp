@@ -32,7 +32,7 @@ TEST_CASE("rank statistics and concentration at their ends") {
   CHECK(limpid::relevance_entropy(same) == Approx(std::log(12)).epsilon(1e-14));
   CHECK(limpid::relevance_entropy(one) == 0);
   CHECK(limpid::relevance_order(same).front() == 0);  // ties: the lower index, both ways
-  CHECK(limpid::relevance_order(same, limpid::Order::negative).front() == 0);
+  CHECK(limpid::relevance_order(same, limpid::RemovalOrder::negative).front() == 0);
 }
 
 TEST_CASE("a heat map that is the object scores one everywhere") {
@@ -109,4 +109,11 @@ TEST_CASE("scores refuse what does not fit") {
                     "perturbation: target is 3, wanted it in [0, 3)");
   CHECK_THROWS_WITH(limpid::Perturber<double>(x, r, {}, {0, 0}, model).curves({.fractions = {1.5}}),
                     "perturbation: a fraction is 1.500000, wanted it in [0, 1]");
+  CHECK_THROWS_WITH(limpid::Perturber<double>(x, r, {}, {0, 0}, model).curves({.fractions = {0.5, 0.1}}),
+                    "perturbation: fractions fall, wanted them rising");
+  CHECK_THROWS_WITH(limpid::gini(r), "gini: got 2 x 4, wanted one row, not empty");
+  M hole = a;
+  hole(0, 2) = std::nan("");
+  CHECK_THROWS_WITH(limpid::spearman(hole, a), "spearman: entry 2 is NaN");
+  CHECK_THROWS_WITH(limpid::relevance_order(hole), "relevance_order: entry 2 is NaN");
 }

@@ -157,8 +157,8 @@ TEST_CASE("guided attention: the readout, and the gradient of the logit and what
   const Index r = 2, wide = heads * (width + r);
   const M w = random(batch * 9, r, 50), u = random(batch * 9, heads * r, 51);
   M v(batch * 9, wide), dout(batch * 9, wide), out(batch * 9, wide), dv(batch * 9, wide), dq = a.q;
-  limpid::beside(a.v, w, heads, v);
-  limpid::beside(a.dout, u, heads, dout);
+  limpid::append_columns(a.v, w, heads, v);
+  limpid::append_columns(a.dout, u, heads, dout);
   for (Index h = 0; h < heads; ++h) {  // w for all heads, u for each
     const Index at = h * (width + r);
     CHECK(distance(v.middleCols(at, width), a.v.middleCols(h * width, width)) == 0);
@@ -189,12 +189,12 @@ TEST_CASE("guided attention: the readout, and the gradient of the logit and what
   M alone = a.v;
   limpid::backward(limpid::softmax(), qkv(a.q, a.k, a.v), a.saved, a.dout, {.q = {}, .k = {}, .v = alone});
   CHECK(distance(kept, alone) < 1e-14);  // w is a constant: dv does not see it
-  CHECK_THROWS_AS(limpid::beside(a.v, w, heads, limpid::MutView<double>(a.v.data(), batch * 9, wide, wide)),
+  CHECK_THROWS_AS(limpid::append_columns(a.v, w, heads, limpid::MutView<double>(a.v.data(), batch * 9, wide, wide)),
                   limpid::ShapeError);  // out over x
   CHECK_THROWS_AS(limpid::split_columns(out, heads, out.leftCols(heads * width), {}), limpid::ShapeError);
   CHECK_THROWS_WITH(
-      limpid::beside(a.v, w, 3, v),
-      "beside: x is 18 x 8, more 18 x 2 and out 18 x 12, wanted out to hold x and more of each of 3 heads");
+      limpid::append_columns(a.v, w, 3, v),
+      "append_columns: x is 18 x 8, more 18 x 2 and out 18 x 12, wanted out to hold x and more of each of 3 heads");
 }
 
 TEST_CASE("a rewriting step keeps to its length, radius, bounds and region") {

@@ -18,8 +18,8 @@ struct GradientGuidance {
     const Index dv = v_heads.cols(), r = w.cols();
     Mat<S> v(m, heads * (dv + r)), dout(n, heads * (dv + r)), out = dout;
     const Mat<S> v_packed = keys.packed(v_heads), dout_packed = queries.packed(dout_heads);
-    limpid::beside(v_packed, w, heads, v);
-    limpid::beside(dout_packed, u, heads, dout);
+    limpid::append_columns(v_packed, w, heads, v);
+    limpid::append_columns(dout_packed, u, heads, dout);
 
     const auto op = limpid::softmax();
     limpid::Saved<std::remove_const_t<decltype(op)>, S> saved;

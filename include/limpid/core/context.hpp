@@ -67,6 +67,16 @@ typename P::Scalar vector_dot(const typename P::Scalar* a, const typename P::Sca
   return P::sum(sum) + dot(a + j, b + j, count - j);
 }
 
+/// Both for callers outside of the engine, who know no policy.
+template <class S>
+S squared_norm(View<S> x, Index i) {
+  return vector_dot<Native<S>>(x.row(i), x.row(i), x.cols);
+}
+template <class S>
+bool holds_finite(View<S> x) {
+  return all_finite<Native<S>>(x);
+}
+
 /// out_i = <a_i, b_i> for every row, each summed in the order of the register tile: where one weight is all but 1, the
 /// rows of out and of v are equal there, and delta takes all of dA away, to the last bit.
 template <class P>

@@ -192,7 +192,7 @@ struct Simd {
 
   /// Asks for a line of memory that is wanted soon, into the second cache, as the first would have to give up what is
   /// in use; or into the first. Any address will do. Volatile, so that the compiler keeps the order in which lines are
-  /// asked for: g++ 12 shuffled those of a few rows, and the machine no longer saw a stream (a quarter slower).
+  /// asked for: g++ 12 shuffled those of a few rows, and the machine no longer saw a stream.
   template <bool Near = false>
   LIMPID_INLINE static void fetch(const S* p, std::ptrdiff_t further) {
     const auto address = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(further) * sizeof(S);

@@ -20,12 +20,14 @@ inline namespace LIMPID_ABI {
 /// y + sum over heads of <u, A w>, says what attention the patterns w get (the readout A w, the last r columns of out),
 /// and its backward is exact, dA_ij = dout_i . v_j + u_i . w_j. So a region of keys can be asked about: w is 1 on it, u
 /// the strength at the token that reads. Drop the last r columns of dv (split_columns). After Cui, Fan and Chen 2026
-/// (2605.11392), whose text we could not obtain: the formulas are ours.
+/// (2605.11392), whose text we could not obtain: the formulas are ours. Costs attention r more value columns. Throws
+/// ShapeError where shapes do not fit or arrays overlap.
 ///
-///   limpid::beside(v, w, heads, guided_v);   limpid::forward(op, limpid::qkv(q, k, guided_v), out, {.saved = &saved});
-///   limpid::beside(dout, u, heads, guided_dout);   limpid::backward(op, ..., guided_dout, ..., relevance.ask());
+///   limpid::append_columns(v, w, heads, guided_v);   limpid::forward(op, limpid::qkv(q, k, guided_v), out, {.saved =
+///   &saved}); limpid::append_columns(dout, u, heads, guided_dout);   limpid::backward(op, ..., guided_dout, ...,
+///   relevance.ask());
 template <class X, class More, class Out>
-void beside(X&& x_, More&& more_, Index heads, Out&& out_) {
+void append_columns(X&& x_, More&& more_, Index heads, Out&& out_) {
   using S = detail::ScalarOf<Out>;
   const View<S> x(std::forward<X>(x_)), more(std::forward<More>(more_));
   const MutView<S> out(std::forward<Out>(out_));
@@ -33,11 +35,11 @@ void beside(X&& x_, More&& more_, Index heads, Out&& out_) {
   const bool fits = heads > 0 && x.cols % heads == 0 && out.cols % heads == 0 && more.rows == x.rows &&
                     out.rows == x.rows && (shared || more.cols == out.cols - x.cols);
   if (!fits)
-    detail::raise("beside: x is " + detail::shape_text(x.rows, x.cols) + ", more " +
+    detail::raise("append_columns: x is " + detail::shape_text(x.rows, x.cols) + ", more " +
                   detail::shape_text(more.rows, more.cols) + " and out " + detail::shape_text(out.rows, out.cols) +
                   ", wanted out to hold x and more of each of " + detail::text_of(heads) + " heads");
-  detail::refuse_overlap("beside", "out", View<S>(out), "x", x);
-  detail::refuse_overlap("beside", "out", View<S>(out), "more", more);
+  detail::refuse_overlap("append_columns", "out", View<S>(out), "x", x);
+  detail::refuse_overlap("append_columns", "out", View<S>(out), "more", more);
   const Index c = x.cols / heads, r = out.cols / heads - c;
   for (Index h = 0; h < heads; ++h) {
     detail::copy<S>(x.block(0, h * c, x.rows, c), out.block(0, h * (c + r), x.rows, c));
@@ -46,7 +48,7 @@ void beside(X&& x_, More&& more_, Index heads, Out&& out_) {
 }
 
 /// The way back: of every head's columns the first to `left` (rows x H c), the rest to `right` (rows x H r). Either may
-/// be empty if the other is not.
+/// be empty if the other is not. Throws as append_columns does.
 template <class X>
 void split_columns(X&& x_, Index heads, MutView<detail::ScalarOf<X>> left, MutView<detail::ScalarOf<X>> right) {
   using S = detail::ScalarOf<X>;
@@ -85,7 +87,8 @@ struct RewriteOptions {
 ///   d = region * gradient;   d / |d|_2 (l2) or sign(d);   x <- clip(clip(x + step d, start +- radius), low, high)
 ///
 /// x, start, gradient (rows x c), region (rows x 1, zero where nothing may change; empty: everywhere). A gradient of
-/// zero changes nothing. After Cui, Fan and Chen 2026 (2605.11392); the formulas are ours.
+/// zero changes nothing. Throws ShapeError where shapes or options do not fit. After Cui, Fan and Chen 2026
+/// (2605.11392); the formulas are ours.
 template <class X>
 void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> start, View<detail::ScalarOf<X>> region,
                   X&& x_, const RewriteOptions& options) {

@@ -99,7 +99,8 @@ class Rollout {
     u_ = drows.map().transpose();
     left_ = layers_;
   }
-  /// The layer's dq, dk and whatever else grad names but v, for one item (batch 1).
+  /// The layer's dq, dk and whatever else grad names but v, for one item (batch 1), of an operator with values v that
+  /// its map does not depend on. Cost and memory: a forward and a backward pass with values r wide, arrays of its own.
   template <class Op>
   void gradient(const Op& op, Inputs<Op, S> in, const Saved<Op, S>& saved, const Grads<Op, S>& grad,
                 const BackwardCall<S>& call = {}) {
@@ -108,6 +109,7 @@ class Rollout {
     if (d.batch != 1 || d.n != u_.rows())
       detail::raise(detail::operator_name(op) + ": the gradient of a rollout over batch " + detail::text_of(d.batch) +
                     " and n = " + detail::text_of(d.n) + ", wanted batch 1 and n = " + detail::text_of(u_.rows()));
+    if (grad.v.given()) detail::raise(detail::operator_name(op) + ": a rollout has no gradient for v");
     const Step& step = trail_[static_cast<std::size_t>(--left_)];
     const Index n = d.n, r = u_.cols();
     const S each = share() / S(static_cast<double>(d.heads));

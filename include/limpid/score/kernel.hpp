@@ -47,11 +47,6 @@ bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
   return false;
 }
 
-template <class S>
-S squared_norm(View<S> x, Index i) {
-  return vector_dot<Native<S>>(x.row(i), x.row(i), x.cols);
-}
-
 /// The arrays of a distance term about the middle of its keys: the median, column by column, of up to 33 of them, so
 /// that one that lies far away, which some queries may not see, cannot spoil the digits of the others. A key that no
 /// query keeps, or that is not finite, has no say at all.
@@ -60,7 +55,7 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
   constexpr Index most = 33;
   const Index w = term.k.cols, m = term.k.rows;
   S* middle = arena.take<S>(w);
-  const bool all_seen = !scores.can_mask() && all_finite<Native<S>>(term.k);
+  const bool all_seen = !scores.can_mask() && holds_finite(term.k);
   Index* seen = arena.take<Index>(m);
   Index count = 0;
   for (Index j = 0; j < m; ++j)
