@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
-#include <limpid/io/idx.hpp>
 #include <limpid/io/sheet.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
@@ -157,10 +156,9 @@ int main(int argc, char** argv) try {
     std::fprintf(stderr, "usage: collapse [PNG FILE] [IMAGES, at least 1] [IDX FILE]\n");
     return 2;
   }
-  const limpid::io::Tensor all = limpid::io::read_idx(data, wanted);
-  if (all.shape.size() != 3 || all.shape[0] < 1) throw std::runtime_error(data + ": wanted images");
-  const Index images = all.shape[0], rows = all.shape[1], cols = all.shape[2];
-  const std::vector<double> bytes = all.values<double>();
+  const std::vector<Image> all = read_images(data, wanted);
+  if (all.empty()) throw std::runtime_error(data + ": wanted images");
+  const Index images = std::ssize(all), rows = all[0].rows, cols = all[0].cols;
 
   const auto plain_op = limpid::nlm();
   const auto twicing_op = limpid::twicing(limpid::nlm());
@@ -170,10 +168,7 @@ int main(int argc, char** argv) try {
   using Pid = std::remove_const_t<decltype(pid_op)>;
   std::vector<double> plain, twiced, controlled, spectrum, twiced_spectrum;
   for (Index image = 0; image < images; ++image) {
-    Image pixels(rows, cols, 1);
-    for (Index i = 0; i < rows * cols; ++i)
-      pixels.pixels(i, 0) = static_cast<float>(bytes[static_cast<std::size_t>(image * rows * cols + i)] / 255.0);
-    const Tokens t(pixels);
+    const Tokens t(all[static_cast<std::size_t>(image)]);
     add_cosines(t, plain,
                 [&](const Mat<double>& v, Mat<double>& out) { limpid::forward(plain_op, inputs<Plain>(t, v), out); });
     add_cosines(t, twiced, [&](const Mat<double>& v, Mat<double>& out) {

@@ -12,7 +12,6 @@
 #include <filesystem>
 #include <functional>
 #include <limpid/exec/thread_pool.hpp>
-#include <limpid/io/idx.hpp>
 #include <limpid/io/npy.hpp>
 #include <limpid/io/sheet.hpp>
 #include <limpid/op/bilateral.hpp>
@@ -275,17 +274,6 @@ void progress(const std::string& what) {
     std::fprintf(stderr, "%s\n", what.c_str());
 }
 
-/// Draws a frame around one pixel of an image that has been enlarged by `factor`: green, which no colour map has.
-void mark(Image& image, Index row, Index col, Index factor) {
-  for (Index i = -1; i <= factor; ++i)
-    for (Index j = -1; j <= factor; ++j) {
-      const Index r = row * factor + i, c = col * factor + j;
-      const bool edge = i == -1 || j == -1 || i == factor || j == factor;
-      if (!edge || r < 0 || c < 0 || r >= image.rows || c >= image.cols) continue;
-      image(r, c, 0) = 0.2f, image(r, c, 1) = 1, image(r, c, 2) = 0.2f;
-    }
-}
-
 /// Signed weights over the image: blue or red, the more the larger; at 0 the image is left as it is.
 limpid::io::Rgb tint(float t) { return limpid::io::diverging(t < 0 ? -1.0f : 1.0f); }
 
@@ -337,17 +325,7 @@ std::vector<Image> load(const std::string& own, const std::string& data, Index c
     return {limpid::io::read_png(own, limpid::io::Channels::grey, limit)};
   }
   source = data;
-  const limpid::io::Tensor all = limpid::io::read_idx(data, count);
-  if (all.shape.size() != 3) throw limpid::io::FormatError(data + ": wanted images (3 axes)");
-  std::vector<Image> images;
-  const std::vector<float> values = all.values<float>();
-  const Index rows = all.shape[1], cols = all.shape[2];
-  for (Index i = 0; i < all.shape[0]; ++i) {
-    images.emplace_back(rows, cols, 1);
-    for (Index p = 0; p < rows * cols; ++p)
-      images.back().pixels(p, 0) = values[static_cast<std::size_t>(i * rows * cols + p)] / 255.0f;
-  }
-  return images;
+  return read_images(data, count);
 }
 
 }  // namespace

@@ -1,12 +1,14 @@
-// limpid: what the denoising example needs besides attention: noise, patches, PSNR and SSIM.
+// limpid: what the examples on images need besides attention: reading, noise, patches, a mark, PSNR and SSIM.
 // SPDX-License-Identifier: MIT
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limpid/io/idx.hpp>
 #include <limpid/io/image.hpp>
 #include <random>
+#include <string>
 #include <vector>
 
 /// Standard normal numbers by Box and Muller (1958). Written out because std::normal_distribution may differ from one
@@ -33,6 +35,34 @@ class Normal {
   double spare_ = 0;
   bool spare_ready_ = false;
 };
+
+/// The first images of an IDX file of bytes, grey, in [0, 1].
+inline std::vector<limpid::io::Image> read_images(const std::string& path, limpid::Index count) {
+  using limpid::Index;
+  const limpid::io::Tensor all = limpid::io::read_idx(path, count);
+  if (all.shape.size() != 3) throw limpid::io::FormatError(path + ": wanted images (3 axes)");
+  std::vector<limpid::io::Image> images;
+  const std::vector<float> values = all.values<float>();
+  const Index rows = all.shape[1], cols = all.shape[2];
+  for (Index i = 0; i < all.shape[0]; ++i) {
+    images.emplace_back(rows, cols, 1);
+    for (Index p = 0; p < rows * cols; ++p)
+      images.back().pixels(p, 0) = values[static_cast<std::size_t>(i * rows * cols + p)] / 255.0f;
+  }
+  return images;
+}
+
+/// Draws a frame around one pixel of an image that has been enlarged by `factor`: green, which no colour map has.
+inline void mark(limpid::io::Image& image, limpid::Index row, limpid::Index col, limpid::Index factor) {
+  using limpid::Index;
+  for (Index i = -1; i <= factor; ++i)
+    for (Index j = -1; j <= factor; ++j) {
+      const Index r = row * factor + i, c = col * factor + j;
+      const bool edge = i == -1 || j == -1 || i == factor || j == factor;
+      if (!edge || r < 0 || c < 0 || r >= image.rows || c >= image.cols) continue;
+      image(r, c, 0) = 0.2f, image(r, c, 1) = 1, image(r, c, 2) = 0.2f;
+    }
+}
 
 /// The image plus Gaussian noise of that standard deviation, not clipped.
 inline limpid::io::Image add_noise(const limpid::io::Image& clean, double sigma, std::uint64_t seed) {

@@ -13,7 +13,6 @@
 #include <functional>
 #include <limpid/explain/rollout.hpp>
 #include <limpid/io/color.hpp>
-#include <limpid/io/idx.hpp>
 #include <limpid/io/sheet.hpp>
 #include <limpid/op/nlm.hpp>
 #include <stdexcept>
@@ -61,17 +60,6 @@ Index tenths(Mat<float> row) {
   return count;
 }
 
-/// A frame of one pixel's width round a pixel of an enlarged picture.
-void mark(Image& image, Index row, Index col) {
-  for (Index i = -1; i <= enlargement; ++i)
-    for (Index j = -1; j <= enlargement; ++j)
-      if (i == -1 || j == -1 || i == enlargement || j == enlargement) {
-        const Index r = row * enlargement + i, c = col * enlargement + j;
-        if (r < 0 || c < 0 || r >= image.rows || c >= image.cols) continue;
-        image(r, c, 0) = 0.2f, image(r, c, 1) = 1, image(r, c, 2) = 0.2f;
-      }
-}
-
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -83,22 +71,18 @@ int main(int argc, char** argv) try {
     std::fprintf(stderr, "usage: rollout [PNG FILE] [IMAGES, at least 1] [IDX FILE]\n");
     return 2;
   }
-  const limpid::io::Tensor all = limpid::io::read_idx(data, wanted);
-  if (all.shape.size() != 3 || all.shape[0] < 1) throw std::runtime_error(data + ": wanted images");
-  const Index images = all.shape[0], rows = all.shape[1], cols = all.shape[2], n = rows * cols;
+  const std::vector<Image> all = read_images(data, wanted);
+  if (all.empty()) throw std::runtime_error(data + ": wanted images");
+  const Index images = std::ssize(all), rows = all[0].rows, cols = all[0].cols, n = rows * cols;
   const Index row = rows / 2, col = cols / 2, token = row * cols + col;
-  const std::vector<double> bytes = all.values<double>();
 
   std::printf("x <- (x + A x) / 2, noise of 25 of 255, pixel %ld, %ld\n\n", long(row), long(col));
   std::printf("image  layers   noisy  result  row x noisy pixels  pixels of 90 %% of the row\n");
   std::vector<limpid::io::Tile> tiles;
   for (Index image = 0; image < images; ++image) {
-    Image clean(rows, cols, 1);
-    for (Index i = 0; i < n; ++i)
-      clean.pixels(i, 0) = static_cast<float>(bytes[static_cast<std::size_t>(image * n + i)] / 255.0);
-    const Image noisy = add_noise(clean, sigma, static_cast<std::uint64_t>(image));
+    const Image noisy = add_noise(all[static_cast<std::size_t>(image)], sigma, static_cast<std::uint64_t>(image));
     Image whole = limpid::io::enlarge(limpid::io::to_rgb(clipped(noisy)), enlargement);
-    mark(whole, row, col);
+    mark(whole, row, col, enlargement);
     tiles.push_back({whole, "noisy", ""});
     for (const Index depth : {1, 3, 9}) {
       std::vector<Layer> layers;
@@ -117,7 +101,7 @@ int main(int argc, char** argv) try {
       others(0, token) = 0;
       const limpid::View<float> grid(others.data(), rows, cols, cols);
       Image heat = limpid::io::enlarge(limpid::io::overlay(clipped(noisy), grid), enlargement);
-      mark(heat, row, col);
+      mark(heat, row, col, enlargement);
       tiles.push_back({heat, depth == 1 ? "1 layer" : std::to_string(depth) + " layers", ""});
     }
   }
