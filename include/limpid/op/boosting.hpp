@@ -88,8 +88,8 @@ struct Boosting {
   void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
                const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, static_cast<const S*>(nullptr),
-                                  keep.lse.data, in.v, out, keep.u);
+    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, detail::Lse<const S>(),
+                                  detail::lse_of(keep.lse), in.v, out, keep.u);
   }
 
   template <class P, class S>
@@ -100,7 +100,7 @@ struct Boosting {
     const auto prepared = score.prepare(arena, in, at);
     const auto to = score.targets(arena, in, prepared, grad);
     detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, keep.lse.data, nullptr, nullptr, to.dq, to.dk, to.dbias};
+    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), nullptr, nullptr, to.dq, to.dk, to.dbias};
     plan.moments = to.moments;
     plan.accumulate_q = to.direct && accumulate.q;
     plan.accumulate_k = to.direct && accumulate.kv;
@@ -119,21 +119,21 @@ struct Boosting {
   void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
              MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, keep.lse.data, static_cast<S*>(nullptr), x,
-                                  out, MutView<S>());
+    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), detail::Lse<S>(),
+                                  x, out, MutView<S>());
   }
   template <class P, class S>
   void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
                         MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_transposed<P>(context, recurrence(in), prepared.scores, keep.lse.data, g, out);
+    detail::recurrence_transposed<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), g, out);
   }
   /// A block of E, from (q0, k0), as large as out.
   template <class P, class S>
   void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
                  MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_block<P>(context, recurrence(in), prepared.scores, keep.lse.data, q0, k0, out);
+    detail::recurrence_block<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), q0, k0, out);
   }
 };
 

@@ -95,13 +95,13 @@ V kept_step(const V& u, Index t, Index dv) {
 
 /// out = E v. known: the log-sum-exp, if it is; else it is found and written to lse. u (may be empty) keeps every u_t.
 template <class P, class Mods, class S = typename P::Scalar>
-void recurrence_forward(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, const S* known,
-                        S* lse, View<S> v, MutView<S> out, MutView<S> u) {
+void recurrence_forward(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores,
+                        Lse<const S> known, Lse<S> lse, View<S> v, MutView<S> out, MutView<S> u) {
   Arena& arena = context.arena();
   ArenaScope scope(arena);
   const Index n = v.rows, dv = v.cols;
   const auto sweep = [&](View<S> x, MutView<S> to) {
-    if (known) return smooth_known<P>(context, scores, known, x, to);
+    if (known.given()) return smooth_known<P>(context, scores, known, x, to);
     smooth<P>(context, scores, x, to, lse);
     known = lse;
   };
@@ -111,7 +111,8 @@ void recurrence_forward(const Context& context, const Recurrence<S>& r, const Sc
     sweep(v, now);
   } else {
     copy<S>(v, now);
-    if (r.sweeps() == 0 && !known) sweep(v.block(0, 0, n, 0), aw.block(0, 0, n, 0));  // nothing but the log-sum-exp
+    if (r.sweeps() == 0 && !known.given())
+      sweep(v.block(0, 0, n, 0), aw.block(0, 0, n, 0));  // nothing but the log-sum-exp
   }
   for (Index t = 1; t <= r.steps; ++t) {
     const MutView<S> before = now;
@@ -134,8 +135,8 @@ void recurrence_forward(const Context& context, const Recurrence<S>& r, const Sc
 
 /// out = E^T g with the log-sum-exp known.
 template <class P, class Mods, class S = typename P::Scalar>
-void recurrence_transposed(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, const S* lse,
-                           View<S> g, MutView<S> out) {
+void recurrence_transposed(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores,
+                           Lse<const S> lse, View<S> g, MutView<S> out) {
   Arena& arena = context.arena();
   ArenaScope scope(arena);
   const MutView<S> now = arena.matrix<S>(g.rows, g.cols), h = arena.matrix<S>(g.rows, g.cols);
@@ -230,7 +231,7 @@ void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPla
 
 /// A block of E from (q0, k0), as large as out: from columns or rows of the identity, whichever are fewer.
 template <class P, class Mods, class S = typename P::Scalar>
-void recurrence_block(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, const S* lse,
+void recurrence_block(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores, Lse<const S> lse,
                       Index q0, Index k0, MutView<S> out) {
   constexpr Index at_once = 64;
   const bool by_columns = out.cols <= out.rows;
@@ -243,7 +244,7 @@ void recurrence_block(const Context& context, const Recurrence<S>& r, const Scor
     unit.fill(S(0));
     for (Index i = 0; i < some; ++i) unit(first + c + i, i) = S(1);
     if (by_columns) {
-      recurrence_forward<P>(context, r, scores, lse, static_cast<S*>(nullptr), View<S>(unit), result, MutView<S>());
+      recurrence_forward<P>(context, r, scores, lse, Lse<S>(), View<S>(unit), result, MutView<S>());
       for (Index i = 0; i < out.rows; ++i)
         for (Index j = 0; j < some; ++j) out(i, c + j) = result(q0 + i, j);
     } else {
@@ -260,7 +261,7 @@ struct RecurrenceKeep {
   T lse, u;
   template <class Op, class F, class... K>
   static void visit_for(const Op& op, F&& f, const auto& head, K&&... k) {
-    f(Kept::stat, 1, true, k.lse...);
+    f(Kept::stat, 2, true, k.lse...);
     f(Kept::rows, (op.steps() + 1) * head.v.cols, false, k.u...);
   }
 };

@@ -178,7 +178,7 @@ struct TwoMaps {
     T lse, first, second;  // lse of both maps; A1 V and A2 V
     template <class F, class... K>
     static void visit(F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 2, true, k.lse...);
+      f(Kept::stat, 4, true, k.lse...);
       f(Kept::rows, head.v.cols, false, k.first...);
       f(Kept::rows, head.v.cols, false, k.second...);
     }
@@ -216,7 +216,7 @@ struct TwoMaps {
     const auto maps = scores<S>(in, at);
     const MutView<S> o1 = keep.first.given() ? keep.first : out;
     const MutView<S> o2 = keep.second.given() ? keep.second : arena.template matrix<S>(out.rows, out.cols);
-    detail::smooth_both<P>(context, maps, in.v, o1, keep.lse.row(0), o2, keep.lse.row(1));
+    detail::smooth_both<P>(context, maps, in.v, o1, detail::lse_of(keep.lse, 0), o2, detail::lse_of(keep.lse, 1));
     const auto w = weights<S>(arena, in, View<S>(keep.lse));
     detail::weighted_difference<P>(w.first, o1, w.second, o2, out);  // H = w1 o O1 - w2 o O2
     if (options.norm == HeadNorm::rms)
@@ -259,13 +259,13 @@ struct TwoMaps {
     const MutView<S> dk2 = apart ? arena.template matrix<S>(m, d) : grad.k.block(0, one_key(in) ? 0 : d, m, d);
     detail::PullPlan<S, Mods, 2> plan;
     plan.maps[0] = {maps[0],
-                    keep.lse.row(0),
+                    detail::lse_of(keep.lse, 0),
                     delta[0],
                     Mix::first_is_one ? nullptr : w.first,
                     grad.q.block(0, 0, n, d),
                     grad.k.block(0, 0, m, d),
                     nullptr};
-    plan.maps[1] = {maps[1], keep.lse.row(1), delta[1], minus, grad.q.block(0, d, n, d), dk2, nullptr};
+    plan.maps[1] = {maps[1], detail::lse_of(keep.lse, 1), delta[1], minus, grad.q.block(0, d, n, d), dk2, nullptr};
     plan.left = dh, plan.right = in.v;  // P = dH V^T
     plan.x = dh, plan.dv = grad.v;      // dV = (w1 A1 - w2 A2)^T dH
     plan.accumulate_q = accumulate.q;
@@ -282,10 +282,10 @@ struct TwoMaps {
              MutView<S> out, const At& at) const {
     const auto maps = scores<S>(in, at);
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::smooth_known<P>(context, maps[std::size_t(only)], keep.lse.row(only), x, out);
+    detail::smooth_known<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), x, out);
     if (options.shown != Shown::effective) return;
     const MutView<S> second = context.arena().template matrix<S>(out.rows, out.cols);
-    detail::smooth_known<P>(context, maps[1], keep.lse.row(1), x, second);
+    detail::smooth_known<P>(context, maps[1], detail::lse_of(keep.lse, 1), x, second);
     const auto w = weights<S>(context.arena(), in, keep.lse);
     detail::weighted_difference<P>(w.first, out, w.second, second, out);
   }
@@ -295,7 +295,7 @@ struct TwoMaps {
     const auto maps = scores<S>(in, at);
     const Index only = options.shown == Shown::second ? 1 : 0;
     if (options.shown != Shown::effective)
-      return detail::smooth_transposed<P>(context, maps[std::size_t(only)], keep.lse.row(only), g, out);
+      return detail::smooth_transposed<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), g, out);
     const auto w = weights<S>(context.arena(), in, keep.lse);
     const MutView<S> weighted = context.arena().template matrix<S>(g.rows, g.cols);
     for (Index b = 0; b < 2; ++b) {
@@ -304,7 +304,7 @@ struct TwoMaps {
         for (Index c = 0; c < g.cols; ++c)
           weighted(i, c) = f == S(0) ? S(0) : f * g(i, c);  // g may be NaN where f is 0
       }
-      detail::smooth_transposed<P>(context, maps[std::size_t(b)], keep.lse.row(b), weighted, out, b == 1);
+      detail::smooth_transposed<P>(context, maps[std::size_t(b)], detail::lse_of(keep.lse, b), weighted, out, b == 1);
     }
   }
   /// A block of the map that is shown, from (q0, k0), as large as out.
@@ -313,10 +313,10 @@ struct TwoMaps {
                  MutView<S> out, const At& at) const {
     const auto maps = scores<S>(in, at);
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::map_block<P>(context, maps[std::size_t(only)], keep.lse.row(only), q0, k0, out);
+    detail::map_block<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), q0, k0, out);
     if (options.shown != Shown::effective) return;
     const MutView<S> second = context.arena().template matrix<S>(out.rows, out.cols);
-    detail::map_block<P>(context, maps[1], keep.lse.row(1), q0, k0, second);
+    detail::map_block<P>(context, maps[1], detail::lse_of(keep.lse, 1), q0, k0, second);
     const auto w = weights<S>(context.arena(), in, keep.lse);
     detail::weighted_difference<P>(w.first + q0, out, w.second + q0, second, out);
   }
@@ -328,7 +328,7 @@ struct TwoMaps {
       detail::raise(detail::Name(name) +
                     ": the effective map has negative entries and no entropy, wanted shown = first or second");
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::entropy<P>(context, scores<S>(in, at)[std::size_t(only)], keep.lse.row(only), out);
+    detail::entropy<P>(context, scores<S>(in, at)[std::size_t(only)], detail::lse_of(keep.lse, only), out);
   }
 
  private:
@@ -354,7 +354,7 @@ struct TwoMaps {
 
   template <class S>
   static bool empty(View<S> lse, Index b, Index i) {
-    return lse(b, i) == -detail::minus_infinity<S>();
+    return lse(2 * b, i) == -detail::minus_infinity<S>();  // see detail::lse_of
   }
   /// Row weights; zero where a map's row keeps no key, whatever the gate of such a row holds.
   template <class S, class In>
