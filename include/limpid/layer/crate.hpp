@@ -70,6 +70,7 @@ struct Ista {
     detail::refuse_overlap("ista", "out", View<S>(out), "dictionary", in.dictionary);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerForward<LayerNormSaved<S>> with{1, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor};
@@ -102,6 +103,7 @@ struct Ista {
     detail::check_gradient<S>("ista", "saved, its residual,", e, in.x);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
@@ -233,6 +235,7 @@ struct Crate {
     const MutView<S> out(std::forward<Out>(out_));
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const MutView<S> h = detail::room<S>(workspace, call.saved ? &call.saved->h : nullptr, in.x.rows, in.x.cols);
@@ -248,6 +251,7 @@ struct Crate {
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const MutView<S> dh = workspace.common().template matrix<S>(saved.h.rows(), saved.h.cols());

@@ -172,6 +172,7 @@ class TwicingCache {
   /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's.
   void step(const Inputs<Op, S>& token, MutView<S> out, ExecutorRef executor = {}) {
     using P = detail::Native<S>;
+    const detail::WorkspaceTurn turn(workspace_);
     detail::check_call<Op, S>(op_, token, dims_, View<S>(out), "out");
     const Index heads = dims_.heads, dv = out.cols / heads;
     Dims seen = dims_;
