@@ -331,9 +331,12 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
     const Index width = out.cols / d.heads;
     op.template forward<P, S>(context, head, out.block(b * d.n, h * width, d.n, width), keep, at);
     if (call.lse) {
+      const Lse<S> kept = lse_of(keep.lse);
+      const S level = op.modifiers().template level<S>(at);
       for (Index i = 0; i < d.n; ++i) {
-        const S l = keep.lse(0, i);
-        (*call.lse)(t, i) = l == -minus_infinity<S>() ? minus_infinity<S>() : l * ln_2<S>;
+        using std::log;
+        const bool none = kept.top[i] == -minus_infinity<S>();
+        (*call.lse)(t, i) = none ? minus_infinity<S>() : (kept.top[i] - log(kept.inverse[i])) + level;
       }
       complete_lse(op, context, head, at, call.lse->data() + t * d.n);
     }

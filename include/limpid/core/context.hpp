@@ -122,56 +122,64 @@ Wide<S> inner_product(View<S> g, View<S> v) {
   return sum;
 }
 
+/// A copy of v with zeros in the place of what is not finite: of such entries, or of the rows that hold one.
+template <class S>
+View<S> without_bad_entries(Arena& arena, View<S> v) {
+  const MutView<S> c = arena.matrix<S>(v.rows, v.cols);
+  for (Index i = 0; i < v.rows; ++i)
+    for (Index k = 0; k < v.cols; ++k) c(i, k) = row_is_finite(&v(i, k), 1) ? v(i, k) : S(0);
+  return c;
+}
+template <class S>
+View<S> without_bad_rows(Arena& arena, View<S> v) {
+  const MutView<S> c = arena.matrix<S>(v.rows, v.cols);
+  for (Index i = 0; i < v.rows; ++i) {
+    const bool fine = row_is_finite(v.row(i), v.cols);
+    for (Index k = 0; k < v.cols; ++k) c(i, k) = fine ? v(i, k) : S(0);
+  }
+  return c;
+}
+
 /// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be masked, keys and values
-/// are looked through; if a row is not finite, the sweep works on a copy with zeros in its place, and `poison` then
-/// writes NaN exactly where a query that keeps such a key would have had it. Queries likewise, where a score function
-/// may add minus infinity: NaN - inf would not be a masked score.
+/// are looked through; if one is not finite, the sweep works on copies with zeros in its place, and `poison` then
+/// writes NaN exactly where a query that keeps such a key would have had it: everywhere for a key, in its column for an
+/// entry of a value. Queries likewise, where a score function may add minus infinity: NaN - inf would not be a masked
+/// score.
 template <class P, class Mods>
 class KeyGuard {
  public:
   using S = typename P::Scalar;
 
   KeyGuard(Arena& arena, Scores<S, Mods>& scores, View<S>& x) : scores_(&scores), bad_k_(scores.k), bad_x_(x) {
+    scores.settle();
     if (!scores.can_mask()) return;
     if (Mods::values && !clean(scores.q)) {
       queries_ = arena.take<Index>(scores.n());
-      const MutView<S> q = arena.matrix<S>(scores.q.rows, scores.q.cols);
-      for (Index i = 0; i < scores.n(); ++i) {
-        const bool fine = row_is_finite(scores.q.row(i), q.cols);
-        if (!fine) queries_[query_count_++] = i;
-        for (Index c = 0; c < q.cols; ++c) q(i, c) = fine ? scores.q(i, c) : S(0);
-      }
-      scores.q = q;
+      for (Index i = 0; i < scores.n(); ++i)
+        if (!row_is_finite(scores.q.row(i), scores.q.cols)) queries_[query_count_++] = i;
+      scores.q = without_bad_rows(arena, scores.q);
     }
-    if (clean(scores.k) && clean(x)) return;
+    const bool fine_k = clean(bad_k_), fine_x = clean(bad_x_);
+    if (fine_k && fine_x) return;
     keys_ = arena.take<Index>(scores.m());
-    MutView<S> k = arena.matrix<S>(scores.k.rows, scores.k.cols), y = arena.matrix<S>(x.rows, x.cols);
-    for (Index j = 0; j < scores.m(); ++j) {
-      const bool fine = row_is_finite(bad_k_.row(j), k.cols) && row_is_finite(bad_x_.row(j), y.cols);
-      if (!fine) keys_[count_++] = j;
-      for (Index c = 0; c < k.cols; ++c) k(j, c) = fine ? bad_k_(j, c) : S(0);
-      for (Index c = 0; c < y.cols; ++c) y(j, c) = fine ? bad_x_(j, c) : S(0);
-    }
-    scores.k = k;
-    x = y;
+    for (Index j = 0; j < scores.m(); ++j)
+      if (!row_is_finite(bad_k_.row(j), bad_k_.cols) || !row_is_finite(bad_x_.row(j), bad_x_.cols)) keys_[count_++] = j;
+    if (!fine_k) scores.k = without_bad_rows(arena, bad_k_);
+    if (!fine_x) x = without_bad_entries(arena, bad_x_);
   }
 
   bool found() const { return count_ > 0 || query_count_ > 0; }
-  /// Whether query i keeps a key that is not finite.
-  bool sees(Index i) const {
-    for (Index b = 0; b < count_; ++b)
-      if (keeps(i, keys_[b])) return true;
-    return false;
-  }
-
-  void poison(MutView<S> out, S* lse) const {
+  void poison(MutView<S> out, Lse<S> lse) const {
     const S nan = S(std::numeric_limits<double>::quiet_NaN());
+    const auto spoil_lse = [&](Index i) {
+      if (lse.given()) lse.top[i] = lse.inverse[i] = nan;
+    };
     for (Index b = 0; b < count_; ++b) {
       const Index j = keys_[b];
       const bool whole = !row_is_finite(bad_k_.row(j), bad_k_.cols);
       for (Index i = 0; i < out.rows; ++i) {
         if (!keeps(i, j)) continue;
-        if (whole && lse) lse[i] = nan;
+        if (whole) spoil_lse(i);
         for (Index c = 0; c < out.cols; ++c)
           if (whole || !row_is_finite(&bad_x_(j, c), 1)) out(i, c) = nan;
       }
@@ -181,7 +189,7 @@ class KeyGuard {
       bool any = false;
       for (Index j = 0; j < scores_->m() && !any; ++j) any = keeps(i, j);
       if (!any) continue;
-      if (lse) lse[i] = nan;
+      spoil_lse(i);
       for (Index c = 0; c < out.cols; ++c) out(i, c) = nan;
     }
   }

@@ -28,27 +28,26 @@ LIMPID_NOINLINE void peak_step(const typename P::Scalar* s, Index ld, Index nk, 
   for (Index j = 0; j < nk; ++j)
     for (int v = 0; v < N; ++v) {
       const V x = P::load(s + j * ld + v * P::lanes);
-      sum[v] = sum[v] + P::exp2(x - base[v]);
+      sum[v] = sum[v] + P::exp(x - base[v]);
       at[v] = P::if_less(x, top[v], at[v], P::set(S(j)));
     }
   for (int v = 0; v < N; ++v) {
     S *m = running_max + v * P::lanes, *l = running_sum + v * P::lanes;
-    P::store(l, P::fma(P::load(l), P::exp2(P::load(m) - base[v]), sum[v]));
+    P::store(l, P::fma(P::load(l), P::exp(P::load(m) - base[v]), sum[v]));
     P::store(m, P::max(P::load(m), top[v]));
     P::store(place + v * P::lanes, at[v]);
   }
 }
 
-/// For every row of the map its log-sum-exp (base 2), its largest weight and the key that has it; a row without keys
-/// has plus infinity, 0 and -1. Where several keys share the largest weight one of them is named. 2 n m d flop.
+/// For every row of the map its log-sum-exp, its largest weight and the key that has it; a row without keys has 0 and
+/// -1. Where several keys share the largest weight one of them is named. 2 n m d flop.
 template <class P, class Mods>
-void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, typename P::Scalar* lse,
+void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, Lse<typename P::Scalar> lse,
                typename P::Scalar* weight, Index* key) {
   using S = typename P::Scalar;
   using Blocks = SmoothBlocks<P>;
   constexpr Index width = Blocks::panel;
   const Index n = scores.n(), d = scores.q.cols;
-  const S scale = scores.scale * scores.unit();
   ArenaScope scope(context.arena());
   View<S> also = scores.k;
   const KeyGuard<P, Mods> guard(context.arena(), scores, also);
@@ -72,7 +71,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       const Tile<S> t{tile, width, first, rows, b, nk};
       scores.starts(first, b, nk, start);
       product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                             StoreScores<P>{tile, width, scale, start});
+                             StoreScores<P>{tile, width, scores.scale, start});
       if constexpr (Mods::values) value_tile<P, false>(scores, t);
       drop_keys<P, false>(scores, start, t, minus_infinity<S>());
       if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());
@@ -85,13 +84,12 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       }
     }
     for (Index l = 0; l < rows; ++l) {
-      using std::log;
       const bool none = sum[l] == S(0);
-      weight[first + l] = none ? S(0) : S(1) / sum[l];
-      lse[first + l] = none ? -minus_infinity<S>() : top[l] + log(sum[l]) * log2_e<S> - scores.shift(first + l, first);
+      weight[first + l] = lse.inverse[first + l] = none ? S(0) : S(1) / sum[l];
+      lse.top[first + l] = none ? -minus_infinity<S>() : top[l] - scores.shift(first + l, first);
     }
   });
-  if (guard.found()) guard.poison(MutView<S>(lse, n, 0, 0), lse);
+  if (guard.found()) guard.poison(MutView<S>(lse.top, n, 0, 0), lse);
 }
 
 }  // namespace detail

@@ -12,7 +12,7 @@ namespace detail {
 /// Calls f(tile) with the weights of every tile of queries [q0, q1) x keys [k0, k1); rows of queries may run in
 /// parallel, the tiles of a row of queries come in the order of their keys.
 template <class P, class Mods, class F>
-void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scores, const typename P::Scalar* lse,
+void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scores, Lse<const typename P::Scalar> lse,
                    Interval queries, Interval keys, F&& f) {
   using S = typename P::Scalar;
   using Blocks = PullBlocks<P>;
@@ -24,16 +24,15 @@ void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scor
     const Index q0 = queries.begin + task * rows, nq = std::min(rows, queries.end - q0);
     KeyPanel<P> panel(arena, scores.k.cols);
     S* tile = arena.take<S>(rows * ld);
-    S* start = arena.take<S>(ld);
-    S* shifted = arena.take<S>(rows);
+    const TileRows<P> row(arena);
     for (Index k0 = keys.begin; k0 < keys.end; k0 += ld) {
       const Index nk = std::min(ld, keys.end - k0);
       const Tile<S> t{tile, ld, q0, nq, k0, nk};
       panel.load(scores.k.block(k0, 0, nk, scores.k.cols));
-      weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, panel.transposed, start, shifted,
-                      static_cast<S*>(nullptr), NextRows<P>::none(tile));
+      weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, panel.transposed, row, static_cast<S*>(nullptr),
+                      NextRows<P>::none(tile));
       for (Index i = 0; i < nq; ++i)
-        if (lse[q0 + i] == -minus_infinity<S>())  // a row without keys has no weights, whatever the query holds
+        if (lse.top[q0 + i] == -minus_infinity<S>())  // a row without keys has no weights, whatever the query holds
           for (Index j = 0; j < nk; ++j) tile[i * ld + j] = S(0);
       f(t);
     }
@@ -42,8 +41,8 @@ void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scor
 
 /// out = the block of the map that begins at (q0, k0), as large as out.
 template <class P, class Mods>
-void map_block(const Context& context, const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
-               Index q0, Index k0, MutView<typename P::Scalar> out) {
+void map_block(const Context& context, const Scores<typename P::Scalar, Mods>& scores,
+               Lse<const typename P::Scalar> lse, Index q0, Index k0, MutView<typename P::Scalar> out) {
   using S = typename P::Scalar;
   visit_weights<P>(context, scores, lse, {q0, q0 + out.rows}, {k0, k0 + out.cols}, [&](const Tile<S>& t) {
     for (Index i = 0; i < t.nq; ++i)
@@ -53,7 +52,7 @@ void map_block(const Context& context, const Scores<typename P::Scalar, Mods>& s
 
 /// out_i = - sum_j A_ij log A_ij, in nats; 0 for a row without keys.
 template <class P, class Mods>
-void entropy(const Context& context, const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
+void entropy(const Context& context, const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
              typename P::Scalar* out) {
   using S = typename P::Scalar;
   for (Index i = 0; i < scores.n(); ++i) out[i] = S(0);

@@ -28,41 +28,39 @@ enum class Cover { none, some, all };
 
 namespace detail {
 
-/// The interface of modifiers, here in its empty form; limpid::Chain in score/modifiers.hpp is the real one.
-/// Masks come last whatever the order. `values`: some modifier changes scores other than by an amount per key.
-struct NoModifiers {
-  static constexpr bool intervals = false, irregular = false, values = false, starts = false, sinks = false;
-  Interval interval(const At& a) const { return {0, a.m}; }
-  bool keep(const At&) const { return true; }
-  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::all; }
-  template <class S>
-  S value(S s, const At&) const {
-    return s;
-  }
-  template <class S>
-  S start(const At&, Index) const {
-    return S(0);
-  }
-  template <class S>
-  S shift(const At&, Index) const {
-    return S(0);
-  }
-  template <class S>
-  S pull(S, S ds, const At&, S*) const {
-    return ds;
-  }
-  Index sink_size(Index, Index) const { return 0; }
-  bool wants_sink() const { return false; }
+/// What makes scores the weights of a softmax again: A_ij = exp(s_ij - top_i) inverse_i, the maximum of a row and one
+/// over its sum. Two arrays of n numbers, as in one, the log-sum-exp, a float has lost the digits of the sum where
+/// logits are in the thousands. A row that keeps no key has plus infinity and 0. Null: not wanted, or not known.
+template <class T>
+struct Lse {
+  T *top = nullptr, *inverse = nullptr;
+  Lse() = default;
+  Lse(T* top_, T* inverse_) : top(top_), inverse(inverse_) {}
+  template <class U>
+  requires std::is_same_v<const U, T> Lse(const Lse<U>& other)  // NOLINT: implicit on purpose
+      : top(other.top), inverse(other.inverse) {}
+  bool given() const { return top != nullptr; }
+  Lse from(Index i) const { return {top + i, inverse + i}; }
 };
+/// That of map t in what an operator keeps (Kept::stat, two rows a map).
+template <class S>
+Lse<S> lse_of(const MutView<S>& kept, Index t = 0) {
+  return kept.given() ? Lse<S>(kept.row(2 * t), kept.row(2 * t + 1)) : Lse<S>();
+}
+template <class S>
+Lse<const S> lse_of(const View<S>& kept, Index t = 0) {
+  return {kept.row(2 * t), kept.row(2 * t + 1)};
+}
 
-/// The scores of one head. Everything in natural units; bias (one number a key) may be null.
+/// The scores of one head, in natural units; bias (one number a key) may be null.
 template <class S, class Mods>
 struct Scores {
   View<S> q, k;
   S scale = S(1);
   const S* bias = nullptr;
   const Mods* mods = nullptr;
-  At at;  // batch and head
+  At at;           // batch and head
+  S level = S(0);  // what all keys have in common, taken off their additive part; set by settle()
 
   Index n() const { return q.rows; }
   Index m() const { return k.rows; }
@@ -71,8 +69,9 @@ struct Scores {
   bool can_mask() const {
     return Mods::intervals || Mods::irregular || Mods::values || bias != nullptr || Mods::starts;
   }
-  /// Scores are kept in base 2 where nothing but sums is applied to them; a score function sees natural ones.
-  static constexpr S unit() { return Mods::values ? S(1) : log2_e<S>; }
+  /// Before a sweep: biases near the lowest number of all keys would swallow the scores that they are added to. Their
+  /// common part changes no weight and is left out; a log-sum-exp that is shown gets it back.
+  void settle() { level = mods->template level<S>(place(0, 0)); }
 
   /// Every key that some query of [q0, q1) may see: intervals move one way with the query.
   Interval hull(Index q0, Index q1) const {
@@ -84,24 +83,25 @@ struct Scores {
     return {0, m()};
   }
 
-  /// The additive part of keys [k0, k0 + nk) as seen by queries counted from q0, in the unit of the tile.
+  /// The additive part of keys [k0, k0 + nk) as seen by queries counted from q0. Only minus infinity is no key: what
+  /// would become it by a sum stays the lowest number.
   void starts(Index q0, Index k0, Index nk, S* out) const {
-    for (Index r = 0; r < nk; ++r) out[r] = bias ? bias[k0 + r] * unit() : S(0);
-    if constexpr (Mods::starts && !Mods::values)
-      for (Index r = 0; r < nk; ++r) out[r] += mods->template start<S>(place(q0, k0 + r), q0) * unit();
+    for (Index r = 0; r < nk; ++r) out[r] = bias ? bias[k0 + r] : S(0);
+    if constexpr (Mods::starts && !Mods::values) {
+      const S lowest = lowest_number<S>(), none = minus_infinity<S>();
+      for (Index r = 0; r < nk; ++r) {
+        const S added = mods->template start<S>(place(q0, k0 + r), q0);
+        if (out[r] == none || added == none)
+          out[r] = none;
+        else
+          out[r] = std::max(out[r] + (added - level), lowest);
+      }
+    }
   }
-  /// What `starts` leaves out, because it is the same for all keys of a row; in base 2, to be taken off a log-sum-exp.
+  /// What `starts` leaves out beside the level, as it is the same for all keys of a row; to be taken off a maximum.
   S shift(Index i, Index q0) const {
-    if constexpr (Mods::starts && !Mods::values) return mods->template shift<S>(place(i, 0), q0) * log2_e<S>;
+    if constexpr (Mods::starts && !Mods::values) return mods->template shift<S>(place(i, 0), q0);
     return S(0);
-  }
-
-  /// One score in natural units, minus infinity where masked: the definition, for single pairs.
-  S single(Index i, Index j) const {
-    const At a = place(i, j);
-    if (!kept(i, j)) return minus_infinity<S>();
-    S s = dot(q.row(i), k.row(j), q.cols) * scale + (bias ? bias[j] : S(0));
-    return mods->value(s, a);
   }
   bool kept(Index i, Index j) const {
     const At a = place(i, j);
@@ -196,7 +196,7 @@ void mask_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typena
   }
 }
 
-/// Applies score functions to a tile of natural scores and turns it to base 2.
+/// Applies score functions to a tile of scores.
 template <class P, bool KeysAreLanes, class Mods>
 void value_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t) {
   using S = typename P::Scalar;
@@ -210,7 +210,7 @@ void value_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typen
     for (Index l = 0; l < inner; ++l) {
       At here = a;
       (KeysAreLanes ? here.k : here.q) = first + l;
-      row[l] = mods.value(row[l], here) * log2_e<S>;
+      row[l] = mods.value(row[l], here);
     }
   }
 }

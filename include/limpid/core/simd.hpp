@@ -3,7 +3,7 @@
 //
 // Vectors are written with the GCC and Clang vector extension: one text serves SSE2, AVX2, AVX-512 and NEON, float and
 // double, and reads as arithmetic. A policy P offers: Scalar, V (the vector), lanes, tile_rows x tile_vectors (the
-// register tile), registers, load, store, set, keep, hold, fma, max, select by comparison, exp2, lane_index, sums and
+// register tile), registers, load, store, set, keep, hold, fma, max, select by comparison, exp, lane_index, sums and
 // the largest over lanes, fetch, quads. OneLane is the same policy for any scalar Eigen accepts (long double, an
 // autodiff scalar) and for other compilers; tests use it as the reference.
 #pragma once
@@ -21,6 +21,8 @@
 #define LIMPID_VECTORS 1
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 #endif
 
@@ -54,6 +56,15 @@ inline constexpr S ln_2 = S(0.693147180559945309417232121458176568L);
 template <class S>
 S minus_infinity() {
   return -S(std::numeric_limits<double>::infinity());
+}
+
+/// The lowest that is finite.
+template <class S>
+S lowest_number() {
+  if constexpr (std::numeric_limits<S>::is_specialized)
+    return std::numeric_limits<S>::lowest();
+  else
+    return S(std::numeric_limits<double>::lowest());
 }
 
 /// Numbers in a line of memory, which is what a fetch brings.
@@ -93,10 +104,14 @@ struct OneLane {
   LIMPID_INLINE static void fetch(const S*, std::ptrdiff_t) {}
   LIMPID_INLINE static void transpose(V*) {}
   LIMPID_INLINE static V sums_of(V* r) { return r[0]; }
-  LIMPID_INLINE static V exp2(const V& v) {
+  LIMPID_INLINE static V exp(const V& v) {
     using std::exp;
     if (v == minus_infinity<S>()) return S(0);
-    return exp(v * ln_2<S>);
+    return exp(v);
+  }
+  template <int N>
+  LIMPID_INLINE static void exp_each(V* x) {
+    for (int i = 0; i < N; ++i) x[i] = OneLane::exp(x[i]);
   }
 };
 
@@ -172,7 +187,24 @@ struct Simd {
   /// keep, for a vector of the register tile. SSE multiplies in place and would copy it for every product.
   LIMPID_INLINE static V hold(V v) { return vector_bytes > 16 ? keep(v) : v; }
   LIMPID_INLINE static V fma(V a, V b, V c) { return a * b + c; }
-  LIMPID_INLINE static V max(V a, V b) { return a < b ? b : a; }
+  /// The larger one; a where one of them is NaN. Spelt out: g++ would compare and choose.
+  LIMPID_INLINE static V max(V a, V b) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    return a < b ? b : a;
+#elif defined(__AVX__)
+    if constexpr (sizeof(S) == 4)
+      return (V)_mm256_max_ps((__m256)b, (__m256)a);
+    else
+      return (V)_mm256_max_pd((__m256d)b, (__m256d)a);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(S) == 4)
+      return (V)_mm_max_ps((__m128)b, (__m128)a);
+    else
+      return (V)_mm_max_pd((__m128d)b, (__m128d)a);
+#else
+    return a < b ? b : a;
+#endif
+  }
   LIMPID_INLINE static V if_less(V a, V b, V x, V y) { return a < b ? x : y; }
   LIMPID_INLINE static V if_equal(V a, V b, V x, V y) { return a == b ? x : y; }
   LIMPID_INLINE static V lane_index() {
@@ -234,26 +266,55 @@ struct Simd {
     return join_quads<0>(low, high, all) + join_quads<2>(low, high, all);
   }
 
-  /// 2^x: exact zero below the smallest normal number (and at minus infinity), NaN stays NaN.
-  LIMPID_INLINE static V exp2(V x) {
+  /// e^x: exact zero where it is less than about the smallest normal number (and at minus infinity), NaN stays NaN.
+  LIMPID_INLINE static V exp(V x) {
+    exp_each<1>(&x);
+    return x;
+  }
+  /// The same for N vectors, step by step for all of them: one after the other would fill the machine's schedulers with
+  /// work that has to wait. x log2(e) is split into a whole number n and a rest, the rest by one fused multiply-add.
+  template <int N>
+  LIMPID_INLINE static void exp_each(V* x) {
+    const V factor = set(log2_e<S>);
+    constexpr S lowest = S(B::lowest) * ln_2<S>;
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     // minus infinity makes a NaN on the way, which the mask takes out; the maskz forms keep g++ from warning
-    if constexpr (sizeof(S) == 4) {
-      const __m512 n = _mm512_maskz_roundscale_ps(0xFFFF, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(S(B::lowest)), _CMP_NLT_UQ);
-      return (V)_mm512_maskz_scalef_ps(normal, (__m512)power(x - (V)n), n);
-    } else {
-      const __m512d n = _mm512_maskz_roundscale_pd(0xFF, (__m512d)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      const __mmask8 normal = _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(S(B::lowest)), _CMP_NLT_UQ);
-      return (V)_mm512_maskz_scalef_pd(normal, (__m512d)power(x - (V)n), n);
+    LIMPID_UNROLL(16)
+    for (int i = 0; i < N; ++i) {
+      const V y = x[i] * factor;
+      if constexpr (sizeof(S) == 4) {
+        const __m512 n = _mm512_maskz_roundscale_ps(0xFFFF, (__m512)y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x[i], _mm512_set1_ps(lowest), _CMP_NLT_UQ);
+        x[i] = (V)_mm512_maskz_scalef_ps(normal, (__m512)power(fma(x[i], factor, -(V)n)), n);
+      } else {
+        const __m512d n = _mm512_maskz_roundscale_pd(0xFF, (__m512d)y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __mmask8 normal = _mm512_cmp_pd_mask((__m512d)x[i], _mm512_set1_pd(lowest), _CMP_NLT_UQ);
+        x[i] = (V)_mm512_maskz_scalef_pd(normal, (__m512d)power(fma(x[i], factor, -(V)n)), n);
+      }
     }
 #else
-    const V y = max(x, set(S(B::lowest - 1)));
-    const V shifted = y + B::round;
-    const V f = y - (shifted - B::round);
-    const I exponent = (I)shifted + Integer(B::bias);  // the low bits of `shifted` are the rounded x
-    const V scale = (V)(exponent << B::mantissa);
-    return if_less(y, set(S(B::lowest)), V{}, power(f) * scale);
+    // The low bits of `shifted` are n - lowest, those of a power of two below 2^n: zero for the lowest n, which takes
+    // everything down to minus infinity. What is missing, a factor of 2, is in the polynomial.
+    constexpr S round = B::round - S(B::lowest);
+    V y[N], shifted[N], f[N], p[N];
+    LIMPID_UNROLL(16)
+    for (int i = 0; i < N; ++i) y[i] = max(x[i], set(lowest));
+    // keep: a compiler that may reassociate would cancel what is added and taken away again
+    LIMPID_UNROLL(16)
+    for (int i = 0; i < N; ++i) shifted[i] = keep(fma(y[i], factor, set(round)));
+    LIMPID_UNROLL(16)
+    for (int i = 0; i < N; ++i) f[i] = keep(shifted[i] - round);
+    LIMPID_UNROLL(16)
+    for (int i = 0; i < N; ++i) f[i] = fma(y[i], factor, -f[i]);
+    LIMPID_UNROLL(16)
+    for (int i = 0; i < N; ++i) p[i] = set(2 * B::poly[B::degree - 1]);
+    LIMPID_UNROLL(16)
+    for (int c = B::degree - 2; c >= 0; --c) {
+      LIMPID_UNROLL(16)
+      for (int i = 0; i < N; ++i) p[i] = fma(p[i], f[i], set(2 * B::poly[c]));
+    }
+    LIMPID_UNROLL(16)
+    for (int i = 0; i < N; ++i) x[i] = fma(p[i], f[i], set(S(2))) * (V)((I)shifted[i] << B::mantissa);
 #endif
   }
 
@@ -328,12 +389,14 @@ struct Simd {
   LIMPID_INLINE static V zip(V a, V b, std::integral_constant<int, Half>, std::integer_sequence<int, L...>) {
     return shuffle(a, b, std::integer_sequence<int, (Half + L / 2 + (L % 2) * lanes)...>());
   }
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
   LIMPID_INLINE static V power(V f) {
     V p = set(B::poly[B::degree - 1]);
     LIMPID_UNROLL(16)
     for (int i = B::degree - 2; i >= 0; --i) p = fma(p, f, set(B::poly[i]));
     return fma(p, f, set(S(1)));
   }
+#endif
 };
 
 template <class S>

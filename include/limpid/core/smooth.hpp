@@ -6,8 +6,8 @@
 // 2205.14135. Lanes are queries: maximum, sum, rescale and mask are per-lane operations, K and X are read where they
 // lie and broadcast.
 //
-// Inside the library a log-sum-exp is kept in base 2, plus infinity for a row that keeps no key (so that exp2(s - lse)
-// = 0).
+// The log-sum-exp is kept as two numbers, see Lse. Where it is known a sweep needs no maximum, and divides by the sum
+// at the end, as the first one did.
 #pragma once
 
 #include "context.hpp"
@@ -39,15 +39,21 @@ struct StoreScores {
 };
 
 template <class P>
-struct StoreKnown {  // exp2(score - lse), queries in lanes
+struct StoreKnown {  // exp(score - top), queries in lanes
   using S = typename P::Scalar;
   S* out;
   Index ld;
   S scale;
-  const S *start, *lse;
-  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    const typename P::V s = P::fma(acc, P::set(scale), P::set(start[r]));
-    P::store(out + r * ld + lane, P::exp2(s - P::load(lse + lane)));
+  const S *start, *top;
+  template <int N>
+  LIMPID_INLINE void row(Index r, Index lane, const typename P::V* acc) const {
+    typename P::V s[N];
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v)
+      s[v] = P::fma(acc[v], P::set(scale), P::set(start[r])) - P::load(top + lane + v * P::lanes);
+    P::template exp_each<N>(s);
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) P::store(out + r * ld + lane + v * P::lanes, s[v]);
   }
 };
 
@@ -103,17 +109,18 @@ LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, type
   for (int v = 0; v < N; ++v) {
     const V old = P::load(running_max + v * P::lanes);
     top[v] = P::max(old, top[v]);
-    base[v] = P::if_equal(top[v], none, P::set(S(0)), top[v]);  // no key so far: exp2(-inf - 0) = 0
+    base[v] = P::if_equal(top[v], none, P::set(S(0)), top[v]);  // no key so far: exp(-inf - 0) = 0
     P::store(running_max + v * P::lanes, top[v]);
-    P::store(alpha + v * P::lanes, P::exp2(old - base[v]));
+    P::store(alpha + v * P::lanes, P::exp(old - base[v]));
   }
   for (Index j = 0; j < nk; ++j) {
     fetched.template fetch<P>(j, SmoothBlocks<P>::keys);
+    V e[N];
+    for (int v = 0; v < N; ++v) e[v] = P::load(s + j * ld + v * P::lanes) - base[v];
+    P::template exp_each<N>(e);
     for (int v = 0; v < N; ++v) {
-      S* p = s + j * ld + v * P::lanes;
-      const V e = P::exp2(P::load(p) - base[v]);
-      sum[v] = sum[v] + e;
-      P::store(p, e);
+      sum[v] = sum[v] + e[v];
+      P::store(s + j * ld + v * P::lanes, e[v]);
     }
   }
   for (int v = 0; v < N; ++v) {
@@ -124,11 +131,11 @@ LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, type
 
 template <class P>
 LIMPID_NOINLINE void weights_from_scores(typename P::Scalar* s, Index ld, Index rows, Index vectors,
-                                         const typename P::Scalar* lse) {
+                                         const typename P::Scalar* top) {
   for (Index j = 0; j < rows; ++j)
     for (Index v = 0; v < vectors; ++v) {
       typename P::Scalar* p = s + j * ld + v * P::lanes;
-      P::store(p, P::exp2(P::load(p) - P::load(lse + v * P::lanes)));
+      P::store(p, P::exp(P::load(p) - P::load(top + v * P::lanes)));
     }
 }
 
@@ -156,10 +163,10 @@ class SmoothBlock {
       for (Index l = 0; l < width; ++l) {
         top_[p * width + l] = minus_infinity<S>();
         sum_[p * width + l] = S(0);
-        // the known log-sum-exp takes the place of the maximum; padding lanes weigh nothing
+        // padding lanes weigh nothing
         if (!Online)
           top_[p * width + l] =
-              l < rows ? map.known[first + l] + scores_.shift(first + l, first) : -minus_infinity<S>();
+              l < rows ? map.known.top[first + l] + scores_.shift(first + l, first) : -minus_infinity<S>();
       }
     }
     clear(ot_, count_ * dv * width);
@@ -169,7 +176,6 @@ class SmoothBlock {
   /// Keys [k0, k1), those of them that a panel sees.
   void add_keys(Index k0, Index k1) {
     const Index d = scores_.q.cols, dv = map_.x.cols;
-    const S scale = scores_.scale * scores_.unit();
     for (Index p = 0; p < count_; ++p) {
       const Index first = first_of(p), rows = rows_of(p), vectors = (rows + P::lanes - 1) / P::lanes;
       const Interval own = scores_.hull(first, first + rows);
@@ -183,7 +189,7 @@ class SmoothBlock {
       S *top = top_ + p * width, *sum = sum_ + p * width;
       if constexpr (Online || Mods::values) {
         product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                               StoreScores<P>{tile_, width, scale, start_});
+                               StoreScores<P>{tile_, width, scores_.scale, start_});
         if constexpr (Mods::values) value_tile<P, false>(scores_, t);
         drop_keys<P, false>(scores_, start_, t, minus_infinity<S>());
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
@@ -197,7 +203,7 @@ class SmoothBlock {
         }
       } else {
         product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                               StoreKnown<P>{tile_, width, scale, start_, top});
+                               StoreKnown<P>{tile_, width, scores_.scale, start_, top});
         drop_keys<P, false>(scores_, start_, t, S(0));
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, S(0));
       }
@@ -212,13 +218,15 @@ class SmoothBlock {
     for (Index p = 0; p < count_; ++p) {
       const Index first = first_of(p), rows = rows_of(p);
       for (Index l = 0; l < rows; ++l) {
-        const S total = Online ? sum_[p * width + l] : S(1);
-        alpha_[l] = total == S(0) ? S(0) : S(1) / total;
-        if (Online && map_.lse) {
-          using std::log;
-          map_.lse[first + l] = total == S(0)
-                                    ? -minus_infinity<S>()
-                                    : top_[p * width + l] + log(total) * log2_e<S> - scores_.shift(first + l, first);
+        if constexpr (Online) {
+          const S total = sum_[p * width + l];
+          const bool none = total == S(0);
+          alpha_[l] = none ? S(0) : S(1) / total;
+          if (!map_.lse.given()) continue;
+          map_.lse.top[first + l] = none ? -minus_infinity<S>() : top_[p * width + l] - scores_.shift(first + l, first);
+          map_.lse.inverse[first + l] = alpha_[l];
+        } else {
+          alpha_[l] = map_.known.inverse[first + l];
         }
       }
       transpose_out<P>(ot_ + p * dv * width, width, alpha_, map_.out.block(first, 0, rows, dv));
@@ -260,7 +268,7 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
       smooth_few<P>(context, maps);
       for (auto& map : tiled) {  // the log-sum-exp is summed as later sweeps sum; out is what it is without
         map.x = map.x.block(0, 0, map.x.rows, 0);
-        wanted = wanted || map.lse != nullptr;
+        wanted = wanted || map.lse.given();
       }
     }
   if (wanted) {
@@ -283,28 +291,28 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
     if (guards[t].found()) guards[t].poison(maps[t].out, maps[t].lse);
 }
 
-/// out = A x for one head, x m x dv, out n x dv; lse (n numbers, base 2, may be null) for later sweeps.
+/// out = A x for one head, x m x dv, out n x dv; lse (may be null) for later sweeps.
 /// 2 n m (d + dv) flop; scratch of one block of queries a worker.
 template <class P, class Mods>
 void smooth(const Context& context, const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x,
-            MutView<typename P::Scalar> out, typename P::Scalar* lse) {
-  smooth_any<P, true, 1, Mods>(context, {{{scores, x, out, nullptr, lse}}});
+            MutView<typename P::Scalar> out, Lse<typename P::Scalar> lse) {
+  smooth_any<P, true, 1, Mods>(context, {{{scores, x, out, {}, lse}}});
 }
 
 /// The same for two maps over the same values in one pass over the keys.
 template <class P, class Mods>
 void smooth_both(const Context& context, const std::array<Scores<typename P::Scalar, Mods>, 2>& scores,
-                 View<typename P::Scalar> x, MutView<typename P::Scalar> first, typename P::Scalar* first_lse,
-                 MutView<typename P::Scalar> second, typename P::Scalar* second_lse) {
-  smooth_any<P, true, 2, Mods>(
-      context, {{{scores[0], x, first, nullptr, first_lse}, {scores[1], x, second, nullptr, second_lse}}});
+                 View<typename P::Scalar> x, MutView<typename P::Scalar> first, Lse<typename P::Scalar> first_lse,
+                 MutView<typename P::Scalar> second, Lse<typename P::Scalar> second_lse) {
+  smooth_any<P, true, 2, Mods>(context,
+                               {{{scores[0], x, first, {}, first_lse}, {scores[1], x, second, {}, second_lse}}});
 }
 
 /// out = A x with the log-sum-exp known: no maximum, no sum.
 template <class P, class Mods>
-void smooth_known(const Context& context, const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* lse,
-                  View<typename P::Scalar> x, MutView<typename P::Scalar> out) {
-  smooth_any<P, false, 1, Mods>(context, {{{scores, x, out, lse, nullptr}}});
+void smooth_known(const Context& context, const Scores<typename P::Scalar, Mods>& scores,
+                  Lse<const typename P::Scalar> lse, View<typename P::Scalar> x, MutView<typename P::Scalar> out) {
+  smooth_any<P, false, 1, Mods>(context, {{{scores, x, out, lse, {}}}});
 }
 
 }  // namespace detail

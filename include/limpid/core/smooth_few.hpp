@@ -19,15 +19,15 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// One map of a `smooth`: its scores, what it is applied to, where the result and (base 2, may be null) the log-sum-exp
-/// go; known: the log-sum-exp where that is known before.
+/// One map of a `smooth`: its scores, what it is applied to, where the result and (may be null) the log-sum-exp go;
+/// known: the log-sum-exp where that is known before.
 template <class S, class Mods>
 struct SmoothMap {
   Scores<S, Mods> scores;
   View<S> x;
   MutView<S> out;
-  const S* known;
-  S* lse;
+  Lse<const S> known;
+  Lse<S> lse;
 };
 
 /// An array of f(map) for one map or two; f's result need not have a default.
@@ -218,7 +218,7 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
   }
 }
 
-/// Scores in quads become weights: exp2(score - top). Tops and sums are brought up to date, alpha is what the old ones
+/// Scores in quads become weights: exp(score - top). Tops and sums are brought up to date, alpha is what the old ones
 /// and the output are worth now. Memory is not to wait meanwhile: the rows of x, so far ahead, are asked for, one for
 /// eight keys.
 template <class P, int W>
@@ -241,14 +241,14 @@ void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
   }
   for (int v = 0; v < Q; ++v) {
     base[v] = P::load(lane + v * P::lanes);
-    P::store(old + v * P::lanes, P::exp2(P::load(old + v * P::lanes) - base[v]));
+    P::store(old + v * P::lanes, P::exp(P::load(old + v * P::lanes) - base[v]));
   }
   for (Index j = 0; j < keys; j += 4) {
     if (j % 8 == 0 && j / 8 < x.rows)
       for (Index c = 0; c < x.cols; c += line_of<S>) FewQueries::fetch<P>(x.row(j / 8) + c, ahead);
     S* p = tile + j * W;
     for (int v = 0; v < Q; ++v) {
-      const V e = P::exp2(P::load(p + v * P::lanes) - base[v]);
+      const V e = P::exp(P::load(p + v * P::lanes) - base[v]);
       total[v] = total[v] + e;
       P::store(p + v * P::lanes, e);
     }
@@ -378,7 +378,7 @@ class FewChunk {
   bool modified() const {
     return Mods::values || Mods::starts || Mods::intervals || Mods::irregular || scores_.bias != nullptr;
   }
-  S scale() const { return scores_.scale * scores_.unit(); }
+  S scale() const { return scores_.scale; }
 
   void modify(const Tile<S>& t) const {
     if constexpr (Mods::values) value_tile<P, true>(scores_, t);
@@ -435,13 +435,13 @@ class FewChunk {
       most = P::largest(most);
       const V base = P::if_equal(most, none, P::set(S(0)), most);
       S lane[P::lanes];
-      P::store(lane, P::exp2(old - base));
+      P::store(lane, P::exp(old - base));
       alpha[i] = lane[0];
       P::store(lane, most);
       top_[i] = lane[0];
       V total = P::set(S(0));
       for (Index j = 0; j < whole; j += P::lanes) {
-        const V e = P::exp2(P::load(row + j) - base);
+        const V e = P::exp(P::load(row + j) - base);
         total = total + e;
         P::store(row + j, e);
       }
@@ -492,7 +492,7 @@ class FewParts {
       S most = minus_infinity<S>(), total(0);
       for (Index c = 0; c < top_.rows; ++c) most = most < top_(c, i) ? top_(c, i) : most;
       const auto empty = [&](Index c) { return top_(c, i) == minus_infinity<S>() && sum_(c, i) == S(0); };
-      const auto factor = [&](Index c) { return top_(c, i) == most ? S(1) : exp((top_(c, i) - most) * ln_2<S>); };
+      const auto factor = [&](Index c) { return top_(c, i) == most ? S(1) : exp(top_(c, i) - most); };
       for (Index c = 0; c < top_.rows; ++c)
         if (!empty(c)) total += sum_(c, i) * factor(c);
       const S inverse = total == S(0) ? S(0) : S(1) / total;

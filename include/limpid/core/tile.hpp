@@ -18,6 +18,17 @@ namespace detail {
 /// How a lies in memory: rows, a(r, k) = a[r * lda + k]; columns, a(r, k) = a[k * lda + r].
 enum class Walk { rows, columns };
 
+/// Hands a row of accumulators to an epilogue, at once where it takes them so (`row`), else one by one.
+template <class P, int N, class Epilogue>
+LIMPID_INLINE void finish_row(const Epilogue& epilogue, Index r, Index lane, const typename P::V* acc) {
+  if constexpr (requires { epilogue.template row<N>(r, lane, acc); }) {
+    epilogue.template row<N>(r, lane, acc);
+  } else {
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) epilogue(r, lane + v * P::lanes, acc[v]);
+  }
+}
+
 // Not inlined: inside a larger loop g++ spills the accumulators.
 template <class P, Walk W, int R, int N, class Epilogue>
 LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Index lda, const typename P::Scalar* b,
@@ -44,10 +55,7 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
   }
   const Epilogue finish = epilogue;  // a copy of its own: what is stored cannot change it
   LIMPID_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    LIMPID_UNROLL(4)
-    for (int v = 0; v < N; ++v) finish(r0 + r, (v0 + v) * P::lanes, acc[r][v]);
-  }
+  for (int r = 0; r < R; ++r) finish_row<P, N>(finish, r0 + r, v0 * P::lanes, acc[r]);
 }
 
 template <class P, Walk W, int N, class Epilogue>

@@ -196,7 +196,7 @@ struct Aot {
       detail::raise(std::string(layer) + ": eta is " + detail::shape_text(in.eta.rows, in.eta.cols) + ", wanted 1 x 1");
     if (!norm && (in.gamma.given() || in.beta.given()))
       detail::raise(std::string(layer) + ": gamma or beta is given, but norm is false");
-    detail::check_norm<S>(layer, in.x, in.gamma, in.beta);
+    detail::check_norm<S>(layer, in.x, in.gamma, in.beta, eps);
     if (out.rows != in.x.rows || out.cols != in.x.cols)
       detail::raise(std::string(layer) + ": " + out_name + " is " + detail::shape_text(out.rows, out.cols) +
                     ", wanted " + detail::shape_text(in.x.rows, in.x.cols) + " as x");

@@ -163,7 +163,7 @@ struct Ista {
       if (v.given() && (v.rows != 1 || v.cols != 1))
         raise(std::string("ista: ") + field + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
     if (!norm && (in.gamma.given() || in.beta.given())) raise("ista: gamma or beta is given, but norm is false");
-    detail::check_norm<S>("ista", in.x, in.gamma, in.beta);
+    detail::check_norm<S>("ista", in.x, in.gamma, in.beta, eps);
     if (in.dictionary.rows != in.x.cols || in.dictionary.cols != in.x.cols)
       raise("ista: dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
             shape_text(in.x.cols, in.x.cols) + ", square as x has columns");

@@ -88,8 +88,8 @@ struct Boosting {
   void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
                const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, static_cast<const S*>(nullptr),
-                                  keep.lse.data, in.v, out, keep.u);
+    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, detail::Lse<const S>(),
+                                  detail::lse_of(keep.lse), in.v, out, keep.kept);
   }
 
   template <class P, class S>
@@ -100,14 +100,14 @@ struct Boosting {
     const auto prepared = score.prepare(arena, in, at);
     const auto to = score.targets(arena, in, prepared, grad);
     detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, keep.lse.data, nullptr, nullptr, to.dq, to.dk, to.dbias};
+    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), nullptr, nullptr, to.dq, to.dk, to.dbias};
     plan.moments = to.moments;
     plan.accumulate_q = to.direct && accumulate.q;
     plan.accumulate_k = to.direct && accumulate.kv;
     plan.emission = emission;
     detail::RecurrenceGradient<S> scalars;
     scalars.wanted = grad.tau.given() || grad.rho.given();
-    detail::recurrence_backward<P>(context, recurrence(in), plan, in.v, keep.u, dout, grad.v, accumulate.kv, scalars,
+    detail::recurrence_backward<P>(context, recurrence(in), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, scalars,
                                    sinks);
     score.finish(in, prepared, to, grad, accumulate);
     if (grad.tau.given()) grad.tau(0, 0) = S(scalars.ds);
@@ -119,21 +119,21 @@ struct Boosting {
   void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
              MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, keep.lse.data, static_cast<S*>(nullptr), x,
-                                  out, MutView<S>());
+    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), detail::Lse<S>(),
+                                  x, out, MutView<S>());
   }
   template <class P, class S>
   void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
                         MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_transposed<P>(context, recurrence(in), prepared.scores, keep.lse.data, g, out);
+    detail::recurrence_transposed<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), g, out);
   }
   /// A block of E, from (q0, k0), as large as out.
   template <class P, class S>
   void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
                  MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_block<P>(context, recurrence(in), prepared.scores, keep.lse.data, q0, k0, out);
+    detail::recurrence_block<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), q0, k0, out);
   }
 };
 
@@ -158,8 +158,8 @@ struct Boosting {
 ///
 /// Inputs: BoostingArgs, n = m. Stability, for eigenvalues of A in [0, 1]: diffusion 0 <= tau <= 1, l2boost 0 <= tau <=
 /// 2, sos 0 < tau < 2 / (1 + rho) for rho > 0. A softmax map may have negative eigenvalues, which l2boost amplifies.
-/// Kept: the row log-sum-exp and u_0 .. u_T. Cost: T + 1 sweeps forward (diffusion T); backward one A^T a sweep, the
-/// last in a pull_back of inner width (sweeps) dv. Memory O(n (d + (T + 1) dv)). Effective map and relevance as in
+/// Kept: the row log-sum-exp, u_0 and every A w_t. Cost: T + 1 sweeps forward (diffusion T); backward one A^T a sweep,
+/// the last in a pull_back of inner width (sweeps) dv. Memory O(n (d + (T + 1) dv)). Effective map and relevance as in
 /// twicing(). Golden cases: double within 2e-14 of the largest entry, float within 3 times the error of the plain float
 /// formula (gradients of tau and rho, sums that mostly cancel, are as exact as its on average). Throws ShapeError where
 /// shapes do not fit, n and m differ, steps is negative, or rho is given to a scheme without one.

@@ -47,7 +47,7 @@ struct Mssa {
     T lse, peak, out;  // peak: the key that passes, or -1 (threshold with tau >= 1/2); out: softmax
     template <class F, class... K>
     static void visit_for(const Mssa& op, F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 1, op.phi == Phi::threshold, k.lse...);
+      f(Kept::stat, 2, op.phi == Phi::threshold, k.lse...);
       if (op.one_passes()) f(Kept::stat, 1, true, k.peak...);
       if (op.phi == Phi::softmax) f(Kept::rows, head.y.cols, false, k.out...);
     }
@@ -83,21 +83,21 @@ struct Mssa {
     const View<S> y = keys(in);
     const auto scores = prepared(context, in, at);
     if (phi == Phi::softmax) {
-      detail::smooth<P>(context, scores, y, out, keep.lse.data);
+      detail::smooth<P>(context, scores, y, out, detail::lse_of(keep.lse));
       if (keep.out.given()) detail::copy<S>(out, keep.out);
       return;
     }
     S* weight = context.arena().template take<S>(out.rows);
     Index* key = context.arena().template take<Index>(out.rows);
-    detail::row_peaks<P>(context, scores, keep.lse.data, weight, key);
+    detail::row_peaks<P>(context, scores, detail::lse_of(keep.lse), weight, key);
     if (one_passes())
       for (Index i = 0; i < out.rows; ++i) keep.peak(0, i) = weight[i] > S(tau) ? S(double(key[i])) : S(-1);
     Keep<View<S>> known;
     known.lse = keep.lse, known.peak = keep.peak;
     apply<P, S>(context, in, known, y, out, at);
     for (Index i = 0; i < out.rows; ++i)
-      if (keep.lse(0, i) != keep.lse(0, i))  // a kept key that is not finite
-        for (Index c = 0; c < out.cols; ++c) out(i, c) = keep.lse(0, i);
+      if (const S inverse = keep.lse(1, i); inverse != inverse)  // a kept key that is not finite
+        for (Index c = 0; c < out.cols; ++c) out(i, c) = inverse;
   }
 
   template <class P, class S>
@@ -126,7 +126,7 @@ struct Mssa {
     S* delta = arena.take<S>(in.y.rows);
     detail::row_dots<P>(dout, keep.out, delta);
     detail::PullPlan<S, Mods, 1> plan;
-    plan.maps[0] = {prepared(context, in, at), keep.lse.data, delta, nullptr, grad.y, dkeys, nullptr};
+    plan.maps[0] = {prepared(context, in, at), detail::lse_of(keep.lse), delta, nullptr, grad.y, dkeys, nullptr};
     plan.left = dout, plan.right = y;            // dA = dout Y^T
     plan.x = dout, plan.dv = dkeys;              // dY = A^T dout, on top of
     plan.accumulate_q = accumulate.q;            // dY = scale dS Y
@@ -141,7 +141,8 @@ struct Mssa {
   template <class P, class S>
   void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
              MutView<S> out, const At& at) const {
-    if (phi == Phi::softmax) return detail::smooth_known<P>(context, prepared(context, in, at), keep.lse.data, x, out);
+    if (phi == Phi::softmax)
+      return detail::smooth_known<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), x, out);
     out.fill(S(0));
     each_pair<P>(context, in, keep, at, {0, in.y.rows}, {0, x.rows}, [&](Index i, Index j) {
       for (Index c = 0; c < x.cols; ++c) out(i, c) += S(tau) * x(j, c);
@@ -151,7 +152,7 @@ struct Mssa {
   void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
                         MutView<S> out, const At& at) const {
     if (phi == Phi::softmax)
-      return detail::smooth_transposed<P>(context, prepared(context, in, at), keep.lse.data, g, out);
+      return detail::smooth_transposed<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), g, out);
     out.fill(S(0));
     const detail::Context serial(context.arena());
     each_pair<P>(serial, in, keep, at, {0, g.rows}, {0, out.rows}, [&](Index i, Index j) {
@@ -163,7 +164,7 @@ struct Mssa {
   void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
                  MutView<S> out, const At& at) const {
     if (phi == Phi::softmax)
-      return detail::map_block<P>(context, prepared(context, in, at), keep.lse.data, q0, k0, out);
+      return detail::map_block<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), q0, k0, out);
     out.fill(S(0));
     each_pair<P>(context, in, keep, at, {q0, q0 + out.rows}, {k0, k0 + out.cols},
                  [&](Index i, Index j) { out(i - q0, j - k0) = S(tau); });
@@ -172,7 +173,7 @@ struct Mssa {
   template <class P, class S>
   void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
                const At& at) const {
-    detail::entropy<P>(context, prepared(context, in, at), keep.lse.data, out);
+    detail::entropy<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), out);
   }
 
  private:
@@ -197,7 +198,7 @@ struct Mssa {
       }
       return;
     }
-    detail::visit_weights<P>(context, prepared(context, in, at), keep.lse.data, queries, among,
+    detail::visit_weights<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), queries, among,
                              [&](const detail::Tile<S>& t) {
                                for (Index i = 0; i < t.nq; ++i)
                                  for (Index j = 0; j < t.nk; ++j)

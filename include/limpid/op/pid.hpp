@@ -175,7 +175,7 @@ struct Pid {
     T lse, average;  // average = A V: the delta of the softmax must not see the controller
     template <class F, class... K>
     static void visit(F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 1, true, k.lse...);
+      f(Kept::stat, 2, true, k.lse...);
       f(Kept::rows, head.v.cols, false, k.average...);
     }
   };
@@ -216,7 +216,7 @@ struct Pid {
   void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
                const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::smooth<P>(context, prepared.scores, in.v, out, keep.lse.data);
+    detail::smooth<P>(context, prepared.scores, in.v, out, detail::lse_of(keep.lse));
     if (keep.average.given()) detail::copy<S>(out, keep.average);
     detail::PidController<S>(options, in).template add_to<P>(out);
   }
@@ -231,7 +231,7 @@ struct Pid {
     S* delta = arena.take<S>(in.q.rows);
     detail::row_dots<P>(dout, keep.average, delta);  // of A V, without the controller
     detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, keep.lse.data, delta, nullptr, to.dq, to.dk, to.dbias};
+    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), delta, nullptr, to.dq, to.dk, to.dbias};
     plan.moments = to.moments;
     plan.left = dout, plan.right = in.v;  // dA = dout V^T
     plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
@@ -261,19 +261,20 @@ struct Pid {
   template <class P, class S>
   void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
              MutView<S> out, const At& at) const {
-    detail::smooth_known<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, x, out);
+    detail::smooth_known<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), x, out);
     add<P>(detail::PidController<S>(options, in).on_v(), own_rows(x, in.q.rows), out);
   }
   template <class P, class S>
   void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
                         MutView<S> out, const At& at) const {
-    detail::smooth_transposed<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, g, out);
+    detail::smooth_transposed<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), g,
+                                 out);
     add<P>(detail::PidController<S>(options, in).on_v(), g, own_rows(out, in.q.rows));
   }
   template <class P, class S>
   void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
                  MutView<S> out, const At& at) const {
-    detail::map_block<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, q0, k0, out);
+    detail::map_block<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), q0, k0, out);
     const S c = detail::PidController<S>(options, in).on_v();
     for (Index i = 0; i < out.rows; ++i) {
       const Index own = q0 + i + in.v.rows - in.q.rows - k0;
@@ -284,7 +285,7 @@ struct Pid {
   template <class P, class S>
   void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
                const At& at) const {
-    detail::entropy<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, out);
+    detail::entropy<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), out);
   }
 
  private:

@@ -32,7 +32,7 @@ struct Softmax {
     T lse, out;
     template <class F, class... K>
     static void visit(F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 1, false, k.lse...);
+      f(Kept::stat, 2, false, k.lse...);
       f(Kept::rows, head.v.cols, false, k.out...);
     }
   };
@@ -52,7 +52,7 @@ struct Softmax {
   void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
                const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::smooth<P>(context, prepared.scores, in.v, out, keep.lse.data);
+    detail::smooth<P>(context, prepared.scores, in.v, out, detail::lse_of(keep.lse));
     if (keep.out.given()) detail::copy<S>(out, keep.out);
   }
 
@@ -67,7 +67,7 @@ struct Softmax {
     detail::row_dots<P>(dout, keep.out, delta);
     const auto& mods = score.mods;
     detail::PullPlan<S, std::remove_cvref_t<decltype(mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, keep.lse.data, delta, nullptr, to.dq, to.dk, to.dbias};
+    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), delta, nullptr, to.dq, to.dk, to.dbias};
     plan.moments = to.moments;
     plan.left = dout, plan.right = in.v;  // dA = dout V^T
     plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
@@ -83,23 +83,24 @@ struct Softmax {
   template <class P, class S>
   void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
              MutView<S> out, const At& at) const {
-    detail::smooth_known<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, x, out);
+    detail::smooth_known<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), x, out);
   }
   template <class P, class S>
   void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
                         MutView<S> out, const At& at) const {
-    detail::smooth_transposed<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, g, out);
+    detail::smooth_transposed<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), g,
+                                 out);
   }
   /// A block of the map, from (q0, k0), as large as out.
   template <class P, class S>
   void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
                  MutView<S> out, const At& at) const {
-    detail::map_block<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, q0, k0, out);
+    detail::map_block<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), q0, k0, out);
   }
   template <class P, class S>
   void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
                const At& at) const {
-    detail::entropy<P>(context, score.prepare(context.arena(), in, at).scores, keep.lse.data, out);
+    detail::entropy<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), out);
   }
 };
 

@@ -54,8 +54,8 @@ struct Twicing {
   void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
                const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, static_cast<const S*>(nullptr),
-                                  keep.lse.data, in.v, out, keep.u);
+    detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, detail::Lse<const S>(),
+                                  detail::lse_of(keep.lse), in.v, out, keep.kept);
   }
 
   template <class P, class S>
@@ -66,13 +66,13 @@ struct Twicing {
     const auto prepared = score.prepare(arena, in, at);
     const auto to = score.targets(arena, in, prepared, grad);
     detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, keep.lse.data, nullptr, nullptr, to.dq, to.dk, to.dbias};
+    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), nullptr, nullptr, to.dq, to.dk, to.dbias};
     plan.moments = to.moments;
     plan.accumulate_q = to.direct && accumulate.q;
     plan.accumulate_k = to.direct && accumulate.kv;
     plan.emission = emission;
     detail::RecurrenceGradient<S> none;
-    detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.u, dout, grad.v, accumulate.kv, none,
+    detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, none,
                                    sinks);
     score.finish(in, prepared, to, grad, accumulate);
   }
@@ -82,21 +82,21 @@ struct Twicing {
   void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
              MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, keep.lse.data, static_cast<S*>(nullptr), x,
-                                  out, MutView<S>());
+    detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, detail::lse_of(keep.lse), detail::Lse<S>(),
+                                  x, out, MutView<S>());
   }
   template <class P, class S>
   void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
                         MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_transposed<P>(context, recurrence<S>(), prepared.scores, keep.lse.data, g, out);
+    detail::recurrence_transposed<P>(context, recurrence<S>(), prepared.scores, detail::lse_of(keep.lse), g, out);
   }
   /// A block of E, from (q0, k0), as large as out.
   template <class P, class S>
   void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
                  MutView<S> out, const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_block<P>(context, recurrence<S>(), prepared.scores, keep.lse.data, q0, k0, out);
+    detail::recurrence_block<P>(context, recurrence<S>(), prepared.scores, detail::lse_of(keep.lse), q0, k0, out);
   }
 };
 
@@ -114,11 +114,11 @@ struct Twicing {
 /// The effective map E (map_block, map_left, map_right, Call::map) has rows that sum to 1 where no row of A is empty,
 /// but entries of either sign; relevance sent down with backward is that of A.
 ///
-/// Kept: the row log-sum-exp and u_0 .. u_order. Cost: order + 1 times plain forward (4 n^2 (d + dv) flop at order 1);
-/// backward order sweeps of A^T and a pull_back of inner width (order + 1) dv, which does one more: 16 against
-/// 10 n^2 d flop at order 1 and dv = d. Memory O(n (d + (order + 1) dv)). Golden cases: double within 1e-15 of the
-/// largest entry, float within 3 times the error of the plain float formula. Throws ShapeError where shapes do not fit,
-/// n and m differ or order is negative.
+/// Kept: the row log-sum-exp, u_0 and every A (V - u_t). Cost: order + 1 times plain forward (4 n^2 (d + dv) flop at
+/// order 1); backward order sweeps of A^T and a pull_back of inner width (order + 1) dv, which does one more: 16
+/// against 10 n^2 d flop at order 1 and dv = d. Memory O(n (d + (order + 1) dv)). Golden cases: double within 1e-15 of
+/// the largest entry, float within 3 times the error of the plain float formula. Throws ShapeError where shapes do not
+/// fit, n and m differ or order is negative.
 ///
 /// Limits: eigenvalues go l -> 1 - (1 - l)^2. This sharpens a spectrum in [0, 1], as nlm() with k = q has; a softmax
 /// map may have negative eigenvalues, and these grow, at worst from -1 to -3.

@@ -6,11 +6,14 @@
 // That the three are one recipe is our own remark.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "../core/call.hpp"
 #include "../core/probe.hpp"
+#include "../core/rows.hpp"
 #include "../core/smooth.hpp"
 #include "../score/kernel.hpp"
 
@@ -73,7 +76,6 @@ template <class P>
 class RmsNorm {
  public:
   using S = typename P::Scalar;
-  using V = typename P::V;
 
   RmsNorm(Arena& arena, Index width, View<S> gamma, const TwoMapOptions& options)
       : width_(width), c_(S(1) - S(options.lambda_init)), eps_(S(options.eps)), u_(arena.take<S>(width)) {
@@ -83,14 +85,15 @@ class RmsNorm {
   void forward(MutView<S> h) const {
     for (Index i = 0; i < h.rows; ++i) {
       S* x = h.row(i);
-      const S r = inverse(x);
-      Index c = 0;
-      for (; c + P::lanes <= width_; c += P::lanes) P::store(x + c, P::load(u_ + c) * (P::set(r) * P::load(x + c)));
-      for (; c < width_; ++c) x[c] = u_[c] * (r * x[c]);
+      const Scale r = inverse(x);
+      for_lanes<P>(width_, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        L::store(x + c, L::load(u_ + c) * (L::set(r.inverse) * (L::set(r.unit) * L::load(x + c))));
+      });
     }
   }
 
-  /// h becomes dh = r u o dy - (r^3 / width) <u o dy, h> h, and dgamma (may be empty) = sum of c dy o (r h), rows for
+  /// h becomes dh = r (u o dy - <u o dy, r h> r h / width), and dgamma (may be empty) = sum of c dy o (r h), rows for
   /// which skip(i) left out of both.
   template <class Skip>
   void backward(Arena& arena, MutView<S> h, View<S> dy, MutView<S> dgamma, const Skip& skip) const {
@@ -105,13 +108,24 @@ class RmsNorm {
         clear(x, width_);
       } else {
         const S* g = dy.row(i);
-        const S r = inverse(x);
-        if (dgamma.given()) add_products(part, r * c_, g, x);
-        const S back = r * r * r * dot3(u_, g, x) / S(double(width_));
-        Index c = 0;
-        for (; c + P::lanes <= width_; c += P::lanes)
-          P::store(x + c, P::fma(P::set(r), P::load(u_ + c) * P::load(g + c), P::set(-back) * P::load(x + c)));
-        for (; c < width_; ++c) x[c] = r * (u_[c] * g[c]) - back * x[c];
+        const Scale r = inverse(x);
+        for_lanes<P>(width_, [&](auto policy, Index c) {  // r h in the place of h
+          using L = decltype(policy);
+          const auto scaled = L::set(r.inverse) * (L::set(r.unit) * L::load(x + c));
+          L::store(x + c, scaled);
+          if (dgamma.given()) L::store(part + c, L::fma(L::set(c_) * L::load(g + c), scaled, L::load(part + c)));
+        });
+        const S along = sum_lanes<P>(width_,
+                                     [&](auto policy, Index c) {
+                                       using L = decltype(policy);
+                                       return L::load(u_ + c) * L::load(g + c) * L::load(x + c);
+                                     }) /
+                        S(double(width_));
+        for_lanes<P>(width_, [&](auto policy, Index c) {
+          using L = decltype(policy);
+          const auto d = L::load(u_ + c) * L::load(g + c) - L::set(along) * L::load(x + c);
+          L::store(x + c, L::set(r.unit) * (L::set(r.inverse) * d));
+        });
       }
       if ((i + 1) % block == 0 || i + 1 == h.rows) {
         for (Index c = 0; c < width_; ++c) sum[c] += Wide<S>(part[c]);
@@ -123,29 +137,36 @@ class RmsNorm {
   }
 
  private:
-  S inverse(const S* x) const {
+  /// r is inverse times unit, a power of two: 1 but where squares would leave the scalar's range.
+  struct Scale {
+    S inverse, unit;
+  };
+  Scale inverse(const S* x) const {
     using std::sqrt;
-    V sum = P::set(S(0));
-    Index c = 0;
-    for (; c + P::lanes <= width_; c += P::lanes) sum = P::fma(P::load(x + c), P::load(x + c), sum);
-    S rest(0);
-    for (; c < width_; ++c) rest += x[c] * x[c];
-    const S mean = (P::sum(sum) + rest) / S(double(width_)) + eps_;
-    return mean == S(0) ? S(0) : S(1) / sqrt(mean);  // a row of zeros stays one, even without eps
-  }
-  S dot3(const S* a, const S* b, const S* x) const {
-    V sum = P::set(S(0));
-    Index c = 0;
-    for (; c + P::lanes <= width_; c += P::lanes) sum = P::fma(P::load(a + c) * P::load(b + c), P::load(x + c), sum);
-    S rest(0);
-    for (; c < width_; ++c) rest += a[c] * b[c] * x[c];
-    return P::sum(sum) + rest;
-  }
-  void add_products(S* to, S factor, const S* a, const S* b) const {
-    Index c = 0;
-    for (; c + P::lanes <= width_; c += P::lanes)
-      P::store(to + c, P::fma(P::set(factor) * P::load(a + c), P::load(b + c), P::load(to + c)));
-    for (; c < width_; ++c) to[c] += factor * a[c] * b[c];
+    const auto of = [&](S unit, S added) {
+      const S mean = sum_lanes<P>(width_,
+                                  [&](auto policy, Index c) {
+                                    using L = decltype(policy);
+                                    const auto y = L::set(unit) * L::load(x + c);
+                                    return y * y;
+                                  }) /
+                         S(double(width_)) +
+                     added;
+      return std::pair<Scale, S>({mean == S(0) ? S(0) : S(1) / sqrt(mean), unit}, mean);  // zeros stay, without eps too
+    };
+    const auto [plain, mean] = of(S(1), eps_);
+    if constexpr (std::is_floating_point_v<S>) {
+      using Limits = std::numeric_limits<S>;
+      if (mean > Limits::min() / Limits::epsilon() && mean < Limits::max() * Limits::epsilon()) return plain;
+      S largest(0);
+      for (Index c = 0; c < width_; ++c) largest = std::max(largest, std::abs(x[c]));
+      if (!(largest > S(0) && row_is_finite(x, width_))) return plain;
+      int exponent = 0;
+      std::frexp(largest, &exponent);
+      const S unit = std::ldexp(S(1), std::clamp(-exponent, Limits::min_exponent, Limits::max_exponent - 2));
+      return of(unit, eps_ == S(0) ? S(0) : eps_ * unit * unit).first;
+    }
+    return plain;
   }
 
   Index width_;
@@ -178,7 +199,7 @@ struct TwoMaps {
     T lse, first, second;  // lse of both maps; A1 V and A2 V
     template <class F, class... K>
     static void visit(F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 2, true, k.lse...);
+      f(Kept::stat, 4, true, k.lse...);
       f(Kept::rows, head.v.cols, false, k.first...);
       f(Kept::rows, head.v.cols, false, k.second...);
     }
@@ -216,7 +237,7 @@ struct TwoMaps {
     const auto maps = scores<S>(in, at);
     const MutView<S> o1 = keep.first.given() ? keep.first : out;
     const MutView<S> o2 = keep.second.given() ? keep.second : arena.template matrix<S>(out.rows, out.cols);
-    detail::smooth_both<P>(context, maps, in.v, o1, keep.lse.row(0), o2, keep.lse.row(1));
+    detail::smooth_both<P>(context, maps, in.v, o1, detail::lse_of(keep.lse, 0), o2, detail::lse_of(keep.lse, 1));
     const auto w = weights<S>(arena, in, View<S>(keep.lse));
     detail::weighted_difference<P>(w.first, o1, w.second, o2, out);  // H = w1 o O1 - w2 o O2
     if (options.norm == HeadNorm::rms)
@@ -259,13 +280,13 @@ struct TwoMaps {
     const MutView<S> dk2 = apart ? arena.template matrix<S>(m, d) : grad.k.block(0, one_key(in) ? 0 : d, m, d);
     detail::PullPlan<S, Mods, 2> plan;
     plan.maps[0] = {maps[0],
-                    keep.lse.row(0),
+                    detail::lse_of(keep.lse, 0),
                     delta[0],
                     Mix::first_is_one ? nullptr : w.first,
                     grad.q.block(0, 0, n, d),
                     grad.k.block(0, 0, m, d),
                     nullptr};
-    plan.maps[1] = {maps[1], keep.lse.row(1), delta[1], minus, grad.q.block(0, d, n, d), dk2, nullptr};
+    plan.maps[1] = {maps[1], detail::lse_of(keep.lse, 1), delta[1], minus, grad.q.block(0, d, n, d), dk2, nullptr};
     plan.left = dh, plan.right = in.v;  // P = dH V^T
     plan.x = dh, plan.dv = grad.v;      // dV = (w1 A1 - w2 A2)^T dH
     plan.accumulate_q = accumulate.q;
@@ -282,10 +303,10 @@ struct TwoMaps {
              MutView<S> out, const At& at) const {
     const auto maps = scores<S>(in, at);
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::smooth_known<P>(context, maps[std::size_t(only)], keep.lse.row(only), x, out);
+    detail::smooth_known<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), x, out);
     if (options.shown != Shown::effective) return;
     const MutView<S> second = context.arena().template matrix<S>(out.rows, out.cols);
-    detail::smooth_known<P>(context, maps[1], keep.lse.row(1), x, second);
+    detail::smooth_known<P>(context, maps[1], detail::lse_of(keep.lse, 1), x, second);
     const auto w = weights<S>(context.arena(), in, keep.lse);
     detail::weighted_difference<P>(w.first, out, w.second, second, out);
   }
@@ -295,7 +316,7 @@ struct TwoMaps {
     const auto maps = scores<S>(in, at);
     const Index only = options.shown == Shown::second ? 1 : 0;
     if (options.shown != Shown::effective)
-      return detail::smooth_transposed<P>(context, maps[std::size_t(only)], keep.lse.row(only), g, out);
+      return detail::smooth_transposed<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), g, out);
     const auto w = weights<S>(context.arena(), in, keep.lse);
     const MutView<S> weighted = context.arena().template matrix<S>(g.rows, g.cols);
     for (Index b = 0; b < 2; ++b) {
@@ -304,7 +325,7 @@ struct TwoMaps {
         for (Index c = 0; c < g.cols; ++c)
           weighted(i, c) = f == S(0) ? S(0) : f * g(i, c);  // g may be NaN where f is 0
       }
-      detail::smooth_transposed<P>(context, maps[std::size_t(b)], keep.lse.row(b), weighted, out, b == 1);
+      detail::smooth_transposed<P>(context, maps[std::size_t(b)], detail::lse_of(keep.lse, b), weighted, out, b == 1);
     }
   }
   /// A block of the map that is shown, from (q0, k0), as large as out.
@@ -313,10 +334,10 @@ struct TwoMaps {
                  MutView<S> out, const At& at) const {
     const auto maps = scores<S>(in, at);
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::map_block<P>(context, maps[std::size_t(only)], keep.lse.row(only), q0, k0, out);
+    detail::map_block<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), q0, k0, out);
     if (options.shown != Shown::effective) return;
     const MutView<S> second = context.arena().template matrix<S>(out.rows, out.cols);
-    detail::map_block<P>(context, maps[1], keep.lse.row(1), q0, k0, second);
+    detail::map_block<P>(context, maps[1], detail::lse_of(keep.lse, 1), q0, k0, second);
     const auto w = weights<S>(context.arena(), in, keep.lse);
     detail::weighted_difference<P>(w.first + q0, out, w.second + q0, second, out);
   }
@@ -328,7 +349,7 @@ struct TwoMaps {
       detail::raise(detail::Name(name) +
                     ": the effective map has negative entries and no entropy, wanted shown = first or second");
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::entropy<P>(context, scores<S>(in, at)[std::size_t(only)], keep.lse.row(only), out);
+    detail::entropy<P>(context, scores<S>(in, at)[std::size_t(only)], detail::lse_of(keep.lse, only), out);
   }
 
  private:
@@ -354,7 +375,7 @@ struct TwoMaps {
 
   template <class S>
   static bool empty(View<S> lse, Index b, Index i) {
-    return lse(b, i) == -detail::minus_infinity<S>();
+    return lse(2 * b, i) == -detail::minus_infinity<S>();  // see detail::lse_of
   }
   /// Row weights; zero where a map's row keeps no key, whatever the gate of such a row holds.
   template <class S, class In>

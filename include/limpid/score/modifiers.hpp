@@ -43,6 +43,11 @@ struct Modifier {
   S shift(const At&, Index) const {
     return S(0);
   }
+  /// What all keys of a batch item have in common in `start`, where that is so much that sums with it lose digits.
+  template <class S>
+  S level(const At&) const {
+    return S(0);
+  }
   template <class S>
   void sink(const At&, S, S*) const {}
   bool wants_sink() const { return false; }
@@ -65,10 +70,14 @@ concept HasScalar = requires {
   typename std::remove_cvref_t<M>::Scalar;
 };  // a matrix or a view of one
 
-/// s + amount; minus infinity masks whatever s is.
+/// s + amount. Minus infinity masks whatever s is, and nothing else does: sums of finite numbers stay finite.
 template <class S>
 S plus(S s, S amount) {
-  return amount == minus_infinity<S>() ? amount : s + amount;
+  if (amount == minus_infinity<S>()) return amount;
+  const S sum = s + amount, lowest = lowest_number<S>();
+  if (sum < lowest && !(s < lowest)) return lowest;
+  if (sum > -lowest && !(s > -lowest) && !(amount > -lowest)) return -lowest;
+  return sum;
 }
 
 [[noreturn, gnu::cold]] inline void raise_modifier(const char* op, const char* name, Index rows, Index cols,
@@ -289,7 +298,8 @@ ScoreFunction<F, D> score_mod(F f, D df = {}) {
 }
 
 /// S + b_j for every key: b is 1 x m, or B x m for one row a batch item. db the same shape, added to: db_j += sum_i
-/// dS_ij.
+/// dS_ij. Minus infinity, and nothing else, masks a key: where even the largest finite b_j is far from 0, as the lowest
+/// number that some models write for a mask is, differences of b count, not their rounded sums with S.
 template <class S>
 struct KeyBias : Modifier {
   static constexpr bool starts = true, sinks = true;
@@ -303,6 +313,17 @@ struct KeyBias : Modifier {
   template <class T>
   T start(const At& a, Index) const {
     return T(b(row(a), a.k));
+  }
+  template <class T>
+  T level(const At& a) const {
+    constexpr double far = 1024;
+    const T none = detail::minus_infinity<T>();
+    T most = none;
+    for (Index j = 0; j < b.cols; ++j) {
+      const T one = T(b(row(a), j));
+      if (one < -none && most < one) most = one;
+    }
+    return most == none || (most < T(far) && most > T(-far)) ? T(0) : most;
   }
   template <class T>
   void sink(const At& a, T ds, T* sum) const {
@@ -557,23 +578,33 @@ struct Chain {
     });
     return all;
   }
+  /// Minus infinity masks the pair, whatever a later modifier would make of it.
   template <class S>
   LIMPID_INLINE S value(S s, const At& a) const {
+    bool masked = false;
     each([&](const auto& m) {
-      if constexpr (!std::remove_cvref_t<decltype(m)>::is_mask) s = m.value(s, a);
+      if constexpr (!std::remove_cvref_t<decltype(m)>::is_mask)
+        if (!masked) masked = (s = m.value(s, a)) == detail::minus_infinity<S>();
     });
     return s;
   }
   template <class S>
   S start(const At& a, Index q0) const {
     S s(0);
-    each([&](const auto& m) { s += m.template start<S>(a, q0); });
+    each([&](const auto& m) { s = detail::plus(s, m.template start<S>(a, q0)); });
     return s;
   }
   template <class S>
   S shift(const At& a, Index q0) const {
     S s(0);
     each([&](const auto& m) { s += m.template shift<S>(a, q0); });
+    return s;
+  }
+  /// Of what `start` adds; nothing is left out where scores are changed by value.
+  template <class S>
+  S level(const At& a) const {
+    S s(0);
+    if constexpr (starts && !values) each([&](const auto& m) { s = detail::plus(s, m.template level<S>(a)); });
     return s;
   }
   /// Gradient of the raw score from that of the final one, feeding the sinks on its way. s is the raw score.
