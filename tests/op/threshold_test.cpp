@@ -167,3 +167,53 @@ TEST_CASE("A threshold over many blocks of queries and keys.") {
   holds<double>({140, 140, 1, 1, 0.02, 0.4, everything, false});
   holds<double>({30, 300, 1, 1, 0.7, 4, [](const At& a) { return a.k % 7 != 3; }, false});
 }
+
+TEMPLATE_TEST_CASE("The peaks of rows: the maximum, one over the sum, a key that has it; -1 for a row without keys.",
+                   "", float, double) {
+  using S = TestType;
+  suite::Random random(5);
+  const Index n = 70, m = 300, d = 3;
+  Mat<S> q = suite::random_matrix<S>(random, n, d, -2, 2), k = suite::random_matrix<S>(random, m, d, -2, 2);
+  for (Index j = 140; j < m; ++j) k.row(j) = k.row(j - 140);  // every maximum is there twice, in another block
+  k.row(7).setConstant(std::numeric_limits<S>::quiet_NaN());  // a key that only query 3 keeps
+  const auto keep = [](const At& a) { return a.q % 9 != 4 && (a.q + a.k) % 3 != 0 && (a.k != 7 || a.q == 3); };
+  const auto mods = limpid::chain(limpid::mask(keep));
+  using Mods = std::remove_const_t<decltype(mods)>;
+  const limpid::detail::Scores<S, Mods> scores{q, k, S(0.5), nullptr, &mods, At{}};
+  std::vector<S> top(n), inverse(n), weight(n);
+  std::vector<Index> key(n);
+  limpid::Arena arena;
+  limpid::detail::row_peaks<limpid::detail::Native<S>>(limpid::detail::Context(arena), scores,
+                                                       limpid::detail::Lse<S>(top.data(), inverse.data()),
+                                                       weight.data(), key.data());
+  for (Index i = 0; i < n; ++i) {
+    INFO("row " << i);
+    const auto at = static_cast<std::size_t>(i);
+    Real most = -HUGE_VALL, sum = 0;
+    const auto score = [&](Index j) {
+      Real dot = 0;
+      for (Index c = 0; c < d; ++c) dot += Real(q(i, c)) * Real(k(j, c)) / 2;
+      return dot;
+    };
+    for (Index j = 0; j < m; ++j)
+      if (keep(At{0, 0, i, j, n, m})) most = std::max(most, score(j));
+    for (Index j = 0; j < m; ++j)
+      if (keep(At{0, 0, i, j, n, m})) sum += std::exp(score(j) - most);
+    if (i == 3) {
+      CHECK(std::isnan(inverse[at]));
+    } else if (sum == 0) {
+      CHECK(key[at] == -1);
+      CHECK(weight[at] == 0);
+      CHECK(inverse[at] == 0);
+      CHECK(top[at] == std::numeric_limits<S>::infinity());
+    } else {
+      const Real units = 64 * Real(std::numeric_limits<S>::epsilon());
+      CHECK(std::abs(Real(weight[at]) - 1 / sum) <= units);
+      CHECK(inverse[at] == weight[at]);
+      CHECK(std::abs(Real(top[at]) - most) <= units * 8);
+      REQUIRE(key[at] >= 0);
+      CHECK(keep(At{0, 0, i, key[at], n, m}));
+      CHECK(std::abs(score(key[at]) - most) <= units * 8);
+    }
+  }
+}
