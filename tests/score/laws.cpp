@@ -26,10 +26,9 @@ Results<S> run_op(const Op& op, const Law<S>& law, const Problem<S>& p, const Wa
   r.dq = Mat<S>::Constant(p.q.rows(), p.q.cols(), before), r.dk = Mat<S>::Constant(p.k.rows(), p.k.cols(), before);
   r.dv = Mat<S>::Constant(p.v.rows(), p.v.cols(), before);
   r.relevance = Mat<S>::Constant(s.batch, s.m, before);
-  const Mat<S> weights = suite::Mat<S>::Constant(s.batch, s.n, S(0.25));
   limpid::BackwardCall<S> back;
   back.accumulate = way.accumulate, back.executor = executor, back.part = way.part;
-  if (way.looks) back.relevance_weights = weights, back.relevance = r.relevance;
+  if (way.looks) back.relevance_weights = p.weights, back.relevance = r.relevance;
   limpid::backward(op, in, saved, p.dout, limpid::grads(r.dq, r.dk, r.dv), back);
   if (!way.looks) r.relevance.resize(0, 0);
   for (const auto& t : law.tables) r.tables.push_back(t->gradient);
@@ -142,7 +141,7 @@ Results<Real> by_loops(const Law<S>& law, const Problem<S>& p, const Way& way, R
             if (way.part == limpid::Part::pos && part < 0) part = 0;
             if (way.part == limpid::Part::neg) part = part > 0 ? Real(0) : -part;
             if (way.part == limpid::Part::abs) part = std::abs(part);
-            r.relevance(b, j) += Real(0.25) * part / Real(s.heads);
+            r.relevance(b, j) += Real(p.weights(b, i)) * part / Real(s.heads);
           }
           score_of(dots[t], a);
           Real ds = map(i, j) * (da - delta);

@@ -197,8 +197,8 @@ struct Law {
 template <class S>
 struct Problem {
   suite::Sizes sizes;
-  Mat<S> q, k, v, dout;
-  Mat<S> left, right;  // for one head: r x n and m x c
+  Mat<S> q, k, v, dout, weights;  // weights: of queries, for relevance
+  Mat<S> left, right;             // for one head: r x n and m x c
 };
 
 /// What a call gives, or should give.
@@ -238,6 +238,7 @@ Problem<S> problem(const suite::Sizes& s, std::uint64_t seed = 1) {
   p.k = suite::random_matrix<S>(random, s.batch * s.m, s.kv_heads * s.d, -1.5, 1.5);
   p.v = suite::random_matrix<S>(random, s.batch * s.m, s.kv_heads * s.dv);
   p.dout = suite::random_matrix<S>(random, s.batch * s.n, s.heads * s.dv);
+  p.weights = suite::random_matrix<S>(random, s.batch, s.n, 0.1, 1);
   p.left = suite::random_matrix<S>(random, 2, s.n);
   p.right = suite::random_matrix<S>(random, s.m, 2);
   return p;

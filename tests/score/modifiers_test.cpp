@@ -165,6 +165,22 @@ TEMPLATE_TEST_CASE("A NaN or infinity comes out exactly where a kept pair brings
   }
 }
 
+TEMPLATE_TEST_CASE("A NaN in a table of a modifier comes out where a pair that is kept reads it.", "", float, double) {
+  using S = TestType;
+  for (const auto& s : {sizes(6, 7, 2, 2, 1), sizes(40, 70)}) {
+    const auto p = problem<S>(s, 8);
+    for (const auto& law : value_laws<S>(s))
+      for (const auto& t : law.tables)
+        for (const Index at : {Index(0), t->numbers.size() / 2, t->numbers.size() - 1}) {
+          const S before = t->numbers.data()[at];
+          t->numbers.data()[at] = std::numeric_limits<S>::quiet_NaN();
+          INFO("NaN in entry " << at);
+          holds(law, p, Way{});
+          t->numbers.data()[at] = before;
+        }
+  }
+}
+
 TEMPLATE_TEST_CASE("A NaN query that keeps nothing, and a NaN key that nobody keeps, change nothing.", "", float,
                    double) {
   using S = TestType;
