@@ -124,6 +124,35 @@ TEMPLATE_TEST_CASE("Logits of ten thousand stay finite, and right.", "", float, 
   });
 }
 
+/// Where one key has all the weight, that is 1 to the last bit, in every sweep: made again from a log-sum-exp in one
+/// number it would be off by the rounding of the logit.
+TEMPLATE_TEST_CASE("Logits of a hundred thousand: gradients as exact as at small ones.", "", float, double) {
+  using S = TestType;
+  for_operators([](const Operator& op) {
+    for (Kind kind : {Kind::none, Kind::causal})
+      for (const Sizes& s : {Sizes{33, 129}, Sizes{129, 65}, Sizes{8, 700}}) {
+        auto p = make_problem<S>(op, kind, s, 305);
+        for (auto& f : p.in)
+          if ((f.role == Role::query || f.role == Role::key) && (f.name[0] == 'q' || f.name[0] == 'k'))
+            f.value *= S(500);
+        INFO(p.text());
+        Options<S> asked;
+        asked.relevance = op.traits.relevance;
+        Options<long double> asked_too;
+        asked_too.relevance = asked.relevance;
+        const Result<S> found = run(p, asked);
+        const auto wanted = run(convert<long double>(p), asked_too);
+        const double bound = 200 * std::numeric_limits<S>::epsilon(), size = largest_gradient(wanted);
+        CHECK(distance(found.out, wanted.out) <= bound * (1 + largest(wanted.out)));
+        CHECK(distance(found.relevance, wanted.relevance) <= bound * (1 + largest(wanted.relevance)));
+        for (std::size_t f = 0; f < found.grad.size(); ++f) {
+          INFO("gradient of " << found.grad[f].name);
+          CHECK(distance(found.grad[f].value, wanted.grad[f].value) <= bound * std::max(size, 1.0));
+        }
+      }
+  });
+}
+
 TEMPLATE_TEST_CASE("No queries, no keys or neither: zeros, and no gradient.", "", float, double) {
   using S = TestType;
   for_operators([](const Operator& op) {

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include <limits>
 #include <limpid/op/softmax.hpp>
+#include <utility>
+#include <vector>
 
 #include "support/catch.hpp"
 #include "support/distance.hpp"
@@ -84,4 +86,116 @@ TEST_CASE("Keys may come in any order, values scale the result, and rows of dS s
   moved.run();
   CHECK(distance(moved.out, a.out) <= 8 * few);
   CHECK(distance(moved.dq, a.dq) <= 8 * few);
+}
+
+namespace {
+
+/// Softmax attention with an additive table (n x m, or one row for all) in long double; biases are compared before they
+/// are added to scores, so that those at the ends of a type lose nothing. Rows without a key: zeros.
+template <class S>
+Mat<long double> with_bias(const Case<S>& c, const Mat<S>& b, bool causal) {
+  const long double scale = 1 / std::sqrt(static_cast<long double>(c.q.cols()));
+  Mat<long double> out = Mat<long double>::Zero(c.q.rows(), c.v.cols());
+  const Index n = c.q.rows(), m = c.k.rows();
+  for (Index i = 0; i < n; ++i) {
+    const auto bias = [&](Index j) { return static_cast<long double>(b(b.rows() == 1 ? 0 : i, j)); };
+    const auto keeps = [&](Index j) { return !(std::isinf(bias(j)) && bias(j) < 0) && !(causal && j - i > m - n); };
+    long double level = -HUGE_VALL, top = -HUGE_VALL, sum = 0;
+    for (Index j = 0; j < m; ++j)
+      if (keeps(j)) level = std::max(level, bias(j));
+    const auto score = [&](Index j) {
+      long double s = 0;
+      for (Index f = 0; f < c.q.cols(); ++f) s += static_cast<long double>(c.q(i, f)) * c.k(j, f);
+      return s * scale + (bias(j) - level);
+    };
+    for (Index j = 0; j < m; ++j)
+      if (keeps(j)) top = std::max(top, score(j));
+    for (Index j = 0; j < m; ++j) {
+      if (!keeps(j)) continue;
+      const long double w = std::exp(score(j) - top);
+      sum += w;
+      for (Index f = 0; f < c.v.cols(); ++f) out(i, f) += w * c.v(j, f);
+    }
+    if (sum > 0) out.row(i) /= sum;
+  }
+  return out;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("A bias may be any number: only minus infinity masks", "", float, double) {
+  using S = TestType;
+  const S most = std::numeric_limits<S>::max(), none = -std::numeric_limits<S>::infinity();
+  const std::vector<std::vector<S>> levels = {{-most},
+                                              {most},
+                                              {-most, most},
+                                              {-most, none},
+                                              {-most / 2, -most},
+                                              {most / 2, most, -most},
+                                              {S(-1e30), S(0), none},
+                                              {S(3000), S(3001)},
+                                              {-most, S(0)},
+                                              {none},
+                                              {S(-1e9), S(-1e9) + S(128)}};
+  for (const auto& level : levels)
+    for (const auto& [n, m] : std::vector<std::pair<Index, Index>>{{1, 2}, {3, 300}, {8, 517}, {33, 129}, {5, 3}}) {
+      Case<S> c(n, m, 8, 8, 2);
+      Mat<S> b(1, m);
+      for (Index j = 0; j < m; ++j) b(0, j) = level[static_cast<std::size_t>(j * 7 % 5) % level.size()];
+      INFO("first biases " << level[0] << ", " << level.back() << "; n " << n << ", m " << m);
+      Mat<S> out(n, 8), lse;
+      const double bound = 100 * std::numeric_limits<S>::epsilon();
+      limpid::forward(softmax(limpid::key_bias(b)), qkv(c.q, c.k, c.v), out, {.lse = &lse});
+      CHECK(distance(out, with_bias<S>(c, b, false)) <= bound);
+      for (Index i = 0; i < n; ++i) {
+        CHECK(!std::isnan(lse(0, i)));
+        CHECK((lse(0, i) == none) == (b.maxCoeff() == none));
+      }
+
+      // the same through every later sweep: rows of the map sum to 1, dv gets what dout holds
+      const auto op = softmax(limpid::key_bias(b));
+      limpid::Saved<std::remove_const_t<decltype(op)>, S> saved;
+      Mat<S> again(n, 8), map(n, m), dq(n, 8), dk(m, 8), dv(m, 8);
+      limpid::forward(op, qkv(c.q, c.k, c.v), again, {.saved = &saved});
+      limpid::map_block(op, qkv(c.q, c.k, c.v), saved, 0, 0, map);
+      CHECK(distance(map * c.v, out) <= bound);
+      limpid::backward(op, qkv(c.q, c.k, c.v), saved, c.dout, limpid::grads(dq, dk, dv));
+      CHECK(distance(dv, map.transpose() * c.dout) <= 10 * bound);
+      CHECK(dq.allFinite());
+      CHECK(dk.allFinite());
+
+      // by value (a table, a function) finite sums stay finite as well; equal extremes then count alike
+      Mat<S> table(n, m);
+      for (Index i = 0; i < n; ++i) table.row(i) = b;
+      limpid::forward(softmax(limpid::bias(table)), qkv(c.q, c.k, c.v), out, {.lse = &lse});
+      CHECK(out.allFinite());
+      CHECK((lse(0, 0) == none) == (b.maxCoeff() == none));
+      limpid::forward(softmax(limpid::chain(limpid::key_bias(b), limpid::key_bias(b))), qkv(c.q, c.k, c.v), out);
+      CHECK(out.allFinite());
+      limpid::forward(softmax(limpid::chain(limpid::key_bias(b), limpid::causal())), qkv(c.q, c.k, c.v), out);
+      CHECK(out.allFinite());
+      if (level.size() == 1) CHECK(distance(out, with_bias<S>(c, b, true)) <= bound);
+    }
+}
+
+TEMPLATE_TEST_CASE("A score function does not bring back a key that was masked before it", "", float, double) {
+  using S = TestType;
+  const S none = -std::numeric_limits<S>::infinity();
+  Case<S> c(9, 40, 8, 8, 2);
+  Mat<S> b(1, 40), table(9, 40), all = Mat<S>::Zero(9, 40);
+  for (Index j = 0; j < 40; ++j) b(0, j) = j % 3 == 1 ? none : S(0);
+  for (Index i = 0; i < 9; ++i) table.row(i) = b;
+  for (Index j = 1; j < 40; j += 3) c.v.row(j).setConstant(std::numeric_limits<S>::quiet_NaN());
+  const auto cap = limpid::score_mod([](auto s, const limpid::At&) { return 5 * std::tanh(s / 5); });
+  const auto masked = limpid::mask([](const limpid::At& a) { return a.k % 3 != 1; });
+  Mat<S> wanted(9, 8), out(9, 8);
+  limpid::forward(softmax(limpid::chain(cap, masked)), qkv(c.q, c.k, c.v), wanted);
+  REQUIRE(wanted.allFinite());
+  limpid::forward(softmax(limpid::chain(limpid::key_bias(b), cap)), qkv(c.q, c.k, c.v), out);
+  CHECK(out == wanted);
+  limpid::forward(softmax(limpid::chain(limpid::bias(table), cap, limpid::bias(all))), qkv(c.q, c.k, c.v), out);
+  CHECK(out == wanted);
+  limpid::forward(softmax(limpid::chain(limpid::additive([&](const limpid::At& a) { return b(0, a.k); }), cap)),
+                  qkv(c.q, c.k, c.v), out);
+  CHECK(out == wanted);
 }

@@ -8,3 +8,21 @@ using Catch::Approx;
 #else
 #include <catch2/catch.hpp>
 #endif
+
+#include <exception>
+#include <string>
+
+namespace suite {
+
+/// What f says when it throws; empty where it does not.
+template <class F>
+std::string error_of(F&& f) {
+  try {
+    f();
+  } catch (const std::exception& e) {
+    return e.what();
+  }
+  return "";
+}
+
+}  // namespace suite

@@ -5,9 +5,15 @@
 #include <limpid/exec/thread_pool.hpp>
 #include <limpid/op/softmax.hpp>
 #include <limpid/op/twicing.hpp>
+#include <memory>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 #include <vector>
+#if defined(__unix__)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 #if defined(LIMPID_TEST_OPENMP)
 #include <limpid/exec/openmp.hpp>
 #endif
@@ -139,4 +145,154 @@ TEST_CASE("One operator serves several threads at once, each with a pool of its 
     });
   for (std::thread& t : threads) t.join();
   for (const F& mine : found) CHECK(mine == wanted);
+}
+
+namespace {
+
+/// sum of task over 0 .. count - 1, by a run; and no worker twice at a time.
+template <class E>
+Index sum_of(E& executor, Index count) {
+  std::atomic<Index> sum{0};
+  std::vector<std::atomic<int>> busy(static_cast<std::size_t>(executor.workers()));
+  std::atomic<bool> apart{true};
+  executor.run(count, [&](Index t, int worker) {
+    if (++busy[static_cast<std::size_t>(worker)] != 1) apart = false;
+    sum += t;
+    --busy[static_cast<std::size_t>(worker)];
+  });
+  return apart ? sum.load() : Index(-1);
+}
+
+}  // namespace
+
+TEST_CASE("A pool may be used inside its own tasks, several levels deep, and inside another pool's.") {
+  limpid::ThreadPool pool(3), other(2);
+  std::atomic<Index> sum{0};
+  for (int times = 0; times < 20; ++times) {
+    sum = 0;
+    pool.run(7, [&](Index, int) {
+      sum += sum_of(pool, 100);
+      pool.run(3, [&](Index, int) {
+        sum += sum_of(other, 10);
+        other.run(2, [&](Index, int) { sum += sum_of(pool, 5); });
+      });
+    });
+    CHECK(sum == 7 * (4950 + 3 * (45 + 2 * 10)));
+  }
+  const Problem p;
+  limpid::Serial serial;
+  const Results wanted = run(p, serial);
+  std::atomic<int> same{0};
+  pool.run(4, [&](Index, int) { same += run(p, pool).same_bits(wanted); });
+  CHECK(same == 4);
+#if defined(LIMPID_TEST_OPENMP)
+  limpid::OpenMP team(3);
+  same = 0;
+  team.run(4, [&](Index, int) { same += run(p, team).same_bits(wanted); });
+  CHECK(same == 4);
+#endif
+}
+
+TEST_CASE("Calls of one pool from several threads wait for each other, and none is lost.") {
+  limpid::ThreadPool pool(3);
+  std::atomic<int> right{0};
+  std::vector<std::thread> callers;
+  for (Index c = 0; c < 4; ++c)
+    callers.emplace_back([&, c] {
+      for (Index times = 0; times < 200; ++times) right += sum_of(pool, 50 + c) == (50 + c) * (49 + c) / 2;
+    });
+  for (std::thread& t : callers) t.join();
+  CHECK(right == 800);
+}
+
+TEST_CASE("A task that throws inside a task, or in many at once, surfaces once, and the pool serves on.") {
+  limpid::ThreadPool pool(3);
+  for (int times = 0; times < 20; ++times) {
+    CHECK_THROWS_WITH(
+        pool.run(9, [&](Index, int) { pool.run(3, [](Index, int) { throw std::runtime_error("deep"); }); }), "deep");
+    CHECK_THROWS_WITH(pool.run(100, [](Index, int) { throw std::runtime_error("all"); }), "all");
+    CHECK(sum_of(pool, 100) == 4950);
+  }
+}
+
+TEST_CASE("Pools of no threads are the caller's thread; pools that were never used, or just used, end.") {
+  for (int threads : {0, -1, -1000, 1}) {
+    limpid::ThreadPool pool(threads);
+    CHECK(pool.workers() == 1);
+    CHECK(sum_of(pool, 10) == 45);
+  }
+  for (int times = 0; times < 50; ++times) {
+    limpid::ThreadPool idle(3), used(3);
+    CHECK(sum_of(used, 4) == 6);
+  }
+}
+
+#if defined(__unix__) && !defined(__SANITIZE_THREAD__)
+TEST_CASE("In the child of a fork a pool runs its tasks on the child's thread, and ends.") {
+  for (bool used : {false, true}) {
+    auto pool = std::make_unique<limpid::ThreadPool>(3);
+    if (used) CHECK(sum_of(*pool, 100) == 4950);
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(10);  // a child that hangs is ended by it
+      const bool right = sum_of(*pool, 100) == 4950;
+      pool.reset();
+      _exit(right ? 0 : 1);
+    }
+    REQUIRE(child > 0);
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+    CHECK(sum_of(*pool, 100) == 4950);  // the parent's is untouched
+  }
+}
+#endif
+
+TEST_CASE("One workspace, or one saved state, in two calls at the same time is refused; one after the other is fine.") {
+  const F q = F::Random(40, 8), k = q, v = q;
+  F out(40, 8), second(40, 8);
+  limpid::Workspace workspace;
+  const auto op = limpid::softmax();
+  limpid::Saved<decltype(op), float> saved;
+  std::string found;
+  // a mask that runs another call on another thread while the first one is at work
+  const auto during = [&](const auto& other) {
+    bool asked = false;
+    const auto nosy = limpid::softmax(limpid::mask([&](const limpid::At&) {
+      if (!std::exchange(asked, true)) std::thread([&] { found = suite::error_of(other); }).join();
+      return true;
+    }));
+    found.clear();
+    return nosy;
+  };
+  const auto again = [&] { limpid::forward(op, limpid::qkv(q, k, v), second, {.workspace = &workspace}); };
+  limpid::forward(during(again), limpid::qkv(q, k, v), out, {.workspace = &workspace});
+  CHECK(found.find("workspace is in use by a call on another thread") == 0);
+  again();
+  CHECK(second == out);
+  std::thread(again).join();
+  const limpid::Workspace moved = std::move(workspace);
+  limpid::Workspace fresh;
+  limpid::forward(op, limpid::qkv(q, k, v), second, {.workspace = &fresh});
+
+  limpid::forward(op, limpid::qkv(q, k, v), out, {.saved = &saved});
+  CHECK(saved.turn.write());  // as a forward pass on another thread would have it
+  CHECK(suite::error_of([&] {
+          limpid::forward(op, limpid::qkv(q, k, v), out, {.saved = &saved});
+        }).find("softmax: saved is in use") == 0);
+  F dq(40, 8), dk(40, 8), dv(40, 8), map(1, 40);
+  const auto back = [&] { limpid::backward(op, limpid::qkv(q, k, v), saved, out, limpid::grads(dq, dk, dv)); };
+  CHECK(suite::error_of(back).find("softmax: saved is in use") == 0);
+  CHECK(suite::error_of([&] {
+          limpid::map_block(op, limpid::qkv(q, k, v), saved, 0, 0, map);
+        }).find("softmax: saved is in use") == 0);
+  saved.turn.end_write();
+  CHECK(saved.turn.read());  // as another backward pass would
+  back();
+  limpid::map_block(op, limpid::qkv(q, k, v), saved, 0, 0, map);
+  CHECK(suite::error_of([&] {
+          limpid::forward(op, limpid::qkv(q, k, v), out, {.saved = &saved});
+        }).find("softmax: saved is in use") == 0);
+  saved.turn.end_read();
+  limpid::forward(op, limpid::qkv(q, k, v), out, {.saved = &saved});
 }

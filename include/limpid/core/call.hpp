@@ -28,6 +28,7 @@ struct SavedState {
   Dims dims;
   typename Op::template Keep<Mat<S>> kept;
   bool filled = false;
+  Turn turn;
 };
 
 }  // namespace detail
@@ -293,6 +294,7 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
   using Keep = typename Op::template Keep<MutView<S>>;
 
   const auto first = head_args(in, d, 0, 0);
+  const SavedTurn saved_turn(call.saved ? &call.saved->turn : nullptr, true, name);
   if (call.saved) {
     Saved<Op, S>& saved = *call.saved;
     saved.filled = false;
@@ -312,6 +314,7 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
 
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
+  const WorkspaceTurn turn(workspace);
   for_heads(d.batch * d.heads, true, workspace, call.executor, [&](Index t, const Context& context) {
     const Index b = t / d.heads, h = t % d.heads;
     const auto head = head_args(in, d, b, h);
@@ -361,6 +364,7 @@ template <class P, class Op, class S = typename P::Scalar>
 void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout,
                    const Grads<Op, S>& grad, const BackwardCall<S>& call) {
   const Name name = operator_name(operation);
+  const SavedTurn saved_turn(&saved.turn, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   check_call<Op, S>(operation, in, d, dout, "dout");
@@ -393,6 +397,7 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
 
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
+  const WorkspaceTurn turn(workspace);
   workspace.prepare(call.executor.workers());
   Arena& common = workspace.common();
   ArenaScope scope(common);
@@ -469,6 +474,7 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
 template <class Op, class S, class Look>
 void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call, Look&& look) {
   const Name name = operator_name(operation);
+  const SavedTurn saved_turn(&saved.turn, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   if (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch)
@@ -477,6 +483,7 @@ void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& sav
   const Op op = bound<Op, S>(operation, d);
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
+  const WorkspaceTurn turn(workspace);
   workspace.prepare(call.executor.workers());
   ArenaScope scope(workspace.common());
   const auto head = head_args(in, d, call.item, call.head);

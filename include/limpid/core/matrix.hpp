@@ -3,6 +3,7 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -110,8 +111,7 @@ struct MutView {
   }
   auto map() const { return Eigen::Map<Mat<S>, 0, Eigen::OuterStride<>>(data, rows, cols, {stride}); }
   void fill(S value) const {
-    for (Index i = 0; i < rows; ++i)
-      for (Index j = 0; j < cols; ++j) (*this)(i, j) = value;
+    for (Index i = 0; i < rows; ++i) std::fill(row(i), row(i) + cols, value);
   }
 };
 
@@ -123,8 +123,7 @@ using Wide = std::conditional_t<std::is_same_v<S, float>, double, S>;
 
 template <class S>
 void copy(View<S> from, MutView<S> to) {
-  for (Index i = 0; i < from.rows; ++i)
-    for (Index j = 0; j < from.cols; ++j) to(i, j) = from(i, j);
+  for (Index i = 0; i < from.rows; ++i) std::copy(from.row(i), from.row(i) + from.cols, to.row(i));
 }
 
 /// to = from, or to += from.

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -110,9 +111,48 @@ class ArenaScope {
   Arena::Mark mark_;
 };
 
+namespace detail {
+
+/// Whose turn it is with something that serves one call at a time. Copies and moved-to ones are nobody's.
+class Turn {
+ public:
+  Turn() = default;
+  Turn(const Turn&) noexcept {}
+  Turn& operator=(const Turn&) noexcept { return *this; }
+
+  /// For one thread, which may come again while it has it (a layer calls operators). False if another has it.
+  bool take(bool& first) {
+    static thread_local const char me = 0;
+    const void* nobody = nullptr;
+    first = owner_.compare_exchange_strong(nobody, &me, std::memory_order_acquire, std::memory_order_relaxed);
+    return first || nobody == &me;
+  }
+  void give_back() { owner_.store(nullptr, std::memory_order_release); }
+
+  /// For one writer, or for readers.
+  bool write() {
+    int idle = 0;
+    return users_.compare_exchange_strong(idle, -1, std::memory_order_acquire, std::memory_order_relaxed);
+  }
+  bool read() {
+    int now = users_.load(std::memory_order_relaxed);
+    while (now >= 0)
+      if (users_.compare_exchange_weak(now, now + 1, std::memory_order_acquire, std::memory_order_relaxed)) return true;
+    return false;
+  }
+  void end_write() { users_.store(0, std::memory_order_release); }
+  void end_read() { users_.fetch_sub(1, std::memory_order_release); }
+
+ private:
+  std::atomic<const void*> owner_{nullptr};
+  std::atomic<int> users_{0};
+};
+
+}  // namespace detail
+
 /// Scratch memory of a call, one arena a worker and one for the call itself. Pass the same one again and again:
 /// after the first call of the largest shapes nothing is allocated. Not to be shared by calls that run at the same
-/// time.
+/// time: the later one throws ShapeError.
 class Workspace {
  public:
   void prepare(int workers) {
@@ -132,10 +172,56 @@ class Workspace {
     for (const auto& a : arenas_) sum += a->bytes();
     return sum;
   }
+  detail::Turn& turn() { return turn_; }
 
  private:
   std::vector<std::unique_ptr<Arena>> arenas_;
+  detail::Turn turn_;
 };
+
+namespace detail {
+
+/// Has a workspace for as long as it lives.
+class WorkspaceTurn {
+ public:
+  explicit WorkspaceTurn(Workspace& workspace) : turn_(workspace.turn()) {
+    if (!turn_.take(first_))
+      raise(
+          "workspace is in use by a call on another thread, wanted one of its own for each of the calls that run at "
+          "the same time");
+  }
+  ~WorkspaceTurn() {
+    if (first_) turn_.give_back();
+  }
+  WorkspaceTurn(const WorkspaceTurn&) = delete;
+  WorkspaceTurn& operator=(const WorkspaceTurn&) = delete;
+
+ private:
+  Turn& turn_;
+  bool first_ = false;
+};
+
+/// Writes to, or reads, what a forward pass saved, for as long as it lives.
+class SavedTurn {
+ public:
+  SavedTurn(Turn* turn, bool writes, Name op) : turn_(turn), writes_(writes) {
+    if (turn_ && !(writes ? turn_->write() : turn_->read()))
+      raise(op +
+            ": saved is in use by another call, wanted one of its own for each of the calls that run at the same "
+            "time (backward and looks inside may share a filled one)");
+  }
+  ~SavedTurn() {
+    if (turn_) writes_ ? turn_->end_write() : turn_->end_read();
+  }
+  SavedTurn(const SavedTurn&) = delete;
+  SavedTurn& operator=(const SavedTurn&) = delete;
+
+ private:
+  Turn* turn_;
+  bool writes_;
+};
+
+}  // namespace detail
 
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -107,6 +107,7 @@ struct Aot {
     detail::refuse_overlap("aot layer", "out", View<S>(out), "x", in.x);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     View<S> h = in.x;
@@ -133,6 +134,7 @@ struct Aot {
     detail::refuse_overlap("aot layer", "the gradient of x", View<S>(grad.x), "dout", dout);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
@@ -196,7 +198,7 @@ struct Aot {
       detail::raise(std::string(layer) + ": eta is " + detail::shape_text(in.eta.rows, in.eta.cols) + ", wanted 1 x 1");
     if (!norm && (in.gamma.given() || in.beta.given()))
       detail::raise(std::string(layer) + ": gamma or beta is given, but norm is false");
-    detail::check_norm<S>(layer, in.x, in.gamma, in.beta);
+    detail::check_norm<S>(layer, in.x, in.gamma, in.beta, eps);
     if (out.rows != in.x.rows || out.cols != in.x.cols)
       detail::raise(std::string(layer) + ": " + out_name + " is " + detail::shape_text(out.rows, out.cols) +
                     ", wanted " + detail::shape_text(in.x.rows, in.x.cols) + " as x");
@@ -251,6 +253,7 @@ struct AotStack {
     const MutView<S> out(std::forward<Out>(out_));
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const auto depth = layers.size();
@@ -295,6 +298,7 @@ struct AotStack {
                     " sets of gradients, wanted as many");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     MutView<S> spare[2];

@@ -35,9 +35,16 @@ class OneRate {
     if (options.normalise) {
       inverse_.resize(x.rows, 1);
       for (Index i = 0; i < x.rows; ++i) {
+        // by the largest entry first: squares of rows far from 1 would over- or underflow
+        const W largest = x.cols == 0 ? W(0) : y_.row(i).cwiseAbs().maxCoeff();
+        if (!(largest > W(0)) || !row_is_finite(y_.row(i).data(), x.cols)) {  // a zero row stays one, NaN shows
+          inverse_(i, 0) = largest == W(0) ? W(0) : W(1);
+          continue;
+        }
+        y_.row(i) /= largest;
         const W norm = sqrt(dot(y_.row(i).data(), y_.row(i).data(), x.cols));
-        inverse_(i, 0) = norm == W(0) ? W(0) : W(1) / norm;
-        y_.row(i) *= inverse_(i, 0);
+        y_.row(i) /= norm;
+        inverse_(i, 0) = W(1) / largest / norm;
       }
     }
     const Index size = std::min(x.rows, x.cols);  // both determinants agree: the smaller one
@@ -83,8 +90,8 @@ class OneRate {
 };
 
 inline void check_rate(const char* name, const CodingRateOptions& options) {
-  if (!(options.eps2 > 0))
-    raise(std::string(name) + ": eps2 is " + std::to_string(options.eps2) + ", wanted a positive number");
+  if (!(options.eps2 > 0) || std::isinf(options.eps2))
+    raise(std::string(name) + ": eps2 is " + std::to_string(options.eps2) + ", wanted a positive, finite number");
 }
 template <class S>
 void check_codebook(const char* name, View<S> x, View<S> u, Index heads) {

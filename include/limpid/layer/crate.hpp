@@ -70,6 +70,7 @@ struct Ista {
     detail::refuse_overlap("ista", "out", View<S>(out), "dictionary", in.dictionary);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerForward<LayerNormSaved<S>> with{1, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor};
@@ -102,6 +103,7 @@ struct Ista {
     detail::check_gradient<S>("ista", "saved, its residual,", e, in.x);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
@@ -163,7 +165,7 @@ struct Ista {
       if (v.given() && (v.rows != 1 || v.cols != 1))
         raise(std::string("ista: ") + field + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
     if (!norm && (in.gamma.given() || in.beta.given())) raise("ista: gamma or beta is given, but norm is false");
-    detail::check_norm<S>("ista", in.x, in.gamma, in.beta);
+    detail::check_norm<S>("ista", in.x, in.gamma, in.beta, eps);
     if (in.dictionary.rows != in.x.cols || in.dictionary.cols != in.x.cols)
       raise("ista: dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
             shape_text(in.x.cols, in.x.cols) + ", square as x has columns");
@@ -233,6 +235,7 @@ struct Crate {
     const MutView<S> out(std::forward<Out>(out_));
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const MutView<S> h = detail::room<S>(workspace, call.saved ? &call.saved->h : nullptr, in.x.rows, in.x.cols);
@@ -248,6 +251,7 @@ struct Crate {
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const MutView<S> dh = workspace.common().template matrix<S>(saved.h.rows(), saved.h.cols());

@@ -58,6 +58,7 @@ struct TwoMapLayer {
     check<S>(in);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerCall linear_call{false, &workspace, call.executor};
@@ -90,6 +91,7 @@ struct TwoMapLayer {
     const View<S> dout(std::forward<Dout>(dout_));
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);

@@ -2,14 +2,20 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
+#include "../core/rows.hpp"
 #include "linear.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What layer_norm keeps for backward: the mean and r = 1 / sqrt(var + eps) of every row, n x 2.
+/// What layer_norm keeps for backward of every row, n x 4: mean (rounded, and what that leaves off) and r = 1 /
+/// sqrt(var
+/// + eps) of the row times a power of two, and that power. It is 1 but where squares of the row would over- or
+/// underflow.
 template <class S>
 struct LayerNormSaved {
   Mat<S> statistics;
@@ -34,26 +40,56 @@ namespace detail {
 
 template <class P>
 typename P::Scalar row_sum(const typename P::Scalar* x, Index count) {
-  using S = typename P::Scalar;
-  typename P::V sum = P::set(S(0));
-  Index c = 0;
-  for (; c + P::lanes <= count; c += P::lanes) sum = sum + P::load(x + c);
-  S rest(0);
-  for (; c < count; ++c) rest += x[c];
-  return P::sum(sum) + rest;
+  return sum_lanes<P>(count, [&](auto policy, Index c) { return decltype(policy)::load(x + c); });
 }
-template <class P>
-typename P::Scalar row_variance(const typename P::Scalar* x, typename P::Scalar mean, Index count) {
-  using S = typename P::Scalar;
-  typename P::V sum = P::set(S(0));
-  Index c = 0;
-  for (; c + P::lanes <= count; c += P::lanes) {
-    const typename P::V d = P::load(x + c) - P::set(mean);
-    sum = P::fma(d, d, sum);
+
+/// Of unit x, unit a power of two: the mean, as rounded and what that leaves off, and 1 / sqrt(var + eps). unit is 1
+/// but where squares of x would leave the scalar's range.
+template <class S>
+struct RowStatistics {
+  S mean, off, inverse, unit;
+};
+
+/// The mean is corrected by the mean of what is left without it, as its rounding would else be all the spread that a
+/// constant row has. A var of at most 4 epsilon^2 mean^2, entries that are the mean to within two of their roundings,
+/// counts as no spread: inverse is 0 then, unless there is an eps.
+template <class P, class S = typename P::Scalar>
+RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
+  using std::sqrt;
+  const S width = S(double(count)), epsilon = S(std::numeric_limits<S>::epsilon());
+  S variance(0), spread(0);
+  const auto of = [&](S unit, S added) {
+    const auto entry = [&](auto policy, Index c) {
+      using L = decltype(policy);
+      return L::set(unit) * L::load(x + c);
+    };
+    const S first = sum_lanes<P>(count, entry) / width;
+    const S off =
+        sum_lanes<P>(count, [&](auto policy, Index c) { return entry(policy, c) - decltype(policy)::set(first); }) /
+        width;
+    const S mean = first + off;
+    const S squares = sum_lanes<P>(count, [&](auto policy, Index c) {
+      using L = decltype(policy);
+      const auto d = entry(policy, c) - L::set(first);
+      return d * d;
+    });
+    variance = squares / width - off * off;
+    spread = (variance <= S(4) * epsilon * epsilon * mean * mean ? S(0) : variance) + added;
+    return RowStatistics<S>{first, off, spread == S(0) ? S(0) : S(1) / sqrt(spread), unit};
+  };
+  const RowStatistics<S> plain = of(S(1), S(eps));
+  if constexpr (std::is_floating_point_v<S>) {
+    using Limits = std::numeric_limits<S>;
+    if (spread > Limits::min() / (epsilon * epsilon) && variance < Limits::max() * epsilon) return plain;
+    S largest(0);
+    for (Index c = 0; c < count; ++c) largest = std::max(largest, std::abs(x[c]));
+    if (!(largest > S(0) && row_is_finite(x, count))) return plain;
+    int exponent = 0;
+    std::frexp(largest, &exponent);
+    const S unit = std::ldexp(S(1), std::clamp(-exponent, Limits::min_exponent, Limits::max_exponent - 2));
+    return of(unit, eps == 0 ? S(0) : S(eps) * unit * unit);
   }
-  S rest(0);
-  for (; c < count; ++c) rest += (x[c] - mean) * (x[c] - mean);
-  return (P::sum(sum) + rest) / S(double(count));
+  return plain;
 }
 
 /// Tasks of so many rows, by shape alone.
@@ -62,27 +98,28 @@ struct NormRows {
   static Index tasks(Index rows) { return (rows + step - 1) / step; }
 };
 
-/// y = gamma o (x - mean) r + beta and the statistics (n x 2, may be null), shapes checked; gamma and beta may be
+/// y = gamma o (x - mean) r + beta and the statistics (n x 4, may be null), shapes checked; gamma and beta may be
 /// empty.
 template <class P, class S = typename P::Scalar>
 void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> beta, double eps, MutView<S> y,
                    MutView<S> statistics) {
-  using std::sqrt;
   const Index width = x.cols;
   if (width == 0) return;
   context.run(NormRows::tasks(x.rows), [&](Index task, Arena&) {
     for (Index i = task * NormRows::step; i < std::min(x.rows, (task + 1) * NormRows::step); ++i) {
       const S* from = x.row(i);
       S* to = y.row(i);
-      const S mean = row_sum<P>(from, width) / S(double(width));
-      const S spread = row_variance<P>(from, mean, width) + S(eps);
-      const S r = spread == S(0) ? S(0) : S(1) / sqrt(spread);  // a constant row, without eps
-      for (Index c = 0; c < width; ++c) to[c] = (from[c] - mean) * r;
-      if (gamma.given())
-        for (Index c = 0; c < width; ++c) to[c] *= gamma(0, c);
-      if (beta.given())
-        for (Index c = 0; c < width; ++c) to[c] += beta(0, c);
-      if (statistics.given()) statistics(i, 0) = mean, statistics(i, 1) = r;
+      const RowStatistics<S> row = row_statistics<P>(from, width, eps);
+      for_lanes<P>(width, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        auto u = (L::set(row.unit) * L::load(from + c) - L::set(row.mean) - L::set(row.off)) * L::set(row.inverse);
+        if (gamma.given()) u = u * L::load(gamma.data + c);
+        if (beta.given()) u = u + L::load(beta.data + c);
+        L::store(to + c, u);
+      });
+      if (statistics.given())
+        statistics(i, 0) = row.mean, statistics(i, 1) = row.off, statistics(i, 2) = row.inverse,
+                      statistics(i, 3) = row.unit;
     }
   });
 }
@@ -104,33 +141,42 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
     if (parameters) clear(dgamma, width), clear(dbeta, width);
     for (Index i = task * NormRows::step; i < std::min(x.rows, (task + 1) * NormRows::step); ++i) {
       const S *from = x.row(i), *up = dy.row(i);
-      const S mean = statistics(i, 0), r = statistics(i, 1);
-      for (Index c = 0; c < width; ++c) xh[c] = (from[c] - mean) * r;
-      for (Index c = 0; c < width; ++c) t[c] = gamma.given() ? gamma(0, c) * up[c] : up[c];
-      if (parameters)
-        for (Index c = 0; c < width; ++c) dgamma[c] += up[c] * xh[c], dbeta[c] += up[c];
+      const RowStatistics<S> row{statistics(i, 0), statistics(i, 1), statistics(i, 2), statistics(i, 3)};
+      for_lanes<P>(width, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        const auto u =
+            (L::set(row.unit) * L::load(from + c) - L::set(row.mean) - L::set(row.off)) * L::set(row.inverse);
+        const auto g = L::load(up + c);
+        L::store(xh + c, u);
+        L::store(t + c, gamma.given() ? L::load(gamma.data + c) * g : g);
+        if (!parameters) return;
+        L::store(dgamma + c, L::fma(g, u, L::load(dgamma + c)));
+        L::store(dbeta + c, L::load(dbeta + c) + g);
+      });
       if (!grad.x.given()) continue;
-      const S along = vector_dot<P>(t, xh, width);
-      const S level = row_sum<P>(t, width) / S(double(width)), slope = along / S(double(width));
+      const S level = row_sum<P>(t, width) / S(double(width)), slope = vector_dot<P>(t, xh, width) / S(double(width));
       S* to = grad.x.row(i);
-      if (add_x)
-        for (Index c = 0; c < width; ++c) to[c] += r * (t[c] - level - xh[c] * slope);
-      else
-        for (Index c = 0; c < width; ++c) to[c] = r * (t[c] - level - xh[c] * slope);
+      for_lanes<P>(width, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        const auto u = L::load(t + c) - L::set(level) - L::load(xh + c) * L::set(slope);
+        const auto d = L::set(row.unit) * (L::set(row.inverse) * u);
+        L::store(to + c, add_x ? L::load(to + c) + d : d);
+      });
     }
   });
   const auto sum = [&](MutView<S> to, Index first) {
     if (!to.given()) return;
     if (!add) to.fill(S(0));
-    for (Index task = 0; task < tasks; ++task)
-      for (Index c = 0; c < width; ++c) to(0, c) += parts(2 * task + first, c);
+    for (Index task = 0; task < tasks; ++task) add_row<P>(parts.row(2 * task + first), to.data, width);
   };
   sum(grad.gamma, 0);
   sum(grad.beta, 1);
 }
 
 template <class S>
-void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta) {
+void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta, double eps) {
+  if (!(eps >= 0) || std::isinf(eps))
+    raise(std::string(op) + ": eps is " + std::to_string(eps) + ", wanted a finite number, 0 or more");
   check_bias<S>(op, "gamma", gamma, x.cols);
   check_bias<S>(op, "beta", beta, x.cols);
 }
@@ -138,21 +184,24 @@ void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta) {
 }  // namespace detail
 
 /// y = gamma o (x - mean) / sqrt(var + eps) + beta for every row, biased variance (Ba, Kiros, Hinton 2016, arXiv
-/// 1607.06450). x and y n x D, gamma and beta 1 x D (a default View: 1 and 0). A constant row gives beta. Throws
-/// ShapeError where shapes do not fit or y shares memory with an input.
+/// 1607.06450). x and y n x D, gamma and beta 1 x D (a default View: 1 and 0). A constant row gives beta, and so does,
+/// without eps, one whose entries differ by no more than two roundings (see row_statistics); such a row passes no
+/// gradient without eps. Right for entries of any size: the error is within 16 roundings of the largest entry of (x -
+/// mean) r from 1e-38 to 3e38 (tests/layer/layer_norm_test.cpp). Throws ShapeError where shapes do not fit, y shares
+/// memory with an input, or eps is negative or no number.
 template <class X, class G, class B, class Y>
 void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::ScalarOf<Y>>& call = {}) {
   using S = detail::ScalarOf<Y>;
   const View<S> vx(std::forward<X>(x)), vg(std::forward<G>(gamma)), vb(std::forward<B>(beta));
   const MutView<S> vy(std::forward<Y>(y));
-  detail::check_norm<S>("layer_norm", vx, vg, vb);
+  detail::check_norm<S>("layer_norm", vx, vg, vb, call.eps);
   if (vy.rows != vx.rows || vy.cols != vx.cols)
     detail::raise("layer_norm: y is " + detail::shape_text(vy.rows, vy.cols) + ", wanted " +
                   detail::shape_text(vx.rows, vx.cols));
   for (const View<S>& in : {vx, vg, vb}) detail::refuse_overlap("layer_norm", "y", vy, "an input", in);
   MutView<S> statistics;
   if (call.saved) {
-    call.saved->statistics.resize(vx.rows, 2);
+    call.saved->statistics.resize(vx.rows, 4);
     statistics = call.saved->statistics;
   }
   detail::with_context({false, call.workspace, call.executor}, [&](const auto& context) {
@@ -168,13 +217,13 @@ template <class X, class G, class Dy, class S = detail::ScalarOf<Dy>>
 void layer_norm_backward(X&& x, G&& gamma, const LayerNormSaved<S>& saved, Dy&& dy,
                          const std::type_identity_t<LayerNormGrads<S>>& grad, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x)), vg(std::forward<G>(gamma)), vdy(std::forward<Dy>(dy)), s(saved.statistics);
-  detail::check_norm<S>("layer_norm", vx, vg, {});
+  detail::check_norm<S>("layer_norm", vx, vg, {}, 0);
   if (s.rows != vx.rows)
     detail::raise("layer_norm: saved belongs to " + detail::text_of(s.rows) + " rows, x has " +
                   detail::text_of(vx.rows));
   detail::check_gradient<S>("layer_norm", "y", vdy, vx);
   detail::check_gradient<S>("layer_norm", "x", grad.x, vx);
-  detail::check_norm<S>("layer_norm: gradient", vx, grad.gamma, grad.beta);
+  detail::check_norm<S>("layer_norm: gradient", vx, grad.gamma, grad.beta, 0);
   for (const MutView<S>& g : {grad.x, grad.gamma, grad.beta}) {
     detail::refuse_overlap("layer_norm", "a gradient", g, "x", vx);
     detail::refuse_overlap("layer_norm", "a gradient", g, "dy", vdy);

@@ -110,6 +110,7 @@ struct MultiHead {
     check<S>(in);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerCall plain{false, &workspace, call.executor};
@@ -137,6 +138,7 @@ struct MultiHead {
     const View<S> dout(std::forward<Dout>(dout_));
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
@@ -263,6 +265,7 @@ struct MssaLayer {
     detail::check_reads(name, "u", in.u.rows, in.u.cols, in.x.cols, "x has columns");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerCall plain{false, &workspace, call.executor};
@@ -285,6 +288,7 @@ struct MssaLayer {
     check_back<S>(in, saved, dout, grad);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
+    const detail::WorkspaceTurn turn(workspace);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -115,6 +116,11 @@ std::vector<double> subspace_snr(X&& x, U&& u, const std::vector<Index>& labels,
                   detail::text_of(vx.rows));
   const Index p = vu.cols / classes, dim = vx.cols;
   std::vector<double> signal(static_cast<std::size_t>(classes)), noise = signal, inside(static_cast<std::size_t>(dim));
+  double largest = 0;  // squares of tokens far from 1 would over- or underflow
+  for (Index i = 0; i < vx.rows; ++i)
+    for (Index c = 0; c < dim; ++c) largest = std::max(largest, std::abs(double(vx(i, c))));
+  const double by = largest > 0 && std::isfinite(largest) ? largest : 1;
+  const auto token = [&](Index i, Index c) { return double(vx(i, c)) / by; };
   for (Index i = 0; i < vx.rows; ++i) {
     const Index k = labels[static_cast<std::size_t>(i)];
     if (k < 0 || k >= classes)
@@ -122,13 +128,13 @@ std::vector<double> subspace_snr(X&& x, U&& u, const std::vector<Index>& labels,
                     detail::text_of(classes) + " classes");
     std::vector<double> y(static_cast<std::size_t>(p));
     for (Index c = 0; c < dim; ++c)
-      for (Index j = 0; j < p; ++j) y[static_cast<std::size_t>(j)] += double(vx(i, c)) * double(vu(c, k * p + j));
+      for (Index j = 0; j < p; ++j) y[static_cast<std::size_t>(j)] += token(i, c) * double(vu(c, k * p + j));
     double in = 0, out = 0;
     for (Index c = 0; c < dim; ++c) {
       double s = 0;
       for (Index j = 0; j < p; ++j) s += y[static_cast<std::size_t>(j)] * double(vu(c, k * p + j));
       in += s * s;
-      out += (double(vx(i, c)) - s) * (double(vx(i, c)) - s);
+      out += (token(i, c) - s) * (token(i, c) - s);
     }
     signal[static_cast<std::size_t>(k)] += in;
     noise[static_cast<std::size_t>(k)] += out;
@@ -153,9 +159,15 @@ void subspace_energy(X&& x, U&& u, Out&& out_, const LayerCall& call = {}) {
     const MutView<S> y = context.arena().template matrix<S>(vx.rows, vu.cols);
     detail::linear_in<detail::Native<S>>(context, vx, vu, View<S>(), y);
     for (Index i = 0; i < out.rows; ++i) {
-      const S all = detail::dot(vx.row(i), vx.row(i), vx.cols);
-      for (Index k = 0; k < out.cols; ++k)
-        out(i, k) = all == S(0) ? S(0) : detail::dot(y.row(i) + k * p, y.row(i) + k * p, p) / all;
+      S largest(0);
+      for (Index c = 0; c < vx.cols; ++c) largest = std::max(largest, std::abs(vx(i, c)));
+      const auto squares = [&](const S* row, Index count) {  // in units of the largest entry, so that none overflows
+        S sum(0);
+        for (Index c = 0; c < count; ++c) sum += row[c] / largest * (row[c] / largest);
+        return sum;
+      };
+      const S all = largest == S(0) && detail::row_is_finite(vx.row(i), vx.cols) ? S(0) : squares(vx.row(i), vx.cols);
+      for (Index k = 0; k < out.cols; ++k) out(i, k) = all == S(0) ? S(0) : squares(y.row(i) + k * p, p) / all;
     }
   });
 }

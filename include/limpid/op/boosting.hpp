@@ -89,7 +89,7 @@ struct Boosting {
                const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
     detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, detail::Lse<const S>(),
-                                  detail::lse_of(keep.lse), in.v, out, keep.u);
+                                  detail::lse_of(keep.lse), in.v, out, keep.kept);
   }
 
   template <class P, class S>
@@ -107,7 +107,7 @@ struct Boosting {
     plan.emission = emission;
     detail::RecurrenceGradient<S> scalars;
     scalars.wanted = grad.tau.given() || grad.rho.given();
-    detail::recurrence_backward<P>(context, recurrence(in), plan, in.v, keep.u, dout, grad.v, accumulate.kv, scalars,
+    detail::recurrence_backward<P>(context, recurrence(in), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, scalars,
                                    sinks);
     score.finish(in, prepared, to, grad, accumulate);
     if (grad.tau.given()) grad.tau(0, 0) = S(scalars.ds);
@@ -158,8 +158,8 @@ struct Boosting {
 ///
 /// Inputs: BoostingArgs, n = m. Stability, for eigenvalues of A in [0, 1]: diffusion 0 <= tau <= 1, l2boost 0 <= tau <=
 /// 2, sos 0 < tau < 2 / (1 + rho) for rho > 0. A softmax map may have negative eigenvalues, which l2boost amplifies.
-/// Kept: the row log-sum-exp and u_0 .. u_T. Cost: T + 1 sweeps forward (diffusion T); backward one A^T a sweep, the
-/// last in a pull_back of inner width (sweeps) dv. Memory O(n (d + (T + 1) dv)). Effective map and relevance as in
+/// Kept: the row log-sum-exp, u_0 and every A w_t. Cost: T + 1 sweeps forward (diffusion T); backward one A^T a sweep,
+/// the last in a pull_back of inner width (sweeps) dv. Memory O(n (d + (T + 1) dv)). Effective map and relevance as in
 /// twicing(). Golden cases: double within 2e-14 of the largest entry, float within 3 times the error of the plain float
 /// formula (gradients of tau and rho, sums that mostly cancel, are as exact as its on average). Throws ShapeError where
 /// shapes do not fit, n and m differ, steps is negative, or rho is given to a scheme without one.

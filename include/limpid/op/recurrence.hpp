@@ -87,16 +87,26 @@ void gradient_row_dots(const Context& context, View<S> g, View<S> v, S* out) {
   });
 }
 
-/// u_t of a recurrence inside the n x ((steps + 1) dv) array that keeps them side by side.
+/// Block t of an array that keeps what belongs to every step side by side.
 template <class V>
-V kept_step(const V& u, Index t, Index dv) {
-  return u.block(0, t * dv, u.rows, dv);
+V kept_step(const V& all, Index t, Index dv) {
+  return all.block(0, t * dv, all.rows, dv);
 }
 
-/// out = E v. known: the log-sum-exp, if it is; else it is found and written to lse. u (may be empty) keeps every u_t.
+/// w_t = x V + y u_{t-1}, in `to` unless it is one of them.
+template <class P, class S = typename P::Scalar>
+View<S> recurrence_input(const Context& context, const Recurrence<S>& r, View<S> v, View<S> before, MutView<S> to) {
+  if (r.x == S(0) && r.y == S(1)) return before;
+  if (r.x == S(1) && r.y == S(0)) return v;
+  combine<P>(context, r.x, v, r.y, before, to);
+  return to;
+}
+
+/// out = E v. known: the log-sum-exp, if it is; else it is found and written to lse. kept (may be empty): u_0, then
+/// every A w_t.
 template <class P, class Mods, class S = typename P::Scalar>
 void recurrence_forward(const Context& context, const Recurrence<S>& r, const Scores<S, Mods>& scores,
-                        Lse<const S> known, Lse<S> lse, View<S> v, MutView<S> out, MutView<S> u) {
+                        Lse<const S> known, Lse<S> lse, View<S> v, MutView<S> out, MutView<S> kept) {
   Arena& arena = context.arena();
   ArenaScope scope(arena);
   const Index n = v.rows, dv = v.cols;
@@ -105,32 +115,20 @@ void recurrence_forward(const Context& context, const Recurrence<S>& r, const Sc
     smooth<P>(context, scores, x, to, lse);
     known = lse;
   };
-  const MutView<S> w = arena.matrix<S>(n, dv), aw = arena.matrix<S>(n, dv);
-  MutView<S> now = u.given() ? kept_step(u, 0, dv) : out;  // u_t; without a place to keep them all, out holds the last
+  const MutView<S> w = arena.matrix<S>(n, dv), own = arena.matrix<S>(n, dv);
   if (r.smooth_first) {
-    sweep(v, now);
+    sweep(v, out);  // out holds the last u_t
   } else {
-    copy<S>(v, now);
-    if (r.sweeps() == 0 && !known.given())
-      sweep(v.block(0, 0, n, 0), aw.block(0, 0, n, 0));  // nothing but the log-sum-exp
+    copy<S>(v, out);
+    if (r.sweeps() == 0 && !known.given()) sweep(v.block(0, 0, n, 0), own.block(0, 0, n, 0));  // only the log-sum-exp
   }
+  if (kept.given()) copy<S>(out, kept_step(kept, 0, dv));
   for (Index t = 1; t <= r.steps; ++t) {
-    const MutView<S> before = now;
-    if (u.given()) now = kept_step(u, t, dv);
-    View<S> what = w;
-    if (r.x == S(0) && r.y == S(1))
-      what = before;
-    else if (r.x == S(1) && r.y == S(0))
-      what = v;
-    else
-      combine<P>(context, r.x, v, r.y, before, w);  // w_t = x V + y u_{t-1}
-    sweep(what, aw);
-    combine<P>(context, r.s, aw, r.z, before, now);  // u_t = s A w_t + z u_{t-1}
+    const MutView<S> aw = kept.given() ? kept_step(kept, t, dv) : own;
+    sweep(recurrence_input<P, S>(context, r, v, out, w), aw);
+    combine<P>(context, r.s, aw, r.z, out, out);  // u_t = s A w_t + z u_{t-1}
   }
-  if (r.skip)
-    combine<P>(context, S(1), now, S(1), v, out);
-  else if (now.data != out.data)
-    copy<S>(now, out);
+  if (r.skip) combine<P>(context, S(1), out, S(1), v, out);
 }
 
 /// out = E^T g with the log-sum-exp known.
@@ -161,34 +159,30 @@ void recurrence_transposed(const Context& context, const Recurrence<S>& r, const
 /// The backward pass: one sweep of A^T a step and one pull_back, which does the last A^T. G_T = dout, H_t = A^T G_t:
 ///
 ///     forward  w_t = x V + y u_{t-1}          u_t = s A w_t + z u_{t-1}
-///     dA += s G_t w_t^T,   delta_i += <G_t, u_t - z u_{t-1}>_i,   dV += s x H_t,   G_{t-1} = z G_t + s y H_t
+///     dA += s G_t w_t^T,   delta_i += s <G_t, A w_t>_i,   dV += s x H_t,   G_{t-1} = z G_t + s y H_t
 ///     ds += <G_t, A w_t> = <H_t, w_t>  (no division: s may be 0),   dy += s <H_t, u_{t-1}>,   plus <G_t, u_{t-1}> dz
 ///
-/// u holds every u_t; plan says where dq and dk go and is completed here; dv may be empty.
+/// kept is the forward pass's; from it the u_t come out again, bit for bit. delta is summed from the A w_t in the order
+/// in which dA is summed from the w_t: where a row has one key alone both are the same number, and dS is 0. plan says
+/// where dq and dk go and is completed here; dv may be empty.
 template <class P, class Mods, class S = typename P::Scalar>
 void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPlan<S, Mods, 1> plan, View<S> v,
-                         View<S> u, View<S> dout, MutView<S> dv, bool accumulate_v, RecurrenceGradient<S>& scalars,
+                         View<S> kept, View<S> dout, MutView<S> dv, bool accumulate_v, RecurrenceGradient<S>& scalars,
                          S* sinks) {
   Arena& arena = context.arena();
-  const Index n = v.rows, width = v.cols, sweeps = r.sweeps();
+  const Index n = v.rows, width = v.cols, sweeps = r.sweeps(), first = r.smooth_first ? 0 : 1;
   const MutView<S> left = arena.matrix<S>(n, sweeps * width), right = arena.matrix<S>(n, sweeps * width);
   const MutView<S> h = arena.matrix<S>(n, width), sum = arena.matrix<S>(dv.given() ? n : 0, width);
   const MutView<S> g_start = arena.matrix<S>(r.smooth_first ? 0 : n, width);  // G_0 where no sweep wants it
+  const MutView<S> u = arena.matrix<S>(n, r.steps * width);                   // u_0 .. u_{T-1}
+  const bool scaled = r.s != S(1) && r.steps > 0;
+  const MutView<S> smoothed = scaled ? arena.matrix<S>(n, sweeps * width) : MutView<S>();  // s A w_t
   S* delta = arena.take<S>(n);
-  S* dots = arena.take<S>(n);
-  for (Index i = 0; i < n; ++i) delta[i] = S(0);
   if (dv.given()) r.skip ? copy<S>(dout, sum) : sum.fill(S(0));
 
-  const auto of = [&](const MutView<S>& m, Index t) {
-    return m.block(0, (r.smooth_first ? t : t - 1) * width, n, width);
-  };
-  const auto gradient = [&](Index t) { return t == 0 && !r.smooth_first ? g_start : of(left, t); };  // G_t
-  const auto step = [&](Index t) { return kept_step(u, t, width); };                                 // u_t
-  const auto add_to_delta = [&](S c, View<S> g, View<S> x) {
-    if (c == S(0)) return;
-    gradient_row_dots<P>(context, g, x, dots);
-    for (Index i = 0; i < n; ++i) delta[i] += c * dots[i];
-  };
+  const auto of = [&](const MutView<S>& m, Index t) { return kept_step(m, t - first, width); };
+  const auto gradient = [&](Index t) { return t < first ? g_start : of(left, t); };  // G_t
+  const auto step = [&](Index t) { return View<S>(kept_step(u, t, width)); };        // u_t
   const auto descend = [&](Index t) {  // what H_t = A^T G_t says, once it is known
     if (scalars.wanted) {
       const Wide<S> hv = r.x == S(0) ? Wide<S>(0) : inner_product<S>(h, v);
@@ -200,19 +194,31 @@ void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPla
     combine<P>(context, r.z, gradient(t), r.s * r.y, h, gradient(t - 1));
   };
 
-  copy<S>(dout, gradient(r.steps));
-  for (Index t = r.steps; t >= 1; --t) {
-    combine<P>(context, r.s * r.x, v, r.s * r.y, step(t - 1), of(right, t));
-    add_to_delta(S(1), gradient(t), step(t));
-    add_to_delta(-r.z, gradient(t), step(t - 1));
-    if (t == 1 && !r.smooth_first) break;  // pull_back does this sweep
-    smooth_transposed<P>(context, plan.maps[0].scores, plan.maps[0].lse, gradient(t), h);
-    descend(t);
+  if (r.steps > 0) copy<S>(kept_step(kept, 0, width), kept_step(u, 0, width));
+  for (Index t = 1; t < r.steps; ++t)
+    combine<P>(context, r.s, kept_step(kept, t, width), r.z, step(t - 1), kept_step(u, t, width));
+  for (Index t = 1; t <= r.steps; ++t) {
+    const View<S> w = recurrence_input<P, S>(context, r, v, step(t - 1), of(right, t));
+    if (scaled) {
+      combine<P>(context, r.s, w, S(0), w, of(right, t));
+      combine<P>(context, r.s, kept_step(kept, t, width), S(0), w, of(smoothed, t));
+    } else if (w.data != of(right, t).data) {
+      copy<S>(w, of(right, t));
+    }
   }
   if (r.smooth_first) {  // u_0 = A V
     copy<S>(v, of(right, 0));
-    add_to_delta(S(1), gradient(0), step(0));
+    if (scaled) copy<S>(kept_step(kept, 0, width), of(smoothed, 0));
   }
+
+  copy<S>(dout, gradient(r.steps));
+  for (Index t = r.steps; t >= 1; --t) {
+    if (t == first) break;  // pull_back does this sweep
+    smooth_transposed<P>(context, plan.maps[0].scores, plan.maps[0].lse, gradient(t), h);
+    descend(t);
+  }
+  gradient_row_dots<P, S>(context, left, scaled ? View<S>(smoothed) : kept.block(0, first * width, n, sweeps * width),
+                          delta);
 
   plan.maps[0].delta = delta;
   plan.left = left, plan.right = right;
@@ -255,14 +261,14 @@ void recurrence_block(const Context& context, const Recurrence<S>& r, const Scor
   }
 }
 
-/// The log-sum-exp, and every u_t side by side.
+/// The log-sum-exp; u_0 and every A w_t side by side.
 template <class T>
 struct RecurrenceKeep {
-  T lse, u;
+  T lse, kept;
   template <class Op, class F, class... K>
   static void visit_for(const Op& op, F&& f, const auto& head, K&&... k) {
     f(Kept::stat, 2, true, k.lse...);
-    f(Kept::rows, (op.steps() + 1) * head.v.cols, false, k.u...);
+    f(Kept::rows, (op.steps() + 1) * head.v.cols, false, k.kept...);
   }
 };
 

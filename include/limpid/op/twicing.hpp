@@ -32,6 +32,7 @@ struct Twicing {
   void check(const Dims& dims, const In& head) const {
     detail::check_square(name, dims);
     if (order < 0) detail::raise(std::string(name) + ": order is " + detail::text_of(order) + ", wanted 0 or more");
+    detail::check_finite<typename decltype(In::q)::Scalar>(name, "alpha", alpha);
     score.check(name, dims, head);
   }
   template <class In>
@@ -55,7 +56,7 @@ struct Twicing {
                const At& at) const {
     const auto prepared = score.prepare(context.arena(), in, at);
     detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, detail::Lse<const S>(),
-                                  detail::lse_of(keep.lse), in.v, out, keep.u);
+                                  detail::lse_of(keep.lse), in.v, out, keep.kept);
   }
 
   template <class P, class S>
@@ -72,7 +73,7 @@ struct Twicing {
     plan.accumulate_k = to.direct && accumulate.kv;
     plan.emission = emission;
     detail::RecurrenceGradient<S> none;
-    detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.u, dout, grad.v, accumulate.kv, none,
+    detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, none,
                                    sinks);
     score.finish(in, prepared, to, grad, accumulate);
   }
@@ -114,11 +115,11 @@ struct Twicing {
 /// The effective map E (map_block, map_left, map_right, Call::map) has rows that sum to 1 where no row of A is empty,
 /// but entries of either sign; relevance sent down with backward is that of A.
 ///
-/// Kept: the row log-sum-exp and u_0 .. u_order. Cost: order + 1 times plain forward (4 n^2 (d + dv) flop at order 1);
-/// backward order sweeps of A^T and a pull_back of inner width (order + 1) dv, which does one more: 16 against
-/// 10 n^2 d flop at order 1 and dv = d. Memory O(n (d + (order + 1) dv)). Golden cases: double within 1e-15 of the
-/// largest entry, float within 3 times the error of the plain float formula. Throws ShapeError where shapes do not fit,
-/// n and m differ or order is negative.
+/// Kept: the row log-sum-exp, u_0 and every A (V - u_t). Cost: order + 1 times plain forward (4 n^2 (d + dv) flop at
+/// order 1); backward order sweeps of A^T and a pull_back of inner width (order + 1) dv, which does one more: 16
+/// against 10 n^2 d flop at order 1 and dv = d. Memory O(n (d + (order + 1) dv)). Golden cases: double within 1e-15 of
+/// the largest entry, float within 3 times the error of the plain float formula. Throws ShapeError where shapes do not
+/// fit, n and m differ or order is negative.
 ///
 /// Limits: eigenvalues go l -> 1 - (1 - l)^2. This sharpens a spectrum in [0, 1], as nlm() with k = q has; a softmax
 /// map may have negative eigenvalues, and these grow, at worst from -1 to -3.
@@ -172,6 +173,7 @@ class TwicingCache {
   /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's.
   void step(const Inputs<Op, S>& token, MutView<S> out, ExecutorRef executor = {}) {
     using P = detail::Native<S>;
+    const detail::WorkspaceTurn turn(workspace_);
     detail::check_call<Op, S>(op_, token, dims_, View<S>(out), "out");
     const Index heads = dims_.heads, dv = out.cols / heads;
     Dims seen = dims_;

@@ -6,11 +6,14 @@
 // That the three are one recipe is our own remark.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "../core/call.hpp"
 #include "../core/probe.hpp"
+#include "../core/rows.hpp"
 #include "../core/smooth.hpp"
 #include "../score/kernel.hpp"
 
@@ -25,8 +28,8 @@ enum class HeadNorm { none, rms };
 enum class Shown { effective, first, second };
 
 struct TwoMapOptions {
-  double scale = default_scale;  ///< default 1 / sqrt(d), d the width of one branch
-  double lambda_init = 0.8;      ///< a constant; the norm's factor is 1 - lambda_init
+  std::optional<double> scale = default_scale;  ///< default 1 / sqrt(d), d the width of one branch
+  double lambda_init = 0.8;                     ///< a constant; the norm's factor is 1 - lambda_init
   HeadNorm norm = HeadNorm::rms;
   double eps = 1e-5;
   Shown shown = Shown::effective;  ///< may be changed between forward and looking: op.options.shown = Shown::first
@@ -73,7 +76,6 @@ template <class P>
 class RmsNorm {
  public:
   using S = typename P::Scalar;
-  using V = typename P::V;
 
   RmsNorm(Arena& arena, Index width, View<S> gamma, const TwoMapOptions& options)
       : width_(width), c_(S(1) - S(options.lambda_init)), eps_(S(options.eps)), u_(arena.take<S>(width)) {
@@ -83,14 +85,15 @@ class RmsNorm {
   void forward(MutView<S> h) const {
     for (Index i = 0; i < h.rows; ++i) {
       S* x = h.row(i);
-      const S r = inverse(x);
-      Index c = 0;
-      for (; c + P::lanes <= width_; c += P::lanes) P::store(x + c, P::load(u_ + c) * (P::set(r) * P::load(x + c)));
-      for (; c < width_; ++c) x[c] = u_[c] * (r * x[c]);
+      const Scale r = inverse(x);
+      for_lanes<P>(width_, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        L::store(x + c, L::load(u_ + c) * (L::set(r.inverse) * (L::set(r.unit) * L::load(x + c))));
+      });
     }
   }
 
-  /// h becomes dh = r u o dy - (r^3 / width) <u o dy, h> h, and dgamma (may be empty) = sum of c dy o (r h), rows for
+  /// h becomes dh = r (u o dy - <u o dy, r h> r h / width), and dgamma (may be empty) = sum of c dy o (r h), rows for
   /// which skip(i) left out of both.
   template <class Skip>
   void backward(Arena& arena, MutView<S> h, View<S> dy, MutView<S> dgamma, const Skip& skip) const {
@@ -105,13 +108,24 @@ class RmsNorm {
         clear(x, width_);
       } else {
         const S* g = dy.row(i);
-        const S r = inverse(x);
-        if (dgamma.given()) add_products(part, r * c_, g, x);
-        const S back = r * r * r * dot3(u_, g, x) / S(double(width_));
-        Index c = 0;
-        for (; c + P::lanes <= width_; c += P::lanes)
-          P::store(x + c, P::fma(P::set(r), P::load(u_ + c) * P::load(g + c), P::set(-back) * P::load(x + c)));
-        for (; c < width_; ++c) x[c] = r * (u_[c] * g[c]) - back * x[c];
+        const Scale r = inverse(x);
+        for_lanes<P>(width_, [&](auto policy, Index c) {  // r h in the place of h
+          using L = decltype(policy);
+          const auto scaled = L::set(r.inverse) * (L::set(r.unit) * L::load(x + c));
+          L::store(x + c, scaled);
+          if (dgamma.given()) L::store(part + c, L::fma(L::set(c_) * L::load(g + c), scaled, L::load(part + c)));
+        });
+        const S along = sum_lanes<P>(width_,
+                                     [&](auto policy, Index c) {
+                                       using L = decltype(policy);
+                                       return L::load(u_ + c) * L::load(g + c) * L::load(x + c);
+                                     }) /
+                        S(double(width_));
+        for_lanes<P>(width_, [&](auto policy, Index c) {
+          using L = decltype(policy);
+          const auto d = L::load(u_ + c) * L::load(g + c) - L::set(along) * L::load(x + c);
+          L::store(x + c, L::set(r.unit) * (L::set(r.inverse) * d));
+        });
       }
       if ((i + 1) % block == 0 || i + 1 == h.rows) {
         for (Index c = 0; c < width_; ++c) sum[c] += Wide<S>(part[c]);
@@ -123,29 +137,36 @@ class RmsNorm {
   }
 
  private:
-  S inverse(const S* x) const {
+  /// r is inverse times unit, a power of two: 1 but where squares would leave the scalar's range.
+  struct Scale {
+    S inverse, unit;
+  };
+  Scale inverse(const S* x) const {
     using std::sqrt;
-    V sum = P::set(S(0));
-    Index c = 0;
-    for (; c + P::lanes <= width_; c += P::lanes) sum = P::fma(P::load(x + c), P::load(x + c), sum);
-    S rest(0);
-    for (; c < width_; ++c) rest += x[c] * x[c];
-    const S mean = (P::sum(sum) + rest) / S(double(width_)) + eps_;
-    return mean == S(0) ? S(0) : S(1) / sqrt(mean);  // a row of zeros stays one, even without eps
-  }
-  S dot3(const S* a, const S* b, const S* x) const {
-    V sum = P::set(S(0));
-    Index c = 0;
-    for (; c + P::lanes <= width_; c += P::lanes) sum = P::fma(P::load(a + c) * P::load(b + c), P::load(x + c), sum);
-    S rest(0);
-    for (; c < width_; ++c) rest += a[c] * b[c] * x[c];
-    return P::sum(sum) + rest;
-  }
-  void add_products(S* to, S factor, const S* a, const S* b) const {
-    Index c = 0;
-    for (; c + P::lanes <= width_; c += P::lanes)
-      P::store(to + c, P::fma(P::set(factor) * P::load(a + c), P::load(b + c), P::load(to + c)));
-    for (; c < width_; ++c) to[c] += factor * a[c] * b[c];
+    const auto of = [&](S unit, S added) {
+      const S mean = sum_lanes<P>(width_,
+                                  [&](auto policy, Index c) {
+                                    using L = decltype(policy);
+                                    const auto y = L::set(unit) * L::load(x + c);
+                                    return y * y;
+                                  }) /
+                         S(double(width_)) +
+                     added;
+      return std::pair<Scale, S>({mean == S(0) ? S(0) : S(1) / sqrt(mean), unit}, mean);  // zeros stay, without eps too
+    };
+    const auto [plain, mean] = of(S(1), eps_);
+    if constexpr (std::is_floating_point_v<S>) {
+      using Limits = std::numeric_limits<S>;
+      if (mean > Limits::min() / Limits::epsilon() && mean < Limits::max() * Limits::epsilon()) return plain;
+      S largest(0);
+      for (Index c = 0; c < width_; ++c) largest = std::max(largest, std::abs(x[c]));
+      if (!(largest > S(0) && row_is_finite(x, width_))) return plain;
+      int exponent = 0;
+      std::frexp(largest, &exponent);
+      const S unit = std::ldexp(S(1), std::clamp(-exponent, Limits::min_exponent, Limits::max_exponent - 2));
+      return of(unit, eps_ == S(0) ? S(0) : eps_ * unit * unit).first;
+    }
+    return plain;
   }
 
   Index width_;
@@ -199,7 +220,10 @@ struct TwoMaps {
     if (head.gamma.given() && head.gamma.cols != head.v.cols)
       detail::raise(op + ": gamma has " + text_of(head.gamma.cols) + " columns, wanted " + text_of(head.v.cols) +
                     ", the width of v");
-    if (!(options.eps >= 0)) detail::raise(op + ": eps is " + std::to_string(options.eps) + ", wanted 0 or more");
+    using S = typename decltype(In::q)::Scalar;
+    detail::check_finite<S>(op, "eps", options.eps, options.eps >= 0, "a finite number, 0 or more");
+    detail::check_finite<S>(op, "lambda_init", options.lambda_init);
+    detail::check_scale<S>(name, "scale", options.scale);
     Mix::check(name, head);
   }
   template <class In>
@@ -338,9 +362,8 @@ struct TwoMaps {
   }
   template <class S, class In>
   std::array<detail::Scores<S, Mods>, 2> scores(const In& in, const At& at) const {
-    using std::sqrt;
     const Index d = in.q.cols / 2;
-    const S c = std::isnan(options.scale) ? S(1) / sqrt(S(double(d < 1 ? 1 : d))) : S(options.scale);
+    const S c = detail::scale_of<S>(options.scale, d);
     const auto branch = [&](Index b) {
       return detail::Scores<S, Mods>{in.q.block(0, b * d, in.q.rows, d),
                                      in.k.block(0, one_key(in) ? 0 : b * d, in.k.rows, d),

@@ -236,8 +236,8 @@ template <class S>
 S bandwidth(const char* op, const char* name, View<S> given, S otherwise) {
   if (!given.given()) return otherwise;
   const S h = given(0, 0), coefficient = S(1) / (h * h);
-  if (!(h > S(0)) || !row_is_finite(&coefficient, 1))
-    raise(std::string(op) + ": " + name + " is " + std::to_string(double(h)) + ", wanted a positive bandwidth");
+  if (!(h > S(0)) || !row_is_finite(&coefficient, 1) || !row_is_finite(&h, 1))
+    raise(std::string(op) + ": " + name + " is " + std::to_string(double(h)) + ", wanted a positive, finite bandwidth");
   return h;
 }
 
