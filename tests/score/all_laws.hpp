@@ -40,17 +40,38 @@ struct Masks {
 
   explicit Masks(const suite::Sizes& s) {
     add("causal", limpid::causal(), sees_causal, true);
-    for (const auto& [left, right] : std::vector<std::pair<Index, Index>>{
-             {2, 0}, {0, 0}, {-1, 0}, {3, -1}, {-1, -1}, {2, 3}, {-1, 2}, {0, 1}, {20, 400}, {400, 20}, {100, 70}}) {
-      const Index l = left, r = right;
-      const std::string name = "window(" + std::to_string(l) + ", " + std::to_string(r) + ")";
-      add(
-          name, limpid::window(l, r), [=](const At& a) { return sees_window(a, l, r); }, true);
-    }
     const auto function = limpid::mask([](const At& a) { return speckled(a); });
     const auto documents = limpid::mask(Documents());
     add("a function", function, speckled);
     add("documents", documents, Documents());
+    const Index most = std::numeric_limits<Index>::max();
+    for (const auto& [left, right] : std::vector<std::pair<Index, Index>>{{2, 0},
+                                                                          {0, 0},
+                                                                          {-1, 0},
+                                                                          {3, -1},
+                                                                          {-1, -1},
+                                                                          {2, 3},
+                                                                          {-1, 2},
+                                                                          {0, 1},
+                                                                          {0, -1},
+                                                                          {most, 0},
+                                                                          {0, most},
+                                                                          {most, most},
+                                                                          {-7, 1},
+                                                                          {20, 400},
+                                                                          {400, 20},
+                                                                          {100, 70}}) {
+      const Index l = left, r = right;
+      const std::string name = "window(" + std::to_string(l) + ", " + std::to_string(r) + ")";
+      const auto sees = [=](const At& a) { return sees_window(a, l, r); };
+      add(name, limpid::window(l, r), sees, true);
+      if (s.n > 100) continue;
+      add(
+          "!" + name, !limpid::window(l, r), [=](const At& a) { return !sees(a); }, true);
+      add(name + " | a function", limpid::window(l, r) | function, [=](const At& a) { return sees(a) || speckled(a); });
+      add("documents & " + name, documents & limpid::window(l, r),
+          [=](const At& a) { return Documents()(a) && sees(a); });
+    }
     const Index b = s.batch, h = s.heads, n = s.n, m = s.m;
     for (const Index items : {Index(1), b, b * h}) {
       auto keep = std::make_shared<Mat<bool>>(items * n, m);
@@ -311,10 +332,16 @@ std::vector<Law<S>> value_laws(const suite::Sizes& s) {
 template <class S>
 std::vector<Law<S>> mask_laws(const Masks& masks) {
   std::vector<Law<S>> all;
-  for (const MaskLaw& m : masks.all) {
+  const auto& of = masks.all;
+  for (std::size_t i = 0; i < of.size(); ++i) {
     Law<S> law;
-    law.name = m.name, law.mask = m.mask, law.keep = m.keep;
+    law.name = of[i].name, law.mask = of[i].mask, law.keep = of[i].keep;
     all.push_back(law);
+    // one after another in a chain, where both must keep a pair
+    const MaskLaw& other = of[(3 * i + 5) % of.size()];
+    law.name += ", then " + other.name, law.second_mask = other.mask;
+    law.keep = [one = of[i].keep, two = other.keep](const At& a) { return one(a) && two(a); };
+    if (i % 3 == 0) all.push_back(law);
   }
   return all;
 }

@@ -51,11 +51,12 @@ Results<S> run_op(const Op& op, const Law<S>& law, const Problem<S>& p, const Wa
 
 template <class S>
 Results<S> run(const Law<S>& law, const Problem<S>& p, const Way& way, S before) {
+  const AnyMask &one = law.mask, &two = law.second_mask;
   if (law.by_value)
-    return run_op(limpid::softmax(limpid::chain(law.first_value, law.second_value, law.mask)), law, p, way, before);
+    return run_op(limpid::softmax(limpid::chain(law.first_value, one, law.second_value, two)), law, p, way, before);
   if (law.first_start.of)
-    return run_op(limpid::softmax(limpid::chain(law.first_start, law.second_start, law.mask)), law, p, way, before);
-  return run_op(limpid::softmax(law.mask), law, p, way, before);
+    return run_op(limpid::softmax(limpid::chain(law.first_start, one, law.second_start, two)), law, p, way, before);
+  return run_op(limpid::softmax(limpid::chain(one, two)), law, p, way, before);
 }
 template Results<float> run(const Law<float>&, const Problem<float>&, const Way&, float);
 template Results<double> run(const Law<double>&, const Problem<double>&, const Way&, double);

@@ -188,7 +188,7 @@ struct Law {
   bool by_value = false;  // which of the two pairs below is meant
   Any<S, true> first_value, second_value;
   Any<S, false> first_start, second_start;
-  AnyMask mask;
+  AnyMask mask, second_mask;
   std::vector<Formula> formulas;
   std::function<bool(const At&)> keep = [](const At&) { return true; };
   std::vector<std::shared_ptr<Table<S>>> tables;
