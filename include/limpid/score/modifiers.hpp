@@ -601,7 +601,9 @@ struct Chain {
   template <class S>
   S start(const At& a, Index q0) const {
     S s(0);
-    each([&](const auto& m) { s = detail::plus(s, m.template start<S>(a, q0)); });
+    each([&](const auto& m) {
+      if (s != detail::minus_infinity<S>()) s = detail::plus(s, m.template start<S>(a, q0));  // masked stays masked
+    });
     return s;
   }
   template <class S>
