@@ -107,6 +107,18 @@ void rows_taken_off(const PartsOfScores<S>& parts, const S* rows, Index stride, 
                   out + i * width + part.first);
 }
 
+/// out += sum_k a(r, k) (B[k] - own[r]), in the columns that are differences; elsewhere own is zero, and vectors of
+/// columns ahead of the first difference are plain products.
+template <class P, Walk W, class S = typename P::Scalar>
+void add_differences(const PartsOfScores<S>& parts, Index rows, Index vectors, Index inner, const S* a, Index lda,
+                     const S* b, Index ldb, const S* own, Index own_ld, S* out, Index ld) {
+  const Index plain = parts[0].differences ? 0 : parts[0].cols / P::lanes, at = plain * P::lanes;
+  if (plain > 0) product<P, W>(rows, plain, inner, a, lda, b, ldb, Accumulate<P>{out, ld});
+  if (vectors > plain)
+    product<P, W>(rows, vectors - plain, inner, a, lda, b + at, ldb, Accumulate<P>{out + at, ld},
+                  AddDifference<P>{own + at, own_ld});
+}
+
 }  // namespace detail
 }  // namespace LIMPID_ABI
 }  // namespace limpid

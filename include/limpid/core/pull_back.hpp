@@ -233,8 +233,8 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
     if (scores.by_pair())
       tile_of_parts<P, true>(scores.parts, t.nq, vectors, rows, scores.q.stride, keys_transposed, t.ld, start, t.data);
     else
-    product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                           fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
+      product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
+                             fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
     if constexpr (Mods::values) value_tile<P, true>(scores, t);
@@ -338,8 +338,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
     raw[t] = Mods::values ? take_tile() : nullptr;
     dk_block[t] = arena.take<S>(padded<P>(plan.maps[t].scores.k.cols) * ld);
     q_copy[t] = arena.take<S>(padded<P>(plan.maps[t].scores.q.cols) * rows);
-    keys_off[t] =
-        plan.maps[t].scores.by_pair() ? arena.take<S>(padded<P>(plan.maps[t].scores.k.cols) * ld) : nullptr;
+    keys_off[t] = plan.maps[t].scores.by_pair() ? arena.take<S>(padded<P>(plan.maps[t].scores.k.cols) * ld) : nullptr;
   }
   S* total = M == 1 ? weights[0] : take_tile();
   S* da = Emit ? take_tile() : nullptr;
@@ -417,9 +416,8 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
         const bool by_pair = map.scores.by_pair();
         if (by_pair && dq[t].given()) {
           rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy[t]);
-          product<P, Walk::rows>(nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
-                                 Accumulate<P>{dq[t].row(q0), dq[t].stride},
-                                 AddDifference<P>{q_copy[t], padded<P>(d)});
+          add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
+                                         q_copy[t], padded<P>(d), dq[t].row(q0), dq[t].stride);
         } else if (dq[t].given()) {
           product<P, Walk::rows>(nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
                                  fetching(next(dq[t]), Accumulate<P>{dq[t].row(q0), dq[t].stride}));
@@ -427,12 +425,11 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
         if (map.dk.given()) {
           whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
           if (by_pair)
-            product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
-                                      Accumulate<P>{dk_block[t], padded<P>(d)},
-                                      AddDifference<P>{keys_off[t], padded<P>(d)});
+            add_differences<P, Walk::columns>(map.scores.parts, nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
+                                              keys_off[t], padded<P>(d), dk_block[t], padded<P>(d));
           else
-          product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
-                                    Accumulate<P>{dk_block[t], padded<P>(d)});
+            product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
+                                      Accumulate<P>{dk_block[t], padded<P>(d)});
         }
       }
       if (w > 0) {

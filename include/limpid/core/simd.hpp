@@ -186,8 +186,8 @@ struct Simd {
   }
   /// keep, for a vector of the register tile. SSE multiplies in place and would copy it for every product.
   LIMPID_INLINE static V hold(V v) { return vector_bytes > 16 ? keep(v) : v; }
-  /// Spelt out where there is one: left to contraction, g++ tuned for Zen rounds twice in some loops and once in others,
-  /// and what two sweeps sum in one order would differ in the last bit.
+  /// Spelt out where there is one: left to contraction, g++ tuned for Zen rounds twice in some loops and once in
+  /// others, and what two sweeps sum in one order would differ in the last bit.
   LIMPID_INLINE static V fma(V a, V b, V c) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     if constexpr (sizeof(S) == 4)

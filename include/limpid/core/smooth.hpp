@@ -70,17 +70,6 @@ struct Rescale {  // C = C * alpha + acc: each key block is summed apart, which 
   }
 };
 
-template <class P>
-struct Accumulate {
-  using S = typename P::Scalar;
-  S* out;
-  Index ld;
-  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    S* p = out + r * ld + lane;
-    P::store(p, P::load(p) + acc);
-  }
-};
-
 /// Keys and values of a block, of whose successor a part is fetched while weights are made: the columns from `from` on,
 /// every `step`. No columns where all keys and values find room in a second cache anyway.
 template <class S>
@@ -271,7 +260,8 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   Arena& common = context.arena();
   ArenaScope scope(common);
   const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
-  const bool few = !maps[0].scores.by_pair() && FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
+  const bool few =
+      !maps[0].scores.by_pair() && FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
   bool wanted = !few;
   if constexpr (P::lanes > 1)

@@ -99,6 +99,17 @@ void product(Index rows, Index vectors, Index inner, const typename P::Scalar* a
   for (; v < vectors; ++v) tile_rows<P, W, 1>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
 }
 
+template <class P>
+struct Accumulate {
+  using S = typename P::Scalar;
+  S* out;
+  Index ld;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    S* p = out + r * ld + lane;
+    P::store(p, P::load(p) + acc);
+  }
+};
+
 /// to[c][i] = from(i, c), zero for i from from.rows to width; to is from.cols x width, width whole vectors.
 template <class P>
 LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::Scalar* to, Index width) {

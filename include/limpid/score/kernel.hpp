@@ -55,10 +55,10 @@ bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
 
 /// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are centred, seen
 /// are the keys that have a say. The reduced score is rounded in units of c max|q| max|k|, the score itself in units of
-/// c |q - k|^2. Where the first is below one nothing is lost. Where it is large, or rows are narrow, so that differences
-/// cost little, they are taken. Between these, wide rows, which as a rule lie about as far from each other as from the
-/// middle, are looked at: some pairs, spread over both arrays; a pair of equal rows says nothing, as queries may be the
-/// keys.
+/// c |q - k|^2. Where the first is below one nothing is lost. Where it is large, or rows are narrow, so that
+/// differences cost little, they are taken. Between these, wide rows, which as a rule lie about as far from each other
+/// as from the middle, are looked at: some pairs, spread over both arrays; a pair of equal rows says nothing, as
+/// queries may be the keys.
 template <class S>
 bool loses_digits(const KernelTerm<S>& term, View<S> q, View<S> k, const Index* seen, Index count) {
   using std::sqrt;
@@ -249,7 +249,8 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
 
 /// From gradients of the concatenated rows and of the bias to those of every term:
 ///     dist: dq_i = 2 c (sum_j dS_ij k_j - r_i q_i),   dk_j = 2 c (sum_i dS_ij q_i - c_j k_j),
-///     by pair: dq_i = 2 c sum_j dS_ij (k_j - q_i),   dk_j = 2 c sum_i dS_ij (q_i - k_j), differences made in the sweep,
+///     by pair: dq_i = 2 c sum_j dS_ij (k_j - q_i),   dk_j = 2 c sum_i dS_ij (q_i - k_j), differences made in the
+///     sweep,
 /// sum_ij dS_ij s_ij from the sweep where it was asked for it, otherwise from dq_i and c_j, which costs nothing but
 /// cancels where near pairs have most of dS,
 /// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax, and c_j = sum_i
@@ -272,7 +273,8 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
         Wide<S> sum = 0;
         for (Index c = 0; c < w; ++c) {
           S d = dq[c] * on_q;
-          if (d != S(0) && !term.by_pair) sum += Wide<S>(d) * Wide<S>(term.q(i, c));  // a row that passes nothing may hold anything
+          if (d != S(0) && !term.by_pair)
+            sum += Wide<S>(d) * Wide<S>(term.q(i, c));  // a row that passes nothing may hold anything
           if (r != S(0)) {
             sum -= Wide<S>(r) * Wide<S>(term.coefficient) * Wide<S>(term.q(i, c)) * Wide<S>(term.q(i, c));
             d -= weight * r * term.q(i, c);
