@@ -10,6 +10,7 @@
 #endif
 
 #include "allocation.hpp"
+#include "decoding.hpp"
 #include "session.hpp"
 
 namespace bench {
@@ -207,52 +208,11 @@ void explain_rows(Session& s) {
   }
 }
 
-// ---- decoding: few queries, a long key cache ----
+// ---- decoding ----
 
-void decode_rows(Session& s) {
-  const Index d = 64;
-  // The caches of a whole model are used once a token, so they come from memory: 128 MiB of them, well beyond any cache
-  // near the core.
-  constexpr Index cold_bytes = 128 << 20;
-  for (const bool cold : {true, false})
-    for (Index m : {512, 4096, 16384}) {
-      const Index items = cold ? cold_bytes / (2 * m * d * static_cast<Index>(sizeof(float))) : 1;
-      Matrix<float> k(items * m, d), v(items * m, d);
-      fill_normal(k, 1), fill_normal(v, 2);
-      const auto bytes = static_cast<std::size_t>(k.size()) * sizeof(float);
-      Group g;
-      g.add(candidate("read", [&k, &v, bytes] {
-        volatile std::uint64_t seen = read_bytes(k.data(), bytes) ^ read_bytes(v.data(), bytes);
-        static_cast<void>(seen);
-      }));
-      g.add(peak_candidate<float>(s.one));
-      const std::array<Index, 4> queries{1, 2, 4, 8};
-      std::vector<Matrix<float>> q, out;
-      for (Index n : queries) {
-        q.emplace_back(items * n, d), out.emplace_back(items * n, d);
-        fill_normal(q.back(), 3);
-      }
-      limpid::Workspace workspace;
-      for (std::size_t i = 0; i < queries.size(); ++i)
-        g.add(candidate(std::to_string(queries[i]), [&, i] {
-          limpid::forward(limpid::softmax(), limpid::qkv(q[i], k, v), out[i],
-                          {.batch = items, .workspace = &workspace});
-        }));
-      g.run(s.effort);
-      const double gigabytes = 2e-9 * static_cast<double>(bytes);
-      for (Index n : queries) {
-        const std::string name = std::to_string(n);
-        const double flop = 4.0 * static_cast<double>(items * n * m * d);
-        const double peak = multiply_adds_flop<float>() / g["peak"].median();
-        const double needed = flop / g["read"].median() / peak;
-        s.add(cold ? "Decoding, share of the read bandwidth, keys and values in memory (128 MiB)"
-                   : "Decoding, share of the read bandwidth, one head in cache",
-              "n = " + name + ", m = " + std::to_string(m), g.over("read", name), Better::larger, cold ? 0.8 : none,
-              none,
-              short_number(gigabytes / g[name].median()) + " of " + short_number(gigabytes / g["read"].median()) +
-                  " GB/s, which would take " + short_number(needed) + " of the peak flop");
-      }
-    }
+void decoding_rows(Session& s) {
+  decode_rows(s, "Decoding", true, [](Index) { return Bound{0.8, none}; });
+  decode_rows(s, "Decoding", false, [](Index) { return Bound{none, none}; });
 }
 
 // ---- error ----
@@ -414,7 +374,7 @@ std::vector<Section> attention_sections() {
           {"layout", layout_rows},
           {"modifiers", modifier_rows},
           {"explain", explain_rows},
-          {"decode", decode_rows},
+          {"decode", decoding_rows},
           {"error", error_rows},
           {"memory", memory_rows},
           {"compile", compile_rows}};

@@ -75,3 +75,51 @@ TEMPLATE_TEST_CASE("A few queries against many keys get what the formula says, w
            [](Index i, Index j) { return i != 0 && j % 3 != 1 ? S(0) : none; });
     }
 }
+
+TEMPLATE_TEST_CASE("A few queries read every key and value once, however many there are and however far apart", "",
+                   float, double) {
+  using S = TestType;
+  suite::Random random(11);
+  const auto inside = [&random](Index rows, Index cols, Index stride, Mat<S>& buffer) {
+    buffer = Mat<S>::Constant(rows + 1, stride, std::numeric_limits<S>::quiet_NaN());  // nothing beside may be used
+    buffer.topLeftCorner(rows, cols) = suite::random_matrix<S>(random, rows, cols);
+    return limpid::View<S>(buffer.data(), rows, cols, stride);
+  };
+  // every remainder of a vector and of four, in the first block and in one after it
+  for (const Index first : {Index(256), Index(1024), Index(2048)})
+    for (Index more = 0; more < (first == 256 ? 17 : 10); ++more) {
+      const Index m = first + more, n = 1 + more % 8, d = first == 256 ? 48 : 16, width = 16 * (1 + (more + m) % 9);
+      const Mat<S> q = suite::random_matrix<S>(random, n, d, -2, 2);
+      Mat<S> k_buffer, v_buffer, out(n, width);
+      const auto k = inside(m, d, d + more % 3 * 8, k_buffer), v = inside(m, width, width + more % 2 * 24, v_buffer);
+      limpid::forward(softmax(), qkv(limpid::View<S>(q), k, v), out);
+      const Wide wide_q = q.template cast<long double>(), wide_k = k.map().template cast<long double>();
+      const Wide wide_v = v.map().template cast<long double>();
+      const Wide scores = suite::scaled(1 / std::sqrt(static_cast<long double>(d)), suite::product_nt(wide_q, wide_k));
+      INFO("n " << n << ", m " << m << ", width " << width);
+      const Wide want = by_formula(scores, wide_v, [](Index, Index) { return S(0); });
+      CHECK(suite::distance(out, want) <= 16 * std::numeric_limits<S>::epsilon());
+    }
+}
+
+TEMPLATE_TEST_CASE("One entry that is not finite is seen wherever it stands", "", float, double) {
+  using S = TestType;
+  using Limits = std::numeric_limits<S>;
+  for (Index rows = 0; rows < 11; ++rows)
+    for (const Index cols : {1, 7, 16, 33}) {
+      Mat<S> buffer = Mat<S>::Constant(rows + 1, cols + 3, Limits::quiet_NaN());
+      for (Index i = 0; i < rows; ++i)
+        for (Index j = 0; j < cols; ++j) buffer(i, j) = (i + j) % 2 == 0 ? Limits::max() : -Limits::denorm_min();
+      const limpid::View<S> view(buffer.data(), rows, cols, buffer.cols());
+      CHECK(limpid::detail::holds_finite(view));
+      for (const S broken : {Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN()})
+        for (Index i = 0; i < rows; ++i)
+          for (Index j = 0; j < cols; ++j) {
+            const S kept = buffer(i, j);
+            buffer(i, j) = broken;
+            INFO(rows << " x " << cols << ", " << broken << " at " << i << ", " << j);
+            CHECK_FALSE(limpid::detail::holds_finite(view));
+            buffer(i, j) = kept;
+          }
+    }
+}

@@ -7,6 +7,7 @@
 #include <functional>
 #include <limpid/io/safetensors.hpp>
 #include <map>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -88,6 +89,10 @@ class Case {
     if (value == "true") return true;
     if (value == "false" || value == "none") return false;
     throw Refused("switch " + name + " is '" + value + "', wanted true or false");
+  }
+  std::optional<double> number(const std::string& name, std::nullopt_t) const {
+    const double value = number(name, std::nan(""));
+    return std::isnan(value) ? std::nullopt : std::optional<double>(value);
   }
   double number(const std::string& name, double absent) const {
     const std::string value = file_.meta(name);

@@ -222,8 +222,7 @@ TEST_CASE("npy: headers of versions 1 and 2 as numpy writes them, and what is re
   const auto header = [&](const std::string& text) { return refusal(file(1, text, 8)); };
   CHECK(refusal(bytes_of("NUMPY")) == "npy: does not start as an npy file does");
   CHECK(contains(refusal(file(9, "{}", 0)), "is npy version 9"));
-  CHECK(contains(header("{'descr': '<f8', 'fortran_order': True, 'shape': (1,)}"),
-                 "found Fortran order, wanted C order"));
+  CHECK(header("{'descr': '<f8', 'fortran_order': True, 'shape': (1,)}") == "read");
   CHECK(contains(header("{'descr': '>f8', 'fortran_order': False, 'shape': (1,)}"), "the type is '>f8'"));
   CHECK(contains(header("{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}"), "found 8 bytes, wanted 16"));
   CHECK(contains(header("{'descr': '<f8', 'fortran_order': False}"), "lacks one of"));

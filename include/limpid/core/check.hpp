@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -41,6 +42,17 @@ inline std::string operator+(Name name, const std::string& text) { return name.t
 template <class Number>
 std::string text_of(Number number) {
   return std::to_string(static_cast<long long>(number));
+}
+
+/// An option: a finite number, also in the scalar of the arrays, S. wanted says what else it must be.
+template <class S>
+void check_finite(Name op, const char* option, double value, bool fits = true, const char* wanted = "a finite number") {
+  const S own = S(value);
+  if (fits && std::isfinite(value) && own - own == S(0)) return;
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  raise(op.text + std::string(": ") + option + " is " + text + ", wanted " + wanted +
+        (fits && std::isfinite(value) ? " in the scalar of the arrays" : ""));
 }
 
 inline std::string shape_text(long long rows, long long cols) { return text_of(rows) + " x " + text_of(cols); }

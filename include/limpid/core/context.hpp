@@ -47,15 +47,25 @@ class Context {
 template <class P>
 bool all_finite(View<typename P::Scalar> v) {
   using S = typename P::Scalar;
-  typename P::V zero = P::set(S(0));
+  constexpr int G = P::strands;
+  const Index strand = v.rows / G;
+  typename P::V zero[G];
+  for (int g = 0; g < G; ++g) zero[g] = P::set(S(0));
   S rest(0);
-  for (Index i = 0; i < v.rows; ++i) {
-    const S* row = v.row(i);
+  const auto row = [&](Index i, auto sides) {  // of each strand, or alone
     Index j = 0;
-    for (; j + P::lanes <= v.cols; j += P::lanes) zero = P::fma(P::load(row + j), P::set(S(0)), zero);
-    for (; j < v.cols; ++j) rest += row[j] * S(0);
-  }
-  return !(P::sum(zero) + rest != S(0));
+    for (; j + P::lanes <= v.cols; j += P::lanes) {
+      LIMPID_UNROLL(4)
+      for (int g = 0; g < decltype(sides)::value; ++g)
+        zero[g] = P::fma(P::load(v.row(i + g * strand) + j), P::set(S(0)), zero[g]);
+    }
+    for (; j < v.cols; ++j)
+      for (int g = 0; g < decltype(sides)::value; ++g) rest += v(i + g * strand, j) * S(0);
+  };
+  for (Index i = 0; i < strand; ++i) row(i, std::integral_constant<int, G>());
+  for (Index i = G * strand; i < v.rows; ++i) row(i, std::integral_constant<int, 1>());
+  for (int g = 0; g < G; ++g) rest += P::sum(zero[g]);
+  return !(rest != S(0));
 }
 
 /// <a, b>, lanes along the entries.

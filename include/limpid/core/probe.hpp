@@ -61,7 +61,7 @@ void entropy(const Context& context, const Scores<typename P::Scalar, Mods>& sco
     for (Index i = 0; i < t.nq; ++i)
       for (Index j = 0; j < t.nk; ++j) {
         const S a = t.data[i * t.ld + j];
-        if (a > S(0)) out[t.q0 + i] -= a * log(a);
+        if (!(a <= S(0))) out[t.q0 + i] -= a * log(a);  // a NaN shows
       }
   });
 }

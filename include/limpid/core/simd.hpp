@@ -3,9 +3,9 @@
 //
 // Vectors are written with the GCC and Clang vector extension: one text serves SSE2, AVX2, AVX-512 and NEON, float and
 // double, and reads as arithmetic. A policy P offers: Scalar, V (the vector), lanes, tile_rows x tile_vectors (the
-// register tile), registers, load, store, set, keep, hold, fma, max, select by comparison, exp, lane_index, sums and
-// the largest over lanes, fetch, quads. OneLane is the same policy for any scalar Eigen accepts (long double, an
-// autodiff scalar) and for other compilers; tests use it as the reference.
+// register tile), registers, strands, load, store, set, keep, hold, fma, max, select by comparison, exp, lane_index,
+// sums and the largest over lanes, fetch, quads. OneLane is the same policy for any scalar Eigen accepts (long double,
+// an autodiff scalar) and for other compilers; tests use it as the reference.
 #pragma once
 
 #include <cmath>
@@ -85,7 +85,7 @@ template <class S>
 struct OneLane {
   using Scalar = S;
   using V = S;
-  static constexpr int lanes = 1, tile_rows = 4, tile_vectors = 2, registers = 16;
+  static constexpr int lanes = 1, tile_rows = 4, tile_vectors = 2, registers = 16, strands = 1;
   LIMPID_INLINE static V load(const S* p) { return *p; }
   LIMPID_INLINE static void store(S* p, const V& v) { *p = v; }
   LIMPID_INLINE static V set(const S& s) { return s; }
@@ -171,6 +171,11 @@ struct Simd {
   // measured: 8 x 2 with 32 registers, 4 x 3 with 16; wider ones spill
   static constexpr int tile_rows = vector_registers == 32 ? 8 : 4;
   static constexpr int tile_vectors = vector_registers == 32 ? 2 : 3;
+  /// Rows that come from memory are best read in so many strands, parts that lie behind one another, side by side: a
+  /// machine looks ahead by itself in each of them, only so far and not beyond a page. Four bring a third more than one
+  /// (Zen 3), and what is asked for ahead besides takes places among the misses under way. With 32 registers one strand
+  /// that asks ahead was measured to be best.
+  static constexpr int strands = vector_registers == 32 ? 1 : 4;
 
   LIMPID_INLINE static V load(const S* p) { return *reinterpret_cast<const Unaligned*>(p); }
   LIMPID_INLINE static void store(S* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }

@@ -1,7 +1,8 @@
 // limpid: `smooth` for a few queries against many keys, the case of decoding. Bound by memory: every key and value is
 // read once, in the order of memory, and serves all queries while it is near. Lanes run along features: one or two
 // queries take whole vectors of them; of more queries a vector holds four features of several (quads), and their scores
-// and weights stay in that order until the values have been summed.
+// and weights stay in that order until the values have been summed. With 16 registers or fewer a block is read as four
+// strands side by side, each in the order of memory.
 // SPDX-License-Identifier: MIT
 //
 // So scores are summed in another order than by the sweeps that make weights again from a log-sum-exp. Those get theirs
@@ -47,6 +48,22 @@ struct FewQueries {
   template <class P>
   static constexpr Index ld = block + P::lanes;
 
+  /// Whether a block is read in strands.
+  template <class P>
+  static constexpr bool woven = P::strands > 1;
+  /// Where there are strands: the i-th row in the order in which quads take them, a row of each strand after the other.
+  template <class P>
+  static Index in_strands(Index i, Index strand) {
+    return woven<P> && i < 4 * strand ? i / 4 + i % 4 * strand : i;
+  }
+  /// Lines that are asked for together with the first, where a pass over rows takes fewer and rows have so many.
+  static constexpr int together = 4;
+  template <class S>
+  static bool come_together(Index c, Index columns) {
+    constexpr Index all = together * line_of<S>;
+    return c % all == 0 && c + all <= columns;
+  }
+
   /// Whether this path serves: whole vectors of features, and enough keys for it to matter.
   template <class P>
   static bool fits(Index n, Index m, Index d, Index dv) {
@@ -83,15 +100,20 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
                               typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
-  constexpr int R = P::lanes / N;   // keys at a time: as many sums as there are lanes, which one reduction serves
-  constexpr int G = R < N ? R : N;  // keys read side by side: more would not look like a stream to the machine
+  constexpr bool woven = FewQueries::woven<P>;
+  constexpr int R = P::lanes / N;  // keys at a time: as many sums as there are lanes, which one reduction serves
+  // keys read side by side: of every strand one; else more would not look like a stream to the machine
+  constexpr int G = std::min(R, woven ? P::strands : N), T = R / G;
   const bool touching = k.stride == k.cols;
-  for (Index j = 0; j < k.rows; j += R) {
+  const auto some = [&](Index j, Index apart) {  // keys j + t + r apart, or the R from j on
     V sums[N * R];
     LIMPID_UNROLL(4)
-    for (int g = 0; g < R; g += G) {
+    for (int t = 0; t < T; ++t) {
       const S* key[G];
-      for (int r = 0; r < G; ++r) key[r] = k.row(j + g + r < k.rows ? j + g + r : j);
+      for (int r = 0; r < G; ++r) {
+        const Index at = j + (woven ? t + r * apart : t * G + r);
+        key[r] = k.row(at < k.rows ? at : j);
+      }
       V part[N * G];
       LIMPID_UNROLL(16)
       for (int s = 0; s < N * G; ++s) part[s] = P::set(S(0));
@@ -102,7 +124,7 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
         LIMPID_UNROLL(4)
         for (int r = 0; r < G; ++r) {
           const V one = P::keep(P::load(key[r] + c));
-          if (FewQueries::fetches_keys<P>(N))  // in the order of memory where rows touch
+          if (!woven && FewQueries::fetches_keys<P>(N))  // in the order of memory where rows touch
             FewQueries::fetch<P>(touching ? key[0] + c * G + r * P::lanes : key[r] + c, ahead);
           LIMPID_UNROLL(4)
           for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
@@ -111,55 +133,99 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
       LIMPID_UNROLL(4)
       for (int i = 0; i < N; ++i) {
         LIMPID_UNROLL(4)
-        for (int r = 0; r < G; ++r) sums[i * R + g + r] = part[i * G + r];
+        for (int r = 0; r < G; ++r) sums[i * R + (woven ? r * T + t : t * G + r)] = part[i * G + r];
       }
     }
     S all[P::lanes];
     P::store(all, P::sums_of(sums));
+    constexpr int pieces = woven ? G : 1, length = R / pieces;
     LIMPID_UNROLL(4)
-    for (int i = 0; i < N; ++i) std::copy(all + i * R, all + (i + 1) * R, tile + i * FewQueries::ld<P> + j);
+    for (int i = 0; i < N; ++i) {
+      LIMPID_UNROLL(4)
+      for (int r = 0; r < pieces; ++r)
+        std::copy_n(all + i * R + r * length, length, tile + i * FewQueries::ld<P> + j + r * apart);
+    }
+  };
+  Index j = 0;
+  if constexpr (woven) {
+    const Index strand = k.rows / R * T;
+    for (; j < strand; j += T) some(j, strand);
+    j = G * strand;
   }
+  for (; j < k.rows; j += R) some(j, T);
 }
 
 /// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries, 1 or 2. ahead: as above.
 template <class P, int N>
 LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, View<typename P::Scalar> x,
                                 const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
+  using S = typename P::Scalar;
   using V = typename P::V;
-  const auto columns = [&](Index c, auto count) {
+  constexpr bool woven = FewQueries::woven<P>;
+  constexpr int wide = woven ? 8 / N : 4;  // vectors of columns
+  const auto columns = [&](Index c, auto count, auto asks, auto sides, Index begin, Index end, Index apart,
+                           const S* factor) {
     constexpr int C = decltype(count)::value;
     V acc[N][C];
     LIMPID_UNROLL(4)
     for (int i = 0; i < N; ++i) {
-      LIMPID_UNROLL(4)
-      for (int v = 0; v < C; ++v) acc[i][v] = P::set(typename P::Scalar(0));
+      LIMPID_UNROLL(8)
+      for (int v = 0; v < C; ++v) acc[i][v] = P::set(S(0));
     }
-    for (Index j = 0; j < x.rows; ++j) {
-      V row[C];
+    for (Index j = begin; j < end; ++j) {
       LIMPID_UNROLL(4)
-      for (int v = 0; v < C; ++v) {
-        row[v] = P::keep(P::load(x.row(j) + c + v * P::lanes));
-        if (FewQueries::fetches_values<P>) FewQueries::fetch<P>(x.row(j) + c + v * P::lanes, ahead);
-      }
-      LIMPID_UNROLL(4)
-      for (int i = 0; i < N; ++i) {
-        const V p = P::set(tile[i * FewQueries::ld<P> + j]);
+      for (int r = 0; r < decltype(sides)::value; ++r) {
+        const S* x_row = x.row(j + r * apart) + c;
+        if constexpr (decltype(asks)::value) {
+          LIMPID_UNROLL(4)
+          for (Index l = C * P::lanes; l < FewQueries::together * line_of<S>; l += line_of<S>) P::fetch(x_row, l);
+        }
+        V row[C];
+        LIMPID_UNROLL(8)
+        for (int v = 0; v < C; ++v) {
+          row[v] = P::keep(P::load(x_row + v * P::lanes));
+          if (!woven && FewQueries::fetches_values<P>) FewQueries::fetch<P>(x_row + v * P::lanes, ahead);
+        }
         LIMPID_UNROLL(4)
-        for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
+        for (int i = 0; i < N; ++i) {
+          const V p = P::set(tile[i * FewQueries::ld<P> + j + r * apart]);
+          LIMPID_UNROLL(8)
+          for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
+        }
       }
     }
     LIMPID_UNROLL(4)
     for (int i = 0; i < N; ++i) {
-      LIMPID_UNROLL(4)
+      LIMPID_UNROLL(8)
       for (int v = 0; v < C; ++v) {
         auto* p = out.row(i) + c + v * P::lanes;
-        P::store(p, P::fma(P::load(p), P::set(alpha[i]), acc[i][v]));
+        P::store(p, P::fma(P::load(p), P::set(factor[i]), acc[i][v]));
       }
     }
   };
-  Index c = 0;
-  for (; c + 4 * P::lanes <= x.cols; c += 4 * P::lanes) columns(c, std::integral_constant<int, 4>());
-  for (; c < x.cols; c += P::lanes) columns(c, std::integral_constant<int, 1>());
+  const auto rows = [&](auto sides, Index begin, Index end, Index apart, const S* factor) {
+    using Wide = std::integral_constant<int, wide>;
+    Index c = 0;
+    for (; c + wide * P::lanes <= x.cols; c += wide * P::lanes) {
+      if (woven && wide * P::lanes < FewQueries::together * line_of<S> && FewQueries::come_together<S>(c, x.cols))
+        columns(c, Wide(), std::true_type(), sides, begin, end, apart, factor);
+      else
+        columns(c, Wide(), std::false_type(), sides, begin, end, apart, factor);
+    }
+    for (; c < x.cols; c += P::lanes)
+      columns(c, std::integral_constant<int, 1>(), std::false_type(), sides, begin, end, apart, factor);
+  };
+  if constexpr (!woven) {
+    rows(std::integral_constant<int, 1>(), 0, x.rows, 0, alpha);
+  } else {  // a few rows of each strand at a time, which stay near for the passes over them
+    constexpr int G = P::strands;
+    const Index strand = x.rows / G, step = x.cols <= wide * P::lanes ? strand : FewQueries::near / G;
+    S one[N];
+    std::fill_n(one, N, S(1));
+    for (Index j = 0; j < strand; j += step)
+      rows(std::integral_constant<int, G>(), j, std::min(strand, j + step), strand, j == 0 ? alpha : one);
+    if (G * strand < x.rows) rows(std::integral_constant<int, 1>(), G * strand, x.rows, 0, strand == 0 ? alpha : one);
+  }
 }
 
 /// Queries as quad_dots wants them: four features of each side by side.
@@ -170,8 +236,8 @@ void pack_quads(View<S> q, S* out) {
 }
 
 /// tile = <q_i, k_j> scale + start_j for W queries, 4 or 8, in quads: four keys after four keys, of each W x 4 numbers,
-/// a query a row. A vector holds four features of as many queries as there is room for, so that few lanes have to be
-/// summed in the end.
+/// a query a row; start and tile are in the order of in_strands. A vector holds four features of as many queries as
+/// there is room for, so that few lanes have to be summed in the end.
 template <class P, int W>
 LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P::Scalar> k,
                                const typename P::Scalar* start, typename P::Scalar scale, Index ahead,
@@ -184,9 +250,12 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
   constexpr int steps = static_cast<int>(line_of<S> / 4);  // to a line
   const bool touching = k.stride == k.cols;
   const Index gap = touching ? line_of<S> : k.stride;
+  constexpr bool woven = FewQueries::woven<P>;
+  static_assert(!woven || R == 4);
+  const Index strand = k.rows / 4;
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
-    for (int r = 0; r < R; ++r) key[r] = k.row(j + (j + r < k.rows ? r : 0));
+    for (int r = 0; r < R; ++r) key[r] = k.row(FewQueries::in_strands<P>(j + (j + r < k.rows ? r : 0), strand));
     LIMPID_UNROLL(4)
     for (int first = 0; first < all; first += Q) {
       V sums[Q * R];
@@ -200,7 +269,7 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
         LIMPID_UNROLL(8)
         for (int r = 0; r < R; ++r) {
           const V one = P::keep(P::in_quads(key[r] + c));
-          if (r % steps == 0 && first == 0) FewQueries::fetch<P>(soon + r / steps * gap, ahead);
+          if (!woven && r % steps == 0 && first == 0) FewQueries::fetch<P>(soon + r / steps * gap, ahead);
           LIMPID_UNROLL(4)
           for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
         }
@@ -219,11 +288,12 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
 }
 
 /// Scores in quads become weights: exp(score - top). Tops and sums are brought up to date, alpha is what the old ones
-/// and the output are worth now. Memory is not to wait meanwhile: the rows of x, so far ahead, are asked for, one for
-/// eight keys.
+/// and the output are worth now. Memory is not to wait meanwhile: the first rows of x, so many, are asked for, so far
+/// ahead and in the order of in_strands, one for eight keys.
 template <class P, int W>
-void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top, typename P::Scalar* sum,
-                  typename P::Scalar* alpha, View<typename P::Scalar> x, Index ahead) {
+LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
+                                  typename P::Scalar* sum, typename P::Scalar* alpha, View<typename P::Scalar> x,
+                                  Index first, Index ahead) {
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr int all = 4 * W, Q = all / P::lanes;
@@ -244,8 +314,10 @@ void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
     P::store(old + v * P::lanes, P::exp(P::load(old + v * P::lanes) - base[v]));
   }
   for (Index j = 0; j < keys; j += 4) {
-    if (j % 8 == 0 && j / 8 < x.rows)
-      for (Index c = 0; c < x.cols; c += line_of<S>) FewQueries::fetch<P>(x.row(j / 8) + c, ahead);
+    if (j % 8 == 0 && j / 8 < first) {
+      const S* row = x.row(FewQueries::in_strands<P>(j / 8, x.rows / 4));
+      for (Index c = 0; c < x.cols; c += line_of<S>) FewQueries::fetch<P>(row + c, ahead);
+    }
     S* p = tile + j * W;
     for (int v = 0; v < Q; ++v) {
       const V e = P::exp(P::load(p + v * P::lanes) - base[v]);
@@ -260,12 +332,13 @@ void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
   }
 }
 
-/// C vectors of columns of quad_values' sum for N of W queries, with so many rows of `x_row`. Of four rows the ones
-/// from First to Last are fetched ahead.
+/// C vectors of columns of quad_values' sum for N of W queries, with so many rows of `x_row`, of which four lie so far
+/// apart, and in strands the next four behind them. Of four rows the ones from First to Last are fetched ahead, or
+/// their lines come together.
 template <class P, int W, int N, int C, int First, int Last>
 LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename P::Scalar* x_row, Index stride,
-                                Index rows, Index ahead, const typename P::Scalar* alpha, typename P::Scalar* out,
-                                Index out_stride) {
+                                Index apart, Index rows, Index ahead, const typename P::Scalar* alpha,
+                                typename P::Scalar* out, Index out_stride) {
   using V = typename P::V;
   V acc[N][C];
   LIMPID_UNROLL(8)
@@ -275,10 +348,15 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
   }
   const auto one = [&](const typename P::Scalar* w, bool fetched) {
     V row[C];
+    if (FewQueries::woven<P> && fetched) {
+      LIMPID_UNROLL(4)
+      for (int l = 1; l < FewQueries::together; ++l) P::fetch(x_row, l * line_of<typename P::Scalar>);
+    }
     LIMPID_UNROLL(4)
     for (int v = 0; v < C; ++v) {
       row[v] = P::keep(P::load(x_row + v * P::lanes));
-      if (fetched && v * P::lanes % line_of<typename P::Scalar> == 0) FewQueries::fetch<P>(x_row + v * P::lanes, ahead);
+      if (!FewQueries::woven<P> && fetched && v * P::lanes % line_of<typename P::Scalar> == 0)
+        FewQueries::fetch<P>(x_row + v * P::lanes, ahead);
     }
     LIMPID_UNROLL(8)
     for (int i = 0; i < N; ++i) {
@@ -286,14 +364,15 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
       LIMPID_UNROLL(4)
       for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
     }
-    x_row += stride;
+    x_row += apart;
   };
   Index j = 0;
   for (; j + 4 <= rows; j += 4, weight += 4 * W) {
     LIMPID_UNROLL(4)
     for (int r = 0; r < 4; ++r) one(weight + r, First <= r && r <= Last);
+    if (FewQueries::woven<P>) x_row += stride - 4 * apart;
   }
-  for (; j < rows; ++j, ++weight) one(weight, true);
+  for (; j < rows; ++j, ++weight) one(weight, !FewQueries::woven<P>);
   LIMPID_UNROLL(8)
   for (int i = 0; i < N; ++i) {
     LIMPID_UNROLL(4)
@@ -311,16 +390,27 @@ struct QuadPass {
 };
 
 /// out_i = out_i * alpha_i + sum_j weight_ij x_j for W queries, 4 or 8, the weights in quads. Of eight first six, then
-/// the two that are left, while the rows are near; both ask for rows ahead, evenly over the time.
+/// the two that are left, while the rows are near; both ask for rows ahead, evenly over the time. In strands the rows
+/// are apart and stride from each other in turn, and nothing is asked for ahead.
 template <class P, int W>
 LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typename P::Scalar> x,
-                                 const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
+                                 const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index apart,
+                                 Index ahead) {
+  using S = typename P::Scalar;
   constexpr int N = QuadPass<P, W>::queries, wide = QuadPass<P, W>::vectors;
   const auto some = [&](auto queries, auto vectors, Index c) {
     constexpr int count = decltype(queries)::value, C = decltype(vectors)::value, i = count == N ? 0 : N;
-    constexpr int first = i == 0 ? 0 : 3, last = i == 0 && N < W ? 2 : 3;
-    quad_columns<P, W, count, C, first, last>(weights + 4 * i, x.row(0) + c, x.stride, x.rows, ahead, alpha + i,
-                                              out.row(i) + c, out.stride);
+    const auto rows = [&](auto first, auto last) {
+      quad_columns<P, W, count, C, decltype(first)::value, decltype(last)::value>(
+          weights + 4 * i, x.row(0) + c, x.stride, apart, x.rows, ahead, alpha + i, out.row(i) + c, out.stride);
+    };
+    using std::integral_constant;
+    if constexpr (!FewQueries::woven<P>)
+      rows(integral_constant < int, i == 0 ? 0 : 3 > (), integral_constant < int, i == 0 && N < W ? 2 : 3 > ());
+    else if (i == 0 && FewQueries::come_together<S>(c, x.cols))
+      rows(integral_constant<int, 0>(), integral_constant<int, 3>());
+    else
+      rows(integral_constant<int, 4>(), integral_constant<int, 4>());
   };
   const auto columns = [&](auto queries, auto vectors) {
     constexpr int step = decltype(vectors)::value * P::lanes;
@@ -345,7 +435,9 @@ class FewChunk {
     start_ = arena.take<S>(ld);
     if (q.rows <= 2) return;
     pack_quads(q, packed_ = arena.take<S>(q.rows * q.cols));
-    if (modified()) rows_ = arena.take<S>(q.rows * ld);
+    if (!modified()) return;
+    rows_ = arena.take<S>(q.rows * ld);
+    if (woven) ordered_ = arena.take<S>(ld);
   }
 
   void run(Index begin, Index end) {
@@ -374,6 +466,7 @@ class FewChunk {
 
  private:
   static constexpr Index ld = FewQueries::ld<P>;
+  static constexpr bool woven = FewQueries::woven<P>;
 
   bool modified() const {
     return Mods::values || Mods::starts || Mods::intervals || Mods::irregular || scores_.bias != nullptr;
@@ -388,29 +481,53 @@ class FewChunk {
 
   template <int W>
   void by_quads(const Tile<S>& t, View<S> keys, View<S> values) {
-    quad_dots<P, W>(packed_, keys, start_, scale(), FewQueries::ahead(scores_.k, q_.rows), tile_);
-    const Index whole = (t.nk + 3) / 4 * 4;
+    const Index whole = (t.nk + 3) / 4 * 4, strand = woven ? t.nk / 4 : 0;
+    const S* start = start_;  // the same for all where nothing modifies
+    if (ordered_ != nullptr) {
+      for (Index j = 0; j < whole; ++j) ordered_[j] = start_[FewQueries::in_strands<P>(j, strand)];
+      start = ordered_;
+    }
+    quad_dots<P, W>(packed_, keys, start, scale(), FewQueries::ahead(scores_.k, q_.rows), tile_);
     if (modified()) {
       const auto each_four = [&](auto f) {
-        for (Index j = 0; j < whole; j += 4)
-          for (Index i = 0; i < W; ++i) f(tile_ + W * j + 4 * i, rows_ + i * ld + j);
+        for (Index i = 0; i < W; ++i)
+          for (Index j = 0; j < whole; j += 4)
+            f(tile_ + W * j + 4 * i, rows_ + i * ld + FewQueries::in_strands<P>(j, strand),
+              j < 4 * strand ? strand : 1);
       };
-      each_four([](const S* quad, S* row) { std::copy(quad, quad + 4, row); });
+      each_four([](const S* quad, S* row, Index apart) {
+        for (Index r = 0; r < 4; ++r) row[r * apart] = quad[r];
+      });
       modify(t);
-      each_four([](S* quad, const S* row) { std::copy(row, row + 4, quad); });
+      each_four([](S* quad, const S* row, Index apart) {
+        for (Index r = 0; r < 4; ++r) quad[r] = row[r * apart];
+      });
     }
     for (Index j = t.nk; j < whole; ++j)
       for (Index i = 0; i < W; ++i) tile_[W * (whole - 4) + 4 * i + j % 4] = minus_infinity<S>();
     S alpha[W];
-    // What is asked for while weights are made the values leave out: they look that much further ahead, and at the end
-    // ask for nothing.
-    const Index ahead = FewQueries::ahead(x_, q_.rows), spared = quick_memory ? 0 : t.nk / 8;
-    quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values.block(0, 0, spared, values.cols), ahead);
-    const Index step = spared == 0 && QuadPass<P, W>::is_all(x_.cols) ? t.nk : FewQueries::near;
-    for (Index j = 0; j < t.nk; j += step) {
-      const View<S> near = values.block(j, 0, std::min(step, t.nk - j), values.cols);
-      quad_values<P, W>(tile_ + W * j, near, alpha, out_, j + spared < t.nk ? ahead + spared * values.stride : 0);
-      std::fill_n(alpha, W, S(1));
+    if constexpr (woven) {
+      quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values, t.nk / 8, 0);
+      constexpr Index step = FewQueries::near / 4;
+      const auto rows = [&](Index from, Index first, Index count, Index apart) {
+        quad_values<P, W>(tile_ + W * from, {values.row(first), count, values.cols, values.stride}, alpha, out_, apart,
+                          0);
+        std::fill_n(alpha, W, S(1));
+      };
+      for (Index j = 0; j < strand; j += step) rows(4 * j, j, 4 * std::min(step, strand - j), strand * values.stride);
+      if (4 * strand < t.nk) rows(4 * strand, 4 * strand, t.nk - 4 * strand, values.stride);
+    } else {
+      // What is asked for while weights are made the values leave out: they look that much further ahead, and at the
+      // end ask for nothing.
+      const Index ahead = FewQueries::ahead(x_, q_.rows), spared = quick_memory ? 0 : t.nk / 8;
+      quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values, spared, ahead);
+      const Index step = spared == 0 && QuadPass<P, W>::is_all(x_.cols) ? t.nk : FewQueries::near;
+      for (Index j = 0; j < t.nk; j += step) {
+        const View<S> near = values.block(j, 0, std::min(step, t.nk - j), values.cols);
+        quad_values<P, W>(tile_ + W * j, near, alpha, out_, values.stride,
+                          j + spared < t.nk ? ahead + spared * values.stride : 0);
+        std::fill_n(alpha, W, S(1));
+      }
     }
   }
 
@@ -454,7 +571,7 @@ class FewChunk {
   View<S> q_, x_;
   S *top_, *sum_;
   MutView<S> out_;
-  S *tile_, *start_, *packed_ = nullptr, *rows_ = nullptr;
+  S *tile_, *start_, *packed_ = nullptr, *rows_ = nullptr, *ordered_ = nullptr;
 };
 
 /// What the chunks of one map leave behind, and how it becomes the result.

@@ -72,16 +72,39 @@ inline Rgb diverging(float t) {
 /// A colour map takes a number to a colour: perceptual or diverging.
 using ColorMap = Rgb (*)(float);
 
-/// values (rows x cols) as an image: colours of value / scale; scale 0 means the largest magnitude.
-inline Image heat_map(View<float> values, ColorMap colors = perceptual, float scale = 0) {
-  if (scale <= 0)
+namespace detail {
+
+/// The scale of a heat map, checked: where it is 0 the largest finite magnitude, which is 0 where there is none.
+inline float map_scale(const char* what, View<float> values, ColorMap colors, float scale) {
+  if (colors == nullptr) limpid::detail::raise(std::string(what) + ": colors is null, wanted a colour map");
+  if (!(scale >= 0) || !std::isfinite(scale))
+    limpid::detail::raise(std::string(what) + ": scale is " + std::to_string(scale) +
+                          ", wanted 0 (the largest magnitude) or a positive finite number");
+  if (scale == 0)
     for (Index i = 0; i < values.rows; ++i)
       for (Index j = 0; j < values.cols; ++j)
         if (std::isfinite(values(i, j))) scale = std::max(scale, std::abs(values(i, j)));
+  return scale;
+}
+
+/// value / scale in [-1, 1]; NaN is 0, and so are zeros without a scale. In double, where no two floats over- or
+/// underflow.
+inline float map_place(float value, float scale) {
+  if (std::isnan(value) || value == 0) return 0;
+  const double t = scale > 0 ? static_cast<double>(value) / static_cast<double>(scale) : static_cast<double>(value);
+  return static_cast<float>(std::clamp(t, -1.0, 1.0));
+}
+
+}  // namespace detail
+
+/// values (rows x cols) as an image: colours of value / scale; scale 0 means the largest finite magnitude. Infinite
+/// values take the colour of the end, NaN that of 0, whatever the rest is. Throws ShapeError for another scale.
+inline Image heat_map(View<float> values, ColorMap colors = perceptual, float scale = 0) {
+  scale = detail::map_scale("heat_map", values, colors, scale);
   Image out(values.rows, values.cols, 3);
   for (Index i = 0; i < values.rows; ++i)
     for (Index j = 0; j < values.cols; ++j) {
-      const Rgb color = colors(scale > 0 ? values(i, j) / scale : 0.0f);
+      const Rgb color = colors(detail::map_place(values(i, j), scale));
       for (Index c = 0; c < 3; ++c) out(i, j, c) = color[static_cast<std::size_t>(c)];
     }
   return out;
@@ -89,35 +112,32 @@ inline Image heat_map(View<float> values, ColorMap colors = perceptual, float sc
 
 /// The image in three channels.
 inline Image to_rgb(const Image& image) {
+  detail::check_image("to_rgb", image);
   if (image.channels() == 3) return image;
   Image out(image.rows, image.cols, 3);
-  for (Index c = 0; c < 3; ++c) out.pixels.col(c) = image.pixels.col(0);
-  return out;
-}
-
-/// The image in one channel: the mean of the three.
-inline Image to_grey(const Image& image) {
-  Image out(image.rows, image.cols, 1);
-  out.pixels = image.pixels.rowwise().mean();
+  for (Index c = 0; c < 3 && image.channels() == 1; ++c) out.pixels.col(c) = image.pixels.col(0);
   return out;
 }
 
 /// Lays a heat map over an image: where the value is 0 the dimmed grey image shows, where it is largest its colour
-/// alone. values: rows x cols of the image. scale 0 means the largest magnitude; gamma < 1 lifts small values.
+/// alone. values: rows x cols of the image, as heat_map takes them; gamma < 1 lifts small values. Throws FormatError
+/// where the image has another size or a pixel that is not finite, and ShapeError for another scale or a gamma that is
+/// not positive and finite.
 inline Image overlay(const Image& image, View<float> values, ColorMap colors = perceptual, float scale = 0,
                      float gamma = 0.5f) {
   if (values.rows != image.rows || values.cols != image.cols)
     detail::fail("overlay", "found a map of " + limpid::detail::shape_text(values.rows, values.cols) + ", wanted " +
                                 limpid::detail::shape_text(image.rows, image.cols) + " as the image");
-  if (scale <= 0)
-    for (Index i = 0; i < values.rows; ++i)
-      for (Index j = 0; j < values.cols; ++j)
-        if (std::isfinite(values(i, j))) scale = std::max(scale, std::abs(values(i, j)));
+  detail::check_image("overlay", image);
+  if (!image.pixels.allFinite()) detail::fail("overlay", "found a pixel of the image that is not finite");
+  if (!(gamma > 0) || !std::isfinite(gamma))
+    limpid::detail::raise("overlay: gamma is " + std::to_string(gamma) + ", wanted a positive finite number");
+  scale = detail::map_scale("overlay", values, colors, scale);
   Image out = to_rgb(to_grey(image));
   for (Index i = 0; i < values.rows; ++i)
     for (Index j = 0; j < values.cols; ++j) {
-      const float t = scale > 0 ? values(i, j) / scale : 0.0f;
-      const float weight = std::pow(detail::unit(std::abs(t)), gamma);
+      const float t = detail::map_place(values(i, j), scale);
+      const float weight = std::pow(std::abs(t), gamma);
       const Rgb color = colors(t < 0 ? -weight : weight);
       for (Index c = 0; c < 3; ++c)
         out(i, j, c) = (1 - weight) * 0.55f * out(i, j, c) + weight * color[static_cast<std::size_t>(c)];
@@ -125,9 +145,15 @@ inline Image overlay(const Image& image, View<float> values, ColorMap colors = p
   return out;
 }
 
-/// Every pixel as a factor x factor square.
+/// Every pixel as a factor x factor square. Throws ShapeError for a factor below 1 or one no memory is large enough
+/// for.
 inline Image enlarge(const Image& image, Index factor) {
-  Image out(image.rows * factor, image.cols * factor, image.channels());
+  detail::check_image("enlarge", image);
+  if (factor < 1 || factor > Index(1) << 20)
+    limpid::detail::raise("enlarge: factor is " + std::to_string(factor) + ", wanted from 1 to 2^20");
+  detail::image_size("enlarge", image.rows, factor, 1);
+  detail::image_size("enlarge", image.cols, factor, 1);
+  Image out(image.rows * factor, image.cols * factor, std::max(image.channels(), Index(1)));
   for (Index i = 0; i < out.rows; ++i)
     for (Index j = 0; j < out.cols; ++j)
       for (Index c = 0; c < out.channels(); ++c) out(i, j, c) = image(i / factor, j / factor, c);

@@ -48,38 +48,60 @@ inline constexpr Glyph glyphs[] = {
 
 constexpr Index glyph_width = 6, glyph_height = 7;  // one column of air to the right
 
+constexpr Index most_dots = Index(1) << 20;
+
+inline void check_between(const char* what, Index found, Index least, Index most) {
+  if (found < least || found > most)
+    limpid::detail::raise(std::string(what) + " is " + std::to_string(found) + ", wanted from " +
+                          std::to_string(least) + " to " + std::to_string(most));
+}
+
 inline void draw_glyph(Image& image, Index row, Index col, char letter, Index size, float ink) {
   if (letter >= 'a' && letter <= 'z') letter = static_cast<char>(letter - 'a' + 'A');
   const auto* found =
       std::find_if(std::begin(glyphs), std::end(glyphs), [&](const Glyph& g) { return g.letter == letter; });
   if (found == std::end(glyphs)) return;  // a space, or a sign the font lacks
   const std::string_view dots(found->dots);
-  for (Index i = 0; i < glyph_height * size; ++i)
-    for (Index j = 0; j < 5 * size; ++j) {
+  const Index height = glyph_height * size, width = 5 * size;
+  if (row <= -height || row >= image.rows || col <= -width || col >= image.cols) return;
+  // What lies outside is not walked through, however large the letters are.
+  for (Index i = std::max(-row, Index(0)); i < std::min(height, image.rows - row); ++i)
+    for (Index j = std::max(-col, Index(0)); j < std::min(width, image.cols - col); ++j) {
       if (dots[static_cast<std::size_t>(i / size * 5 + j / size)] != '#') continue;
-      if (row + i < 0 || row + i >= image.rows || col + j < 0 || col + j >= image.cols) continue;
       for (Index c = 0; c < image.channels(); ++c) image(row + i, col + j, c) = ink;
     }
 }
 
 }  // namespace detail
 
-/// Width of a text in pixels.
+/// Width of a text in pixels. Throws ShapeError for a size below 1 or above 2^20.
 inline Index text_width(std::string_view text, Index size = 1) {
+  detail::check_between("text_width: size", size, 1, detail::most_dots);
   return static_cast<Index>(text.size()) * detail::glyph_width * size;
 }
 
 /// Writes a line of text (capitals, figures, some signs) with its top left corner at (row, col), clipped at the
-/// borders. size: pixels a dot; a line is 7 dots high. ink: grey value.
+/// borders, wherever that is. size: pixels a dot, from 1 to 2^20 (ShapeError otherwise); a line is 7 dots high. ink:
+/// grey value, finite.
 inline void draw_text(Image& image, Index row, Index col, std::string_view text, Index size = 1, float ink = 0) {
+  detail::check_between("draw_text: size", size, 1, detail::most_dots);
+  if (!std::isfinite(ink)) limpid::detail::raise("draw_text: ink is not finite, wanted a grey value");
+  if (image.rows * image.cols != image.pixels.rows()) detail::fail("draw_text", "the image's sizes do not agree");
   for (char letter : text) {
+    if (col >= image.cols) break;
     detail::draw_glyph(image, row, col, letter, size, ink);
     col += detail::glyph_width * size;
   }
 }
 
-/// Copies a picture into the sheet with its top left corner at (row, col); it must fit.
+/// Copies a picture into the sheet with its top left corner at (row, col). Throws FormatError where it does not fit.
 inline void paste(Image& sheet, const Image& picture, Index row, Index col) {
+  detail::check_image("paste", sheet);
+  detail::check_image("paste", picture);
+  if (row < 0 || col < 0 || row > sheet.rows - picture.rows || col > sheet.cols - picture.cols)
+    detail::fail("paste", "a picture of " + limpid::detail::shape_text(picture.rows, picture.cols) + " at row " +
+                              std::to_string(row) + " and column " + std::to_string(col) +
+                              " does not fit, wanted it within " + limpid::detail::shape_text(sheet.rows, sheet.cols));
   for (Index i = 0; i < picture.rows; ++i)
     for (Index j = 0; j < picture.cols; ++j)
       for (Index c = 0; c < sheet.channels(); ++c)
@@ -93,7 +115,16 @@ struct Tile {
 };
 
 /// Pictures in rows of `across` on white, each enlarged and labelled below; cells are as large as the largest needs.
+/// Throws ShapeError where across, enlargement or text_size is below 1 or above 2^20, or the sheet too large.
 inline Image contact_sheet(const std::vector<Tile>& tiles, Index across, Index enlargement = 4, Index text_size = 1) {
+  detail::check_between("contact_sheet: across", across, 1, Index(1) << 20);
+  detail::check_between("contact_sheet: enlargement", enlargement, 1, Index(1) << 20);
+  detail::check_between("contact_sheet: text_size", text_size, 1, detail::most_dots);
+  for (const Tile& tile : tiles) {
+    detail::check_image("contact_sheet", tile.picture);
+    detail::image_size("contact_sheet", tile.picture.rows, enlargement, 1);
+    detail::image_size("contact_sheet", tile.picture.cols, enlargement, 1);
+  }
   const Index gap = 4 * text_size, line = (detail::glyph_height + 3) * text_size;
   Index cell_rows = 0, cell_cols = 0, lines = 0;
   for (const Tile& tile : tiles) {

@@ -7,40 +7,26 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <limits>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "../core/matrix.hpp"
+#include "file.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
-/// Files: opt in, never in the umbrella header, and may use libraries the core does without.
 namespace io {
 
 static_assert(
     std::endian::native == std::endian::little,
     "limpid/io: the files are little-endian and are copied as they stand; a big-endian host is not supported");
 
-/// Thrown for a file that cannot be opened or is not what it claims to be: the text names the file, what was found and
-/// what was wanted. Whatever the bytes are, the readers end in a result or in this; they never read out of bounds.
-struct FormatError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 /// Element types, under the names safetensors gives them.
 enum class DType { f64, f32, f16, bf16, i64, i32, u8, boolean };
 
 namespace detail {
-
-[[noreturn]] inline void fail(const std::string& file, const std::string& text) {
-  throw FormatError(file + ": " + text);
-}
 
 struct DTypeInfo {
   DType type;
@@ -59,13 +45,6 @@ inline constexpr std::array<DTypeInfo, 8> dtypes{{{DType::f64, "F64", "<f8", 8},
                                                   {DType::boolean, "BOOL", "|b1", 1}}};
 
 inline const DTypeInfo& info(DType type) { return dtypes[static_cast<std::size_t>(type)]; }
-
-/// Text from a file as it may stand in a message: short, printable.
-inline std::string in_quotes(const std::string& text) {
-  std::string out = "'";
-  for (char c : text.substr(0, 40)) out += c >= ' ' && c <= '~' ? c : '?';
-  return out + (text.size() > 40 ? "...'" : "'");
-}
 
 inline std::string shape_of(const std::vector<Index>& shape) {
   std::string out = "[";
@@ -110,27 +89,6 @@ T load(const std::byte* from) {
   return value;
 }
 
-inline std::vector<std::byte> read_file(const std::string& path) {
-  if (std::filesystem::is_directory(path)) fail(path, "is a folder, wanted a file");  // opens, and claims any size
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  const std::streamoff size = in ? static_cast<std::streamoff>(in.tellg()) : -1;
-  if (size < 0) fail(path, "cannot be opened for reading");
-  std::vector<std::byte> bytes(static_cast<std::size_t>(size));
-  in.seekg(0);
-  if (!bytes.empty()) in.read(reinterpret_cast<char*>(bytes.data()), size);
-  if (!in) fail(path, "could not be read to its end");
-  return bytes;
-}
-
-inline void write_file(const std::string& path, const std::vector<std::byte>& bytes) {
-  std::ofstream out(path, std::ios::binary | std::ios::trunc);
-  if (!out) fail(path, "cannot be opened for writing");
-  if (!bytes.empty())
-    out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  out.close();
-  if (!out) fail(path, "could not be written to its end");
-}
-
 inline void append(std::vector<std::byte>& bytes, const void* from, std::size_t count) {
   const auto* first = static_cast<const std::byte*>(from);
   bytes.insert(bytes.end(), first, first + count);
@@ -171,11 +129,19 @@ struct Tensor {
     return t;
   }
 
-  /// Any shape from entries in C order; throws FormatError when their number is not the shape's.
+  /// Any shape from entries in C order; throws FormatError when their number is not the shape's, and for an entry that
+  /// the type cannot hold (unsigned ones go to I64 and I32, bytes to U8).
   template <class T>
   static Tensor from(const std::vector<T>& entries, std::vector<Index> shape) {
     Tensor t(dtype_of<T>(), std::move(shape), {});
-    for (T entry : entries) detail::append(t.bytes, &entry, sizeof(T));
+    for (T entry : entries) {
+      if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
+        if (std::is_unsigned_v<T> ? sizeof(T) > 1 && entry > std::numeric_limits<T>::max() / 2
+                                  : sizeof(T) == 1 && entry < T(0))
+          detail::fail("tensor", "found the entry " + std::to_string(entry) + ", which " +
+                                     detail::info(t.dtype).safetensors + " cannot hold");
+      detail::append(t.bytes, &entry, sizeof(T));
+    }
     t.check("tensor");
     return t;
   }
@@ -183,7 +149,8 @@ struct Tensor {
   /// Number of entries.
   Index size() const { return static_cast<Index>(bytes.size() / detail::info(dtype).bytes); }
 
-  /// All entries as T. Floats become floats only, integers and bools any T.
+  /// All entries as T. Floats become floats only, integers and bools any T; throws FormatError for another pairing and
+  /// for an integer that T cannot hold.
   template <class T>
   std::vector<T> values() const {
     std::vector<T> out(static_cast<std::size_t>(size()));
@@ -195,6 +162,7 @@ struct Tensor {
   /// one entry. BOOL goes to Mat<bool>, and to 0 and 1 of any other scalar.
   template <class S>
   Mat<S> matrix() const {
+    check("tensor");
     Index cols = shape.size() < 2 ? 1 : shape.back();
     Index rows = 1;
     for (std::size_t i = 0; i + (shape.size() < 2 ? 0 : 1) < shape.size(); ++i) rows *= shape[i];
@@ -204,14 +172,28 @@ struct Tensor {
   }
 
   /// Throws FormatError (naming what) unless shape and bytes agree.
-  void check(const std::string& what) const {
+  void check(const std::string& what) const { check_bytes(what, bytes.size()); }
+
+  /// The same for bytes that are yet to be read.
+  void check_bytes(const std::string& what, std::size_t found) const {
     const std::size_t wanted = detail::bytes_of(what, dtype, shape);
-    if (wanted != bytes.size())
-      detail::fail(what, "found " + std::to_string(bytes.size()) + " bytes, wanted " + std::to_string(wanted) +
-                             " for shape " + detail::shape_of(shape) + " of " + detail::info(dtype).safetensors);
+    if (wanted != found)
+      detail::fail(what, "found " + std::to_string(found) + " bytes, wanted " + std::to_string(wanted) + " for shape " +
+                             detail::shape_of(shape) + " of " + detail::info(dtype).safetensors);
   }
 
  private:
+  template <class T>
+  static T whole(std::int64_t number) {
+    const T out = static_cast<T>(number);
+    if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
+      if (static_cast<std::int64_t>(out) != number || (out < T(0)) != (number < 0))
+        detail::fail("tensor", "found the entry " + std::to_string(number) + ", wanted one that fits " +
+                                   std::to_string(sizeof(T)) + (std::is_signed_v<T> ? " signed" : " unsigned") +
+                                   " bytes");
+    return out;
+  }
+
   template <class T>
   T entry(Index i) const {
     const std::byte* at = bytes.data() + static_cast<std::size_t>(i) * detail::info(dtype).bytes;
@@ -232,11 +214,11 @@ struct Tensor {
     }
     switch (dtype) {
       case DType::i64:
-        return static_cast<T>(detail::load<std::int64_t>(at));
+        return whole<T>(detail::load<std::int64_t>(at));
       case DType::i32:
-        return static_cast<T>(detail::load<std::int32_t>(at));
+        return whole<T>(detail::load<std::int32_t>(at));
       case DType::u8:
-        return static_cast<T>(detail::load<std::uint8_t>(at));
+        return whole<T>(detail::load<std::uint8_t>(at));
       case DType::boolean:
         return static_cast<T>(detail::load<std::uint8_t>(at) != 0);
       default:

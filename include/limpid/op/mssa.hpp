@@ -12,7 +12,7 @@ inline namespace LIMPID_ABI {
 enum class Phi { softmax, threshold };
 
 struct MssaOptions {
-  double scale = default_scale;  ///< default 1 / sqrt(p), the networks'; the theory has 1
+  std::optional<double> scale = default_scale;  ///< default 1 / sqrt(p), the networks'; the theory has 1
   Phi phi = Phi::softmax;
   double tau = 0;  ///< threshold only, in (0, 1]
 };
@@ -67,6 +67,7 @@ struct Mssa {
         detail::raise(op + ": cache has " + detail::text_of(dims.m) + " rows an item and y " + detail::text_of(dims.n) +
                       ", wanted y to be the last rows of cache");
     }
+    detail::check_scale<typename decltype(In::y)::Scalar>(name, "scale", score.scale);
     if (phi == Phi::threshold && !(tau > 0 && tau <= 1))
       detail::raise(op + ": tau is " + std::to_string(tau) + ", wanted a number in (0, 1]");
   }

@@ -188,6 +188,11 @@ struct Pid {
     score.check(name, dims, head);
     if (!(options.ema > 0 && options.ema <= 1))
       raise(op + ": ema is " + std::to_string(options.ema) + ", wanted a number in (0, 1]");
+    using S = typename decltype(In::v)::Scalar;
+    detail::check_finite<S>(op, "lambda_p", options.lambda_p);
+    detail::check_finite<S>(op, "lambda_i", options.lambda_i);
+    detail::check_finite<S>(op, "lambda_d", options.lambda_d);
+    detail::check_finite<S>(op, "beta", options.beta);
     detail::visit_pid_gains([&](const char* field, Role, const auto& x) { detail::check_scalar(name, field, x); },
                             head);
     detail::visit_pid_state(

@@ -32,6 +32,7 @@ struct Twicing {
   void check(const Dims& dims, const In& head) const {
     detail::check_square(name, dims);
     if (order < 0) detail::raise(std::string(name) + ": order is " + detail::text_of(order) + ", wanted 0 or more");
+    detail::check_finite<typename decltype(In::q)::Scalar>(name, "alpha", alpha);
     score.check(name, dims, head);
   }
   template <class In>

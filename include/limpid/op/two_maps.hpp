@@ -28,8 +28,8 @@ enum class HeadNorm { none, rms };
 enum class Shown { effective, first, second };
 
 struct TwoMapOptions {
-  double scale = default_scale;  ///< default 1 / sqrt(d), d the width of one branch
-  double lambda_init = 0.8;      ///< a constant; the norm's factor is 1 - lambda_init
+  std::optional<double> scale = default_scale;  ///< default 1 / sqrt(d), d the width of one branch
+  double lambda_init = 0.8;                     ///< a constant; the norm's factor is 1 - lambda_init
   HeadNorm norm = HeadNorm::rms;
   double eps = 1e-5;
   Shown shown = Shown::effective;  ///< may be changed between forward and looking: op.options.shown = Shown::first
@@ -220,7 +220,10 @@ struct TwoMaps {
     if (head.gamma.given() && head.gamma.cols != head.v.cols)
       detail::raise(op + ": gamma has " + text_of(head.gamma.cols) + " columns, wanted " + text_of(head.v.cols) +
                     ", the width of v");
-    if (!(options.eps >= 0)) detail::raise(op + ": eps is " + std::to_string(options.eps) + ", wanted 0 or more");
+    using S = typename decltype(In::q)::Scalar;
+    detail::check_finite<S>(op, "eps", options.eps, options.eps >= 0, "a finite number, 0 or more");
+    detail::check_finite<S>(op, "lambda_init", options.lambda_init);
+    detail::check_scale<S>(name, "scale", options.scale);
     Mix::check(name, head);
   }
   template <class In>
@@ -359,9 +362,8 @@ struct TwoMaps {
   }
   template <class S, class In>
   std::array<detail::Scores<S, Mods>, 2> scores(const In& in, const At& at) const {
-    using std::sqrt;
     const Index d = in.q.cols / 2;
-    const S c = std::isnan(options.scale) ? S(1) / sqrt(S(double(d < 1 ? 1 : d))) : S(options.scale);
+    const S c = detail::scale_of<S>(options.scale, d);
     const auto branch = [&](Index b) {
       return detail::Scores<S, Mods>{in.q.block(0, b * d, in.q.rows, d),
                                      in.k.block(0, one_key(in) ? 0 : b * d, in.k.rows, d),

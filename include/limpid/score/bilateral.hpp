@@ -15,8 +15,8 @@ enum class SpatialKernel { dot, gauss, none };
 struct BilateralOptions {
   ContentKernel content = ContentKernel::dot;
   SpatialKernel spatial = SpatialKernel::dot;
-  double scale = default_scale;   ///< of the content's dot product, default 1 / sqrt(d)
-  double pscale = default_scale;  ///< of the positions' dot product, default 1 / sqrt(c)
+  std::optional<double> scale = default_scale;   ///< of the content's dot product, default 1 / sqrt(d)
+  std::optional<double> pscale = default_scale;  ///< of the positions' dot product, default 1 / sqrt(c)
 };
 
 /// Inputs of bilateral and their gradients. q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv).
@@ -73,18 +73,21 @@ struct BilateralScore {
     refuse(head.h_space.given() && !gauss(), "h_space is given, wanted none unless spatial = gauss");
     range(op, head);
     space(op, head);
+    using S = typename decltype(In::q)::Scalar;
+    detail::check_scale<S>(op, "scale", options.scale);
+    detail::check_scale<S>(op, "pscale", options.pscale);
   }
 
   template <class In, class S = typename decltype(In::q)::Scalar>
   Prepared<S> prepare(Arena& arena, const In& in, const At& at) const {
     const S hr = range("bilateral", in), hs = space("bilateral", in);
     detail::KernelTerm<S> content{in.q, in.k, dist(),
-                                  dist() ? S(1) / (hr * hr) : scale_of<S>(options.scale, in.q.cols)};
+                                  dist() ? S(1) / (hr * hr) : detail::scale_of<S>(options.scale, in.q.cols)};
     detail::KernelTerm<S> place;
     if (spatial()) {
       const bool own = in.a.cols > 0;
       place = {own ? in.a : in.pq, own ? in.b : in.pk, gauss(), S(1) / (hs * hs)};
-      if (!gauss()) place.coefficient = scale_of<S>(options.pscale, place.q.cols);
+      if (!gauss()) place.coefficient = detail::scale_of<S>(options.pscale, place.q.cols);
     }
     return detail::prepare_kernel<S>(arena, {{content, place}}, mods, at);
   }
@@ -116,11 +119,6 @@ struct BilateralScore {
     const bool own = in.a.cols > 0;
     return {
         {{g.q, g.k, dist() && g.h_range.given()}, {own ? g.a : g.pq, own ? g.b : g.pk, gauss() && g.h_space.given()}}};
-  }
-  template <class S>
-  static S scale_of(double scale, Index width) {
-    using std::sqrt;
-    return std::isnan(scale) ? S(1) / sqrt(S(double(width < 1 ? 1 : width))) : S(scale);
   }
   template <class In, class S = typename decltype(In::q)::Scalar>
   static S range(const char* op, const In& in) {

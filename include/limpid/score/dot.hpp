@@ -7,7 +7,7 @@
 
 #include <array>
 #include <cmath>
-#include <limits>
+#include <optional>
 
 #include "../core/args.hpp"
 #include "../core/pull_back.hpp"
@@ -17,10 +17,10 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 
 /// A scale that is not set: 1 / sqrt(d).
-inline constexpr double default_scale = std::numeric_limits<double>::quiet_NaN();
+inline constexpr std::nullopt_t default_scale = std::nullopt;
 
 struct SoftmaxOptions {
-  double scale = default_scale;
+  std::optional<double> scale = default_scale;
 };
 
 namespace detail {
@@ -34,6 +34,17 @@ struct PullTargets {
   std::array<Moment<S>, 2> moments = {};
 };
 
+/// The scale of a dot product of rows so wide.
+template <class S>
+S scale_of(const std::optional<double>& scale, Index width) {
+  using std::sqrt;
+  return scale ? S(*scale) : S(1) / sqrt(S(double(width < 1 ? 1 : width)));
+}
+template <class S>
+void check_scale(const char* op, const char* name, const std::optional<double>& scale) {
+  if (scale) check_finite<S>(op, name, *scale);
+}
+
 inline void check_qk(const char* op, const Dims& dims, Index dq, Index dk) {
   if (dq != dk)
     raise(std::string(op) + ": q has width " + text_of(dq) + " a head and k has " + text_of(dk) +
@@ -46,7 +57,7 @@ inline void check_qk(const char* op, const Dims& dims, Index dq, Index dk) {
 template <class Mods>
 struct DotScore {
   Mods mods;
-  double scale = default_scale;
+  std::optional<double> scale = default_scale;
 
   template <class T>
   using Args = QKV<T>;
@@ -59,13 +70,12 @@ struct DotScore {
   template <class In>
   void check(const char* op, const Dims& dims, const In& head) const {
     detail::check_qk(op, dims, head.q.cols, head.k.cols);
+    detail::check_scale<typename decltype(In::q)::Scalar>(op, "scale", scale);
   }
 
   template <class In, class S = typename decltype(In::q)::Scalar>
   Prepared<S> prepare(Arena&, const In& in, const At& at) const {
-    using std::sqrt;
-    const S c = std::isnan(scale) ? S(1) / sqrt(S(double(in.q.cols < 1 ? 1 : in.q.cols))) : S(scale);
-    return {{in.q, in.k, c, nullptr, &mods, at}};
+    return {{in.q, in.k, detail::scale_of<S>(scale, in.q.cols), nullptr, &mods, at}};
   }
   template <class S, class In, class Out>
   detail::PullTargets<S> targets(Arena&, const In&, const Prepared<S>&, const Out& g) const {

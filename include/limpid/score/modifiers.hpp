@@ -110,18 +110,23 @@ struct Window : Modifier {
   Index left = -1, right = 0;
   Interval interval(const At& a) const {
     const Index p = a.position();
-    return {left < 0 ? 0 : std::max<Index>(0, p - left), right < 0 ? a.m : std::max<Index>(0, p + right + 1)};
+    return {std::max<Index>(0, p - before(a)), std::max<Index>(0, p + after(a) + 1)};
   }
   bool keep(const At& a) const {
     const Index gap = a.k - a.position();
-    return (left < 0 || gap >= -left) && (right < 0 || gap <= right);
+    return gap >= -before(a) && gap <= after(a);
   }
   Cover cover(const At& a, Index q0, Index q1, Index k0, Index k1) const {
     const Index p0 = q0 + a.m - a.n, p1 = q1 - 1 + a.m - a.n;
-    if ((left >= 0 && k1 - 1 < p0 - left) || (right >= 0 && k0 > p1 + right)) return Cover::none;
-    const bool inside = (left < 0 || k0 >= p1 - left) && (right < 0 || k1 - 1 <= p0 + right);
-    return inside ? Cover::all : Cover::some;
+    if (k1 - 1 < p0 - before(a) || k0 > p1 + after(a)) return Cover::none;
+    return k0 >= p1 - before(a) && k1 - 1 <= p0 + after(a) ? Cover::all : Cover::some;
   }
+
+ private:
+  // no two positions lie farther apart than this, so larger windows, which would overflow sums, are no different
+  static Index widest(const At& a) { return a.n + a.m; }
+  Index before(const At& a) const { return left < 0 ? widest(a) : std::min(left, widest(a)); }
+  Index after(const At& a) const { return right < 0 ? widest(a) : std::min(right, widest(a)); }
 };
 inline Window window(Index left, Index right = 0) {
   Window w;
@@ -471,10 +476,18 @@ struct Relative : Modifier {
   void flush(const At& a, const T* sum) const {
     for (Index r = 0; r < table.cols; ++r) dtable(row(a), r) += S(sum[r]);
   }
-  void check(const char* op, Index, Index h, Index, Index) const {
-    if ((table.rows != 1 && table.rows != h) || table.cols < 1 || table.cols % 2 == 0)
-      detail::raise_modifier(op, "relative table", table.rows, table.cols,
-                             "1 x (2 R + 1) or H x (2 R + 1) with H = " + detail::text_of(h));
+  void check(const char* op, Index, Index h, Index n, Index m) const {
+    constexpr bool clips = std::is_same_v<Map, ClipOffset>;
+    if ((table.rows != 1 && table.rows != h) || table.cols < 1 || (clips && table.cols % 2 == 0))
+      detail::raise_modifier(
+          op, "relative table", table.rows, table.cols,
+          (clips ? "1 x (2 R + 1) or H x (2 R + 1) with H = " : "1 x L or H x L with H = ") + detail::text_of(h));
+    if constexpr (!clips)
+      for (Index offset = 1 - m; offset < n; ++offset)
+        if (const Index at = map(offset, table.cols); at < 0 || at >= table.cols)
+          detail::raise(std::string(op) + ": the map of a relative table gives " + detail::text_of(at) +
+                        " for the offset " + detail::text_of(offset) + ", wanted one of " +
+                        detail::text_of(table.cols) + " entries");
     if (dtable.given() && (dtable.rows != table.rows || dtable.cols != table.cols))
       detail::raise_modifier(op, "gradient of the relative table", dtable.rows, dtable.cols,
                              detail::shape_text(table.rows, table.cols));
@@ -483,10 +496,7 @@ struct Relative : Modifier {
 template <class A, class Map = ClipOffset>
 requires(!detail::HasScalar<Map>) auto relative(A&& table, Map map = {}) {
   using S = typename std::remove_cvref_t<A>::Scalar;
-  Relative<S, Map> m;
-  m.table = View<S>(std::forward<A>(table));
-  m.map = map;
-  return m;
+  return Relative<S, Map>{{}, View<S>(std::forward<A>(table)), {}, std::move(map)};  // a lambda has no assignment
 }
 template <class A, class DA, class Map = ClipOffset>
 requires detail::HasScalar<DA>
@@ -591,7 +601,9 @@ struct Chain {
   template <class S>
   S start(const At& a, Index q0) const {
     S s(0);
-    each([&](const auto& m) { s = detail::plus(s, m.template start<S>(a, q0)); });
+    each([&](const auto& m) {
+      if (s != detail::minus_infinity<S>()) s = detail::plus(s, m.template start<S>(a, q0));  // masked stays masked
+    });
     return s;
   }
   template <class S>

@@ -7,7 +7,7 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
+#include <optional>
 
 #include "../core/call.hpp"
 #include "dot.hpp"
@@ -20,15 +20,15 @@ inline namespace LIMPID_ABI {
 enum class RopeLayout { interleaved, half };
 
 /// An offset that is not set: m - n.
-inline constexpr double default_offset = std::numeric_limits<double>::quiet_NaN();
+inline constexpr std::nullopt_t default_offset = std::nullopt;
 
 struct RopeOptions {
   RopeLayout layout = RopeLayout::interleaved;
   double base = 10000;
   Index rotary = 0;  ///< r, the columns turned, even, at most the width; 0 means all
   Index width = 0;   ///< columns that share one rotation, a divisor of the head's width; 0 means all of them
-  double q_offset = default_offset;  ///< position of query 0
-  double k_offset = 0;               ///< position of key 0
+  std::optional<double> q_offset = default_offset;  ///< position of query 0
+  double k_offset = 0;                              ///< position of key 0
 };
 
 /// Arguments of rope_rotate.
@@ -48,7 +48,7 @@ inline void check_rotary(const char* op, Index rotary, Index width, double base)
   if (r < 0 || r > width || r % 2 != 0)
     raise(std::string(op) + ": rotary is " + text_of(r) + ", wanted an even number, at most the width " +
           text_of(width));
-  if (!(base > 0)) raise(std::string(op) + ": base is " + std::to_string(base) + ", wanted a positive number");
+  check_finite<double>(op, "base", base, base > 0, "a positive, finite number");
 }
 
 /// Turns plane l of row i by (first + i) base^(-2 l / r), back if sign is -1; out may be x. The angle of row 64 t + s
@@ -116,6 +116,7 @@ void rope_rotate(X&& x, Out&& out, const RopeRotation& call = {}) {
     detail::raise("rope_rotate: out shares memory with x, wanted x itself or memory of its own");
   const Index n = from.rows / call.batch, d = from.cols / call.heads;
   detail::check_rotary("rope_rotate", call.rotary, d, call.base);
+  detail::check_finite<double>("rope_rotate", "first", call.first);
   for (Index b = 0; b < call.batch; ++b)
     for (Index h = 0; h < call.heads; ++h)
       detail::turn_rows<S>(from.block(b * n, h * d, n, d), to.block(b * n, h * d, n, d), call.layout, call.base,
@@ -146,6 +147,8 @@ struct Rope {
   template <class In>
   void check(const Dims& dims, const In& head) const {
     inner.check(dims, head);
+    if (options.q_offset) detail::check_finite<double>(name, "q_offset", *options.q_offset);
+    detail::check_finite<double>(name, "k_offset", options.k_offset);
     for (Index cols : {head.q.cols, head.k.cols}) {
       const Index w = options.width == 0 ? cols : options.width;
       if (w < 0 || (w > 0 && cols % w != 0))
@@ -219,7 +222,7 @@ struct Rope {
  private:
   template <class In>
   double q_first(const In& in) const {
-    return std::isnan(options.q_offset) ? static_cast<double>(in.k.rows - in.q.rows) : options.q_offset;
+    return options.q_offset.value_or(static_cast<double>(in.k.rows - in.q.rows));
   }
   template <class S>
   void turn(const detail::Context& context, View<S> x, MutView<S> out, double first, double sign) const {
@@ -274,8 +277,8 @@ void sinusoidal(Out&& out, const SinusoidalOptions& options = {}) {
   using S = detail::ScalarOf<Out>;
   const MutView<S> pe(std::forward<Out>(out));
   const Index width = pe.cols, sines = (width + 1) / 2;
-  if (!(options.base > 0))
-    detail::raise("sinusoidal: base is " + std::to_string(options.base) + ", wanted a positive number");
+  detail::check_finite<double>("sinusoidal", "base", options.base, options.base > 0, "a positive, finite number");
+  detail::check_finite<double>("sinusoidal", "first", options.first);
   for (Index l = 0; l < sines; ++l) {
     const double w = std::pow(options.base, -2.0 * static_cast<double>(l) / static_cast<double>(width));
     const bool concat = options.layout == SinusoidalLayout::concat;
@@ -330,7 +333,7 @@ struct Decomposed {
 };
 
 template <class S, class X, class Pos, class WQ, class WK>
-Decomposed<S> decomposed(const X& x, const Pos& p, const WQ& wq, const WK& wk, double scale) {
+Decomposed<S> decomposed(const X& x, const Pos& p, const WQ& wq, const WK& wk, const std::optional<double>& scale) {
   Decomposed<S> d{View<S>(x), View<S>(p), View<S>(wq), View<S>(wk), S(0)};
   const std::string name = "score_parts: ";
   if (d.p.rows != d.x.rows || d.p.cols != d.x.cols)
@@ -338,7 +341,8 @@ Decomposed<S> decomposed(const X& x, const Pos& p, const WQ& wq, const WK& wk, d
   if (d.wq.rows != d.x.cols || d.wk.rows != d.x.cols || d.wk.cols != d.wq.cols)
     raise(name + "wq is " + shape_text(d.wq.rows, d.wq.cols) + " and wk " + shape_text(d.wk.rows, d.wk.cols) +
           ", wanted both " + text_of(d.x.cols) + " x d");
-  d.scale = S(std::isnan(scale) ? 1 / std::sqrt(static_cast<double>(d.wq.cols < 1 ? 1 : d.wq.cols)) : scale);
+  check_scale<S>("score_parts", "scale", scale);
+  d.scale = scale_of<S>(scale, d.wq.cols);
   return d;
 }
 
@@ -379,7 +383,8 @@ Mat<S> multiplied(View<S> a, View<S> b) {
 /// diagnostic: the results are n x n by definition, 8 n^2 d flop in plain loops; score_parts_row needs memory for one
 /// row. Throws ShapeError.
 template <class X, class Pos, class WQ, class WK, class S = detail::ScalarOf<X>>
-ScoreParts<S> score_parts(const X& x, const Pos& p, const WQ& wq, const WK& wk, double scale = default_scale) {
+ScoreParts<S> score_parts(const X& x, const Pos& p, const WQ& wq, const WK& wk,
+                          std::optional<double> scale = default_scale) {
   const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
   const Mat<S> xq = detail::multiplied(d.x, d.wq), pq = detail::multiplied(d.p, d.wq);
   const Mat<S> xk = detail::multiplied(d.x, d.wk), pk = detail::multiplied(d.p, d.wk);
@@ -394,7 +399,7 @@ ScoreParts<S> score_parts(const X& x, const Pos& p, const WQ& wq, const WK& wk, 
 /// Row i of the four parts, 1 x n each: scale x_j . (WK (WQ^T x_i)) and so on. 2 D (2 n + 4 d) flop, memory O(n + D).
 template <class X, class Pos, class WQ, class WK, class S = detail::ScalarOf<X>>
 ScoreParts<S> score_parts_row(const X& x, const Pos& p, const WQ& wq, const WK& wk, Index i,
-                              double scale = default_scale) {
+                              std::optional<double> scale = default_scale) {
   const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
   if (i < 0 || i >= d.x.rows)
     detail::raise("score_parts_row: row " + detail::text_of(i) + " was asked for, there are " +
@@ -414,7 +419,7 @@ ScoreParts<S> score_parts_row(const X& x, const Pos& p, const WQ& wq, const WK& 
 /// dPk likewise, then dX = dXq WQ^T + dXk WK^T,  dWQ = X^T dXq + P^T dPq. Overwrites dx, dp (n x D), dwq, dwk (D x d).
 template <class S, class X, class Pos, class WQ, class WK, class DX, class DP, class DWQ, class DWK>
 void score_parts_backward(const X& x, const Pos& p, const WQ& wq, const WK& wk, const ScoreParts<S>& dout, DX&& dx,
-                          DP&& dp, DWQ&& dwq, DWK&& dwk, double scale = default_scale) {
+                          DP&& dp, DWQ&& dwq, DWK&& dwk, std::optional<double> scale = default_scale) {
   const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
   const MutView<S> gx(std::forward<DX>(dx)), gp(std::forward<DP>(dp)), gq(std::forward<DWQ>(dwq)),
       gk(std::forward<DWK>(dwk));

@@ -1,0 +1,115 @@
+// limpid: shares of energy, signal-to-noise ratios and coding rates by their formulas, rows of zeros included.
+// SPDX-License-Identifier: MIT
+#include <cmath>
+#include <limpid/layer/subspaces.hpp>
+
+#include "support/catch.hpp"
+#include "support/distance.hpp"
+#include "support/fields.hpp"
+
+using limpid::Index;
+using limpid::Mat;
+using Real = long double;
+
+namespace {
+
+template <class S>
+Real projected(const Mat<S>& x, Index i, const Mat<S>& u, Index column) {
+  Real sum = 0;
+  for (Index c = 0; c < x.cols(); ++c) sum += Real(x(i, c)) * Real(u(c, column));
+  return sum;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("subspace_energy: the share of a row's energy in every subspace; a row of zeros has none.", "",
+                   float, double) {
+  using S = TestType;
+  suite::Random random(1);
+  for (const Index classes : {1, 2, 3}) {
+    const Index n = 37, dim = 11, p = 2;
+    Mat<S> x = suite::random_matrix<S>(random, n, dim), u = suite::random_matrix<S>(random, dim, classes * p);
+    x.row(0).setZero();
+    x.row(20).setZero();
+    Mat<S> out = Mat<S>::Constant(n, classes, S(7));
+    limpid::subspace_energy(x, u, out);
+    for (Index i = 0; i < n; ++i)
+      for (Index k = 0; k < classes; ++k) {
+        Real all = 0, inside = 0;
+        for (Index c = 0; c < dim; ++c) all += Real(x(i, c)) * Real(x(i, c));
+        for (Index j = 0; j < p; ++j) inside += projected(x, i, u, k * p + j) * projected(x, i, u, k * p + j);
+        INFO(classes << " classes, row " << i << ", class " << k);
+        if (all == 0)
+          CHECK(out(i, k) == 0);
+        else
+          CHECK(std::abs(Real(out(i, k)) - inside / all) <=
+                32 * std::numeric_limits<S>::epsilon() * (1 + inside / all));
+      }
+    Mat<S> wrong(n - 1, classes);
+    CHECK_THROWS_AS(limpid::subspace_energy(x, u, wrong), limpid::ShapeError);
+  }
+}
+
+TEST_CASE("subspace_data: orthonormal bases, classes in turn, noise of the size asked for; its ratio by the formula.") {
+  limpid::SubspaceDataOptions options;
+  options.tokens = 50, options.classes = 3, options.width = 4, options.dim = 15, options.delta = 0.1;
+  const auto data = limpid::subspace_data<double>(options);
+  REQUIRE(data.labels.size() == 50);
+  for (std::size_t i = 0; i < data.labels.size(); ++i) CHECK(data.labels[i] == Index(i) % 3);
+  for (Index a = 0; a < data.u.cols(); ++a)
+    for (Index b = 0; b < data.u.cols(); ++b)
+      CHECK(std::abs(limpid::detail::dot(Mat<double>(data.u.col(a)).data(), Mat<double>(data.u.col(b)).data(), 15) -
+                     (a == b ? 1 : 0)) < 1e-14);
+  Mat<double> share(50, 3);
+  limpid::subspace_energy(data.x, data.u, share);
+  for (Index i = 0; i < 50; ++i) CHECK(share(i, i % 3) > 0.7);
+  const auto snr = limpid::subspace_snr(data.x, data.u, data.labels, 3);
+  for (Index k = 0; k < 3; ++k) {
+    Real signal = 0, noise = 0;
+    for (Index i = 0; i < 50; ++i) {
+      if (data.labels[static_cast<std::size_t>(i)] != k) continue;
+      for (Index c = 0; c < 15; ++c) {
+        Real s = 0;
+        for (Index j = 0; j < 4; ++j) s += projected(data.x, i, data.u, k * 4 + j) * Real(data.u(c, k * 4 + j));
+        signal += s * s, noise += (Real(data.x(i, c)) - s) * (Real(data.x(i, c)) - s);
+      }
+    }
+    CHECK(std::abs(Real(snr[static_cast<std::size_t>(k)]) / std::sqrt(signal / noise) - 1) < 1e-12L);
+  }
+  auto labels = data.labels;
+  for (const Index wrong : {Index(-1), Index(3)}) {
+    labels[7] = wrong;
+    CHECK_THROWS_AS(limpid::subspace_snr(data.x, data.u, labels, 3), limpid::ShapeError);
+  }
+  labels.pop_back();
+  CHECK_THROWS_AS(limpid::subspace_snr(data.x, data.u, labels, 3), limpid::ShapeError);
+}
+
+TEST_CASE(
+    "A row of zeros stays one in a normalised coding rate, and gets no gradient; gradients are added where asked.") {
+  suite::Random random(2);
+  for (const auto& [n, d] : std::vector<std::pair<Index, Index>>{{6, 9}, {9, 4}}) {
+    Mat<double> x = suite::random_matrix<double>(random, n, d);
+    x.row(2).setZero();
+    Mat<double> unit = x;
+    for (Index i = 0; i < n; ++i)
+      if (i != 2) unit.row(i) /= std::sqrt(limpid::detail::dot(x.row(i).data(), x.row(i).data(), d));
+    const limpid::CodingRateOptions plain{.eps2 = 0.1}, normal{.eps2 = 0.1, .normalise = true};
+    CHECK(std::abs(limpid::coding_rate(x, normal) - limpid::coding_rate(unit, plain)) < 1e-13);
+    Mat<double> dx = Mat<double>::Constant(n, d, 7), more = Mat<double>::Constant(n, d, 0.5);
+    limpid::coding_rate_backward(x, 1.3, dx, normal);
+    limpid::coding_rate_backward(x, 1.3, more, normal, {.accumulate = true});
+    for (Index c = 0; c < d; ++c) CHECK(dx(2, c) == 0);
+    CHECK(suite::distance(more, Mat<double>(dx.array() + 0.5)) < 1e-14);
+    for (Index i = 0; i < n; ++i)
+      for (Index c = 0; c < d && i != 2; ++c) {
+        const double h = 1e-5, at = x(i, c);
+        x(i, c) = at + h;
+        const double up = limpid::coding_rate(x, normal);
+        x(i, c) = at - h;
+        const double down = limpid::coding_rate(x, normal);
+        x(i, c) = at;
+        CHECK(std::abs(dx(i, c) - 1.3 * (up - down) / (2 * h)) < 1e-7);
+      }
+  }
+}

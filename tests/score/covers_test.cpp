@@ -1,0 +1,121 @@
+// limpid: what a mask says of a row and of whole blocks, against every pair of them.
+// SPDX-License-Identifier: MIT
+#include "score/all_laws.hpp"
+#include "support/catch.hpp"
+
+using namespace laws;
+
+namespace {
+
+Cover by_pairs(const MaskLaw& law, At a, Index q0, Index q1, Index k0, Index k1) {
+  Index kept = 0;
+  for (a.q = q0; a.q < q1; ++a.q)
+    for (a.k = k0; a.k < k1; ++a.k) kept += law.keep(a) ? 1 : 0;
+  return kept == 0 ? Cover::none : (kept == (q1 - q0) * (k1 - k0) ? Cover::all : Cover::some);
+}
+
+const char* name_of(Cover c) { return c == Cover::none ? "none" : (c == Cover::all ? "all" : "some"); }
+
+/// What the mask keeps of a row by interval() and keep() together, and that its interval moves one way.
+bool rows_hold(const MaskLaw& law, Index batch, Index head, Index n, Index m) {
+  Interval last{0, 0};
+  for (Index i = 0; i < n; ++i) {
+    const Interval in = law.mask.interval(At{batch, head, i, 0, n, m});
+    if (i > 0 && (in.begin < last.begin || in.end < last.end)) return false;
+    last = in;
+    for (Index j = 0; j < m; ++j) {
+      const At a{batch, head, i, j, n, m};
+      if (law.keep(a) != (j >= in.begin && j < in.end && law.mask.keep(a))) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("What a mask says of a block is true of every pair in it, whatever block it is.") {
+  for (const auto& [n, m] : std::vector<std::pair<Index, Index>>{{7, 7}, {4, 9}, {9, 4}, {1, 6}, {6, 1}}) {
+    suite::Sizes s;
+    s.n = n, s.m = m, s.batch = 2, s.heads = 3;
+    Masks masks(s);
+    for (auto& law : masks.all) {
+      law.mask.bind(s.batch, s.heads);
+      INFO(law.name << ", n " << n << ", m " << m);
+      for (Index b = 0; b < s.batch; ++b)
+        for (Index h = 0; h < s.heads; ++h) {
+          CHECK(rows_hold(law, b, h, n, m));
+          bool true_of_all = true, exact = true;
+          std::string at;
+          for (Index q0 = 0; q0 < n; ++q0)
+            for (Index q1 = q0 + 1; q1 <= n; ++q1)
+              for (Index k0 = 0; k0 < m; ++k0)
+                for (Index k1 = k0 + 1; k1 <= m; ++k1) {
+                  const Cover said = law.mask.of->says(At{b, h, 0, 0, n, m}, q0, q1, k0, k1);
+                  const Cover right = by_pairs(law, At{b, h, 0, 0, n, m}, q0, q1, k0, k1);
+                  if (said == right) continue;
+                  exact = false;
+                  if (said == Cover::some) continue;  // not false, only of no use
+                  true_of_all = false;
+                  at = "[" + std::to_string(q0) + ", " + std::to_string(q1) + ") x [" + std::to_string(k0) + ", " +
+                       std::to_string(k1) + ") said " + name_of(said);
+                }
+          INFO(at);
+          CHECK(true_of_all);
+          if (law.exact) CHECK(exact);
+        }
+    }
+  }
+}
+
+TEST_CASE("Causal masks and windows say all that is true of a block, and combinations all that follows of theirs.") {
+  const Index n = 9, m = 11;
+  const At at{0, 0, 0, 0, n, m};
+  const auto parts =
+      std::make_tuple(limpid::causal(), limpid::window(2, 1), limpid::window(-1, 3), limpid::window(1, -1),
+                      limpid::mask(Documents()), limpid::mask([](const At& a) { return speckled(a); }));
+  const auto meet = [](Cover x, Cover y) { return std::min(x, y); };  // none < some < all
+  const auto join = [](Cover x, Cover y) { return std::max(x, y); };
+  const auto turn = [](Cover x) { return x == Cover::some ? x : (x == Cover::all ? Cover::none : Cover::all); };
+  const auto pair = [&](const auto& a, const auto& b) {
+    bool both = true, either = true, neither = true, chained = true;
+    for (Index q0 = 0; q0 < n; ++q0)
+      for (Index q1 = q0 + 1; q1 <= n; ++q1)
+        for (Index k0 = 0; k0 < m; ++k0)
+          for (Index k1 = k0 + 1; k1 <= m; ++k1) {
+            const Cover x = a.cover(at, q0, q1, k0, k1), y = b.cover(at, q0, q1, k0, k1);
+            both &= (a & b).cover(at, q0, q1, k0, k1) == meet(x, y);
+            either &= (a | b).cover(at, q0, q1, k0, k1) == join(x, y);
+            neither &= (!a).cover(at, q0, q1, k0, k1) == turn(x);
+            chained &= limpid::chain(!a, !b).cover(at, q0, q1, k0, k1) == meet(turn(x), turn(y));
+          }
+    CHECK(both);
+    CHECK(either);
+    CHECK(neither);
+    CHECK(chained);
+  };
+  const auto with_all = [&](const auto& a) { std::apply([&](const auto&... b) { (pair(a, b), ...); }, parts); };
+  std::apply([&](const auto&... a) { (with_all(a), ...); }, parts);
+}
+
+TEST_CASE("Over many queries and keys, blocks of the sweeps' sizes and off by one.") {
+  for (const auto& [n, m] : std::vector<std::pair<Index, Index>>{{300, 309}, {257, 130}}) {
+    suite::Sizes s;
+    s.n = n, s.m = m;
+    const Masks masks(s);
+    for (const auto& law : masks.all) {
+      INFO(law.name << ", n " << n << ", m " << m);
+      bool right = true;
+      for (const Index q0 : {Index(0), Index(1), Index(64), Index(128), n - 40, n - 1})
+        for (const Index rows : {Index(1), Index(8), Index(33)})
+          for (const Index k0 : {Index(0), Index(63), Index(64), Index(128), m - 65, m - 1})
+            for (const Index cols : {Index(1), Index(64)}) {
+              const Index q1 = std::min(n, q0 + rows), k1 = std::min(m, k0 + cols);
+              const Cover said = law.mask.of->says(At{0, 0, 0, 0, n, m}, q0, q1, k0, k1);
+              if (said == Cover::some && !law.exact) continue;
+              right &= said == by_pairs(law, At{0, 0, 0, 0, n, m}, q0, q1, k0, k1);
+            }
+      CHECK(right);
+      CHECK(rows_hold(law, 0, 0, n, m));
+    }
+  }
+}
