@@ -214,6 +214,15 @@ std::vector<Law<S>> value_laws(const suite::Sizes& s) {
                           {added([=](const At& a) { return Real(gaps(a)); }), cap});
     law.second_value = capped;
   }
+  {  // no derivative is asked of a score that is masked
+    auto& law = value_law(
+        "a score function whose derivative is NaN where the mask drops",
+        limpid::score_mod([](S x, const At&) { return x / S(2); },
+                          [](S, const At& a) { return speckled(a) ? S(0.5) : std::numeric_limits<S>::quiet_NaN(); }),
+        {{[](Real x, const At&) { return x / 2; }, [](Real, const At&) { return Real(0.5); }}});
+    law.mask = limpid::mask([](const At& a) { return speckled(a); });
+    law.keep = [](const At& a) { return speckled(a); };
+  }
   {
     auto& law = value_law("a score function before an amount and a mask", capped,
                           {cap, added([=](const At& a) { return Real(gaps(a)); })});

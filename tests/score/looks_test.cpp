@@ -54,7 +54,8 @@ void looks_hold(const Op& op, Index n, Index width, const Fill& fill) {
   limpid::Saved<Op, double> saved;
   M out(batch * n, op.out_width(limpid::detail::head_args(in, {batch, heads, heads, n, n}, 0, 0)) * heads), asked;
   limpid::Call<Op, double> call;
-  call.batch = batch, call.heads = heads, call.saved = &saved, call.map = &asked, call.head = 1, call.item = 1;
+  call.batch = batch, call.heads = heads, call.saved = &saved, call.map = &asked, call.head = 0,
+  call.item = 0;  // others come after it
   limpid::forward(op, in, out, call);
   for (Index b = 0; b < batch; ++b)
     for (Index h = 0; h < heads; ++h) {
@@ -62,7 +63,7 @@ void looks_hold(const Op& op, Index n, Index width, const Fill& fill) {
       of.head = h, of.item = b;
       M map(n, n), part(std::min<Index>(n, 5), std::min<Index>(n, 3));
       limpid::map_block(op, in, saved, 0, 0, map, of);
-      if (b == 1 && h == 1) CHECK(same_but(asked, map, [](Index, Index) { return false; }));
+      if (b == 0 && h == 0) CHECK(same_but(asked, map, [](Index, Index) { return false; }));
       for (const Index q0 : {Index(0), (n - part.rows()) / 2, n - part.rows()})
         for (const Index k0 : {Index(0), (n - part.cols()) / 2, n - part.cols()}) {
           limpid::map_block(op, in, saved, q0, k0, part, of);
@@ -105,4 +106,69 @@ TEST_CASE("Products with a map are those with its blocks; a NaN goes where kept 
     });
     looks_hold(limpid::mssa(limpid::causal()), n, 3, [](auto& in, auto q, auto, auto, auto) { in.y = q; });
   }
+}
+
+TEST_CASE("Looks inside refuse other shapes, blocks that leave the map, heads and items that are not there.") {
+  suite::Random random(4);
+  const Index n = 5, m = 7;
+  const M q = suite::random_matrix<double>(random, 2 * n, 4), k = suite::random_matrix<double>(random, 2 * m, 4),
+          v = suite::random_matrix<double>(random, 2 * m, 6);
+  const auto op = limpid::softmax();
+  const auto in = limpid::qkv(q, k, v);
+  limpid::Saved<std::remove_const_t<decltype(op)>, double> saved;
+  M out(2 * n, 6);
+  limpid::forward(op, in, out, {.batch = 2, .heads = 2, .saved = &saved});
+  M some(3, 4);
+  const auto block = [&](Index q0, Index k0, Index rows, Index cols) {
+    some.resize(rows, cols);
+    limpid::map_block(op, in, saved, q0, k0, some);
+  };
+  CHECK_NOTHROW(block(n - 3, m - 4, 3, 4));
+  for (const auto& [q0, k0, rows, cols] : std::vector<std::array<Index, 4>>{{n - 2, 0, 3, 4},
+                                                                            {n - 1, 0, 2, 1},
+                                                                            {0, m - 3, 3, 4},
+                                                                            {0, m - 1, 1, 2},
+                                                                            {-1, 0, 3, 4},
+                                                                            {0, -1, 3, 4},
+                                                                            {n, 0, 1, 1}})
+    CHECK_THROWS_AS(block(q0, k0, rows, cols), limpid::ShapeError);
+  const auto left = [&](Index rows, Index cols, Index to_rows, Index to_cols) {
+    M x = M::Zero(rows, cols), y(to_rows, to_cols);
+    limpid::map_left(op, in, saved, x, y);
+  };
+  CHECK_NOTHROW(left(2, n, 2, m));
+  CHECK_THROWS_AS(left(2, n + 1, 2, m), limpid::ShapeError);
+  CHECK_THROWS_AS(left(2, n, 2, m - 1), limpid::ShapeError);
+  CHECK_THROWS_AS(left(2, n, 2, m + 1), limpid::ShapeError);
+  CHECK_THROWS_AS(left(2, n, 3, m), limpid::ShapeError);
+  const auto right = [&](Index rows, Index cols, Index to_rows, Index to_cols) {
+    M x = M::Zero(rows, cols), y(to_rows, to_cols);
+    limpid::map_right(op, in, saved, x, y);
+  };
+  CHECK_NOTHROW(right(m, 2, n, 2));
+  CHECK_THROWS_AS(right(m - 1, 2, n, 2), limpid::ShapeError);
+  CHECK_THROWS_AS(right(m, 2, n + 1, 2), limpid::ShapeError);
+  CHECK_THROWS_AS(right(m, 2, n, 3), limpid::ShapeError);
+  CHECK_THROWS_AS(right(m, 2, n, 1), limpid::ShapeError);
+  for (const auto& [rows, cols] : std::vector<std::pair<Index, Index>>{{n - 1, 1}, {n + 1, 1}, {n, 2}}) {
+    M e(rows, cols);
+    CHECK_THROWS_AS(limpid::map_entropy(op, in, saved, e), limpid::ShapeError);
+  }
+  some.resize(n, m);
+  for (const auto& [head, item] : std::vector<std::pair<Index, Index>>{{2, 0}, {-1, 0}, {0, 2}, {0, -1}}) {
+    limpid::HeadCall of;
+    of.head = head, of.item = item;
+    CHECK_THROWS_AS(limpid::map_block(op, in, saved, 0, 0, some, of), limpid::ShapeError);
+    M map;
+    CHECK_THROWS_AS(limpid::forward(op, in, out, {.batch = 2, .heads = 2, .map = &map, .head = head, .item = item}),
+                    limpid::ShapeError);
+  }
+  // a state of other numbers of keys or queries
+  const M fewer_keys = k.topRows(2 * m - 2), fewer_values = v.topRows(2 * m - 2), fewer_queries = q.topRows(2 * n - 2);
+  M one(1, 1), dq(2 * n, 4), dk(2 * m - 2, 4), dv(2 * m - 2, 6);
+  CHECK_THROWS_AS(limpid::map_block(op, limpid::qkv(q, fewer_keys, fewer_values), saved, 0, 0, one),
+                  limpid::ShapeError);
+  CHECK_THROWS_AS(limpid::map_block(op, limpid::qkv(fewer_queries, k, v), saved, 0, 0, one), limpid::ShapeError);
+  CHECK_THROWS_AS(limpid::backward(op, limpid::qkv(q, fewer_keys, fewer_values), saved, out, limpid::grads(dq, dk, dv)),
+                  limpid::ShapeError);
 }
