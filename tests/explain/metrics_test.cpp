@@ -114,6 +114,112 @@ TEST_CASE("scores refuse what does not fit") {
   CHECK_THROWS_WITH(limpid::gini(r), "gini: got 2 x 4, wanted one row, not empty");
   M hole = a;
   hole(0, 2) = std::nan("");
-  CHECK_THROWS_WITH(limpid::spearman(hole, a), "spearman: entry 2 is NaN");
-  CHECK_THROWS_WITH(limpid::relevance_order(hole), "relevance_order: entry 2 is NaN");
+  CHECK_THROWS_WITH(limpid::spearman(hole, a), "spearman: entry 2 is NaN, wanted a number");
+  CHECK_THROWS_WITH(limpid::relevance_order(hole), "relevance_order: entry 2 is NaN, wanted a number");
+}
+
+namespace {
+
+long double pearson_by_definition(const M& a, const M& b) {
+  const Index n = a.cols();
+  long double ma = 0, mb = 0, ab = 0, aa = 0, bb = 0;
+  for (Index i = 0; i < n; ++i)
+    ma += static_cast<long double>(a(0, i)) / n, mb += static_cast<long double>(b(0, i)) / n;
+  for (Index i = 0; i < n; ++i) {
+    ab += (a(0, i) - ma) * (b(0, i) - mb);
+    aa += (a(0, i) - ma) * (a(0, i) - ma), bb += (b(0, i) - mb) * (b(0, i) - mb);
+  }
+  return ab / (std::sqrt(aa) * std::sqrt(bb));
+}
+
+}  // namespace
+
+TEST_CASE("scores of explanations do not depend on the size of their numbers") {
+  suite::Random random(11);
+  const M a = suite::random_matrix<double>(random, 1, 40), b = suite::random_matrix<double>(random, 1, 40);
+  Mat<bool> mask(1, 40);
+  for (Index j = 0; j < 40; ++j) mask(0, j) = j % 3 == 0;
+  for (double scale : {1e-300, 1e-200, 1e-90, 1e-12, 1e90, 1e200, 1e300, 1.7e308}) {
+    const M c = scale * a;
+    INFO("scale " << scale);
+    CHECK(std::abs(limpid::pearson(c, b) - static_cast<double>(pearson_by_definition(a, b))) <= 1e-14);
+    CHECK(std::abs(limpid::pearson(c, c) - 1) <= 1e-15);
+    CHECK(std::abs(limpid::spearman(c, b) - limpid::spearman(a, b)) <= 1e-15);
+    CHECK(std::abs(limpid::gini(c) - limpid::gini(a)) <= 1e-14);
+    CHECK(std::abs(limpid::relevance_entropy(c) - limpid::relevance_entropy(a)) <= 1e-14);
+    CHECK(std::abs(limpid::mass_accuracy(c, mask) - limpid::mass_accuracy(a, mask)) <= 1e-14);
+    const auto found = limpid::segmentation(c, mask), wanted = limpid::segmentation(a, mask);
+    CHECK(found.pixel_accuracy == wanted.pixel_accuracy);
+    CHECK(std::abs(found.mean_average_precision - wanted.mean_average_precision) <= 1e-12);
+  }
+  for (double offset : {1e3, -1e6}) {  // most digits are the offset's
+    const M c = a.array() + offset;
+    CHECK(std::abs(limpid::pearson(c, b) - static_cast<double>(pearson_by_definition(c, b))) <= 1e-13);
+  }
+}
+
+TEMPLATE_TEST_CASE("numbers that differ by roundings alone correlate with nothing", "", float, double) {
+  using S = TestType;
+  suite::Random random(12);
+  const Mat<S> b = suite::random_matrix<S>(random, 1, 30);
+  for (double level : {0.1, 1.0 / 3, -7.7, 1e-20, 1e20}) {
+    Mat<S> a = Mat<S>::Constant(1, 30, S(level));
+    CHECK(limpid::pearson(a, b) == 0);
+    CHECK(limpid::pearson(a, a) == 0);
+    for (Index j = 0; j < 30; j += 2) a(0, j) = std::nextafter(a(0, j), S(0));
+    CHECK(limpid::pearson(a, b) == 0);
+    a(0, 3) += S(level) * S(1e-3);
+    CHECK(limpid::pearson(a, a) > 0.99);
+  }
+}
+
+TEST_CASE("entries that are no finite numbers: ranks take infinite ones, sums refuse them, nothing hangs") {
+  const double inf = std::numeric_limits<double>::infinity();
+  Mat<bool> mask(1, 3);
+  mask << true, false, true;
+  M good(1, 3), bad(1, 3);
+  good << 1, 2, 3;
+  for (double x : {inf, -inf, std::nan("")})
+    for (Index at = 0; at < 3; ++at) {
+      bad = good;
+      bad(0, at) = x;
+      const std::string entry = "entry " + std::to_string(at) + " is ";
+      const auto refused = [&](auto&& f, const char* name) {
+        const std::string found = suite::error_of(f);
+        INFO(name << ": " << found);
+        CHECK(found.find(name) == 0);
+        CHECK(found.find(entry) != std::string::npos);
+        CHECK(found.find("wanted") != std::string::npos);
+      };
+      refused([&] { limpid::pearson(bad, good); }, "pearson");
+      refused([&] { limpid::pearson(good, bad); }, "pearson");
+      refused([&] { limpid::gini(bad); }, "gini");
+      refused([&] { limpid::relevance_entropy(bad); }, "relevance_entropy");
+      refused([&] { limpid::mass_accuracy(bad, mask); }, "mass_accuracy");
+      refused([&] { limpid::segmentation(bad, mask); }, "segmentation");
+      if (std::isnan(x)) {
+        refused([&] { limpid::spearman(bad, good); }, "spearman");
+        refused([&] { limpid::pointing(bad, mask); }, "relevance_order");
+        continue;
+      }
+      CHECK(limpid::relevance_order(bad)[x > 0 ? 0 : 2] == at);
+      CHECK(std::abs(limpid::spearman(bad, good)) <= 1);
+      CHECK(limpid::pointing(bad, mask) == mask(0, limpid::relevance_order(bad)[0]));
+    }
+  for (double flat : {0.0, 5.0, -1e300, 1e-310}) {
+    const M even = M::Constant(1, 3, flat);
+    const auto s = limpid::segmentation(even, mask);
+    CHECK(std::isfinite(s.mean_iou));
+    CHECK(std::isfinite(s.mean_average_precision));
+    CHECK(limpid::gini(even) == 0);
+    CHECK(std::isfinite(limpid::relevance_entropy(even)));
+  }
+  M ends(1, 3);
+  ends << -1.7e308, 0, 1.7e308;  // whose range overflows
+  CHECK(std::isfinite(limpid::segmentation(ends, mask).mean_average_precision));
+  M p(1, 2);
+  p << 0.5, std::nan("");
+  CHECK(suite::error_of([&] {
+          limpid::predicted_classes(p);
+        }).find("predicted_classes: probability 1 of input 0 is NaN") == 0);
 }

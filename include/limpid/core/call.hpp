@@ -470,6 +470,13 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
       }
 }
 
+/// Whether the rows of an operator's map have an entropy.
+template <class Op, class S>
+inline constexpr bool has_entropy = requires(const Op& op, const Context& context, const Inputs<Op, S>& head,
+                                             const typename Op::template Keep<View<S>>& keep, S* out, const At& at) {
+  op.template entropy<Native<S>, S>(context, head, keep, out, at);
+};
+
 /// Runs look(context, head inputs, head kept, at) for one head of a saved forward pass.
 template <class Op, class S, class Look>
 void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call, Look&& look) {
@@ -583,6 +590,10 @@ void map_right(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Save
 template <class Op, class S, class Out>
 void map_entropy(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Out&& out,
                  const HeadCall& call = {}) {
+  constexpr bool has_entropy = detail::has_entropy<Op, S>;
+  static_assert(has_entropy,
+                "limpid: map_entropy wants an operator whose map has rows that are distributions; the effective map of "
+                "twicing and boosting has entries of either sign");
   const MutView<S> to(std::forward<Out>(out));
   if (to.rows != saved.dims.n || to.cols != 1)
     detail::raise(detail::operator_name(op) + ": map_entropy got out " + detail::shape_text(to.rows, to.cols) +
@@ -590,7 +601,7 @@ void map_entropy(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Sa
   detail::look_inside(op, in, saved, call,
                       [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
                         S* e = context.arena().template take<S>(saved.dims.n);
-                        o.template entropy<detail::Native<S>, S>(context, head, keep, e, at);
+                        if constexpr (has_entropy) o.template entropy<detail::Native<S>, S>(context, head, keep, e, at);
                         for (Index i = 0; i < to.rows; ++i) to(i, 0) = e[i];
                       });
 }

@@ -4,8 +4,8 @@
 // An explanation is a row of n numbers, r (1 x n), of several inputs B x n. All is computed in double. Definitions
 // follow the code of Chefer, Gur and Wolf (CVPR 2021, 2012.09838), ERASER (DeYoung et al. 2020), RISE's causal metrics
 // and Quantus (Hedstrom et al. 2023) where nothing else is said. Memory O(B n), or what the model's own call takes.
-// Throws ShapeError where shapes do not fit or a number is NaN, which has no rank. In double the golden cases are met
-// to 1e-10 of the largest entry.
+// Throws ShapeError where shapes do not fit, a number is NaN, which has no rank, or infinite where sums are made. In
+// double the golden cases are met to 1e-10 of the largest entry.
 #pragma once
 
 #include <algorithm>
@@ -28,24 +28,49 @@ enum class RemovalOrder { positive, negative };
 
 namespace detail {
 
-/// An explanation as numbers: one row, not empty, none NaN.
+/// An explanation as numbers: one row, not empty, none NaN. Infinite ones have a rank, but no sums.
 template <class S>
-std::vector<double> numbers(const char* what, const View<S>& r) {
+std::vector<double> numbers(const char* what, const View<S>& r, bool infinite_too = false) {
   if (r.rows != 1 || r.cols < 1)
     raise(std::string(what) + ": got " + shape_text(r.rows, r.cols) + ", wanted one row, not empty");
   std::vector<double> out(static_cast<std::size_t>(r.cols));
   for (Index j = 0; j < r.cols; ++j) {
     out[static_cast<std::size_t>(j)] = static_cast<double>(r(0, j));
-    if (std::isnan(out[static_cast<std::size_t>(j)])) raise(std::string(what) + ": entry " + text_of(j) + " is NaN");
+    const double x = out[static_cast<std::size_t>(j)];
+    if (std::isnan(x)) raise(std::string(what) + ": entry " + text_of(j) + " is NaN, wanted a number");
+    if (std::isinf(x) && !infinite_too)
+      raise(std::string(what) + ": entry " + text_of(j) + " is " + (x > 0 ? "" : "-") + "inf, wanted a finite number");
   }
   return out;
+}
+
+/// Times a power of two that brings the largest into [1/2, 1): sums and squares of what is left neither over- nor
+/// underflow. Ratios stay what they are.
+inline void to_order_of_one(std::vector<double>& x) {
+  double largest = 0;
+  for (const double v : x) largest = std::max(largest, std::abs(v));
+  if (!(largest > 0) || std::isinf(largest)) return;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  for (double& v : x) v = std::ldexp(v, -exponent);
+}
+
+/// Whether entries differ by no more than four roundings of the largest, in a scalar with this epsilon.
+inline bool is_constant(const std::vector<double>& x, double epsilon) {
+  const auto [low, high] = std::minmax_element(x.begin(), x.end());
+  return *high - *low <= 4 * epsilon * std::max(std::abs(*low), std::abs(*high));
+}
+template <class S>
+double epsilon_of() {
+  return static_cast<double>(std::numeric_limits<S>::epsilon());
 }
 
 }  // namespace detail
 
 template <class R>
 std::vector<Index> relevance_order(R&& r_, RemovalOrder order = RemovalOrder::positive) {
-  const std::vector<double> r = detail::numbers("relevance_order", View<detail::ScalarOf<R>>(std::forward<R>(r_)));
+  const std::vector<double> r =
+      detail::numbers("relevance_order", View<detail::ScalarOf<R>>(std::forward<R>(r_)), true);
   std::vector<Index> at(r.size());
   std::iota(at.begin(), at.end(), Index(0));
   std::stable_sort(at.begin(), at.end(), [&](Index a, Index b) {
@@ -67,16 +92,21 @@ void check_rows(const char* what, const A& a, const B& b) {
 /// a / b, and 0 where b is 0.
 inline double quotient(double a, double b) { return b == 0 ? 0 : a / b; }
 
-inline double pearson(const std::vector<double>& a, const std::vector<double>& b) {
-  const auto n = static_cast<double>(a.size());
-  const double mean_a = std::accumulate(a.begin(), a.end(), 0.0) / n,
-               mean_b = std::accumulate(b.begin(), b.end(), 0.0) / n;
+/// epsilon: of the scalar that a and b are given in; what differs by roundings alone correlates with nothing.
+inline double pearson(std::vector<double> a, std::vector<double> b, double epsilon) {
+  if (a.empty() || is_constant(a, epsilon) || is_constant(b, epsilon)) return 0;
+  const auto centred = [](std::vector<double>& x) {
+    to_order_of_one(x);
+    for (int again = 0; again < 2; ++again) {  // the first mean is rounded
+      const double mean = std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
+      for (double& v : x) v -= mean;
+    }
+    to_order_of_one(x);
+  };
+  centred(a), centred(b);
   double ab = 0, aa = 0, bb = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    ab += (a[i] - mean_a) * (b[i] - mean_b);
-    aa += (a[i] - mean_a) * (a[i] - mean_a), bb += (b[i] - mean_b) * (b[i] - mean_b);
-  }
-  return quotient(ab, std::sqrt(aa * bb));
+  for (std::size_t i = 0; i < a.size(); ++i) ab += a[i] * b[i], aa += a[i] * a[i], bb += b[i] * b[i];
+  return std::clamp(quotient(ab, std::sqrt(aa) * std::sqrt(bb)), -1.0, 1.0);
 }
 
 /// Ranks from 1; equal values share the mean of theirs.
@@ -94,20 +124,22 @@ inline std::vector<double> mean_ranks(const std::vector<double>& x) {
 
 }  // namespace detail
 
-/// Correlation of two explanations, or of two of anything, in [-1, 1]; 0 where one is constant.
+/// Correlation of two explanations, or of two of anything, in [-1, 1]; 0 where one is constant to within four
+/// roundings. Right for numbers of any size; infinite ones are refused.
 template <class A, class B>
 double pearson(A&& a_, B&& b_) {
   const View<detail::ScalarOf<A>> a(std::forward<A>(a_)), b(std::forward<B>(b_));
   detail::check_rows("pearson", a, b);
-  return detail::pearson(detail::numbers("pearson", a), detail::numbers("pearson", b));
+  const double epsilon = std::max(detail::epsilon_of<detail::ScalarOf<A>>(), detail::epsilon_of<detail::ScalarOf<B>>());
+  return detail::pearson(detail::numbers("pearson", a), detail::numbers("pearson", b), epsilon);
 }
 /// The same of their ranks, ties sharing the mean of theirs.
 template <class A, class B>
 double spearman(A&& a_, B&& b_) {
   const View<detail::ScalarOf<A>> a(std::forward<A>(a_)), b(std::forward<B>(b_));
   detail::check_rows("spearman", a, b);
-  return detail::pearson(detail::mean_ranks(detail::numbers("spearman", a)),
-                         detail::mean_ranks(detail::numbers("spearman", b)));
+  return detail::pearson(detail::mean_ranks(detail::numbers("spearman", a, true)),
+                         detail::mean_ranks(detail::numbers("spearman", b, true)), detail::epsilon_of<double>());
 }
 
 /// |first k of a and first k of b| / k, both most relevant first.
@@ -129,6 +161,7 @@ template <class R>
 double gini(R&& r_) {
   const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
   std::vector<double> a = detail::numbers("gini", r);
+  detail::to_order_of_one(a);
   for (double& x : a) x = std::abs(x);
   std::sort(a.begin(), a.end());
   const auto n = static_cast<double>(a.size());
@@ -141,7 +174,8 @@ template <class R>
 double relevance_entropy(R&& r_) {
   const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
   double sum = 0, entropy = 0;
-  const std::vector<double> all = detail::numbers("relevance_entropy", r);
+  std::vector<double> all = detail::numbers("relevance_entropy", r);
+  detail::to_order_of_one(all);
   for (const double x : all) sum += std::abs(x);
   for (const double x : all)
     if (const double q = detail::quotient(std::abs(x), sum); q > 0) entropy -= q * std::log(q);
@@ -154,9 +188,11 @@ double mass_accuracy(R&& r_, const View<bool>& mask) {
   const View<detail::ScalarOf<R>> r(std::forward<R>(r_));
   detail::check_rows("mass_accuracy", r, mask);
   double on = 0, all = 0;
-  const std::vector<double> given = detail::numbers("mass_accuracy", r);
+  std::vector<double> given = detail::numbers("mass_accuracy", r);
+  for (double& x : given) x = std::max(0.0, x);
+  detail::to_order_of_one(given);
   for (Index j = 0; j < r.cols; ++j) {
-    const double x = std::max(0.0, given[static_cast<std::size_t>(j)]);
+    const double x = given[static_cast<std::size_t>(j)];
     all += x, on += mask(0, j) ? x : 0;
   }
   return detail::quotient(on, all);
@@ -198,6 +234,7 @@ Segmentation segmentation(H&& heat_, const View<bool>& mask) {
   double correct = 0, hit[2] = {}, either[2] = {};
   for (Index image = 0; image < heat.rows; ++image) {
     std::vector<double> h = detail::numbers("segmentation", heat.block(image, 0, 1, heat.cols));
+    detail::to_order_of_one(h);
     const auto [low, high] = std::minmax_element(h.begin(), h.end());
     const double least = *low, range = *high - *low;
     for (double& x : h) x = detail::quotient(x - least, range);
@@ -257,6 +294,10 @@ std::vector<Index> predicted_classes(P&& probabilities_) {
   const View<detail::ScalarOf<P>> probabilities(std::forward<P>(probabilities_));
   std::vector<Index> out;
   for (Index b = 0; b < probabilities.rows; ++b) {
+    for (Index c = 0; c < probabilities.cols; ++c)
+      if (std::isnan(static_cast<double>(probabilities(b, c))))
+        detail::raise("predicted_classes: probability " + detail::text_of(c) + " of input " + detail::text_of(b) +
+                      " is NaN, wanted a number");
     Index best = 0;
     for (Index c = 1; c < probabilities.cols; ++c)
       if (probabilities(b, c) > probabilities(b, best)) best = c;
@@ -282,6 +323,7 @@ class Perturber {
                     detail::shape_text(1, x.cols));
     if (static_cast<Index>(target_.size()) != r.rows)
       detail::raise("perturbation: " + detail::text_of(target_.size()) + " targets, wanted " + detail::text_of(r.rows));
+    for (Index b = 0; b < r.rows; ++b) detail::numbers("perturbation", r.block(b, 0, 1, r.cols), true);
     for (const RemovalOrder order : {RemovalOrder::positive, RemovalOrder::negative})
       for (Index b = 0; b < r.rows; ++b)
         orders_[static_cast<std::size_t>(order)].push_back(relevance_order(r.block(b, 0, 1, r.cols), order));
@@ -344,7 +386,8 @@ class Perturber {
       }
     }
     std::vector<double> out;
-    for (std::size_t b = 0; b < sums.size(); ++b) out.push_back(detail::pearson(sums[b], drops[b]));
+    for (std::size_t b = 0; b < sums.size(); ++b)
+      out.push_back(detail::pearson(sums[b], drops[b], detail::epsilon_of<S>()));
     return out;
   }
 

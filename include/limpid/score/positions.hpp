@@ -214,6 +214,7 @@ struct Rope {
     inner.template map_block<P, S>(context, turned<S>(context, in), keep, q0, k0, out, at);
   }
   template <class P, class S>
+  requires detail::has_entropy<Op, S>
   void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
                const At& at) const {
     inner.template entropy<P, S>(context, turned<S>(context, in), keep, out, at);
