@@ -210,3 +210,32 @@ TEMPLATE_TEST_CASE("A NaN query that keeps nothing, and a NaN key that nobody ke
     holds(law, bad, Way{});
   }
 }
+
+TEMPLATE_TEST_CASE("Nothing but minus infinity masks: amounts that overflow in a sum drop no key.", "", float, double) {
+  using S = TestType;
+  const auto s = sizes(5, 6);
+  const auto p = problem<S>(s, 9);
+  const S low = S(-0.75) * std::numeric_limits<S>::max();
+  const auto amount = limpid::additive([low](const At&) { return low; });
+  const Mat<S> keys = Mat<S>::Constant(1, s.m, low);
+  const auto same = limpid::score_mod([](S x, const At&) { return x; }, [](S, const At&) { return S(1); });
+  std::vector<Law<S>> all(4);
+  all[0].name = "amounts by pair", all[0].first_value = amount, all[0].second_value = amount;
+  all[1].name = "an amount a key after one by pair", all[1].first_value = amount;
+  all[1].second_value = limpid::key_bias(keys);
+  all[2].name = "amounts a key", all[2].first_start = limpid::key_bias(keys),
+  all[2].second_start = limpid::key_bias(keys);
+  all[3].name = "a function after an amount a key", all[3].first_value = limpid::key_bias(keys),
+  all[3].second_value = same;
+  for (auto& law : all) {
+    law.by_value = !law.first_start.of;
+    INFO(law.name);
+    const auto found = run(law, p);
+    for (Index i = 0; i < s.n; ++i) {
+      Real sum = 0;
+      for (Index j = 0; j < s.m; ++j) sum += Real(found.map[0](i, j));
+      CHECK(std::abs(sum - 1) < 16 * Real(std::numeric_limits<S>::epsilon()));
+      CHECK(found.lse(0, i) > -std::numeric_limits<S>::infinity());
+    }
+  }
+}
