@@ -34,12 +34,40 @@
 #define LIMPID_ABI_VECTORS w1
 #endif
 
-#if defined(__FAST_MATH__)
-#define LIMPID_ABI_MATH _fast_math  // no infinities: another function, and not one that limpid promises anything about
+// What masks a pair is minus infinity, and a NaN must come out where it went in: a compiler that is told that there are
+// neither makes something else of this library, silently.
+#if !defined(LIMPID_ALLOW_FAST_MATH) && \
+    (defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(_M_FP_FAST))
+// clang-format off
+#error "limpid: infinity and NaN have a meaning here, so -ffast-math, -Ofast and -ffinite-math-only are refused unless you define LIMPID_ALLOW_FAST_MATH and mask nothing"
+// clang-format on
+#endif
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(_M_FP_FAST)
+#define LIMPID_ABI_FINITE _finite
 #else
-#define LIMPID_ABI_MATH
+#define LIMPID_ABI_FINITE
+#endif
+// g++ from version 12 on says what else it may do to sums; results are right all the same, but not the same bits.
+#if defined(__ASSOCIATIVE_MATH__)
+#define LIMPID_ABI_SUMS _associative
+#else
+#define LIMPID_ABI_SUMS
+#endif
+#if defined(__RECIPROCAL_MATH__)
+#define LIMPID_ABI_QUOTIENTS _reciprocal
+#else
+#define LIMPID_ABI_QUOTIENTS
+#endif
+#if defined(__NO_SIGNED_ZEROS__)
+#define LIMPID_ABI_ZEROS _unsigned
+#else
+#define LIMPID_ABI_ZEROS
 #endif
 
-#define LIMPID_ABI_JOIN_(major, minor, vectors, math) v##major##_##minor##_##vectors##math
-#define LIMPID_ABI_JOIN(major, minor, vectors, math) LIMPID_ABI_JOIN_(major, minor, vectors, math)
-#define LIMPID_ABI LIMPID_ABI_JOIN(LIMPID_VERSION_MAJOR, LIMPID_VERSION_MINOR, LIMPID_ABI_VECTORS, LIMPID_ABI_MATH)
+#define LIMPID_ABI_JOIN_(major, minor, vectors, finite, sums, quotients, zeros) \
+  v##major##_##minor##_##vectors##finite##sums##quotients##zeros
+#define LIMPID_ABI_JOIN(major, minor, vectors, finite, sums, quotients, zeros) \
+  LIMPID_ABI_JOIN_(major, minor, vectors, finite, sums, quotients, zeros)
+#define LIMPID_ABI                                                                                                    \
+  LIMPID_ABI_JOIN(LIMPID_VERSION_MAJOR, LIMPID_VERSION_MINOR, LIMPID_ABI_VECTORS, LIMPID_ABI_FINITE, LIMPID_ABI_SUMS, \
+                  LIMPID_ABI_QUOTIENTS, LIMPID_ABI_ZEROS)

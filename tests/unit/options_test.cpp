@@ -106,7 +106,7 @@ TEMPLATE_TEST_CASE("Options that are no finite numbers, or out of range, are ref
     const auto op = limpid::mssa({.phi = limpid::Phi::threshold, .tau = tau});
     CHECK(error_of([&] { limpid::forward(op, {.y = y}, out); }).find("mssa: tau is ") == 0);
   }
-  for (double h : {none_such, 0.0, -1.0, inf, 1e-30}) {
+  for (double h : {none_such, 0.0, -1.0, 1e-30}) {
     if (sizeof(S) == 8 && h > 0 && h < 1) continue;
     Mat<S> bandwidth = Mat<S>::Constant(1, 1, S(h));
     limpid::NlmArgs<limpid::View<S>> in = qkv(y, y, y);

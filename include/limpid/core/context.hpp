@@ -49,18 +49,21 @@ bool all_finite(View<typename P::Scalar> v) {
   using S = typename P::Scalar;
   constexpr int G = P::strands;
   const Index strand = v.rows / G;
+  // a nought that the compiler does not know: told that signs of zeros do not matter, it would leave out x * 0
+  const typename P::V nought = P::keep(P::set(S(0)));
+  const S none = P::sum(nought);
   typename P::V zero[G];
-  for (int g = 0; g < G; ++g) zero[g] = P::set(S(0));
+  for (int g = 0; g < G; ++g) zero[g] = nought;
   S rest(0);
   const auto row = [&](Index i, auto sides) {  // of each strand, or alone
     Index j = 0;
     for (; j + P::lanes <= v.cols; j += P::lanes) {
       LIMPID_UNROLL(4)
       for (int g = 0; g < decltype(sides)::value; ++g)
-        zero[g] = P::fma(P::load(v.row(i + g * strand) + j), P::set(S(0)), zero[g]);
+        zero[g] = P::fma(P::load(v.row(i + g * strand) + j), nought, zero[g]);
     }
     for (; j < v.cols; ++j)
-      for (int g = 0; g < decltype(sides)::value; ++g) rest += v(i + g * strand, j) * S(0);
+      for (int g = 0; g < decltype(sides)::value; ++g) rest += v(i + g * strand, j) * none;
   };
   for (Index i = 0; i < strand; ++i) row(i, std::integral_constant<int, G>());
   for (Index i = G * strand; i < v.rows; ++i) row(i, std::integral_constant<int, 1>());

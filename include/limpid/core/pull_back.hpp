@@ -229,12 +229,15 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
     row.factor[i] = weight ? weight[t.q0 + i] * lse.inverse[t.q0 + i] : lse.inverse[t.q0 + i];
   }
   const S* rows = scores.q.row(t.q0);
-  if constexpr (Mods::values) {
-    product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                           fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
+  if (Mods::values || scores.by_pair()) {
+    if (scores.by_pair())
+      tile_of_parts<P, true>(scores.parts, t.nq, vectors, rows, scores.q.stride, keys_transposed, t.ld, start, t.data);
+    else
+      product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
+                             fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
-    value_tile<P, true>(scores, t);
+    if constexpr (Mods::values) value_tile<P, true>(scores, t);
     const typename P::V none = P::set(minus_infinity<S>()), zero = P::set(S(0));
     for (Index i = 0; i < t.nq; ++i)
       for (Index j = 0; j < vectors * P::lanes; j += P::lanes) {
@@ -326,7 +329,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
                                         KeyPanel<P>(arena, plan.maps[1].scores.k.cols)};
   }();
   S* right_t = arena.take<S>(plan.right.cols * ld);
-  S *weights[M], *ds[M], *raw[M], *dk_block[M], *q_copy[M];
+  S *weights[M], *ds[M], *raw[M], *dk_block[M], *q_copy[M], *keys_off[M];
   const S* q_rows[M];
   Index q_stride[M];
   for (int t = 0; t < M; ++t) {
@@ -335,6 +338,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
     raw[t] = Mods::values ? take_tile() : nullptr;
     dk_block[t] = arena.take<S>(padded<P>(plan.maps[t].scores.k.cols) * ld);
     q_copy[t] = arena.take<S>(padded<P>(plan.maps[t].scores.q.cols) * rows);
+    keys_off[t] = plan.maps[t].scores.by_pair() ? arena.take<S>(padded<P>(plan.maps[t].scores.k.cols) * ld) : nullptr;
   }
   S* total = M == 1 ? weights[0] : take_tile();
   S* da = Emit ? take_tile() : nullptr;
@@ -353,6 +357,9 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
       const auto& map = plan.maps[t];
       keys[t].load(map.scores.k.block(k0, 0, nk, map.scores.k.cols));
       clear(dk_block[t], padded<P>(map.scores.k.cols) * ld);
+      if (keys_off[t])
+        rows_taken_off<P>(map.scores.parts, map.scores.k.row(k0), map.scores.k.stride, nk, map.scores.k.cols,
+                          keys_off[t]);
       if (map.dbias) clear(map.dbias + k0, nk);
     }
     transpose_into<P>(plan.right.block(k0, 0, nk, plan.right.cols), right_t, ld);
@@ -406,13 +413,23 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
           for (Index i = 0; i < nq; ++i)
             for (Index j = 0; j < nk; ++j) map.dbias[k0 + j] += ds[t][i * ld + j];
         const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
-        if (dq[t].given())
+        const bool by_pair = map.scores.by_pair();
+        if (by_pair && dq[t].given()) {
+          rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy[t]);
+          add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
+                                         q_copy[t], padded<P>(d), dq[t].row(q0), dq[t].stride);
+        } else if (dq[t].given()) {
           product<P, Walk::rows>(nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
                                  fetching(next(dq[t]), Accumulate<P>{dq[t].row(q0), dq[t].stride}));
+        }
         if (map.dk.given()) {
           whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
-          product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
-                                    Accumulate<P>{dk_block[t], padded<P>(d)});
+          if (by_pair)
+            add_differences<P, Walk::columns>(map.scores.parts, nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
+                                              keys_off[t], padded<P>(d), dk_block[t], padded<P>(d));
+          else
+            product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
+                                      Accumulate<P>{dk_block[t], padded<P>(d)});
         }
       }
       if (w > 0) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "simd.hpp"
 #include "workspace.hpp"
@@ -52,7 +53,18 @@ Lse<const S> lse_of(const View<S>& kept, Index t = 0) {
   return {kept.row(2 * t), kept.row(2 * t + 1)};
 }
 
-/// The scores of one head, in natural units; bias (one number a key) may be null.
+/// Columns of q and k that make a part of the scores: factor <q_i, k_j>, or factor |q_i - k_j|^2 by differences.
+template <class S>
+struct ScorePart {
+  Index first = 0, cols = 0;
+  bool differences = false;
+  S factor = S(0);
+};
+template <class S>
+using PartsOfScores = std::array<ScorePart<S>, 2>;
+
+/// The scores of one head, in natural units; bias (one number a key) may be null. Where parts are given (by_pair) they
+/// say what a score is, and scale is that of the gradients alone.
 template <class S, class Mods>
 struct Scores {
   View<S> q, k;
@@ -61,6 +73,8 @@ struct Scores {
   const Mods* mods = nullptr;
   At at;           // batch and head
   S level = S(0);  // what all keys have in common, taken off their additive part; set by settle()
+  PartsOfScores<S> parts = {};
+  bool by_pair() const { return parts[0].cols > 0; }
 
   Index n() const { return q.rows; }
   Index m() const { return k.rows; }

@@ -191,7 +191,23 @@ struct Simd {
   }
   /// keep, for a vector of the register tile. SSE multiplies in place and would copy it for every product.
   LIMPID_INLINE static V hold(V v) { return vector_bytes > 16 ? keep(v) : v; }
-  LIMPID_INLINE static V fma(V a, V b, V c) { return a * b + c; }
+  /// Spelt out where there is one: left to contraction, g++ tuned for Zen rounds twice in some loops and once in
+  /// others, and what two sweeps sum in one order would differ in the last bit.
+  LIMPID_INLINE static V fma(V a, V b, V c) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    if constexpr (sizeof(S) == 4)
+      return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    else
+      return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX__) && defined(__FMA__)
+    if constexpr (sizeof(S) == 4)
+      return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    else
+      return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
+  }
   /// The larger one; a where one of them is NaN. Spelt out: g++ would compare and choose.
   LIMPID_INLINE static V max(V a, V b) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)

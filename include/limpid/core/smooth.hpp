@@ -11,6 +11,7 @@
 #pragma once
 
 #include "context.hpp"
+#include "distance.hpp"
 #include "smooth_few.hpp"
 #include "tile.hpp"
 
@@ -66,17 +67,6 @@ struct Rescale {  // C = C * alpha + acc: each key block is summed apart, which 
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
     S* p = out + r * ld + lane;
     P::store(p, P::fma(P::load(p), P::load(alpha + lane), acc));
-  }
-};
-
-template <class P>
-struct Accumulate {
-  using S = typename P::Scalar;
-  S* out;
-  Index ld;
-  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    S* p = out + r * ld + lane;
-    P::store(p, P::load(p) + acc);
   }
 };
 
@@ -188,8 +178,12 @@ class SmoothBlock {
       const S* panel = qt_ + p * d * width;
       S *top = top_ + p * width, *sum = sum_ + p * width;
       if constexpr (Online || Mods::values) {
-        product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                               StoreScores<P>{tile_, width, scores_.scale, start_});
+        if (scores_.by_pair())
+          tile_of_parts<P, false>(scores_.parts, nk, vectors, scores_.k.row(b), scores_.k.stride, panel, width, start_,
+                                  tile_);
+        else
+          product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
+                                 StoreScores<P>{tile_, width, scores_.scale, start_});
         if constexpr (Mods::values) value_tile<P, false>(scores_, t);
         drop_keys<P, false>(scores_, start_, t, minus_infinity<S>());
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
@@ -202,8 +196,14 @@ class SmoothBlock {
             online_step<P, 1>(tile_ + l, width, nk, top + l, sum + l, alpha_ + l, part(p, b, nk));
         }
       } else {
-        product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                               StoreKnown<P>{tile_, width, scores_.scale, start_, top});
+        if (scores_.by_pair()) {
+          tile_of_parts<P, false>(scores_.parts, nk, vectors, scores_.k.row(b), scores_.k.stride, panel, width, start_,
+                                  tile_);
+          weights_from_scores<P>(tile_, width, nk, vectors, top);
+        } else {
+          product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
+                                 StoreKnown<P>{tile_, width, scores_.scale, start_, top});
+        }
         drop_keys<P, false>(scores_, start_, t, S(0));
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, S(0));
       }
@@ -260,7 +260,8 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   Arena& common = context.arena();
   ArenaScope scope(common);
   const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
-  const bool few = FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
+  const bool few =
+      !maps[0].scores.by_pair() && FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
   bool wanted = !few;
   if constexpr (P::lanes > 1)

@@ -29,11 +29,21 @@ LIMPID_INLINE void finish_row(const Epilogue& epilogue, Index r, Index lane, con
   }
 }
 
+/// What one step of the inner loop adds to the accumulator at (row, lane): here the product.
+template <class P>
+struct AddProduct {
+  LIMPID_INLINE static typename P::V add(const typename P::V& a, const typename P::V& b, const typename P::V& acc,
+                                         Index, Index) {
+    return P::fma(a, b, acc);
+  }
+};
+
 // Not inlined: inside a larger loop g++ spills the accumulators.
-template <class P, Walk W, int R, int N, class Epilogue>
+template <class P, Walk W, int R, int N, class Step, class Epilogue>
 LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Index lda, const typename P::Scalar* b,
-                                   Index ldb, const Epilogue& epilogue, Index r0, Index v0) {
+                                   Index ldb, const Step& step, const Epilogue& epilogue, Index r0, Index v0) {
   using V = typename P::V;
+  const Step one = step;
   V acc[R][N];
   LIMPID_UNROLL(16)
   for (int r = 0; r < R; ++r) {
@@ -48,7 +58,7 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
     for (int r = 0; r < R; ++r) {
       const V av = P::set(W == Walk::rows ? a[r * lda] : a[r]);
       LIMPID_UNROLL(4)
-      for (int v = 0; v < N; ++v) acc[r][v] = P::fma(av, bv[v], acc[r][v]);
+      for (int v = 0; v < N; ++v) acc[r][v] = one.add(av, bv[v], acc[r][v], r0 + r, (v0 + v) * P::lanes);
     }
     a += W == Walk::rows ? 1 : lda;
     b += ldb;
@@ -58,35 +68,47 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
   for (int r = 0; r < R; ++r) finish_row<P, N>(finish, r0 + r, v0 * P::lanes, acc[r]);
 }
 
-template <class P, Walk W, int N, class Epilogue>
+template <class P, Walk W, int N, class Step, class Epilogue>
 void tile_rows(Index rows, Index inner, const typename P::Scalar* a, Index lda, const typename P::Scalar* b, Index ldb,
-               const Epilogue& epilogue, Index v0) {
+               const Step& by, const Epilogue& epilogue, Index v0) {
   constexpr int R = P::tile_rows;
   const Index step = W == Walk::rows ? lda : 1;
   Index r = 0;
-  for (; r + R <= rows; r += R) register_tile<P, W, R, N>(inner, a + r * step, lda, b, ldb, epilogue, r, v0);
+  for (; r + R <= rows; r += R) register_tile<P, W, R, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
   if constexpr (R > 4)
     if (r + 4 <= rows) {
-      register_tile<P, W, 4, N>(inner, a + r * step, lda, b, ldb, epilogue, r, v0);
+      register_tile<P, W, 4, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
       r += 4;
     }
-  for (; r < rows; ++r) register_tile<P, W, 1, N>(inner, a + r * step, lda, b, ldb, epilogue, r, v0);
+  for (; r < rows; ++r) register_tile<P, W, 1, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
 }
 
-/// C = A B over `rows` rows and `vectors` vectors; epilogue(row, first lane, accumulator) is called once for each.
-template <class P, Walk W, class Epilogue>
+/// C = A B over `rows` rows and `vectors` vectors; epilogue(row, first lane, accumulator) is called once for each. by:
+/// what is summed in place of products.
+template <class P, Walk W, class Epilogue, class Step = AddProduct<P>>
 void product(Index rows, Index vectors, Index inner, const typename P::Scalar* a, Index lda,
-             const typename P::Scalar* b, Index ldb, const Epilogue& epilogue) {
+             const typename P::Scalar* b, Index ldb, const Epilogue& epilogue, const Step& by = {}) {
   constexpr int N = P::tile_vectors;
   Index v = 0;
-  for (; v + N <= vectors; v += N) tile_rows<P, W, N>(rows, inner, a, lda, b + v * P::lanes, ldb, epilogue, v);
+  for (; v + N <= vectors; v += N) tile_rows<P, W, N>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
   if constexpr (N > 2)
     if (v + 2 <= vectors) {
-      tile_rows<P, W, 2>(rows, inner, a, lda, b + v * P::lanes, ldb, epilogue, v);
+      tile_rows<P, W, 2>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
       v += 2;
     }
-  for (; v < vectors; ++v) tile_rows<P, W, 1>(rows, inner, a, lda, b + v * P::lanes, ldb, epilogue, v);
+  for (; v < vectors; ++v) tile_rows<P, W, 1>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
 }
+
+template <class P>
+struct Accumulate {
+  using S = typename P::Scalar;
+  S* out;
+  Index ld;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    S* p = out + r * ld + lane;
+    P::store(p, P::load(p) + acc);
+  }
+};
 
 /// to[c][i] = from(i, c), zero for i from from.rows to width; to is from.cols x width, width whole vectors.
 template <class P>

@@ -26,8 +26,8 @@ inline namespace LIMPID_ABI {
 ///     bilateral(causal(), {.content = ContentKernel::dist, .spatial = SpatialKernel::dot, .pscale = 0.5})
 /// Kept and errors as softmax; a bandwidth that is not positive, missing positions, and inputs that the chosen kernels
 /// do not read throw ShapeError. Cost as softmax with d + c in place of d; memory O((n + m)(d + c + dv)): content and
-/// positions are joined into one product, distances are taken from the middle of the keys. A token without a place has
-/// rows of its own in a, b (spatial = dot).
+/// positions are joined into one product, distances are taken from the middle of the keys or by pair, as nlm says. A
+/// token without a place has rows of its own in a, b (spatial = dot).
 inline auto bilateral(BilateralOptions options = {}) {
   return Softmax<BilateralScore<Chain<>>>{{chain(), options}, "bilateral"};
 }

@@ -250,10 +250,13 @@ class TwicingCache {
     const auto& s = prepared.scores;
     const Index m = at.m, dv = head.v.cols, now = m - 1;
     S* a = arena.take<S>(m);
-    detail::row_dots<P>(View<S>(s.q.data, m, s.q.cols, 0), s.k, a);
+    if (s.by_pair())
+      for (Index j = 0; j < m; ++j) a[j] = detail::score_of_parts<P>(s.parts, s.q.row(0), s.k.row(j));
+    else
+      detail::row_dots<P>(View<S>(s.q.data, m, s.q.cols, 0), s.k, a);
     S top = detail::minus_infinity<S>(), total(0);
     for (Index j = 0; j < m; ++j) {
-      const S score = a[j] * s.scale + (s.bias ? s.bias[j] : S(0));
+      const S score = (s.by_pair() ? a[j] : a[j] * s.scale) + (s.bias ? s.bias[j] : S(0));
       a[j] = s.kept(0, j) ? s.mods->value(score, s.place(0, j)) : detail::minus_infinity<S>();
       if (!(a[j] <= top)) top = a[j];  // a NaN that is kept shows
     }

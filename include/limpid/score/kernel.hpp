@@ -5,14 +5,17 @@
 // -|q - k|^2 / h^2 is (2 q.k - |k|^2) / h^2 up to a constant of the row, which the softmax drops; a sum of such terms
 // is one product of concatenated rows. Where a score function is asked (it must see the score itself) the constant
 // comes back as one more column. Distances are taken from the middle of the keys: exact, as the kernel does not move
-// with a common shift, and without it float loses every digit. All of this page is our own derivation of a classical
-// identity.
+// with a common shift, and without it float loses every digit. Where queries and keys lie so far from any middle that
+// near pairs would lose digits all the same, a term is summed by pair, from differences (core/distance.hpp): decided
+// once a call and head, from the arrays alone, so that every sweep finds the same scores. All of this page is our own
+// derivation of a classical identity.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 
+#include "../core/distance.hpp"
 #include "dot.hpp"
 
 namespace limpid {
@@ -25,6 +28,7 @@ struct KernelTerm {
   View<S> q, k;
   bool distance = false;
   S coefficient = S(1);
+  bool by_pair = false;  // a distance summed from differences, of arrays as they were given
   bool given() const { return q.cols > 0; }
   S weight() const { return distance ? S(2) * coefficient : coefficient; }  // of <q, k>
 };
@@ -33,10 +37,12 @@ struct KernelTerm {
 template <class S, class Mods>
 struct KernelPrepared {
   Scores<S, Mods> scores;
-  std::array<KernelTerm<S>, 2> terms;  // centred where they are distances
+  std::array<KernelTerm<S>, 2> terms;  // centred where they are distances, unless by pair
   Index count = 0;
   bool whole = false;  // the last column of scores.q is the constant of the row, that of scores.k is 1
   bool joined() const { return count > 1 || whole; }
+  /// Whether rows are joined as they are; else those of q are weighted.
+  bool bare() const { return scores.by_pair(); }
 };
 
 /// Whether any query keeps key j; the last ones are asked first, as they see most under a causal mask.
@@ -47,9 +53,43 @@ bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
   return false;
 }
 
+/// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are centred, seen
+/// are the keys that have a say. The reduced score is rounded in units of c max|q| max|k|, the score itself in units of
+/// c |q - k|^2. Where the first is below one nothing is lost. Where it is large, or rows are narrow, so that
+/// differences cost little, they are taken. Between these, wide rows, which as a rule lie about as far from each other
+/// as from the middle, are looked at: some pairs, spread over both arrays; a pair of equal rows says nothing, as
+/// queries may be the keys.
+template <class S>
+bool loses_digits(const KernelTerm<S>& term, View<S> q, View<S> k, const Index* seen, Index count) {
+  using std::sqrt;
+  constexpr double nothing = 1, much = 32, near = 4;
+  constexpr Index narrow = 4, fewest = 16, most = 256;
+  const auto farther = [](View<S> x, Index i, double& most_so_far) {
+    const double square = double(squared_norm(x, i));
+    if (square > most_so_far && (row_is_finite(x.row(i), x.cols))) most_so_far = square;
+  };
+  double far_q = 0, far_k = 0;
+  for (Index i = 0; i < q.rows; ++i) farther(q, i, far_q);
+  for (Index s = 0; s < count; ++s) farther(k, seen[s], far_k);
+  const double c = double(term.coefficient), extent = sqrt(far_q) * sqrt(far_k);
+  if (c * extent <= nothing || count == 0 || q.rows == 0) return false;
+  if (!(c * extent <= much) || q.cols <= narrow) return true;
+  const Index pairs = std::clamp(q.rows * count / 64, fewest, most);
+  const Index rows = std::min<Index>(q.rows, 8), each = pairs / rows;
+  for (Index r = 0; r < rows; ++r)
+    for (Index s = 0; s < each; ++s) {
+      const S* a = q.row(r * q.rows / rows);
+      const S* b = k.row(seen[((s * rows + r) * count / (each * rows)) % count]);
+      const double d = double(vector_distance<Native<S>>(a, b, q.cols));
+      if (d > 0 && near * d < extent) return true;
+    }
+  return false;
+}
+
 /// The arrays of a distance term about the middle of its keys: the median, column by column, of up to 33 of them, so
 /// that one that lies far away, which some queries may not see, cannot spoil the digits of the others. A key that no
-/// query keeps, or that is not finite, has no say at all.
+/// query keeps, or that is not finite, has no say at all. Or the term by pair, its arrays as they are, see
+/// loses_digits().
 template <class S, class Mods>
 void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
   constexpr Index most = 33;
@@ -74,8 +114,13 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
       for (Index c = 0; c < w; ++c) to(i, c) = from(i, c) - middle[c];
     return View<S>(to);
   };
-  term.q = shifted(term.q);
-  term.k = shifted(term.k);
+  const View<S> q = shifted(term.q), k = shifted(term.k);
+  if (loses_digits(term, q, k, seen, count)) {
+    term.by_pair = true;
+    return;
+  }
+  term.q = q;
+  term.k = k;
 }
 
 template <class S, class Mods>
@@ -92,15 +137,29 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     p.terms[static_cast<std::size_t>(p.count++)] = term;
   }
   p.whole = Mods::values && any_distance;
+  bool any_by_pair = false, reduced = false;
+  for (Index t = 0; t < p.count; ++t)
+    if (auto& term = p.terms[static_cast<std::size_t>(t)]; term.distance) {
+      centre(arena, term, Scores<S, Mods>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
+      any_by_pair |= term.by_pair;
+    }
+  for (Index t = 0; t < p.count; ++t) {
+    auto& term = p.terms[static_cast<std::size_t>(t)];
+    if (any_by_pair && p.whole && term.distance) {  // a score function gets the constants of rows this way
+      term = terms[static_cast<std::size_t>(t)];
+      term.by_pair = true;
+    }
+    reduced |= term.distance && !term.by_pair;
+  }
+  p.whole = p.whole && !any_by_pair;
   S* bias = nullptr;
-  if (any_distance) {
+  if (reduced) {
     bias = arena.take<S>(m);
     for (Index j = 0; j < m; ++j) bias[j] = S(0);
   }
   for (Index t = 0; t < p.count; ++t) {
     auto& term = p.terms[static_cast<std::size_t>(t)];
-    if (!term.distance) continue;
-    centre(arena, term, Scores<S, Mods>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
+    if (!term.distance || term.by_pair) continue;
     for (Index j = 0; j < m; ++j) {  // a key that is not finite is the guards' business: its bias must not show it
       using std::isfinite;
       const S square = squared_norm(term.k, j);
@@ -109,16 +168,22 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   }
   if (!p.joined()) {
     p.scores = {p.terms[0].q, p.terms[0].k, p.terms[0].weight(), bias, &mods, at};
+    if (any_by_pair) p.scores.parts[0] = {0, p.terms[0].q.cols, true, -p.terms[0].coefficient};
     return p;
   }
   if (p.whole) ++width;
   MutView<S> q = arena.matrix<S>(n, width), k = arena.matrix<S>(m, width);
   Index first = 0;
+  PartsOfScores<S> parts = {};
+  std::size_t used = 0;
   for (Index t = 0; t < p.count; ++t) {
     const auto& term = p.terms[static_cast<std::size_t>(t)];
     const Index w = term.q.cols;
+    const S weight = any_by_pair ? S(1) : term.weight();  // in the parts, as products round what differences must not
     for (Index i = 0; i < n; ++i)
-      for (Index c = 0; c < w; ++c) q(i, first + c) = term.weight() * term.q(i, c);
+      for (Index c = 0; c < w; ++c) q(i, first + c) = weight * term.q(i, c);
+    if (any_by_pair && w > 0)
+      parts[used++] = {first, w, term.by_pair, term.by_pair ? -term.coefficient : term.weight()};
     copy<S>(term.k, k.block(0, first, m, w));
     first += w;
   }
@@ -133,6 +198,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     }
   }
   p.scores = {q, k, S(1), bias, &mods, at};
+  p.scores.parts = parts;
   return p;
 }
 
@@ -142,7 +208,7 @@ void complete_kernel_lse(const KernelPrepared<S, Mods>& p, S* lse) {
   if (p.whole) return;
   for (Index t = 0; t < p.count; ++t) {
     const auto& term = p.terms[static_cast<std::size_t>(t)];
-    if (!term.distance) continue;
+    if (!term.distance || term.by_pair) continue;
     for (Index i = 0; i < p.scores.n(); ++i)
       if (lse[i] != minus_infinity<S>())  // a row without keys stays one, whatever the query holds
         lse[i] -= term.coefficient * squared_norm(term.q, i);
@@ -166,7 +232,8 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
   if (p.scores.bias) to.dbias = arena.take<S>(m);
   for (Index t = 0; t < p.count; ++t) {
     const auto& term = p.terms[static_cast<std::size_t>(t)];
-    if (!term.distance || !g[static_cast<std::size_t>(t)].coefficient || term.q.cols > Moment<S>::widest) continue;
+    if (!term.distance || !g[static_cast<std::size_t>(t)].coefficient) continue;
+    if (term.q.cols > Moment<S>::widest && !term.by_pair) continue;
     auto& moment = to.moments[static_cast<std::size_t>(t)];
     moment = {term.q, term.k, arena.take<Wide<S>>(Moment<S>::parts)};
     std::fill(moment.sums, moment.sums + Moment<S>::parts, Wide<S>(0));
@@ -182,6 +249,8 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
 
 /// From gradients of the concatenated rows and of the bias to those of every term:
 ///     dist: dq_i = 2 c (sum_j dS_ij k_j - r_i q_i),   dk_j = 2 c (sum_i dS_ij q_i - c_j k_j),
+///     by pair: dq_i = 2 c sum_j dS_ij (k_j - q_i),   dk_j = 2 c sum_i dS_ij (q_i - k_j), differences made in the
+///     sweep,
 /// sum_ij dS_ij s_ij from the sweep where it was asked for it, otherwise from dq_i and c_j, which costs nothing but
 /// cancels where near pairs have most of dS,
 /// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax, and c_j = sum_i
@@ -204,7 +273,8 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
         Wide<S> sum = 0;
         for (Index c = 0; c < w; ++c) {
           S d = dq[c] * on_q;
-          if (d != S(0)) sum += Wide<S>(d) * Wide<S>(term.q(i, c));  // a row that passes nothing may hold anything
+          if (d != S(0) && !term.by_pair)
+            sum += Wide<S>(d) * Wide<S>(term.q(i, c));  // a row that passes nothing may hold anything
           if (r != S(0)) {
             sum -= Wide<S>(r) * Wide<S>(term.coefficient) * Wide<S>(term.q(i, c)) * Wide<S>(term.q(i, c));
             d -= weight * r * term.q(i, c);
@@ -213,9 +283,15 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
         }
         to.sum_ds_s += sum;
       }
-      if (to.k.given()) deliver<S>(View<S>(from.dk).block(0, first, m, w), to.k, accumulate.kv);
+      if (to.k.given()) {
+        const MutView<S> dk = from.dk.block(0, first, m, w);
+        if (p.joined() && p.bare())
+          for (Index j = 0; j < m; ++j)
+            for (Index c = 0; c < w; ++c) dk(j, c) *= weight;
+        deliver<S>(View<S>(dk), to.k, accumulate.kv);
+      }
     }
-    if (term.distance)
+    if (term.distance && !term.by_pair)
       for (Index j = 0; j < m; ++j) {
         const S c_j = from.dbias[j];
         if (c_j == S(0)) continue;
@@ -236,8 +312,8 @@ template <class S>
 S bandwidth(const char* op, const char* name, View<S> given, S otherwise) {
   if (!given.given()) return otherwise;
   const S h = given(0, 0), coefficient = S(1) / (h * h);
-  if (!(h > S(0)) || !row_is_finite(&coefficient, 1) || !row_is_finite(&h, 1))
-    raise(std::string(op) + ": " + name + " is " + std::to_string(double(h)) + ", wanted a positive, finite bandwidth");
+  if (!(h > S(0)) || !row_is_finite(&coefficient, 1))
+    raise(std::string(op) + ": " + name + " is " + std::to_string(double(h)) + ", wanted a positive bandwidth");
   return h;
 }
 
