@@ -211,7 +211,7 @@ struct Results {
 
 struct Way {
   bool accumulate = false;
-  int workers = 1;
+  int workers = 1;    // a pool of so many; 0: one thread that has the workers of three take tasks in reverse
   bool looks = true;  // maps, products and entropies as well
   limpid::Part part = limpid::Part::signed_;
 };

@@ -110,14 +110,14 @@ TEST_CASE("Modifiers are their formula over many blocks.") {
 
 TEST_CASE("Any pool gives the bits of one thread, gradients of tables included.") {
   // whole heads side by side, one head cut into chunks, and biases whose heads must take turns
-  for (const auto& s : {sizes(20, 21, 1, 8, 4), sizes(17, 12, 3, 3, 3), sizes(9, 1100)}) {
+  for (const auto& s : {sizes(20, 21, 1, 8, 8), sizes(17, 12, 3, 3, 3), sizes(9, 1100)}) {
     const auto p = problem<double>(s, 5);
     for (const auto& law : value_laws<double>(s)) {
       Way way;
       way.looks = false;
       const auto serial = run(law, p, way);
-      for (const int workers : {2, 3})
-        for (int again = 0; again < (s.m > 1000 ? 1 : 3); ++again) {
+      for (const int workers : {0, 2, 3})
+        for (int again = 0; again < (s.m > 1000 || workers == 0 ? 1 : 2); ++again) {
           way.workers = workers;
           INFO(text_of(law, s, way));
           const auto found = run(law, p, way);
@@ -208,5 +208,34 @@ TEMPLATE_TEST_CASE("A NaN query that keeps nothing, and a NaN key that nobody ke
       }
     }
     holds(law, bad, Way{});
+  }
+}
+
+TEMPLATE_TEST_CASE("Nothing but minus infinity masks: amounts that overflow in a sum drop no key.", "", float, double) {
+  using S = TestType;
+  const auto s = sizes(5, 6);
+  const auto p = problem<S>(s, 9);
+  const S low = S(-0.75) * std::numeric_limits<S>::max();
+  const auto amount = limpid::additive([low](const At&) { return low; });
+  const Mat<S> keys = Mat<S>::Constant(1, s.m, low);
+  const auto same = limpid::score_mod([](S x, const At&) { return x; }, [](S, const At&) { return S(1); });
+  std::vector<Law<S>> all(4);
+  all[0].name = "amounts by pair", all[0].first_value = amount, all[0].second_value = amount;
+  all[1].name = "an amount a key after one by pair", all[1].first_value = amount;
+  all[1].second_value = limpid::key_bias(keys);
+  all[2].name = "amounts a key", all[2].first_start = limpid::key_bias(keys),
+  all[2].second_start = limpid::key_bias(keys);
+  all[3].name = "a function after an amount a key", all[3].first_value = limpid::key_bias(keys),
+  all[3].second_value = same;
+  for (auto& law : all) {
+    law.by_value = !law.first_start.of;
+    INFO(law.name);
+    const auto found = run(law, p);
+    for (Index i = 0; i < s.n; ++i) {
+      Real sum = 0;
+      for (Index j = 0; j < s.m; ++j) sum += Real(found.map[0](i, j));
+      CHECK(std::abs(sum - 1) < 16 * Real(std::numeric_limits<S>::epsilon()));
+      CHECK(found.lse(0, i) > -std::numeric_limits<S>::infinity());
+    }
   }
 }
