@@ -3,6 +3,7 @@
 #pragma once
 
 #include "executor.hpp"
+#include "rows.hpp"
 #include "scores.hpp"
 #include "workspace.hpp"
 

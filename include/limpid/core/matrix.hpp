@@ -126,14 +126,6 @@ void copy(View<S> from, MutView<S> to) {
   for (Index i = 0; i < from.rows; ++i) std::copy(from.row(i), from.row(i) + from.cols, to.row(i));
 }
 
-/// to = from, or to += from.
-template <class S>
-void deliver(View<S> from, MutView<S> to, bool accumulate) {
-  if (!accumulate) return copy(from, to);
-  for (Index i = 0; i < from.rows; ++i)
-    for (Index j = 0; j < from.cols; ++j) to(i, j) += from(i, j);
-}
-
 template <class S>
 S dot(const S* a, const S* b, Index count) {
   S sum(0);

@@ -45,6 +45,32 @@ LIMPID_INLINE void add_row(const typename P::Scalar* from, typename P::Scalar* t
   });
 }
 
+/// to = factor from; to may be from.
+template <class P>
+LIMPID_INLINE void scale_row(typename P::Scalar factor, const typename P::Scalar* from, typename P::Scalar* to,
+                             Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    L::store(to + c, L::set(factor) * L::load(from + c));
+  });
+}
+/// to = a + factor b; to may be either.
+template <class P>
+LIMPID_INLINE void add_scaled_row(const typename P::Scalar* a, typename P::Scalar factor, const typename P::Scalar* b,
+                                  typename P::Scalar* to, Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    L::store(to + c, L::fma(L::set(factor), L::load(b + c), L::load(a + c)));
+  });
+}
+
+/// to = from, or to += from.
+template <class S>
+void deliver(View<S> from, MutView<S> to, bool accumulate) {
+  if (!accumulate) return copy(from, to);
+  for (Index i = 0; i < from.rows; ++i) add_row<Native<S>>(from.row(i), to.row(i), from.cols);
+}
+
 }  // namespace detail
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -58,11 +58,8 @@ auto attention_args(const AotArgs<T>& from, T x) {
 /// out = a + factor b, out may be either.
 template <class S>
 void add_scaled(View<S> a, S factor, View<S> b, MutView<S> out) {
-  for (Index i = 0; i < out.rows; ++i) {
-    const S *x = a.row(i), *y = b.row(i);
-    S* z = out.row(i);
-    for (Index c = 0; c < out.cols; ++c) z[c] = x[c] + factor * y[c];
-  }
+  for (Index i = 0; i < out.rows; ++i)
+    add_scaled_row<Native<S>>(a.row(i), factor, b.row(i), out.row(i), out.cols);
 }
 
 }  // namespace detail
@@ -158,7 +155,7 @@ struct Aot {
     }
     const S eta = step<S>(in);
     for (Index i = 0; i < rows; ++i)
-      for (Index c = 0; c < cols; ++c) da(i, c) = eta * dout(i, c);  // out = x + eta Attention(H)
+      detail::scale_row<detail::Native<S>>(eta, dout.row(i), da.row(i), cols);  // out = x + eta Attention(H)
     const bool onward = grad.x.given() || grad.gamma.given() || grad.beta.given();
     if (call.accumulate) dh.fill(S(0));  // this one is ours
     attention().template backward<S>(args, saved.attention, da,

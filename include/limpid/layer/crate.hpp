@@ -82,12 +82,18 @@ struct Ista {
     linear(View<S>(e), in.dictionary, View<S>(), out, {false, &workspace, call.executor});
     if (call.saved) call.saved->active.resize(b.rows, b.cols);
     const S step = value(in.eta, eta), least = step * value(in.lambda, lambda);
-    for (Index i = 0; i < out.rows; ++i)
-      for (Index c = 0; c < out.cols; ++c) {
-        const S u = b(i, c) + step * out(i, c) - least;
-        out(i, c) = u < S(0) ? S(0) : u;  // a NaN shows
-        if (call.saved) call.saved->active(i, c) = u > S(0);
-      }
+    for (Index i = 0; i < out.rows; ++i) {
+      const S* from = b.row(i);
+      S* to = out.row(i);
+      detail::for_lanes<detail::Native<S>>(out.cols, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        const auto u = L::fma(L::set(step), L::load(to + c), L::load(from + c)) - L::set(least);
+        L::store(to + c, L::if_less(u, L::set(S(0)), L::set(S(0)), u));  // a NaN shows
+      });
+      if (!call.saved) continue;
+      bool* active = call.saved->active.data() + i * out.cols;
+      for (Index c = 0; c < out.cols; ++c) active[c] = to[c] > S(0);
+    }
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -128,11 +134,15 @@ struct Ista {
       give(grad.eta, S(on_eta));
       give(grad.lambda, -step * S(sum));
     }
-    for (Index i = 0; i < rows; ++i)
-      for (Index c = 0; c < cols; ++c) db(i, c) = m(i, c), m(i, c) *= step;
+    for (Index i = 0; i < rows; ++i) {
+      detail::copy_row<P>(m.row(i), db.row(i), cols);
+      detail::scale_row<P>(step, m.row(i), m.row(i), cols);
+    }
     detail::multiply<P, detail::Walk::rows, true>(context, m, in.dictionary, n, false);  // n = eta M W^T
-    for (Index i = 0; i < rows; ++i)
-      for (Index c = 0; c < cols; ++c) db(i, c) += n(i, c), n(i, c) = -n(i, c);
+    for (Index i = 0; i < rows; ++i) {
+      detail::add_row<P>(n.row(i), db.row(i), cols);
+      detail::scale_row<P>(S(-1), n.row(i), n.row(i), cols);
+    }
     detail::multiply<P, detail::Walk::rows, false>(context, n, in.dictionary, db, true);  // dB = M + eta (N - N W)
     if (grad.dictionary.given()) {  // dW = eta ((B - B W^T)^T M - N^T B)
       detail::multiply<P, detail::Walk::columns, false>(context, e, m, grad.dictionary, call.accumulate);

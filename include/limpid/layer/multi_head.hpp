@@ -322,10 +322,7 @@ struct MssaLayer {
     detail::refuse_overlap(name, "out", View<S>(out), "u", in.u);
     detail::refuse_overlap(name, "out", View<S>(out), "x", in.x);
     detail::with_context(call, [&](const auto& context) {
-      if (in.bo.given())
-        for (Index i = 0; i < out.rows; ++i)
-          for (Index c = 0; c < out.cols; ++c) out(i, c) = in.bo(0, c);
-      detail::multiply<detail::Native<S>, detail::Walk::rows, true>(context, o, in.u, out, in.bo.given());
+      detail::multiply<detail::Native<S>, detail::Walk::rows, true>(context, o, in.u, out, false, in.bo.data);
     });
   }
 

@@ -114,7 +114,7 @@ struct Mssa {
       if (emission.c) detail::clear(emission.c, y.rows);
       each_pair<P>(serial, in, keep, at, {0, in.y.rows}, {0, y.rows}, [&](Index i, Index j) {
         if (dkeys.given())
-          for (Index c = 0; c < y.cols; ++c) dkeys(j, c) += S(tau) * dout(i, c);  // dV = A^T dout
+          detail::add_scaled_row<P>(dkeys.row(j), S(tau), dout.row(i), dkeys.row(j), y.cols);  // dV = A^T dout
         if (emission.c)
           emission.c[j] += emission.w[i] * part_of(emission.part, S(tau) * detail::dot(dout.row(i), y.row(j), y.cols));
       });
@@ -146,7 +146,7 @@ struct Mssa {
       return detail::smooth_known<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), x, out);
     out.fill(S(0));
     each_pair<P>(context, in, keep, at, {0, in.y.rows}, {0, x.rows}, [&](Index i, Index j) {
-      for (Index c = 0; c < x.cols; ++c) out(i, c) += S(tau) * x(j, c);
+      detail::add_scaled_row<P>(out.row(i), S(tau), x.row(j), out.row(i), x.cols);
     });
   }
   template <class P, class S>
@@ -157,7 +157,7 @@ struct Mssa {
     out.fill(S(0));
     const detail::Context serial(context.arena());
     each_pair<P>(serial, in, keep, at, {0, g.rows}, {0, out.rows}, [&](Index i, Index j) {
-      for (Index c = 0; c < g.cols; ++c) out(j, c) += S(tau) * g(i, c);
+      detail::add_scaled_row<P>(out.row(j), S(tau), g.row(i), out.row(j), g.cols);
     });
   }
   /// A block of the map, from (q0, k0), as large as out.

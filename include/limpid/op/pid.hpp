@@ -118,7 +118,7 @@ struct PidController {
     if (e == S(0) && sum == S(0) && slope == S(0)) return;
     for (Index row = 0; row < out.rows; ++row) {
       S* to = out.row(row);
-      lanes<P>(out.cols, [&](auto policy, Index c) {
+      for_lanes<P>(out.cols, [&](auto policy, Index c) {
         using L = decltype(policy);
         auto u = L::load(to + c);
         if (e != S(0)) u = L::fma(L::set(e), error<L>(row, c), u);
@@ -148,13 +148,6 @@ struct PidController {
   template <class L>
   LIMPID_INLINE typename L::V error(Index row, Index c) const {
     return L::fma(L::set(beta), L::load(r.row(row) + c), -L::load(v.row(row) + c));
-  }
-  /// f(policy, column) over whole vectors, then over what is left, one by one.
-  template <class P, class F>
-  static void lanes(Index count, const F& f) {
-    Index c = 0;
-    for (; c + P::lanes <= count; c += P::lanes) f(P{}, c);
-    for (; c < count; ++c) f(OneLane<S>{}, c);
   }
 };
 
@@ -500,13 +493,13 @@ class PidStack {
     const Index groups = options_.kv_heads == 0 ? heads() : options_.kv_heads, dv = in.v.cols / groups;
     v.resize(in.q.rows, heads() * dv);
     each_row(in.q.rows, in.v.rows, [&](Index i, Index j, Index h, Index g) {
-      for (Index c = 0; c < dv; ++c) v(i, h * dv + c) = in.v(j, g * dv + c);
+      detail::copy_row<detail::Native<S>>(in.v.row(j) + g * dv, v.data() + i * v.cols() + h * dv, dv);
     });
   }
   void add_to_values(const Mat<S>& from, MutView<S> dv) const {
     const Index width = from.cols() / heads();
     each_row(from.rows(), dv.rows, [&](Index i, Index j, Index h, Index g) {
-      for (Index c = 0; c < width; ++c) dv(j, g * width + c) += from(i, h * width + c);
+      detail::add_row<detail::Native<S>>(from.data() + i * from.cols() + h * width, dv.row(j) + g * width, width);
     });
   }
   S beta(const Inputs<Op, S>& in, Index h) const {
@@ -523,9 +516,18 @@ class PidStack {
     const Index width = here.v.cols() / heads();
     next.resize(here.v.rows(), here.v.cols());
     for (Index i = 0; i < next.rows(); ++i)
-      for (Index c = 0; c < next.cols(); ++c) {
-        const S e = beta(in, c / width) * in.reference(i, c) - here.v(i, c);
-        next(i, c) = weight * e + (in.integral.given() ? rest * in.integral(i, c) : S(0));
+      for (Index h = 0; h < heads(); ++h) {
+        const S b = beta(in, h);
+        const Index at = h * width;
+        const S *reference = in.reference.row(i) + at, *v = here.v.data() + i * here.v.cols() + at;
+        const S* integral = in.integral.given() ? in.integral.row(i) + at : nullptr;
+        S* to = next.data() + i * next.cols() + at;
+        detail::for_lanes<detail::Native<S>>(width, [&](auto policy, Index c) {
+          using L = decltype(policy);
+          const auto e = L::fma(L::set(b), L::load(reference + c), -L::load(v + c));
+          const auto fresh = L::set(weight) * e;
+          L::store(to + c, integral ? L::fma(L::set(rest), L::load(integral + c), fresh) : fresh);
+        });
       }
   }
   /// The way back of hand_on, sb_ upstream: dV -= w sb, dR += w beta sb, dbeta += w <sb, R>.

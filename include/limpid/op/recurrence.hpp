@@ -45,13 +45,6 @@ LIMPID_NOINLINE void combine_row(typename P::Scalar a, const typename P::Scalar*
   for (; j + P::lanes <= count; j += P::lanes) P::store(to + j, P::fma(va, P::load(x + j), vb * P::load(y + j)));
   for (; j < count; ++j) to[j] = a * x[j] + b * y[j];
 }
-template <class P>
-LIMPID_NOINLINE void scale_row(typename P::Scalar a, const typename P::Scalar* x, typename P::Scalar* to, Index count) {
-  const typename P::V va = P::set(a);
-  Index j = 0;
-  for (; j + P::lanes <= count; j += P::lanes) P::store(to + j, va * P::load(x + j));
-  for (; j < count; ++j) to[j] = a * x[j];
-}
 
 /// to = a x + b y, in place where they are the same rows. What counts by exactly 0 is not looked at: it may hold
 /// anything.
@@ -68,7 +61,7 @@ void combine(const Context& context, typename P::Scalar a, View<typename P::Scal
       else if (b != S(0))
         scale_row<P>(b, y.row(i), to.row(i), to.cols);
       else
-        for (Index j = 0; j < to.cols; ++j) to(i, j) = S(0);
+        clear(to.row(i), to.cols);
     }
   });
 }

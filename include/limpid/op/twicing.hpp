@@ -238,7 +238,7 @@ class TwicingCache {
       part.fill(S(0));
       for (Index j = j0; j < std::min(x.rows, j0 + 128); ++j)
         if (a[j] != S(0)) detail::combine_row<P>(a[j], x.row(j), S(1), part.data, part.data, x.cols);
-      for (Index c = 0; c < x.cols; ++c) out[c] += part.data[c];
+      detail::add_row<P>(part.data, out, x.cols);
     }
   }
 

@@ -325,8 +325,8 @@ struct TwoMaps {
     for (Index b = 0; b < 2; ++b) {
       for (Index i = 0; i < g.rows; ++i) {
         const S f = b == 0 ? w.first[i] : -w.second[i];
-        for (Index c = 0; c < g.cols; ++c)
-          weighted(i, c) = f == S(0) ? S(0) : f * g(i, c);  // g may be NaN where f is 0
+        f == S(0) ? detail::clear(weighted.row(i), g.cols)  // g may be NaN there
+                  : detail::scale_row<P>(f, g.row(i), weighted.row(i), g.cols);
       }
       detail::smooth_transposed<P>(context, maps[std::size_t(b)], detail::lse_of(keep.lse, b), weighted, out, b == 1);
     }
