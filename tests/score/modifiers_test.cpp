@@ -141,7 +141,7 @@ TEMPLATE_TEST_CASE("A NaN or infinity comes out exactly where a kept pair brings
     std::size_t count = 0;
     for (const auto& law : all_laws<S>(s, masks)) {
       const bool by_mask = law.formulas.empty();
-      if (!small && (count++ % 7 != 0 || sizeof(S) == 4)) continue;
+      if (count++ % (small ? (sizeof(S) == 4 ? 3u : 1u) : 7u) != 0 || (!small && sizeof(S) == 4)) continue;
       for (const Index row : {Index(0), s.n / 2, s.n - 1})
         for (const char* which : {"q", "k", "v", "dout", "left", "right"}) {
           if (!small && row != s.n / 2) continue;

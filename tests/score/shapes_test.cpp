@@ -78,3 +78,22 @@ TEST_CASE("Tables of modifiers have the shapes that are documented, or are refus
   takes_only("gradient of the relative table", {{3, 5}},
              [&](Index r, Index c) { return limpid::relative(fixed(3, 5), of(r, c)); });
 }
+
+TEMPLATE_TEST_CASE("Minus infinity masks whatever the score is, and no sum of finite numbers does.", "", float,
+                   double) {
+  using S = TestType;
+  const S inf = std::numeric_limits<S>::infinity(), low = std::numeric_limits<S>::lowest();
+  const limpid::At at{0, 0, 0, 0, 1, 1};
+  for (const S amount : {-inf, low}) {
+    const Mat<S> one = Mat<S>::Constant(1, 1, amount);
+    for (const S s : {std::numeric_limits<S>::quiet_NaN(), inf, -inf, low, S(-1), S(1)}) {
+      if (amount == low && !(s <= 1 && s >= low)) continue;
+      const S wanted = amount == low && s <= 0 ? low : (amount == low ? low + s : amount);
+      INFO(amount << " added to " << s);
+      CHECK(limpid::additive([amount](const limpid::At&) { return amount; }).value(s, at) == wanted);
+      CHECK(limpid::key_bias(one).value(s, at) == wanted);
+      CHECK(limpid::relative(one).value(s, at) == wanted);
+      CHECK(limpid::bias(one).value(s, at) == wanted);
+    }
+  }
+}
