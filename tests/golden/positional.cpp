@@ -54,8 +54,7 @@ struct Positional {
     // The turned rows are outputs of their own, with gradients of their own.
     limpid::RopeRotation turn;
     turn.layout = options.layout, turn.base = options.base, turn.rotary = options.rotary;
-    for (const auto& [letter, x, first] :
-         {std::tuple("q", q, options.q_offset), std::tuple("k", k, options.k_offset)}) {
+    for (const auto& [letter, x, first] : {std::tuple("q", q, query_offset(c)), std::tuple("k", k, options.k_offset)}) {
       const std::string rotated = std::string(letter) + "_rot";
       Mat<S> out(x.rows(), x.cols()), back(x.rows(), x.cols());
       turn.first = first, turn.inverse = false;

@@ -141,9 +141,9 @@ TEST_CASE("Windows at the ends of their integers are no windows, or empty ones")
         REQUIRE(wanted.error(limpid::softmax(kept)) == "");
         CHECK(rows.error(limpid::softmax(limpid::window(left, right))) == "");
         CHECK(distance(rows.out, wanted.out) <= 1e-15);
-        const auto either = !limpid::window(left, right) | limpid::causal();
+        const auto either = (!limpid::window(left, right)) | limpid::causal();
         CHECK(rows.error(limpid::softmax(either)) == "");
-        const auto either_kept = !kept | limpid::causal();
+        const auto either_kept = (!kept) | limpid::causal();
         REQUIRE(wanted.error(limpid::softmax(either_kept)) == "");
         CHECK(distance(rows.out, wanted.out) <= 1e-15);
       }
