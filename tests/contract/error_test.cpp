@@ -8,7 +8,7 @@ namespace {
 
 /// The text of the ShapeError that f throws; empty if it throws none.
 template <class F>
-std::string error_of(F&& f) {
+std::string shape_error_of(F&& f) {
   try {
     f();
   } catch (const limpid::ShapeError& e) {
@@ -28,7 +28,7 @@ Problem<float> problem(const Operator& op, Kind kind = Kind::none, bool all_fiel
 }
 
 std::string forward_error(const Problem<float>& p, Mat<float>& out, const Ask<float>& ask = {}) {
-  return error_of([&] { p.subject().forward(p.sizes, p.mods, views_of(p.in), out, ask); });
+  return shape_error_of([&] { p.subject().forward(p.sizes, p.mods, views_of(p.in), out, ask); });
 }
 
 }  // namespace
@@ -76,7 +76,7 @@ TEST_CASE("An output or an upstream gradient of the wrong shape is refused with 
       Mat<float> right(p.dout.rows(), p.dout.cols());
       REQUIRE(forward_error(p, right, ask) == "");
       Fields<float> grad = p.in;
-      const std::string back = error_of(
+      const std::string back = shape_error_of(
           [&] { p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), out, mutable_views_of(grad), {}); });
       CHECK(has(back, op.text_name + ": dout is " + shape_of(out.rows(), out.cols())));
       CHECK(has(back, wanted));
@@ -95,7 +95,7 @@ TEST_CASE("A gradient of the wrong shape is refused with the shape of its input.
       if (!p.in[f].given()) continue;
       Fields<float> grad = p.in;
       grad[f].value.resize(p.in[f].value.rows() + 1, p.in[f].value.cols());
-      const std::string text = error_of(
+      const std::string text = shape_error_of(
           [&] { p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), p.dout, mutable_views_of(grad), {}); });
       INFO(text);
       CHECK(has(text, op.text_name + ": gradient of " + p.in[f].name + " is " +
@@ -120,7 +120,7 @@ TEST_CASE("An output that shares memory with an input is refused.") {
           limpid::detail::copy<float>(View<float>(f.value), place);
           in[i] = place;
         }
-      const std::string text = error_of([&] { p.subject().forward(p.sizes, p.mods, in, out, {}); });
+      const std::string text = shape_error_of([&] { p.subject().forward(p.sizes, p.mods, in, out, {}); });
       INFO(text);
       CHECK(has(text, op.text_name + ": out shares memory with " + f.name));
     }
@@ -139,7 +139,8 @@ TEST_CASE("A gradient that shares memory with an input, with dout or with anothe
       Fields<float> grad = p.in;
       auto views = mutable_views_of(grad);
       views[field] = place;
-      const std::string text = error_of([&] { p.subject().backward(p.mods, in, ask.saved.get(), dout, views, {}); });
+      const std::string text =
+          shape_error_of([&] { p.subject().backward(p.mods, in, ask.saved.get(), dout, views, {}); });
       INFO(text);
       CHECK(has(text, op.text_name + ": "));
       CHECK(has(text, "shares memory with"));
@@ -157,7 +158,8 @@ TEST_CASE("A gradient that shares memory with an input, with dout or with anothe
     auto views = mutable_views_of(grad);
     views[1] = views[0].block(0, 0, std::min(views[0].rows, views[1].rows), views[1].cols);
     if (p.in[1].given() && views[1].rows == p.in[1].value.rows() && views[1].cols <= views[0].cols) {
-      const std::string text = error_of([&] { p.subject().backward(p.mods, in, ask.saved.get(), p.dout, views, {}); });
+      const std::string text =
+          shape_error_of([&] { p.subject().backward(p.mods, in, ask.saved.get(), p.dout, views, {}); });
       CHECK(has(text, "shares memory with"));
     }
   });
@@ -169,7 +171,7 @@ TEST_CASE("A saved state that is empty, or belongs to other inputs, is refused."
     Fields<float> grad = p.in;
     Ask<float> ask;
     ask.saved = p.subject().new_saved();
-    const std::string empty = error_of(
+    const std::string empty = shape_error_of(
         [&] { p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), p.dout, mutable_views_of(grad), {}); });
     CHECK(has(empty, op.text_name + ": saved is empty"));
 
@@ -181,7 +183,7 @@ TEST_CASE("A saved state that is empty, or belongs to other inputs, is refused."
       const auto other = make_problem<float>(op, Kind::none, s, 602);
       if (other.sizes.n == p.sizes.n && other.sizes.m == p.sizes.m && other.dout.cols() == p.dout.cols()) continue;
       Fields<float> other_grad = other.in;
-      const std::string text = error_of([&] {
+      const std::string text = shape_error_of([&] {
         other.subject().backward(other.mods, views_of(other.in), ask.saved.get(), other.dout,
                                  mutable_views_of(other_grad), {});
       });
@@ -233,7 +235,7 @@ TEST_CASE("Relevance and its weights of the wrong shape are refused.") {
       Mat<float> relevance(2, p.sizes.m + (weights_wrong ? 0 : 1));
       limpid::BackwardCall<float> call;
       call.relevance_weights = weights, call.relevance = relevance;
-      const std::string text = error_of(
+      const std::string text = shape_error_of(
           [&] { p.subject().backward(p.mods, views_of(p.in), ask.saved.get(), p.dout, mutable_views_of(grad), call); });
       INFO(text);
       CHECK(has(text, op.text_name + (weights_wrong ? ": relevance_weights is " : ": relevance is ")));
