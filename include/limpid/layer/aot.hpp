@@ -58,8 +58,7 @@ auto attention_args(const AotArgs<T>& from, T x) {
 /// out = a + factor b, out may be either.
 template <class S>
 void add_scaled(View<S> a, S factor, View<S> b, MutView<S> out) {
-  for (Index i = 0; i < out.rows; ++i)
-    add_scaled_row<Native<S>>(a.row(i), factor, b.row(i), out.row(i), out.cols);
+  for (Index i = 0; i < out.rows; ++i) add_scaled_row<Native<S>>(a.row(i), factor, b.row(i), out.row(i), out.cols);
 }
 
 }  // namespace detail
