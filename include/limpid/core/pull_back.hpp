@@ -276,14 +276,16 @@ void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar*
   }
 }
 
+/// A row of queries at a time goes to the wide sum: terms of either sign, most of which cancels.
 template <class P>
-LIMPID_NOINLINE typename P::Scalar moment_of_tile(const Tile<typename P::Scalar>& t, View<typename P::Scalar> q,
-                                                  const typename P::Scalar* keys_transposed) {
+LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_tile(const Tile<typename P::Scalar>& t, View<typename P::Scalar> q,
+                                                        const typename P::Scalar* keys_transposed) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const V zero = P::set(S(0));
-  V sum = zero;
-  for (Index i = 0; i < t.nq; ++i)
+  Wide<S> total = 0;
+  for (Index i = 0; i < t.nq; ++i) {
+    V sum = zero;
     for (Index j = 0; j < t.nk; j += P::lanes) {
       V distance = zero;
       for (Index c = 0; c < q.cols; ++c) {
@@ -294,7 +296,9 @@ LIMPID_NOINLINE typename P::Scalar moment_of_tile(const Tile<typename P::Scalar>
       const V one = P::if_equal(ds, zero, zero, ds * distance);  // a masked pair may lie anywhere
       sum = sum + P::if_less(inside, P::set(S(double(t.nk))), one, zero);
     }
-  return P::sum(sum);
+    total += Wide<S>(P::sum(sum));
+  }
+  return total;
 }
 
 /// Everything of a pull_back that does not change from chunk to chunk.
@@ -408,7 +412,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
           for (std::size_t p = 0; p < 2; ++p)
             if (moment_keys[p])
               plan.moments[p].sums[chunk] +=
-                  Wide<S>(moment_of_tile<P>({ds[t], ld, q0, nq, k0, nk}, plan.moments[p].q, moment_keys[p]));
+                  moment_of_tile<P>({ds[t], ld, q0, nq, k0, nk}, plan.moments[p].q, moment_keys[p]);
         if (map.dbias)
           for (Index i = 0; i < nq; ++i)
             for (Index j = 0; j < nk; ++j) map.dbias[k0 + j] += ds[t][i * ld + j];

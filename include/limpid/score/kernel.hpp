@@ -60,7 +60,8 @@ bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
 /// as from the middle, are looked at: some pairs, spread over both arrays; a pair of equal rows says nothing, as
 /// queries may be the keys.
 template <class S>
-bool loses_digits(const KernelTerm<S>& term, View<S> q, View<S> k, const Index* seen, Index count) {
+bool loses_digits(const KernelTerm<S>& term, View<S> q, const Index* asking, Index askers, View<S> k, const Index* seen,
+                  Index count) {
   using std::sqrt;
   constexpr double nothing = 1, much = 32, near = 4;
   constexpr Index narrow = 4, fewest = 16, most = 256;
@@ -69,20 +70,28 @@ bool loses_digits(const KernelTerm<S>& term, View<S> q, View<S> k, const Index* 
     if (square > most_so_far && (row_is_finite(x.row(i), x.cols))) most_so_far = square;
   };
   double far_q = 0, far_k = 0;
-  for (Index i = 0; i < q.rows; ++i) farther(q, i, far_q);
+  for (Index i = 0; i < askers; ++i) farther(q, asking[i], far_q);
   for (Index s = 0; s < count; ++s) farther(k, seen[s], far_k);
   const double c = double(term.coefficient), extent = sqrt(far_q) * sqrt(far_k);
-  if (c * extent <= nothing || count == 0 || q.rows == 0) return false;
+  if (c * extent <= nothing || count == 0 || askers == 0) return false;
   if (!(c * extent <= much) || q.cols <= narrow) return true;
-  const Index pairs = std::clamp(q.rows * count / 64, fewest, most);
-  const Index rows = std::min<Index>(q.rows, 8), each = pairs / rows;
+  const Index pairs = std::clamp(askers * count / 64, fewest, most);
+  const Index rows = std::min<Index>(askers, 8), each = pairs / rows;
   for (Index r = 0; r < rows; ++r)
     for (Index s = 0; s < each; ++s) {
-      const S* a = q.row(r * q.rows / rows);
+      const S* a = q.row(asking[r * askers / rows]);
       const S* b = k.row(seen[((s * rows + r) * count / (each * rows)) % count]);
       const double d = double(vector_distance<Native<S>>(a, b, q.cols));
       if (d > 0 && near * d < extent) return true;
     }
+  return false;
+}
+
+/// Whether query i keeps any key; under a causal mask the first ones are kept by most.
+template <class S, class Mods>
+bool keeps_any_key(const Scores<S, Mods>& scores, Index i) {
+  for (Index j = 0; j < scores.m(); ++j)
+    if (scores.keeps(i, j)) return true;
   return false;
 }
 
@@ -115,7 +124,14 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
     return View<S>(to);
   };
   const View<S> q = shifted(term.q), k = shifted(term.k);
-  if (loses_digits(term, q, k, seen, count)) {
+  // nor has a query that keeps no key
+  const bool all_ask = !scores.can_mask() && holds_finite(term.q);
+  Index* asking = arena.take<Index>(term.q.rows);
+  Index askers = 0;
+  for (Index i = 0; i < term.q.rows; ++i)
+    if (all_ask || (row_is_finite(term.q.row(i), w) && (!scores.can_mask() || keeps_any_key(scores, i))))
+      asking[askers++] = i;
+  if (loses_digits(term, q, asking, askers, k, seen, count)) {
     term.by_pair = true;
     return;
   }
