@@ -63,7 +63,7 @@ template <class S>
 bool loses_digits(const KernelTerm<S>& term, View<S> q, const Index* asking, Index askers, View<S> k, const Index* seen,
                   Index count) {
   using std::sqrt;
-  constexpr double nothing = 1, much = 32, near = 4;
+  constexpr double nothing = 1, some = 8, much = 32, near = 4;
   constexpr Index narrow = 4, fewest = 16, most = 256;
   const auto farther = [](View<S> x, Index i, double& most_so_far) {
     const double square = double(squared_norm(x, i));
@@ -74,7 +74,8 @@ bool loses_digits(const KernelTerm<S>& term, View<S> q, const Index* asking, Ind
   for (Index s = 0; s < count; ++s) farther(k, seen[s], far_k);
   const double c = double(term.coefficient), extent = sqrt(far_q) * sqrt(far_k);
   if (c * extent <= nothing || count == 0 || askers == 0) return false;
-  if (!(c * extent <= much) || q.cols <= narrow) return true;
+  if (!(c * extent <= much)) return true;
+  if (q.cols <= narrow) return c * extent > some;
   const Index pairs = std::clamp(askers * count / 64, fewest, most);
   const Index rows = std::min<Index>(askers, 8), each = pairs / rows;
   for (Index r = 0; r < rows; ++r)
