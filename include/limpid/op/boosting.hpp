@@ -99,12 +99,7 @@ struct Boosting {
     Arena& arena = context.arena();
     const auto prepared = score.prepare(arena, in, at);
     const auto to = score.targets(arena, in, prepared, grad);
-    detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), nullptr, nullptr, to.dq, to.dk, to.dbias};
-    plan.moments = to.moments;
-    plan.accumulate_q = to.direct && accumulate.q;
-    plan.accumulate_k = to.direct && accumulate.kv;
-    plan.emission = emission;
+    const auto plan = detail::plan_of<S>(prepared.scores, detail::lse_of(keep.lse), nullptr, to, accumulate, emission);
     detail::RecurrenceGradient<S> scalars;
     scalars.wanted = grad.tau.given() || grad.rho.given();
     detail::recurrence_backward<P>(context, recurrence(in), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, scalars,

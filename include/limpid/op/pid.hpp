@@ -228,15 +228,9 @@ struct Pid {
     const auto to = score.targets(arena, in, prepared, grad);
     S* delta = arena.take<S>(in.q.rows);
     detail::row_dots<P>(dout, keep.average, delta);  // of A V, without the controller
-    detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), delta, nullptr, to.dq, to.dk, to.dbias};
-    plan.moments = to.moments;
+    auto plan = detail::plan_of(prepared.scores, detail::lse_of(keep.lse), delta, to, accumulate, emission);
     plan.left = dout, plan.right = in.v;  // dA = dout V^T
     plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
-    plan.accumulate_q = to.direct && accumulate.q;
-    plan.accumulate_k = to.direct && accumulate.kv;
-    plan.accumulate_v = accumulate.kv;
-    plan.emission = emission;
     detail::pull_back<P>(context, plan, sinks);
     score.finish(in, prepared, to, grad, accumulate);
 

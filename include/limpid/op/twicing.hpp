@@ -66,12 +66,7 @@ struct Twicing {
     Arena& arena = context.arena();
     const auto prepared = score.prepare(arena, in, at);
     const auto to = score.targets(arena, in, prepared, grad);
-    detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), nullptr, nullptr, to.dq, to.dk, to.dbias};
-    plan.moments = to.moments;
-    plan.accumulate_q = to.direct && accumulate.q;
-    plan.accumulate_k = to.direct && accumulate.kv;
-    plan.emission = emission;
+    const auto plan = detail::plan_of<S>(prepared.scores, detail::lse_of(keep.lse), nullptr, to, accumulate, emission);
     detail::RecurrenceGradient<S> none;
     detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, none,
                                    sinks);

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <type_traits>
 
 #include "../core/args.hpp"
 #include "../core/pull_back.hpp"
@@ -33,6 +34,21 @@ struct PullTargets {
   bool direct = true;
   std::array<Moment<S>, 2> moments = {};
 };
+
+/// The plan of a backward pass of one map: made of these scores, its gradients put there.
+template <class S, class Mods>
+PullPlan<S, Mods, 1> plan_of(const Scores<S, Mods>& scores, const std::type_identity_t<Lse<const S>>& lse,
+                             const S* delta, const PullTargets<S>& to, Accumulation accumulate,
+                             const Emission<S>& emission) {
+  PullPlan<S, Mods, 1> plan;
+  plan.maps[0] = {scores, lse, delta, nullptr, to.dq, to.dk, to.dbias};
+  plan.moments = to.moments;
+  plan.accumulate_q = to.direct && accumulate.q;
+  plan.accumulate_k = to.direct && accumulate.kv;
+  plan.accumulate_v = accumulate.kv;
+  plan.emission = emission;
+  return plan;
+}
 
 /// The scale of a dot product of rows so wide.
 template <class S>

@@ -36,7 +36,7 @@ struct KernelTerm {
 /// Up to two terms, made ready for the sweeps.
 template <class S, class Mods>
 struct KernelPrepared {
-  Scores<S, Mods> scores;
+  Scores<S, Distances<Mods>> scores;
   std::array<KernelTerm<S>, 2> terms;  // centred where they are distances, unless by pair
   Index count = 0;
   bool whole = false;  // the last column of scores.q is the constant of the row, that of scores.k is 1
@@ -157,7 +157,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   bool any_by_pair = false, reduced = false;
   for (Index t = 0; t < p.count; ++t)
     if (auto& term = p.terms[static_cast<std::size_t>(t)]; term.distance) {
-      centre(arena, term, Scores<S, Mods>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
+      centre(arena, term, Scores<S, Distances<Mods>>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
       any_by_pair |= term.by_pair;
     }
   for (Index t = 0; t < p.count; ++t) {
