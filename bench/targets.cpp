@@ -76,6 +76,7 @@ int measure(Session& s, const std::string& part, const std::string& only, const 
   if (part == "native") {
     sections = attention_sections();
     for (Section& more : operator_sections()) sections.push_back(std::move(more));
+    for (Section& more : level_sections()) sections.push_back(std::move(more));
   }
 #endif
   if (part == "build") sections = {{"build", other_build_rows}, {"decode", other_decode_rows}};

@@ -4,6 +4,9 @@
 
 #include <unistd.h>
 
+#include "../machine.hpp"
+#include "../rows.hpp"
+
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -34,18 +37,29 @@ class Server {
   Server() {
     std::signal(SIGPIPE, SIG_IGN);
     const char* python = std::getenv("LIMPID_BENCH_PYTHON");
-    // The distribution's torch belongs to the distribution's python, which need not be the first on the path.
-    for (const std::string& candidate :
-         {std::string(python ? python : ""), std::string("/usr/bin/python3"), std::string("python3")}) {
-      if (candidate.empty() || !start(candidate)) continue;
-      const std::string hello = line();
-      if (hello.rfind("torch", 0) == 0) {
-        status_ = hello;
-        return;
+    // torch 2 or later first, which people install for their python; the distribution's own, which need not be the
+    // first python on the path, may be older.
+    for (const char* oldest : {"torch 2", "torch 1"})
+      for (const std::string& candidate :
+           {std::string(python ? python : ""), std::string("python3"), std::string("/usr/bin/python3")}) {
+        if (candidate.empty() || !start(candidate)) continue;
+        if (accepts(line(), oldest)) return;
+        close();
       }
-      close();
-    }
-    status_ = "torch not found (python3-torch): skipped";
+    if (status_.empty()) status_ = "torch not found (python3-torch): skipped";
+  }
+
+  /// The first line of the script: what it is, a tab, the GFLOP/s of its plain product on one thread. One that runs on
+  /// a reference BLAS is not the torch that people use, and a comparison with it would say nothing.
+  bool accepts(const std::string& hello, const std::string& oldest) {
+    const std::size_t tab = hello.find('\t');
+    if (tab == std::string::npos || hello.substr(0, oldest.size()) < oldest) return false;
+    Crew one(1);
+    const double product = std::strtod(hello.c_str() + tab, nullptr), peak = peak_now<float>(one) * 1e-9;
+    status_ = hello.substr(0, tab) + "; its plain product " + short_number(product) + " GFLOP/s";
+    if (product >= peak / 4) return true;
+    status_ += ", where this core's peak loop has " + short_number(peak) + ": left out";
+    return false;
   }
   ~Server() { close(); }
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Reads lines `forward|backward float32|float64 heads n d causal threads calls`, answers each with the seconds the calls took.
 
+The first line it writes says what it is and calls, then a tab and the GFLOP/s of a plain product on one thread.
 Started by the bench programs, which put it into their interleaved rounds. Uses scaled_dot_product_attention where
 this torch has it, else the three eager operations; backward is autograd from the stored weights.
 """
@@ -37,6 +38,30 @@ def set_threads(n):
             set_blas(n)
 
 
+def libraries():
+    """What torch's products run on, by the names of the libraries loaded and of torch's own configuration."""
+    text = torch.__config__.show()
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            loaded = sorted({os.path.basename(line.split()[-1]) for line in maps if "blas" in line})
+    except OSError:
+        loaded = []
+    built = [name for name, mark in (("MKL", "BLAS_INFO=mkl"), ("oneDNN", "USE_MKLDNN=ON")) if mark in text]
+    return ", ".join(built + loaded) or "no BLAS that it names"
+
+
+def product_gflops():
+    """A plain product of 512 x 512 in float, one thread, the best of five."""
+    set_threads(1)
+    a = torch.randn(512, 512)
+    best = math.inf
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        best = min(best, time.perf_counter() - start)
+    return 2e-9 * 512**3 / best
+
+
 SDPA = getattr(torch.nn.functional, "scaled_dot_product_attention", None)
 
 
@@ -68,7 +93,9 @@ def make_call(direction, dtype, heads, n, d, causal):
 
 def main():
     kind = "scaled_dot_product_attention" if SDPA is not None else "eager softmax(q k^T) v"
-    print(f"torch {torch.__version__}, {kind}", flush=True)
+    place = "the distribution's" if "/dist-packages/" in torch.__file__ and "/usr/lib/" in torch.__file__ else "PyPI's"
+    rate = product_gflops()
+    print(f"torch {torch.__version__}, {place}, {kind}, on {libraries()}\t{rate:.3g}", flush=True)
     key, call, width = None, None, None
     for line in sys.stdin:
         direction, dtype, heads, n, d, causal, threads, calls = line.split()
