@@ -35,6 +35,7 @@ struct SavedState {
 
 /// What a forward pass keeps for the backward pass and for looking inside. Filled by forward, reused without allocation
 /// by the next call of the same shapes. Tied to the inputs it was made from: these must still hold the same numbers.
+/// One call at a time, but backward and looks inside may share a filled one: ShapeError.
 template <class Op, class S>
 using Saved = detail::SavedState<std::remove_const_t<Op>, S>;
 
@@ -294,7 +295,10 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
   using Keep = typename Op::template Keep<MutView<S>>;
 
   const auto first = head_args(in, d, 0, 0);
-  const SavedTurn saved_turn(call.saved ? &call.saved->turn : nullptr, true, name);
+  Workspace own;
+  Workspace& workspace = call.workspace ? *call.workspace : own;
+  const WorkspaceTurn turn(workspace, Inside::closed);
+  const SavedTurn saved_turn(call.saved, true, name);
   if (call.saved) {
     Saved<Op, S>& saved = *call.saved;
     saved.filled = false;
@@ -312,9 +316,6 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
   if (call.lse) call.lse->resize(d.batch * d.heads, d.n);
   if (call.map) call.map->resize(d.n, d.m);
 
-  Workspace own;
-  Workspace& workspace = call.workspace ? *call.workspace : own;
-  const WorkspaceTurn turn(workspace);
   for_heads(d.batch * d.heads, true, workspace, call.executor, [&](Index t, const Context& context) {
     const Index b = t / d.heads, h = t % d.heads;
     const auto head = head_args(in, d, b, h);
@@ -364,7 +365,7 @@ template <class P, class Op, class S = typename P::Scalar>
 void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout,
                    const Grads<Op, S>& grad, const BackwardCall<S>& call) {
   const Name name = operator_name(operation);
-  const SavedTurn saved_turn(&saved.turn, false, name);
+  const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   check_call<Op, S>(operation, in, d, dout, "dout");
@@ -397,7 +398,7 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
 
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
-  const WorkspaceTurn turn(workspace);
+  const WorkspaceTurn turn(workspace, Inside::closed);
   workspace.prepare(call.executor.workers());
   Arena& common = workspace.common();
   ArenaScope scope(common);
@@ -481,7 +482,7 @@ inline constexpr bool has_entropy = requires(const Op& op, const Context& contex
 template <class Op, class S, class Look>
 void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call, Look&& look) {
   const Name name = operator_name(operation);
-  const SavedTurn saved_turn(&saved.turn, false, name);
+  const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   if (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch)
@@ -490,7 +491,7 @@ void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& sav
   const Op op = bound<Op, S>(operation, d);
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
-  const WorkspaceTurn turn(workspace);
+  const WorkspaceTurn turn(workspace, Inside::closed);
   workspace.prepare(call.executor.workers());
   ArenaScope scope(workspace.common());
   const auto head = head_args(in, d, call.item, call.head);

@@ -19,6 +19,7 @@ inline namespace LIMPID_ABI {
 template <class S>
 struct LayerNormSaved {
   Mat<S> statistics;
+  mutable detail::Turn turn;
 };
 
 /// Where the gradients of a layer norm go; an empty one is not computed.
@@ -199,6 +200,7 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
     detail::raise("layer_norm: y is " + detail::shape_text(vy.rows, vy.cols) + ", wanted " +
                   detail::shape_text(vx.rows, vx.cols));
   for (const View<S>& in : {vx, vg, vb}) detail::refuse_overlap("layer_norm", "y", vy, "an input", in);
+  const detail::SavedTurn saved_turn(call.saved, true, "layer_norm");
   MutView<S> statistics;
   if (call.saved) {
     call.saved->statistics.resize(vx.rows, 4);
@@ -216,6 +218,7 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
 template <class X, class G, class Dy, class S = detail::ScalarOf<Dy>>
 void layer_norm_backward(X&& x, G&& gamma, const LayerNormSaved<S>& saved, Dy&& dy,
                          const std::type_identity_t<LayerNormGrads<S>>& grad, const LayerCall& call = {}) {
+  const detail::SavedTurn saved_turn(&saved, false, "layer_norm");
   const View<S> vx(std::forward<X>(x)), vg(std::forward<G>(gamma)), vdy(std::forward<Dy>(dy)), s(saved.statistics);
   detail::check_norm<S>("layer_norm", vx, vg, {}, 0);
   if (s.rows != vx.rows)

@@ -148,7 +148,7 @@ struct DecodeOptions {
 /// where the term j = i uses the row just found. The operator's modifiers are asked with n = 1 and m = i + 1, the token
 /// standing at the last key: ALiBi, windows and causal() fit; masks must go by position(), and arrays of a fixed number
 /// of keys are refused. Memory a token: K and V as given, and H order dv residuals. Keys with rotary positions are
-/// cached rotated.
+/// cached rotated. One call at a time: another one meanwhile, on whatever thread, throws ShapeError.
 template <class Op, class S>
 class TwicingCache {
  public:
@@ -165,15 +165,21 @@ class TwicingCache {
   /// Tokens held.
   Index size() const { return size_; }
   /// Forgets them; memory is kept.
-  void clear() { size_ = 0; }
+  void clear() {
+    const detail::SavedTurn turn = take_turn();
+    size_ = 0;
+  }
   /// Makes room, so that no step up to that many tokens allocates (after the first, which learns the widths).
-  void reserve(Index tokens) { room_ = std::max(room_, tokens); }
+  void reserve(Index tokens) {
+    const detail::SavedTurn turn = take_turn();
+    room_ = std::max(room_, tokens);
+  }
 
   /// The next token of every batch item: q is B x (H d), k B x (G d), v B x (G dv), out B x (H dv); other inputs of the
   /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's.
   void step(const Inputs<Op, S>& token, MutView<S> out, ExecutorRef executor = {}) {
     using P = detail::Native<S>;
-    const detail::WorkspaceTurn turn(workspace_);
+    const detail::SavedTurn turn = take_turn();
     detail::check_call<Op, S>(op_, token, dims_, View<S>(out), "out");
     const Index heads = dims_.heads, dv = out.cols / heads;
     Dims seen = dims_;
@@ -205,6 +211,7 @@ class TwicingCache {
   }
 
  private:
+  detail::SavedTurn take_turn() { return {&turn_, true, op_.name, " cache"}; }
   /// Room for one more row, doubled when it runs out.
   void grow(Mat<S>& m, Index cols) const {
     if (m.cols() == cols && m.rows() > size_) return;
@@ -281,6 +288,7 @@ class TwicingCache {
   std::vector<typename Op::template Args<Mat<S>>> past_;  // a batch item each: rows of every key array
   std::vector<Mat<S>> residuals_;                         // V - u_t: head after head, t = 0 .. order - 1
   Workspace workspace_;
+  detail::Turn turn_;
 };
 
 }  // namespace LIMPID_ABI
