@@ -33,7 +33,11 @@ struct BoostingBlockNumbers {
         raise(std::string("boosting block: ") + name + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
     if (in.tau.given()) tau = in.tau(0, 0);
     if (in.rho.given()) rho = in.rho(0, 0);
+    check_parameters("boosting block", "tau", in.tau), check_parameters("boosting block", "rho", in.rho);
     kappa = tau * rho + tau - S(1);
+    if (!row_is_finite(&kappa, 1))
+      raise("boosting block: tau is " + number_text(tau) + " and rho " + number_text(rho) +
+            ", wanted numbers whose product is finite");
   }
 };
 

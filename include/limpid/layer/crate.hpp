@@ -179,9 +179,15 @@ struct Ista {
         raise(std::string("ista: ") + field + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
     if (!norm && (in.gamma.given() || in.beta.given())) raise("ista: gamma or beta is given, but norm is false");
     detail::check_norm<S>("ista", in.x, in.gamma, in.beta, eps);
+    detail::check_finite<S>("ista", "eta", eta);
+    detail::check_finite<S>("ista", "lambda", lambda);
     if (in.dictionary.rows != in.x.cols || in.dictionary.cols != in.x.cols)
       raise("ista: dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
             shape_text(in.x.cols, in.x.cols) + ", square as x has columns");
+    detail::check_weights("ista", in);
+    if (const S least = value(in.eta, eta) * value(in.lambda, lambda); !detail::row_is_finite(&least, 1))
+      raise("ista: eta is " + detail::number_text(value(in.eta, eta)) + " and lambda " +
+            detail::number_text(value(in.lambda, lambda)) + ", wanted numbers whose product is finite");
     if (out.rows != in.x.rows || out.cols != in.x.cols)
       raise(std::string("ista: ") + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
             shape_text(in.x.rows, in.x.cols) + " as x");

@@ -26,6 +26,16 @@ MutView<S> room(Workspace& workspace, Mat<S>* kept, Index rows, Index cols) {
   return *kept;
 }
 
+/// Every array of a layer's but the tokens.
+template <class Args>
+void check_weights(Name layer, const Args& in) {
+  Args::visit(
+      [&](const char* field, const auto& v) {
+        if (std::string_view(field) != "x") check_parameters(layer, field, v);
+      },
+      in);
+}
+
 inline void check_reads(const char* layer, const char* name, Index rows, Index cols, Index wanted, const char* what) {
   if (rows != wanted)
     raise(std::string(layer) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + text_of(wanted) +
@@ -192,7 +202,9 @@ struct MultiHead {
     if (heads < 1 || groups < 1 || in.wv.cols % groups != 0)
       detail::raise(std::string(name) + ": wv has " + detail::text_of(in.wv.cols) +
                     " columns, wanted a multiple of its " + detail::text_of(groups) + " heads");
+    detail::check_counts(name, 1, heads, std::max(in.wq.cols, in.wv.cols));
     if (in.bo.given() && !in.wo.given()) detail::raise(std::string(name) + ": bo is given without wo");
+    detail::check_weights(name, in);
   }
 };
 
@@ -267,6 +279,7 @@ struct MssaLayer {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     detail::check_reads(name, "u", in.u.rows, in.u.cols, in.x.cols, "x has columns");
+    detail::check_weights(name, in);
     const detail::SavedTurn saved_turn(call.saved, true, name);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;

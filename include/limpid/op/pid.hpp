@@ -202,6 +202,13 @@ struct Pid {
     if (head.reference.given() && dims.m < dims.n)
       raise(op + ": n is " + text_of(dims.n) + " and m " + text_of(dims.m) +
             ", wanted n <= m, as each query's own value is controlled");
+    const detail::PidController<S> c(options, head);
+    const S numbers[] = {c.on_error(), c.on_v(), c.on_r()};
+    if (detail::row_is_finite(&c.p, 1) && detail::row_is_finite(&c.i, 1) && detail::row_is_finite(&c.d, 1) &&
+        detail::row_is_finite(&c.beta, 1) && !detail::row_is_finite(numbers, 3))
+      raise(op + ": lambda_p is " + detail::number_text(c.p) + ", lambda_i " + detail::number_text(c.i) +
+            ", lambda_d " + detail::number_text(c.d) + " and beta " + detail::number_text(c.beta) +
+            ", wanted numbers whose sums and products are finite");
   }
   template <class In>
   Index out_width(const In& head) const {
