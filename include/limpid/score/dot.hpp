@@ -17,7 +17,8 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// A scale that is not set: 1 / sqrt(d).
+/// A scale that is not set: 1 / sqrt(d). One that is set is at most 2^-20 of the largest number of the arrays' scalar
+/// in size, so that scores are numbers while products of rows are below 2^20.
 inline constexpr std::nullopt_t default_scale = std::nullopt;
 
 struct SoftmaxOptions {
@@ -58,7 +59,7 @@ S scale_of(const std::optional<double>& scale, Index width) {
 }
 template <class S>
 void check_scale(const char* op, const char* name, const std::optional<double>& scale) {
-  if (scale) check_finite<S>(op, name, *scale);
+  if (scale) check_factor<S>(op, name, *scale);
 }
 
 inline void check_qk(const char* op, const Dims& dims, Index dq, Index dk) {
