@@ -161,7 +161,7 @@ void whole_rows(View<S> block, S* copy, const S*& rows, Index& stride) {
   stride = padded<P>(block.cols);
   rows = copy;
   for (Index i = 0; i < block.rows; ++i) {
-    for (Index c = 0; c < block.cols; ++c) copy[i * stride + c] = block(i, c);
+    copy_row<P>(block.row(i), copy + i * stride, block.cols);
     for (Index c = block.cols; c < stride; ++c) copy[i * stride + c] = S(0);
   }
 }
@@ -417,8 +417,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
               plan.moments[p].sums[chunk] +=
                   moment_of_tile<P>({ds[t], ld, q0, nq, k0, nk}, plan.moments[p].q, moment_keys[p]);
         if (map.dbias)
-          for (Index i = 0; i < nq; ++i)
-            for (Index j = 0; j < nk; ++j) map.dbias[k0 + j] += ds[t][i * ld + j];
+          for (Index i = 0; i < nq; ++i) add_row<P>(ds[t] + i * ld, map.dbias + k0, nk);
         const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
         const bool by_pair = map.scores.by_pair();
         if (by_pair && dq[t].given()) {
