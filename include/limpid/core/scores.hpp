@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <array>
 
-#include "simd.hpp"
+#include "rows.hpp"
 #include "workspace.hpp"
 
 namespace limpid {
@@ -120,7 +120,10 @@ struct Scores {
   /// The additive part of keys [k0, k0 + nk) as seen by queries counted from q0. Only minus infinity is no key: what
   /// would become it by a sum stays the lowest number.
   void starts(Index q0, Index k0, Index nk, S* out) const {
-    for (Index r = 0; r < nk; ++r) out[r] = bias ? bias[k0 + r] : S(0);
+    if (bias)
+      copy_row<Native<S>>(bias + k0, out, nk);
+    else
+      std::fill(out, out + nk, S(0));
     if constexpr (Mods::starts && !Mods::values) {
       const S lowest = lowest_number<S>(), none = minus_infinity<S>();
       for (Index r = 0; r < nk; ++r) {
