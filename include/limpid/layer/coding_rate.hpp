@@ -81,11 +81,12 @@ class OneRate {
     Mat<W> d;
     if (y_.size() == 0) return y_;
     if (y_.rows() < y_.cols()) {
-      d = cholesky_.solve(y_);
+      d = y_;
+      solve(d);
     } else {
-      const Mat<W> turned = y_.transpose();
-      const Mat<W> solved = cholesky_.solve(turned);
-      d = solved.transpose();
+      Mat<W> turned = y_.transpose();
+      solve(turned);
+      d = turned.transpose();
     }
     d *= g * alpha_;
     if (inverse_.size() > 0)  // y = x / |x|: dx = (dy - y <y, dy>) / |x|
@@ -97,6 +98,25 @@ class OneRate {
   }
 
  private:
+  /// b = (L L^T)^-1 b by rows: Eigen's solvers leave the vectors of their small triangles to -O3. Columns in blocks
+  /// that stay in the second cache.
+  void solve(Mat<W>& b) const {
+    const auto& l = cholesky_.matrixLLT();
+    constexpr Index block = 128;
+    for (Index c = 0; c < b.cols(); c += block) {
+      const Index cols = std::min(block, b.cols() - c);
+      const auto row = [&](Index i) { return b.data() + i * b.cols() + c; };
+      for (Index i = 0; i < b.rows(); ++i) {
+        for (Index j = 0; j < i; ++j) add_scaled_row<P>(row(i), -l(i, j), row(j), row(i), cols);
+        scale_row<P>(W(1) / l(i, i), row(i), row(i), cols);
+      }
+      for (Index i = b.rows(); i-- > 0;) {
+        for (Index j = i + 1; j < b.rows(); ++j) add_scaled_row<P>(row(i), -l(j, i), row(j), row(i), cols);
+        scale_row<P>(W(1) / l(i, i), row(i), row(i), cols);
+      }
+    }
+  }
+
   Context context_;
   W alpha_, value_ = 0;
   Mat<W> y_, inverse_;
