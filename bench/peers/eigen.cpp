@@ -13,11 +13,9 @@ const PeerStatus& eigen_status() {
   static const PeerStatus status = [] {
     const std::string version = std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) + "." +
                                 std::to_string(EIGEN_MINOR_VERSION);
-    PeerStatus s =
-        judged("Eigen " + version + "; its own products, " + Eigen::SimdInstructionSetsInUse(),
-               product_seconds([](const auto& a, const auto& b, auto& c) { EigenProducts<float>::nn(1.0f, a, b, c); }));
-    s.used = true;  // what there is without any library
-    return s;
+    return judged(
+        "Eigen " + version + "; its own products, " + Eigen::SimdInstructionSetsInUse(),
+        product_seconds([](const auto& a, const auto& b, auto& c) { EigenProducts<float>::nn(1.0f, a, b, c); }), true);
   }();
   return status;
 }

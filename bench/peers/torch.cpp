@@ -42,7 +42,7 @@ class Server {
         if (candidate.empty() || !start(candidate)) continue;
         const std::string hello = line();
         if (hello.rfind("torch", 0) == 0 && hello.substr(0, 7) >= oldest) {
-          const PeerStatus s = judged(hello, best_of_three([this] { return ask("product " + size()); }));
+          const PeerStatus s = judged(hello, best_of_ten([this] { return ask("product " + size()); }));
           if (s.used || !found_) status_ = s;
           found_ = true;
           if (s.used) return;

@@ -155,7 +155,11 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
         L::store(dbeta + c, L::load(dbeta + c) + g);
       });
       if (!grad.x.given()) continue;
-      const S level = row_sum<P>(t, width) / S(double(width)), slope = vector_dot<P>(t, xh, width) / S(double(width));
+      const S along = sum_lanes<P>(width, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        return L::load(t + c) * L::load(xh + c);
+      });
+      const S level = row_sum<P>(t, width) / S(double(width)), slope = along / S(double(width));
       S* to = grad.x.row(i);
       for_lanes<P>(width, [&](auto policy, Index c) {
         using L = decltype(policy);
