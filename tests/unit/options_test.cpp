@@ -176,10 +176,9 @@ TEST_CASE("Sizes that make no sense are refused, however large") {
   limpid::Saved<decltype(op), double> saved;
   limpid::forward(op, qkv(r.q, r.k, r.v), r.out, {.saved = &saved});
   Mat<double> block(2, 2);
-  for (const auto& [q0, k0] :
-       std::vector<std::pair<Index, Index>>{{most, 0}, {0, most}, {least, 0}, {0, least}, {5, 0}})
+  for (const auto& at : std::vector<std::pair<Index, Index>>{{most, 0}, {0, most}, {least, 0}, {0, least}, {5, 0}})
     CHECK(error_of([&] {
-            limpid::map_block(op, qkv(r.q, r.k, r.v), saved, q0, k0, block);
+            limpid::map_block(op, qkv(r.q, r.k, r.v), saved, at.first, at.second, block);
           }).find("softmax: map block 2 x 2 at ") == 0);
 }
 
