@@ -176,10 +176,9 @@ TEST_CASE("Sizes that make no sense are refused, however large") {
   limpid::Saved<decltype(op), double> saved;
   limpid::forward(op, qkv(r.q, r.k, r.v), r.out, {.saved = &saved});
   Mat<double> block(2, 2);
-  for (const auto& [q0, k0] :
-       std::vector<std::pair<Index, Index>>{{most, 0}, {0, most}, {least, 0}, {0, least}, {5, 0}})
+  for (const auto& at : std::vector<std::pair<Index, Index>>{{most, 0}, {0, most}, {least, 0}, {0, least}, {5, 0}})
     CHECK(error_of([&] {
-            limpid::map_block(op, qkv(r.q, r.k, r.v), saved, q0, k0, block);
+            limpid::map_block(op, qkv(r.q, r.k, r.v), saved, at.first, at.second, block);
           }).find("softmax: map block 2 x 2 at ") == 0);
 }
 
@@ -247,7 +246,7 @@ TEMPLATE_TEST_CASE("A scale so large that sums of scores overflow is refused; on
   check_option<S>("twicing: alpha is ", {2 * limit}, {1.0}, [](double x) { return limpid::twicing({.alpha = x}); });
   check_option<S>("pid: lambda_p is ", {limit * 0x1p21}, {1.0}, [](double x) { return limpid::pid({.lambda_p = x}); });
   Mat<S> slopes(1, 1);
-  for (double slope : {none_such, inf, -inf, 2 * limit}) {
+  for (double slope : {inf, -inf, 2 * limit}) {
     slopes(0, 0) = S(slope);
     CHECK(r.error(limpid::softmax(limpid::alibi(slopes))).find("softmax: an ALiBi slope is ") == 0);
     CHECK(r.error(limpid::softmax(limpid::alibi_symmetric(slopes))).find("softmax: an ALiBi slope is ") == 0);
@@ -360,8 +359,6 @@ TEMPLATE_TEST_CASE("Parameters that are not finite are refused by name, in opera
       pid, "lambda_d", two, [](auto& in, View<S> a) { in.lambda_d = a; }, plain);
   refused(
       pid, "beta", two, [](auto& in, View<S> a) { in.beta = a; }, plain);
-  refused(
-      limpid::nlm(), "h", two, [](auto& in, View<S> a) { in.h = a; }, plain);
   const auto differential = limpid::differential();
   const Mat<S> wide = Mat<S>::Random(6, 8), vectors = Mat<S>::Random(2, 3), gamma = Mat<S>::Random(2, 2);
   const limpid::QKV<View<S>> both = qkv(wide, wide, r.v);
@@ -372,6 +369,16 @@ TEMPLATE_TEST_CASE("Parameters that are not finite are refused by name, in opera
   refused(
       differential, "lambda_k2", vectors,
       [&](auto& in, View<S> a) { in.lambda_q1 = in.lambda_k1 = in.lambda_q2 = vectors, in.lambda_k2 = a; }, both);
+
+  // a bandwidth may be infinite: all keys alike
+  for (double h : {none_such, -inf, 0.0, inf}) {
+    Mat<S> bandwidth(1, 1);
+    bandwidth(0, 0) = S(h);
+    limpid::Inputs<std::remove_const_t<decltype(limpid::nlm())>, S> in{.q = r.q, .k = r.k, .v = r.v, .h = bandwidth};
+    const std::string found = error_of([&] { limpid::forward(limpid::nlm(), in, out); });
+    CHECK(found.find(h > 0 ? "" : "nlm: h is ") == 0);
+    CHECK(found.empty() == (h > 0));
+  }
 
   // finite ones whose products are not
   const S most = std::numeric_limits<S>::max();

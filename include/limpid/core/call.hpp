@@ -303,6 +303,8 @@ const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dim
   for (Index h = 0; h < different; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
   Inputs<Op, S>::visit(
       [&](const char* field, Role role, const View<S>& v) {
+        if constexpr (requires { op.score.checks(field); })
+          if (op.score.checks(field)) return;
         if (role == Role::head) check_parameters<S>(name, field, v);
       },
       in);

@@ -63,7 +63,12 @@ template <class S>
 bool loses_digits(const KernelTerm<S>& term, View<S> q, const Index* asking, Index askers, View<S> k, const Index* seen,
                   Index count) {
   using std::sqrt;
-  constexpr double nothing = 1, some = 8, much = 32, near = 4;
+#if defined(__FMA__) || defined(__ARM_NEON)
+  constexpr double some = 8;
+#else
+  constexpr double some = 5;  // products are rounded too
+#endif
+  constexpr double nothing = 1, much = 32, near = 4;
   constexpr Index narrow = 4, fewest = 16, most = 256;
   const auto farther = [](View<S> x, Index i, double& most_so_far) {
     const double square = double(squared_norm(x, i));

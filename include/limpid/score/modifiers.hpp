@@ -403,7 +403,9 @@ struct Alibi : Modifier {
       detail::raise_modifier(op, "ALiBi slopes", slopes.rows, slopes.cols,
                              "one number a head, H = " + detail::text_of(h));
     if constexpr (std::is_constructible_v<double, S>)
-      for (Index i = 0; i < count; ++i) detail::check_factor<S>(op, "an ALiBi slope", double(*entry(slopes, i)));
+      for (Index i = 0; i < count; ++i)
+        if (const double slope = double(*entry(slopes, i)); !std::isnan(slope))  // which comes out, as from any table
+          detail::check_factor<S>(op, "an ALiBi slope", slope);
     if (dslopes.given() && dslopes.rows * dslopes.cols != count)
       detail::raise_modifier(op, "gradient of the ALiBi slopes", dslopes.rows, dslopes.cols,
                              detail::text_of(count) + " numbers");
