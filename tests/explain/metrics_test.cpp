@@ -97,6 +97,36 @@ TEST_CASE("a flat heat map has no foreground; 0.29 of 100 tokens are 29, whichev
   }
 }
 
+TEST_CASE("areas under curves are their trapezoids; of classes as probable as each other the first is predicted") {
+  const Index batch = 2, n = 7;
+  const M x = random(batch * n, 2, 31), r = random(batch, n, 32);
+  const auto model = [&](const M& in) {
+    M p = M::Zero(batch, 3);
+    for (Index i = 0; i < in.rows(); ++i) p(i / n, i % 3) += in(i, 0) * in(i, 0) + in(i, 1);
+    return p;
+  };
+  const limpid::Perturbation found =
+      limpid::Perturber<double>(x, r, {}, {0, 2}, model).curves({.fractions = {0.1, 0.2, 0.7}});
+  const auto trapezoids = [&](const M& curve, Index b) {
+    double sum = 0;
+    for (Index k = 0; k < n; ++k) sum += (curve(b, k) + curve(b, k + 1)) / 2 / double(n);
+    return sum;
+  };
+  for (Index b = 0; b < batch; ++b) {
+    CHECK(found.deletion_auc[std::size_t(b)] == Approx(trapezoids(found.deletion, b)).epsilon(1e-13));
+    CHECK(found.insertion_auc[std::size_t(b)] == Approx(trapezoids(found.insertion, b)).epsilon(1e-13));
+  }
+  const auto over_fractions = [](const std::vector<double>& y) {
+    return (0.1 * (y[0] + y[1]) / 2 + 0.5 * (y[1] + y[2]) / 2) / 0.6;
+  };
+  CHECK(found.positive_auc == Approx(over_fractions(found.positive_accuracy)).epsilon(1e-13));
+  CHECK(found.negative_auc == Approx(over_fractions(found.negative_accuracy)).epsilon(1e-13));
+
+  M p(3, 3);
+  p << 0.2, 0.4, 0.4, 0.3, 0.3, 0.3, 0.5, 0, 0.5;
+  CHECK(limpid::predicted_classes(p) == std::vector<Index>{1, 0, 0});
+}
+
 TEST_CASE("scores refuse what does not fit") {
   const M a = random(1, 4, 1), b = random(1, 5, 2), x = random(8, 2, 3), r = random(2, 4, 4);
   const auto model = [](const M&) { return M(M::Zero(2, 3)); };
