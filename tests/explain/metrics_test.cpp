@@ -97,6 +97,36 @@ TEST_CASE("a flat heat map has no foreground; 0.29 of 100 tokens are 29, whichev
   }
 }
 
+TEST_CASE("areas under curves are their trapezoids; of classes as probable as each other the first is predicted") {
+  const Index batch = 2, n = 7;
+  const M x = random(batch * n, 2, 31), r = random(batch, n, 32);
+  const auto model = [&](const M& in) {
+    M p = M::Zero(batch, 3);
+    for (Index i = 0; i < in.rows(); ++i) p(i / n, i % 3) += in(i, 0) * in(i, 0) + in(i, 1);
+    return p;
+  };
+  const limpid::Perturbation found =
+      limpid::Perturber<double>(x, r, {}, {0, 2}, model).curves({.fractions = {0.1, 0.2, 0.7}});
+  const auto trapezoids = [&](const M& curve, Index b) {
+    double sum = 0;
+    for (Index k = 0; k < n; ++k) sum += (curve(b, k) + curve(b, k + 1)) / 2 / double(n);
+    return sum;
+  };
+  for (Index b = 0; b < batch; ++b) {
+    CHECK(found.deletion_auc[std::size_t(b)] == Approx(trapezoids(found.deletion, b)).epsilon(1e-13));
+    CHECK(found.insertion_auc[std::size_t(b)] == Approx(trapezoids(found.insertion, b)).epsilon(1e-13));
+  }
+  const auto over_fractions = [](const std::vector<double>& y) {
+    return (0.1 * (y[0] + y[1]) / 2 + 0.5 * (y[1] + y[2]) / 2) / 0.6;
+  };
+  CHECK(found.positive_auc == Approx(over_fractions(found.positive_accuracy)).epsilon(1e-13));
+  CHECK(found.negative_auc == Approx(over_fractions(found.negative_accuracy)).epsilon(1e-13));
+
+  M p(3, 3);
+  p << 0.2, 0.4, 0.4, 0.3, 0.3, 0.3, 0.5, 0, 0.5;
+  CHECK(limpid::predicted_classes(p) == std::vector<Index>{1, 0, 0});
+}
+
 TEST_CASE("scores refuse what does not fit") {
   const M a = random(1, 4, 1), b = random(1, 5, 2), x = random(8, 2, 3), r = random(2, 4, 4);
   const auto model = [](const M&) { return M(M::Zero(2, 3)); };
@@ -165,9 +195,11 @@ TEMPLATE_TEST_CASE("numbers that differ by roundings alone correlate with nothin
   for (double level : {0.1, 1.0 / 3, -7.7, 1e-20, 1e20}) {
     Mat<S> a = Mat<S>::Constant(1, 30, S(level));
     CHECK(limpid::pearson(a, b) == 0);
+    CHECK(limpid::pearson(b, a) == 0);
     CHECK(limpid::pearson(a, a) == 0);
     for (Index j = 0; j < 30; j += 2) a(0, j) = std::nextafter(a(0, j), S(0));
     CHECK(limpid::pearson(a, b) == 0);
+    CHECK(limpid::pearson(b, a) == 0);
     a(0, 3) += S(level) * S(1e-3);
     CHECK(limpid::pearson(a, a) > 0.99);
   }
@@ -222,4 +254,112 @@ TEST_CASE("entries that are no finite numbers: ranks take infinite ones, sums re
   CHECK(suite::error_of([&] {
           limpid::predicted_classes(p);
         }).find("predicted_classes: probability 1 of input 0 is NaN") == 0);
+}
+
+namespace {
+
+using Real = long double;
+
+/// How many of r are greater, or as great and earlier: the place of entry j in its order.
+Index place(const M& r, Index j) {
+  Index before = 0;
+  for (Index i = 0; i < r.cols(); ++i) before += r(0, i) > r(0, j) || (r(0, i) == r(0, j) && i < j);
+  return before;
+}
+/// Its rank from 1, counted from below: those that are less, and half of the others that are as great.
+M ranks(const M& r) {
+  M out(1, r.cols());
+  for (Index j = 0; j < r.cols(); ++j) {
+    double less = 0, same = 0;
+    for (Index i = 0; i < r.cols(); ++i) less += r(0, i) < r(0, j), same += r(0, i) == r(0, j);
+    out(0, j) = less + (same + 1) / 2;
+  }
+  return out;
+}
+Real over(Real a, Real b) { return b == 0 ? 0 : a / b; }
+
+/// Average precision, a threshold at each value there is.
+Real average_precision(const std::vector<std::pair<Real, bool>>& pool) {
+  Real all = 0, sum = 0;
+  for (const auto& [score, truth] : pool) all += truth;
+  for (const auto& [score, truth] : pool) {
+    if (!truth) continue;
+    Real taken = 0, right = 0;  // with this one's score as the threshold
+    for (const auto& other : pool)
+      if (other.first >= score) taken += 1, right += other.second;
+    sum += right / taken;
+  }
+  return over(sum, all);
+}
+
+}  // namespace
+
+TEST_CASE("scores are their definitions, where many entries are equal, none is on the object, or all are zero") {
+  suite::Random random(21);
+  for (int times = 0; times < 300; ++times) {
+    const Index n = 1 + random.below(12), values = 1 + random.below(4);
+    M a(1, n), b(1, n);
+    Mat<bool> mask(1, n);
+    const Index dense = random.below(4);  // 0: nothing is on the object; 3: everything
+    for (Index j = 0; j < n; ++j) {
+      a(0, j) = double(random.below(values) - values / 2);
+      b(0, j) = double(random.below(values));
+      mask(0, j) = random.below(3) < dense;
+    }
+    INFO("a " << a << ", b " << b << ", mask " << mask);
+    Real sum = 0, differences = 0, entropy = 0, positive = 0, on = 0, size = 0, found = 0, least = a(0, 0),
+         most = least;
+    for (Index i = 0; i < n; ++i) {
+      const Real x = a(0, i);
+      sum += std::abs(x), positive += std::max<Real>(0, x), size += mask(0, i);
+      on += mask(0, i) ? std::max<Real>(0, x) : 0;
+      for (Index j = 0; j < n; ++j) differences += std::abs(std::abs(x) - std::abs(Real(a(0, j))));
+      least = std::min(least, x), most = std::max(most, x);
+    }
+    for (Index j = 0; j < n; ++j) {
+      if (a(0, j) != 0) entropy -= std::abs(Real(a(0, j))) / sum * std::log(std::abs(Real(a(0, j))) / sum);
+      found += mask(0, j) && Real(place(a, j)) < size;
+      CHECK(limpid::relevance_order(a)[std::size_t(place(a, j))] == j);
+      CHECK(limpid::relevance_order(a, limpid::RemovalOrder::negative)[std::size_t(place(M(-a), j))] == j);
+    }
+    const auto same = [](double is, Real wanted) {
+      return std::abs(Real(is) - wanted) <= 1e-14L * (1 + std::abs(wanted));
+    };
+    const auto flat = [](const M& r) { return (r.array() == r(0, 0)).all(); };
+    const bool none = flat(a) || flat(b);
+    CHECK(same(limpid::pearson(a, b), none ? 0 : pearson_by_definition(a, b)));
+    CHECK(same(limpid::spearman(a, b), none ? 0 : pearson_by_definition(ranks(a), ranks(b))));
+    for (Index k = 1; k <= n; ++k) {
+      Real both = 0;
+      for (Index j = 0; j < n; ++j) both += place(a, j) < k && place(b, j) < k;
+      CHECK(same(limpid::top_k_overlap(a, b, k), both / Real(k)));
+    }
+    CHECK(same(limpid::gini(a), over(differences, 2 * Real(n) * sum)));
+    CHECK(same(limpid::relevance_entropy(a), entropy));
+    CHECK(same(limpid::mass_accuracy(a, mask), over(on, positive)));
+    CHECK(same(limpid::rank_accuracy(a, mask), over(found, size)));
+    for (Index j = 0; j < n; ++j)
+      if (place(a, j) == 0) CHECK(limpid::pointing(a, mask) == mask(0, j));
+
+    Real mean = 0, right = 0, hit[2] = {}, either[2] = {}, said = 0;
+    std::vector<std::pair<Real, bool>> pool;
+    const auto heat = [&](Index j) { return over(Real(a(0, j)) - least, most - least); };
+    for (Index j = 0; j < n; ++j) mean += heat(j) / Real(n);
+    bool close = false;  // to the mean, where rounding decides
+    for (Index j = 0; j < n; ++j) {
+      const bool truth = mask(0, j), is = heat(j) > mean;
+      close |= most > least && std::abs(heat(j) - mean) < 1e-12L;
+      right += truth == is, said += is;
+      for (const bool c : {false, true}) hit[c] += truth == c && is == c, either[c] += truth == c || is == c;
+      pool.emplace_back(double(1 - heat(j)), !truth), pool.emplace_back(double(heat(j)), truth);
+    }
+    if (close) continue;
+    const limpid::Segmentation s = limpid::segmentation(a, mask);
+    CHECK(same(s.pixel_accuracy, right / Real(n)));
+    CHECK(same(s.background_iou, over(hit[0], either[0])));
+    CHECK(same(s.foreground_iou, over(hit[1], either[1])));
+    CHECK(same(s.f1[0], over(2 * hit[1], said + size)));
+    // of thirds 1 - 1/3 and 2/3 are not the same number
+    if (most - least != 3) CHECK(same(s.average_precision[0], average_precision(pool)));
+  }
 }

@@ -131,6 +131,18 @@ TEST_CASE(
           CHECK(distance(limpid::numeric_gradient(p, value), g) < 1e-8);
         },
         layers[l], grads[l]);
+  // once more, added to what is there
+  const M once = dx;
+  const std::vector<AotArgs<M>> grads_once = grads;
+  stack.backward(x, layers, saved, dout, dx, grads, {.accumulate = true});
+  CHECK(distance(dx, 2 * once) < 1e-13);
+  for (std::size_t l = 0; l < layers.size(); ++l)
+    AotArgs<M>::visit(
+        [&](const char* name, const M& two, const M& one) {
+          INFO(name << " of layer " << l);
+          if (one.size() > 0) CHECK(distance(two, 2 * one) < 1e-13);
+        },
+        grads[l], grads_once[l]);
   // causal: row i hangs on rows 0 .. i alone
   M later = x, changed(9, 6);
   later.row(8).setConstant(4);

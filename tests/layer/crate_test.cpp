@@ -1,5 +1,6 @@
 // limpid: tests of the ISTA step, the CRATE block, coding rates and the share of energy in subspaces.
 // SPDX-License-Identifier: MIT
+#include <limits>
 #include <limpid/layer/crate.hpp>
 #include <limpid/layer/subspaces.hpp>
 
@@ -54,6 +55,20 @@ TEST_CASE("ista: eta 0, the identity, an orthogonal dictionary and a huge lambda
   plain_ista(0.1, 1e6).backward(p, saved, x, g);
   CHECK(g.x.isZero(0));
   CHECK(g.dictionary.isZero(0));
+}
+
+TEST_CASE("ista: a token that is not finite shows, in its own row alone") {
+  const M x = random(11, 9, 1), w = random(9, 9, 2), fine = ista(plain_ista(0.1, 0.1), x, w);
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::infinity()})
+    for (const Index at : {Index(0), Index(8)}) {
+      M odd = x;
+      odd(5, at) = bad;
+      const M out = ista(plain_ista(0.1, 0.1), odd, w);
+      for (Index i = 0; i < 11; ++i) {
+        if (i == 5 && std::isnan(bad)) CHECK(out.row(i).array().isNaN().all());
+        if (i != 5) CHECK(distance(out.row(i), fine.row(i)) == 0);
+      }
+    }
 }
 
 TEST_CASE("ista does not raise its objective where tokens are not negative and eta is at most 1 / |W|^2") {

@@ -113,3 +113,28 @@ TEST_CASE(
       }
   }
 }
+
+TEST_CASE("Measurements of nothing: no tokens, or tokens of no width, cost no nats, and have no entries to count.") {
+  for (const auto& [n, d] : std::vector<std::pair<Index, Index>>{{0, 6}, {5, 0}, {0, 0}})
+    for (const bool normalise : {false, true}) {
+      INFO(n << " x " << d << ", normalise " << normalise);
+      const limpid::CodingRateOptions options{.normalise = normalise};
+      const Mat<double> x(n, d), u = Mat<double>::Ones(d, 4);
+      Mat<double> dx(n, d), du = Mat<double>::Constant(d, 4, 7), share(n, 2);
+      CHECK(limpid::coding_rate(x, options) == 0);
+      limpid::coding_rate_backward(x, 1, dx, options);
+      CHECK(limpid::subspace_coding_rate(x, u, options) == 0);
+      limpid::subspace_coding_rate_backward(x, u, 1, dx, du, options);
+      CHECK(du.isZero(0));
+      CHECK(limpid::nonzero_share(x) == 0);
+      const auto measured = limpid::rate_reduction(x, u, options);
+      CHECK((measured.rate == 0 && measured.rate_c == 0 && measured.nonzero == 0 && measured.entries == 0));
+      limpid::subspace_energy(x, u, share);
+      CHECK(share.isZero(0));
+    }
+  // a class without tokens has no ratio, one without noise an infinite one
+  const Mat<double> u = Mat<double>::Identity(3, 3), x = 2 * Mat<double>::Identity(3, 3).topRows(1);
+  const auto snr = limpid::subspace_snr(x, u, {0}, 3);
+  CHECK(std::isinf(snr[0]));
+  CHECK((std::isnan(snr[1]) && std::isnan(snr[2])));
+}

@@ -59,6 +59,14 @@ TEST_CASE("dot and dot is plain attention of scale 1 on joined rows, and so are 
   CHECK(distance(dv, dvalues) < 1e-14);
 }
 
+TEST_CASE("scales are those of the widths of content and positions, each its own, unless they are given") {
+  const Problem p(7, 9, 4, 3);
+  const auto out = [&](const limpid::BilateralOptions& options) {
+    return limpid::forward(bilateral(options), In{.q = p.q, .k = p.k, .v = p.v, .a = p.a, .b = p.b});
+  };
+  CHECK(distance(out({}), out({.scale = 1 / std::sqrt(4.0), .pscale = 1 / std::sqrt(3.0)})) < 1e-15);
+}
+
 TEST_CASE("positions that say nothing leave plain attention, or nlm") {
   const Problem p(6, 8);
   const M zero = M::Zero(6, 3), far = number(1e9), h = number(0.8), pq = p.a.leftCols(2), pk = p.b.leftCols(2);

@@ -187,3 +187,70 @@ TEST_CASE("the fused map g A+ - (1 - g) A- is seen in blocks and at work") {
   const M g = (1 / (1 + (-z.array()).exp())).matrix(), rest = (1 / (1 + z.array().exp())).matrix();
   CHECK(distance(whole, g.col(0).asDiagonal() * first - rest.col(0).asDiagonal() * second) < 1e-15);
 }
+
+TEST_CASE("each map that can be shown is its formula over many blocks: whole, in part, its products, its entropies") {
+  for (const auto& [n, m] : std::vector<std::pair<Index, Index>>{{150, 150}, {70, 210}, {210, 90}}) {
+    const Head h(n, m, 3, 4);
+    const M z = random(n, 1, 5, 2), x = random(m, 3, 8), y = random(2, n, 9);
+    auto op = differential_gated(limpid::causal());
+    using CausalOp = decltype(op);
+    const limpid::Inputs<CausalOp, double> in{.q = h.q, .k = h.k, .v = h.v, .z = z};
+    limpid::Saved<CausalOp, double> saved;
+    M out(n, 4);
+    limpid::forward(op, in, out, {.saved = &saved});
+    const auto weights = [&, n = n, m = m](const M& q, const M& k) {
+      M a = M::Zero(n, m);
+      for (Index i = 0; i < n; ++i) {
+        double sum = 0;
+        for (Index j = 0; j < m && j - i <= m - n; ++j)
+          sum += a(i, j) = std::exp(q.row(i).dot(k.row(j)) / std::sqrt(3.0));
+        if (sum > 0) a.row(i) /= sum;
+      }
+      return a;
+    };
+    const M a[2] = {weights(h.q1, h.k1), weights(h.q2, h.k2)};
+    M effective = a[0];
+    for (Index i = 0; i < n; ++i)
+      effective.row(i) = a[0].row(i) / (1 + std::exp(-z(i, 0))) - a[1].row(i) / (1 + std::exp(z(i, 0)));
+    for (const Shown shown : {Shown::first, Shown::second, Shown::effective}) {
+      op.options.shown = shown;
+      const M& map = shown == Shown::effective ? effective : a[shown == Shown::second];
+      INFO("n " << n << ", m " << m << ", shown " << static_cast<int>(shown));
+      M whole(n, m), part(33, 70), right(n, 3), left(2, m), entropy(n, 1);
+      limpid::map_block(op, in, saved, 0, 0, whole);
+      CHECK(distance(whole, map) < 1e-14);
+      for (const Index q0 : {Index(0), Index(31), n - 33})
+        for (const Index k0 : {Index(1), m - 70}) {
+          limpid::map_block(op, in, saved, q0, k0, part);
+          CHECK(distance(part, map.block(q0, k0, 33, 70)) < 1e-14);
+        }
+      limpid::map_right(op, in, saved, x, right);
+      CHECK(distance(right, map * x) < 1e-13);
+      limpid::map_left(op, in, saved, y, left);
+      CHECK(distance(left, y * map) < 1e-13);
+      if (shown == Shown::effective) continue;
+      limpid::map_entropy(op, in, saved, entropy);
+      for (Index i = 0; i < n; ++i) {
+        double want = 0;
+        for (Index j = 0; j < m; ++j)
+          if (map(i, j) > 0) want -= map(i, j) * std::log(map(i, j));
+        CHECK(std::abs(entropy(i, 0) - want) < 1e-12);
+      }
+    }
+  }
+}
+
+TEST_CASE("where a gate is closed only the other map is left, and an infinite number weighed by it stays infinite") {
+  const Head h(7, 9, 3, 4);
+  M z = random(7, 1, 5, 2), y = random(2, 7, 9);
+  z(4, 0) = inf;  // g = 1
+  y(1, 4) = inf;
+  const auto op = differential_gated();
+  const In in{.q = h.q, .k = h.k, .v = h.v, .z = z};
+  limpid::Saved<Op, double> saved;
+  M out(7, 4), left(2, 9);
+  limpid::forward(op, in, out, {.saved = &saved});
+  limpid::map_left(op, in, saved, y, left);
+  CHECK(left.row(0).allFinite());
+  CHECK((left.row(1).array() == inf).all());
+}

@@ -182,6 +182,28 @@ TEMPLATE_TEST_CASE("A NaN in a table of a modifier comes out where a pair that i
   }
 }
 
+TEMPLATE_TEST_CASE("An infinite amount of a key, or a NaN, shows in the rows that keep it, and in no others.", "",
+                   float, double) {
+  using S = TestType;
+  const auto s = sizes(40, 70);
+  const auto p = problem<S>(s, 10);
+  for (const S bad : {std::numeric_limits<S>::infinity(), std::numeric_limits<S>::quiet_NaN()})
+    for (const Index at : {Index(0), Index(35), Index(69)}) {
+      Mat<S> keys = Mat<S>::Constant(1, s.m, S(0.25));
+      keys(0, 40) = S(2000);  // far from 0: there is a level
+      keys(0, at) = bad;
+      Law<S> law;
+      law.name = "a key bias of " + std::to_string(double(bad)) + " at " + std::to_string(at);
+      law.first_start = limpid::key_bias(keys);
+      law.mask = limpid::window(9, 2), law.keep = [](const At& a) { return sees_window(a, 9, 2); };
+      law.formulas = {
+          {[&](Real x, const At& a) { return x + (std::isfinite(keys(0, a.k)) ? Real(keys(0, a.k)) : laws::nan); }}};
+      Way way;
+      way.looks = false;
+      holds(law, p, way);
+    }
+}
+
 TEMPLATE_TEST_CASE("A NaN query that keeps nothing, and a NaN key that nobody keeps, change nothing.", "", float,
                    double) {
   using S = TestType;

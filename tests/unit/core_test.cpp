@@ -1,5 +1,7 @@
 // limpid: views, overlap, and the workspace.
 // SPDX-License-Identifier: MIT
+#include <limits>
+#include <limpid/core/context.hpp>
 #include <limpid/core/workspace.hpp>
 
 #include "support/catch.hpp"
@@ -79,4 +81,26 @@ TEST_CASE("A workspace has an arena for every worker and one for the call.") {
   CHECK(common == &workspace.common());
   CHECK(second == &workspace.worker(1));
   CHECK(common != &workspace.worker(0));
+}
+
+TEMPLATE_TEST_CASE("An array is finite where each of its entries is, whatever its shape and wherever the other lies.",
+                   "", float, double) {
+  using S = TestType;
+  const S inf = std::numeric_limits<S>::infinity(), most = std::numeric_limits<S>::max();
+  for (Index rows = 0; rows <= 11; ++rows)
+    for (const Index cols : {0, 1, 3, 8, 17}) {
+      Mat<S> m = Mat<S>::Constant(rows, cols + 2, most);  // whose sums would overflow
+      const View<S> v = View<S>(m).block(0, 1, rows, cols);
+      bool fine = limpid::detail::holds_finite(v), found = true;
+      for (Index i = 0; i < rows; ++i)
+        for (Index c = 0; c < cols + 2; ++c)
+          for (const S bad : {inf, -inf, std::numeric_limits<S>::quiet_NaN()}) {
+            m(i, c) = bad;
+            found &= limpid::detail::holds_finite(v) == (c == 0 || c == cols + 1);  // beside it is not in it
+            m(i, c) = most;
+          }
+      INFO(rows << " x " << cols);
+      CHECK(fine);
+      CHECK(found);
+    }
 }

@@ -1,6 +1,7 @@
 // limpid: executors with operators on them: what a thread sanitizer watches, small enough to be built for it.
 // SPDX-License-Identifier: MIT
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <limpid/exec/thread_pool.hpp>
 #include <limpid/op/softmax.hpp>
@@ -102,6 +103,29 @@ TEST_CASE("The first exception of a task comes out of a pool, which goes on work
   CHECK(sum == 4950);
 }
 
+TEST_CASE("Of exceptions of several tasks the first one comes out, and no task is begun after it.") {
+  limpid::ThreadPool pool(3);
+  for (int times = 0; times < 3; ++times) {
+    std::atomic<int> begun{0};
+    const auto all_at_once = [&] {
+      pool.run(3, [&](Index task, int) {
+        ++begun;
+        while (begun != 3) std::this_thread::yield();
+        if (task == 1) throw std::runtime_error("first");
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        throw std::runtime_error("later");
+      });
+    };
+    CHECK_THROWS_WITH(all_at_once(), "first");
+    begun = 0;
+    CHECK_THROWS(pool.run(1000, [&](Index, int) {
+      ++begun;
+      throw std::runtime_error("task");
+    }));
+    CHECK(begun <= 3);  // one a thread at most
+  }
+}
+
 TEST_CASE("Forward and backward have the bits of the serial call on any executor, again and again.") {
   const Problem p;
   limpid::Serial serial;
@@ -191,6 +215,36 @@ TEST_CASE("A pool may be used inside its own tasks, several levels deep, and ins
   team.run(4, [&](Index, int) { same += run(p, team).same_bits(wanted); });
   CHECK(same == 4);
 #endif
+}
+
+TEST_CASE("A task of one pool that calls another one, which is busy, does not wait for it: it does the work itself.") {
+  limpid::ThreadPool busy(3), other(2);
+  std::atomic<int> begun{0}, apart{0};
+  std::atomic<bool> done{false}, in_time{true};
+  std::thread caller([&] {
+    busy.run(3, [&](Index, int) {
+      ++begun;
+      const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+      while (!done && in_time) {
+        if (std::chrono::steady_clock::now() > end) in_time = false;
+        std::this_thread::yield();
+      }
+    });
+  });
+  while (begun != 3) std::this_thread::yield();
+  std::atomic<Index> sum{0};
+  other.run(4, [&](Index, int) {
+    const auto own = std::this_thread::get_id();
+    busy.run(10, [&](Index t, int) {
+      apart += std::this_thread::get_id() != own;
+      sum += t;
+    });
+  });
+  done = true;
+  caller.join();
+  CHECK(in_time);
+  CHECK(apart == 0);
+  CHECK(sum == 4 * 45);
 }
 
 TEST_CASE("Calls of one pool from several threads wait for each other, and none is lost.") {

@@ -309,7 +309,18 @@ TEST_CASE("idx: every length, plain and gzip, members, and bytes that are left o
   CHECK(contains(file(gzip(plain + "x")), "goes on after its last entry"));
   CHECK(contains(file(packed + gzip("x")), "goes on after its last entry"));
   CHECK(contains(file(packed + "xyz"), "damaged"));
-  CHECK(file(plain + "x", 1) == "read");  // a part was asked for
+  for (Index count = 0; count <= 4; ++count) {
+    INFO("of 2 entries " << count);
+    const bool whole = count >= 2;  // else a part was asked for, and no more is looked at
+    CHECK((file(plain + "x", count) == "read") != whole);
+    CHECK((file(gzip(plain + "x"), count) == "read") != whole);
+    CHECK(file(plain, count) == "read");
+  }
+  for (const std::size_t at : {0, 1}) {
+    std::string other = plain;
+    other[at] = 1;
+    CHECK(contains(file(other), "does not start as an IDX file does"));
+  }
   for (std::size_t at = packed.size() - 8; at < packed.size(); ++at) {
     std::string bent = packed;
     bent[at] = static_cast<char>(bent[at] ^ 1);
