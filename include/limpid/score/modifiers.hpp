@@ -605,8 +605,14 @@ struct Chain {
   template <class S>
   S start(const At& a, Index q0) const {
     S s(0);
+    bool first = true;
     each([&](const auto& m) {
-      if (s != detail::minus_infinity<S>()) s = detail::plus(s, m.template start<S>(a, q0));  // masked stays masked
+      if constexpr (std::remove_cvref_t<decltype(m)>::starts) {
+        if (std::exchange(first, false))
+          s = m.template start<S>(a, q0);
+        else if (s != detail::minus_infinity<S>())  // masked stays masked
+          s = detail::plus(s, m.template start<S>(a, q0));
+      }
     });
     return s;
   }
