@@ -166,6 +166,32 @@ TEMPLATE_TEST_CASE("A NaN or infinity comes out exactly where a kept pair brings
   }
 }
 
+TEMPLATE_TEST_CASE("A NaN comes out where a pair is kept, though its weight is so small that it is 0.", "", float,
+                   double) {
+  using S = TestType;
+  const S quiet = std::numeric_limits<S>::quiet_NaN();
+  const auto s = sizes(6, 9, 1, 2, 1);
+  const Masks masks(s);
+  std::size_t count = 0;
+  for (const auto& law : all_laws<S>(s, masks)) {
+    if (count++ % 3 != 0) continue;
+    auto p = problem<S>(s, 11);
+    p.q *= S(400);
+    for (const Index row : {Index(0), Index(4)})
+      for (const char* which : {"k", "v", "dout", "left", "right"}) {
+        auto bad = p;
+        const std::string name = which;
+        Mat<S>& into = name == "k" ? bad.k : name == "v" ? bad.v : name == "dout" ? bad.dout : bad.right;
+        if (name == "left")
+          bad.left(0, row) = quiet;
+        else
+          into(row, into.cols() - 1) = quiet;
+        INFO("NaN in row " << row << " of " << name);
+        holds(law, bad, Way{});
+      }
+  }
+}
+
 TEMPLATE_TEST_CASE("A NaN in a table of a modifier comes out where a pair that is kept reads it.", "", float, double) {
   using S = TestType;
   for (const auto& s : {sizes(6, 7, 2, 2, 1), sizes(40, 70)}) {
