@@ -131,6 +131,22 @@ TEST_CASE("Any pool gives the bits of one thread, gradients of tables included."
   }
 }
 
+TEST_CASE("Relevance has the bits of one thread on any pool, whichever head is taken first.") {
+  for (const Index m : {Index(1), Index(9), Index(21), Index(70)}) {
+    const auto s = sizes(20, m, 3, 2, 2);
+    const auto p = problem<double>(s, 12);
+    Law<double> law;
+    law.name = "nothing";
+    Way way;
+    const auto serial = run(law, p, way);
+    for (const int workers : {0, 3}) {
+      way.workers = workers;
+      INFO(text_of(law, s, way));
+      CHECK(same_bits(run(law, p, way).relevance, serial.relevance));
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("A NaN or infinity comes out exactly where a kept pair brings it in.", "", float, double) {
   using S = TestType;
   const S quiet = std::numeric_limits<S>::quiet_NaN(), large = std::numeric_limits<S>::infinity();
