@@ -67,6 +67,33 @@ TEST_CASE("scales are those of the widths of content and positions, each its own
   CHECK(distance(out({}), out({.scale = 1 / std::sqrt(4.0), .pscale = 1 / std::sqrt(3.0)})) < 1e-15);
 }
 
+TEST_CASE("positions of every item, or of all: a batch is its items one by one, gradients included") {
+  const Index batch = 3, n = 4, m = 6;
+  const Problem p(batch * n, batch * m);
+  for (const bool shared : {false, true}) {
+    const M pq = shared ? M(p.a.topRows(n)) : p.a, pk = shared ? M(p.b.topRows(m)) : p.b;
+    M out(batch * n, 2), one(n, 2), dpq = pq, dpk = pk, sum_q = M::Zero(pq.rows(), 3), sum_k = M::Zero(pk.rows(), 3);
+    limpid::Saved<Op, double> saved, of_one;
+    const auto op = bilateral();
+    const In in{.q = p.q, .k = p.k, .v = p.v, .pq = pq, .pk = pk};
+    limpid::forward(op, in, out, {.batch = batch, .saved = &saved});
+    limpid::backward(op, in, saved, p.dout, {.pq = dpq, .pk = dpk});
+    for (Index b = 0; b < batch; ++b) {
+      const Index i = shared ? 0 : b * n, j = shared ? 0 : b * m;
+      const M own_q = pq.middleRows(i, n), own_k = pk.middleRows(j, m), dout = p.dout.middleRows(b * n, n);
+      const M q = p.q.middleRows(b * n, n), k = p.k.middleRows(b * m, m), v = p.v.middleRows(b * m, m);
+      M dq = own_q, dk = own_k;
+      const In item{.q = q, .k = k, .v = v, .pq = own_q, .pk = own_k};
+      limpid::forward(op, item, one, {.saved = &of_one});
+      limpid::backward(op, item, of_one, dout, {.pq = dq, .pk = dk});
+      CHECK(distance(out.middleRows(b * n, n), one) == 0);
+      sum_q.middleRows(i, n) += dq, sum_k.middleRows(j, m) += dk;
+    }
+    CHECK(distance(dpq, sum_q) < 1e-14);
+    CHECK(distance(dpk, sum_k) < 1e-14);
+  }
+}
+
 TEST_CASE("positions that say nothing leave plain attention, or nlm") {
   const Problem p(6, 8);
   const M zero = M::Zero(6, 3), far = number(1e9), h = number(0.8), pq = p.a.leftCols(2), pk = p.b.leftCols(2);

@@ -116,6 +116,23 @@ TEST_CASE("float keeps its digits when all queries and keys share an offset") {
   }
 }
 
+TEST_CASE("float keeps its digits under an offset where one query alone sees the keys, the first or the last") {
+  Problem p(6, 20, 8, 4);
+  const Mat<float> k = (p.k.array() + 1000).cast<float>(), v = p.v.cast<float>(), h = Mat<float>::Constant(1, 1, 2);
+  const M k2 = k.cast<double>(), v2 = v.cast<double>();
+  for (const Index n : {Index(1), Index(6)})
+    for (const Index seer : {Index(0), n - 1}) {
+      const Mat<float> q = (p.q.topRows(n).array() + 1000).cast<float>();
+      const M q2 = q.cast<double>();
+      const auto op = nlm(limpid::mask([seer](limpid::At a) { return a.q == seer; }));
+      using Op = std::remove_const_t<decltype(op)>;
+      const Mat<float> out = limpid::forward(op, limpid::Inputs<Op, float>{.q = q, .k = k, .v = v, .h = h});
+      INFO("query " << seer << " of " << n);
+      CHECK(distance(out.row(seer).cast<double>(), written_down(q2.row(seer), k2, v2, 2, [](double s) { return s; })) <
+            2e-6);
+    }
+}
+
 TEST_CASE("a score function sees the score itself, and its gradients agree with differences") {
   const Problem p(5, 7, 3, 2);
   const auto soft = [](auto s, limpid::At) {

@@ -163,6 +163,30 @@ TEMPLATE_TEST_CASE("A weight that is equal to the threshold does not pass; if no
   holds<S>({4, 4, 1, 1, 0.25, 0, everything, false});
 }
 
+TEMPLATE_TEST_CASE("A threshold under amounts a key: the softmax's log-sum-exp, and tau where its weights are larger.",
+                   "", float, double) {
+  using S = TestType;
+  suite::Random random(9);
+  const Mat<S> y = suite::random_matrix<S>(random, 150, 3, -2, 2), slopes = Mat<S>::Constant(1, 1, S(0.25));
+  const auto mods = limpid::chain(limpid::alibi(slopes), limpid::causal());
+  Mat<S> out(150, 3), soft_map, soft_lse, map, lse;
+  const auto soft = limpid::mssa(mods, {.scale = 0.7});
+  limpid::forward(soft, {.y = y}, out, {.lse = &soft_lse, .map = &soft_map});
+  for (const double tau : {0.1, 0.3, 0.6}) {
+    const auto op = limpid::mssa(mods, {.scale = 0.7, .phi = limpid::Phi::threshold, .tau = tau});
+    limpid::forward(op, {.y = y}, out, {.lse = &lse, .map = &map});
+    bool same = true, cut = true;
+    for (Index i = 0; i < 150; ++i) {
+      same &= std::abs(lse(0, i) - soft_lse(0, i)) <= 256 * std::numeric_limits<S>::epsilon();
+      for (Index j = 0; j < 150; ++j)
+        if (std::abs(soft_map(i, j) - S(tau)) > S(1e-4)) cut &= map(i, j) == (soft_map(i, j) > S(tau) ? S(tau) : S(0));
+    }
+    INFO("tau " << tau);
+    CHECK(same);
+    CHECK(cut);
+  }
+}
+
 TEST_CASE("A threshold over many blocks of queries and keys.") {
   holds<double>({140, 140, 1, 1, 0.02, 0.4, everything, false});
   holds<double>({30, 300, 1, 1, 0.7, 4, [](const At& a) { return a.k % 7 != 3; }, false});

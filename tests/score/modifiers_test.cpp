@@ -131,6 +131,22 @@ TEST_CASE("Any pool gives the bits of one thread, gradients of tables included."
   }
 }
 
+TEST_CASE("Relevance has the bits of one thread on any pool, whichever head is taken first.") {
+  for (const Index m : {Index(1), Index(9), Index(21), Index(70)}) {
+    const auto s = sizes(20, m, 3, 2, 2);
+    const auto p = problem<double>(s, 12);
+    Law<double> law;
+    law.name = "nothing";
+    Way way;
+    const auto serial = run(law, p, way);
+    for (const int workers : {0, 3}) {
+      way.workers = workers;
+      INFO(text_of(law, s, way));
+      CHECK(same_bits(run(law, p, way).relevance, serial.relevance));
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("A NaN or infinity comes out exactly where a kept pair brings it in.", "", float, double) {
   using S = TestType;
   const S quiet = std::numeric_limits<S>::quiet_NaN(), large = std::numeric_limits<S>::infinity();
@@ -163,6 +179,32 @@ TEMPLATE_TEST_CASE("A NaN or infinity comes out exactly where a kept pair brings
           holds(law, p, Way{});
         }
     }
+  }
+}
+
+TEMPLATE_TEST_CASE("A NaN comes out where a pair is kept, though its weight is so small that it is 0.", "", float,
+                   double) {
+  using S = TestType;
+  const S quiet = std::numeric_limits<S>::quiet_NaN();
+  const auto s = sizes(6, 9, 1, 2, 1);
+  const Masks masks(s);
+  std::size_t count = 0;
+  for (const auto& law : all_laws<S>(s, masks)) {
+    if (count++ % 3 != 0) continue;
+    auto p = problem<S>(s, 11);
+    p.q *= S(400);
+    for (const Index row : {Index(0), Index(4)})
+      for (const char* which : {"k", "v", "dout", "left", "right"}) {
+        auto bad = p;
+        const std::string name = which;
+        Mat<S>& into = name == "k" ? bad.k : name == "v" ? bad.v : name == "dout" ? bad.dout : bad.right;
+        if (name == "left")
+          bad.left(0, row) = quiet;
+        else
+          into(row, into.cols() - 1) = quiet;
+        INFO("NaN in row " << row << " of " << name);
+        holds(law, bad, Way{});
+      }
   }
 }
 

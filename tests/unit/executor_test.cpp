@@ -247,6 +247,31 @@ TEST_CASE("A task of one pool that calls another one, which is busy, does not wa
   CHECK(sum == 4 * 45);
 }
 
+TEST_CASE("A call of a pool from another thread begins no task before the one that is at work has ended.") {
+  limpid::ThreadPool pool(3);
+  for (int times = 0; times < 3; ++times) {
+    std::atomic<int> begun{0}, ended{0}, early{0};
+    std::atomic<bool> called{false};
+    std::thread first([&] {
+      pool.run(3, [&](Index, int) {
+        ++begun;
+        while (!called) std::this_thread::yield();
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        ++ended;
+      });
+    });
+    while (begun != 3) std::this_thread::yield();
+    std::thread second([&] {
+      called = true;
+      pool.run(3, [&](Index, int) { early += ended != 3; });
+    });
+    first.join();
+    second.join();
+    CHECK(ended == 3);
+    CHECK(early == 0);
+  }
+}
+
 TEST_CASE("Calls of one pool from several threads wait for each other, and none is lost.") {
   limpid::ThreadPool pool(3);
   std::atomic<int> right{0};
