@@ -378,6 +378,7 @@ TEMPLATE_TEST_CASE("Parameters that are not finite are refused by name, in opera
     const std::string found = error_of([&] { limpid::forward(limpid::nlm(), in, out); });
     CHECK(found.find(h > 0 ? "" : "nlm: h is ") == 0);
     CHECK(found.empty() == (h > 0));
+    CHECK(error_of([&] { limpid::forward(limpid::rope(limpid::nlm()), in, out); }) == found);
   }
 
   // finite ones whose products are not

@@ -280,6 +280,14 @@ Op bound(const Op& op, const Dims& d) {
   return copy;
 }
 
+/// Whether an operator's scores look at a parameter themselves; an operator round another one has those of that.
+template <class Op>
+bool looks_at_itself(const Op& op, std::string_view field) {
+  if constexpr (requires { op.score.checks(field); }) return op.score.checks(field);
+  if constexpr (requires { op.inner; }) return looks_at_itself(op.inner, field);
+  return false;
+}
+
 template <class Op, class S>
 const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S> out,
                                 const char* out_name) {
@@ -303,9 +311,7 @@ const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dim
   for (Index h = 0; h < different; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
   Inputs<Op, S>::visit(
       [&](const char* field, Role role, const View<S>& v) {
-        if constexpr (requires { op.score.checks(field); })
-          if (op.score.checks(field)) return;
-        if (role == Role::head) check_parameters<S>(name, field, v);
+        if (role == Role::head && !looks_at_itself(op, field)) check_parameters<S>(name, field, v);
       },
       in);
   op.modifiers().check(op.name, d.batch, d.heads, d.n, d.m);
