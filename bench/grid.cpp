@@ -249,9 +249,10 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("processor", processor());
   benchmark::AddCustomContext("compiler", compiler());
   benchmark::AddCustomContext("instruction_set", instruction_set());
-  benchmark::AddCustomContext("openblas", openblas_status());
-  benchmark::AddCustomContext("onednn", onednn_status());
-  benchmark::AddCustomContext("torch", torch_status());
+  for (const NamedStatus& peer : peer_statuses()) {
+    benchmark::AddCustomContext(peer.name, peer.status.text);
+    std::cerr << "peer: " << peer.status.text << '\n';
+  }
   benchmark::Initialize(&count, rest.data());
   if (benchmark::ReportUnrecognizedArguments(count, rest.data())) return 1;
   if (!outputs_agree()) return 1;

@@ -83,9 +83,11 @@ struct Section {
   std::function<void(Session&)> rows;
 };
 
-/// Sections of the build for the machine at hand: those of plain attention, and those that go over all operators.
+/// Sections of the build for the machine at hand: those of plain attention, those that go over all operators, and those
+/// of levels of optimisation.
 std::vector<Section> attention_sections();
 std::vector<Section> operator_sections();
+std::vector<Section> level_sections();
 
 /// Peak memory of one call, for a process of its own.
 int memory_child(const std::string& direction, Index n, int threads);

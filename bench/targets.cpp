@@ -75,7 +75,8 @@ int measure(Session& s, const std::string& part, const std::string& only, const 
 #if LIMPID_BENCH_NATIVE
   if (part == "native") {
     sections = attention_sections();
-    for (Section& more : operator_sections()) sections.push_back(std::move(more));
+    for (auto* more : {&operator_sections, &level_sections})
+      for (Section& section : (*more)()) sections.push_back(std::move(section));
   }
 #endif
   if (part == "build") sections = {{"build", other_build_rows}, {"decode", other_decode_rows}};
@@ -85,15 +86,14 @@ int measure(Session& s, const std::string& part, const std::string& only, const 
     std::cerr << section.name << '\n';
     section.rows(s);
   }
-  const nlohmann::json context = {{"processor", processor()},
-                                  {"compiler", compiler()},
-                                  {"instruction_set", instruction_set()},
-                                  {"rounds", s.effort.rounds},
-                                  {"seconds_per_round", s.effort.seconds},
-                                  {"peak_gflops", peak_now<float>(s.one) * 1e-9},
-                                  {"openblas", openblas_status()},
-                                  {"onednn", onednn_status()},
-                                  {"torch", part == "native" ? torch_status() : ""}};
+  nlohmann::json context = {{"processor", processor()},
+                            {"compiler", compiler()},
+                            {"instruction_set", instruction_set()},
+                            {"rounds", s.effort.rounds},
+                            {"seconds_per_round", s.effort.seconds},
+                            {"peak_gflops", peak_now<float>(s.one) * 1e-9}};
+  if (part == "native")
+    for (const NamedStatus& peer : peer_statuses()) context[peer.name] = peer.status.text;
   std::ofstream(file) << nlohmann::json{{"context", context}, {"rows", s.rows}}.dump(1) << '\n';
   return 0;
 }
@@ -114,8 +114,8 @@ int table(const std::vector<std::string>& files) {
                 c.at("instruction_set").get<std::string>().c_str(),
                 short_number(c.at("peak_gflops").get<double>()).c_str(), c.at("rounds").get<int>(),
                 1e3 * c.at("seconds_per_round").get<double>());
-    for (const char* peer : {"openblas", "onednn", "torch"})
-      if (const auto text = c.at(peer).get<std::string>(); &name == &files.front() && !text.empty())
+    for (const char* peer : {"eigen", "openblas", "onednn", "torch"})
+      if (const auto text = c.value(peer, std::string()); &name == &files.front() && !text.empty())
         std::printf("  peer: %s\n", text.c_str());
     for (const auto& row : j.at("rows")) rows.push_back(row.get<Row>());
     ++runs[c.at("instruction_set").get<std::string>()];

@@ -46,7 +46,7 @@ void forward_rows(Session& s, bool causal) {
       const bool held = std::string(peer) == "eigen_kept";
       const Bound bound = held ? naive.at(n) : Bound{none, none};
       s.add(section + ", times quicker than", std::string(peer) + ", " + sized(n), g.over(peer), Better::larger,
-            bound.must, bound.aim, rate(flop, g[peer]));
+            bound.must, bound.aim, rate(flop, g[peer]) + " by " + called_by(peer));
     }
   }
 }
@@ -79,7 +79,7 @@ void backward_rows(Session& s) {
       if (!g.has(peer)) continue;
       const Bound bound = std::string(peer) == "eigen_stored" ? c.naive : Bound{none, none};
       s.add(section + ", times quicker than", std::string(peer) + ", " + at, g.over(peer), Better::larger, bound.must,
-            bound.aim, rate(flop, g[peer]));
+            bound.aim, rate(flop, g[peer]) + " by " + called_by(peer));
     }
     s.add(section + ", times the forward", at, g.over("ours", "forward"), Better::smaller, none, none);
   }

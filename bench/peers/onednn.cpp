@@ -77,7 +77,7 @@ void set_openmp_threads(int n) {
 template <class S>
 std::vector<Peer<S>> onednn_peers(const Problem<S>& problem, Direction direction, Crew& crew) {
   if constexpr (std::is_same_v<S, float>) {
-    if (direction == Direction::backward || problem.causal) return {};
+    if (direction == Direction::backward || problem.causal || !onednn_status().used) return {};
     const int threads = crew.size();
     set_openmp_threads(threads);
     auto primitives = std::make_shared<Primitives>(problem);
@@ -92,9 +92,22 @@ std::vector<Peer<S>> onednn_peers(const Problem<S>& problem, Direction direction
   }
 }
 
-std::string onednn_status() {
-  const dnnl_version_t* v = dnnl_version();
-  return "oneDNN " + std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
+const PeerStatus& onednn_status() {
+  static const PeerStatus status = [] {
+    set_openmp_threads(1);
+    const dnnl_version_t* v = dnnl_version();
+    const auto number = [](auto x) { return std::to_string(x); };
+    const std::string runtime = v->cpu_runtime == DNNL_RUNTIME_OMP   ? "OpenMP"
+                                : v->cpu_runtime == DNNL_RUNTIME_TBB ? "TBB"
+                                : v->cpu_runtime == DNNL_RUNTIME_SEQ ? "no threads"
+                                                                     : "threads of its own";
+    return judged("oneDNN " + number(v->major) + "." + number(v->minor) + "." + number(v->patch) + "; with " + runtime,
+                  product_seconds([](const auto& a, const auto& b, auto& c) {
+                    constexpr Index n = product_size;
+                    dnnl_sgemm('N', 'N', n, n, n, 1.0f, a.data(), n, b.data(), n, 0.0f, c.data(), n);
+                  }));
+  }();
+  return status;
 }
 
 }  // namespace bench
@@ -106,7 +119,10 @@ template <class S>
 std::vector<Peer<S>> onednn_peers(const Problem<S>&, Direction, Crew&) {
   return {};
 }
-std::string onednn_status() { return "oneDNN not found when the bench was configured: skipped"; }
+const PeerStatus& onednn_status() {
+  static const PeerStatus status{"oneDNN not found when the bench was configured: skipped"};
+  return status;
+}
 }  // namespace bench
 
 #endif

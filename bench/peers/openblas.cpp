@@ -9,6 +9,8 @@
 // Not in every cblas.h that links with OpenBLAS.
 extern "C" void openblas_set_num_threads(int);
 extern "C" char* openblas_get_config(void);
+extern "C" char* openblas_get_corename(void);
+extern "C" int openblas_get_parallel(void);
 
 namespace bench {
 namespace {
@@ -46,12 +48,26 @@ struct BlasProducts {
 
 template <class S>
 std::vector<Peer<S>> openblas_peers(const Problem<S>& problem, Direction direction, Crew& crew) {
+  if (!openblas_status().used) return {};
   // One thread inside BLAS, ours over heads or query blocks: on these thin shapes that is the quicker way by far.
   openblas_set_num_threads(1);
   return naive_peers<S, BlasProducts<S>>("openblas", problem, direction, crew);
 }
 
-std::string openblas_status() { return openblas_get_config(); }
+const PeerStatus& openblas_status() {
+  static const PeerStatus status = [] {
+    openblas_set_num_threads(1);
+    const std::string config = openblas_get_config();  // "OpenBLAS 0.3.21 DYNAMIC_ARCH ..."
+    const std::size_t end = config.find(' ', config.find(' ') + 1);
+    const char* threads[] = {"without threads", "with POSIX threads", "with OpenMP"};
+    const int kind = openblas_get_parallel();
+    return judged(
+        config.substr(0, end) + "; kernels for " + openblas_get_corename() + ", built " +
+            (kind >= 0 && kind < 3 ? threads[kind] : "somehow") + ", one thread in each product",
+        product_seconds([](const auto& a, const auto& b, auto& c) { BlasProducts<float>::nn(1.0f, a, b, c); }));
+  }();
+  return status;
+}
 
 }  // namespace bench
 
@@ -62,7 +78,10 @@ template <class S>
 std::vector<Peer<S>> openblas_peers(const Problem<S>&, Direction, Crew&) {
   return {};
 }
-std::string openblas_status() { return "OpenBLAS not found when the bench was configured: skipped"; }
+const PeerStatus& openblas_status() {
+  static const PeerStatus status{"OpenBLAS not found when the bench was configured: skipped"};
+  return status;
+}
 }  // namespace bench
 
 #endif

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../crew.hpp"
+#include "../machine.hpp"
 #include "../naive.hpp"
 #include "../timing.hpp"
 
@@ -33,10 +34,70 @@ std::vector<Peer<S>> onednn_peers(const Problem<S>& problem, Direction direction
 template <class S>
 std::vector<Peer<S>> torch_peers(const Problem<S>& problem, Direction direction, Crew& crew);
 
-/// One line a peer: its version, or why it is not here.
-std::string openblas_status();
-std::string onednn_status();
-std::string torch_status();
+/// What a peer is: "name and version; what it calls; how quick that is", or why it is not here.
+struct PeerStatus {
+  std::string text;
+  bool used = false;
+};
+
+/// The plain product by which a peer is judged: 768 x 768 x 768 in float, on one thread.
+inline constexpr Index product_size = 768;
+inline constexpr double product_flop = 2.0 * product_size * product_size * product_size;
+
+/// Whether a peer is the one that somebody would run who asks for speed: its own plain product on one thread comes to a
+/// quarter of the peak loop, measured now. A reference BLAS comes to a fortieth, and whoever is compared with that
+/// looks as many times quicker.
+inline PeerStatus judged(const std::string& what, double product_seconds, bool always = false) {
+  Crew one(1);
+  const double rate = product_flop / product_seconds, share = rate / peak_now<float>(one);
+  char text[128];
+  std::snprintf(text, sizeof text, "; its product on one thread: %.0f GFLOP/s, %.2f of the peak loop", 1e-9 * rate,
+                share);
+  if (share >= 0.25 || always) return {what + text, true};
+  return {what + text + ": left out, as nobody would run it so", false};
+}
+
+/// The best of so many calls of a product that others on the machine may disturb; `product` returns seconds.
+template <class F>
+double best_of_ten(const F& product) {
+  double best = product();
+  for (int i = 1; i < 10; ++i) best = std::min(best, product());
+  return best;
+}
+/// Of square matrices, a peer's own: product(a, b, c).
+template <class F>
+double product_seconds(const F& product) {
+  Matrix<float> a(product_size, product_size), b(product_size, product_size), c(product_size, product_size);
+  fill_normal(a, 1), fill_normal(b, 2), fill_normal(c, 3);
+  return best_of_ten([&] {
+    const double start = now();
+    product(a, b, c);
+    return now() - start;
+  });
+}
+
+/// Judged at the first call.
+const PeerStatus& eigen_status();
+const PeerStatus& openblas_status();
+const PeerStatus& onednn_status();
+const PeerStatus& torch_status();
+
+struct NamedStatus {
+  const char* name;
+  const PeerStatus& status;
+};
+inline std::vector<NamedStatus> peer_statuses() {
+  return {{"eigen", eigen_status()},
+          {"openblas", openblas_status()},
+          {"onednn", onednn_status()},
+          {"torch", torch_status()}};
+}
+/// Name and version of what a candidate calls, to stand beside its figure.
+inline std::string called_by(const std::string& candidate) {
+  for (const NamedStatus& s : peer_statuses())
+    if (candidate.rfind(s.name, 0) == 0) return s.status.text.substr(0, s.status.text.find(';'));
+  return "";
+}
 
 /// All of them, `eigen` first.
 template <class S>

@@ -21,8 +21,7 @@ class Server {
     static Server server;
     return server;
   }
-  const std::string& status() const { return status_; }
-  bool ready() const { return in_ != nullptr; }
+  const PeerStatus& status() const { return status_; }
 
   double ask(const std::string& question) {
     std::fputs((question + "\n").c_str(), out_);
@@ -34,19 +33,24 @@ class Server {
   Server() {
     std::signal(SIGPIPE, SIG_IGN);
     const char* python = std::getenv("LIMPID_BENCH_PYTHON");
-    // The distribution's torch belongs to the distribution's python, which need not be the first on the path.
-    for (const std::string& candidate :
-         {std::string(python ? python : ""), std::string("/usr/bin/python3"), std::string("python3")}) {
-      if (candidate.empty() || !start(candidate)) continue;
-      const std::string hello = line();
-      if (hello.rfind("torch", 0) == 0) {
-        status_ = hello;
-        return;
+    const std::string own = LIMPID_BENCH_SOURCE "/../build/torch/bin/python3";
+    // torch 2 or later first, which people install for their python; the distribution's own, which need not be the
+    // first python on the path, may be older. Of those that are left out the first has its line.
+    for (const char* oldest : {"torch 2", "torch 1"})
+      for (const std::string& candidate :
+           {std::string(python ? python : ""), own, std::string("python3"), std::string("/usr/bin/python3")}) {
+        if (candidate.empty() || !start(candidate)) continue;
+        const std::string hello = line();
+        if (hello.rfind("torch", 0) == 0 && hello.substr(0, 7) >= oldest) {
+          const PeerStatus s = judged(hello, best_of_ten([this] { return ask("product " + size()); }));
+          if (s.used || !found_) status_ = s;
+          found_ = true;
+          if (s.used) return;
+        }
+        close();
       }
-      close();
-    }
-    status_ = "torch not found (python3-torch): skipped";
   }
+  static std::string size() { return std::to_string(product_size); }
   ~Server() { close(); }
 
   bool start(const std::string& python) {
@@ -81,14 +85,15 @@ class Server {
 
   std::FILE* in_ = nullptr;
   std::FILE* out_ = nullptr;
-  std::string status_;
+  bool found_ = false;
+  PeerStatus status_{"torch not found (pip install torch; LIMPID_BENCH_PYTHON names its python): skipped"};
 };
 
 }  // namespace
 
 template <class S>
 std::vector<Peer<S>> torch_peers(const Problem<S>& p, Direction direction, Crew& crew) {
-  if (!Server::instance().ready()) return {};
+  if (!torch_status().used) return {};
   std::ostringstream words;
   words << (direction == Direction::forward ? "forward " : "backward ")
         << (std::is_same_v<S, float> ? "float32 " : "float64 ") << p.heads << ' ' << p.n << ' ' << p.d << ' '
@@ -98,7 +103,7 @@ std::vector<Peer<S>> torch_peers(const Problem<S>& p, Direction direction, Crew&
            [] { return Matrix<S>(); }}};
 }
 
-std::string torch_status() { return Server::instance().status(); }
+const PeerStatus& torch_status() { return Server::instance().status(); }
 
 template std::vector<Peer<float>> torch_peers(const Problem<float>&, Direction, Crew&);
 template std::vector<Peer<double>> torch_peers(const Problem<double>&, Direction, Crew&);

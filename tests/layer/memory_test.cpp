@@ -48,6 +48,22 @@ TEST_CASE("a stack of pid layers, started again, allocates nothing") {
         }) == 0);
 }
 
+TEST_CASE(
+    "a stack of pid layers that keeps nothing has the places of three layers, and none more however deep it gets") {
+  const M q = random(20, 8, 1), k = random(20, 8, 2), v = random(20, 12, 3);
+  M out = v;
+  for (const auto variant : {limpid::PidVariant::paper, limpid::PidVariant::lagged_ema}) {
+    auto op = limpid::pid(limpid::causal(), {.variant = variant});
+    limpid::PidStack<decltype(op), float> stack(op, {.heads = 2, .keep = false});
+    limpid::Workspace workspace;
+    const auto forward = [&] { stack.forward({.q = q, .k = k, .v = v}, out, {.workspace = &workspace}); };
+    for (int l = 0; l < 3; ++l) forward();
+    const suite::HeapWatch watch;
+    for (int l = 3; l < 9; ++l) forward();
+    CHECK(watch.calls() + watch.eigen_calls() == 0);
+  }
+}
+
 TEST_CASE("a crate block and a stack of aot layers allocate nothing in their second step") {
   const M x = random(20, 8, 1), dout = random(20, 8, 2);
   M out = x, dx = x;

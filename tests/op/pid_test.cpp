@@ -230,6 +230,24 @@ TEST_CASE("pid stack: the gradient through all layers, with respect to every arr
   }
 }
 
+TEST_CASE(
+    "pid stack: one that keeps nothing has the bits of one that keeps every layer, however deep and started again") {
+  const Layers in(9, 7, 2 * 3, 2 * 4, 11);
+  for (PidVariant variant : {PidVariant::paper, PidVariant::lagged_ema}) {
+    const auto op = pid(gains(0.7, -0.4, 0.3, 0.2, variant));
+    using Stack = limpid::PidStack<std::remove_const_t<decltype(op)>, double>;
+    Stack all(op, {.heads = 2}), none(op, {.heads = 2, .keep = false});
+    for (int time = 0; time < 2; ++time, all.restart(), none.restart())
+      for (std::size_t l = 0; l < in.size(); ++l) {
+        M wanted = in.v[l], found = in.v[l];
+        all.forward({.q = in.q[l], .k = in.k[l], .v = in.v[l]}, wanted);
+        none.forward({.q = in.q[l], .k = in.k[l], .v = in.v[l]}, found);
+        INFO("layer " << l);
+        CHECK(same_bits(found, wanted));
+      }
+  }
+}
+
 TEST_CASE("pid: a row without keys keeps its controller, and passes no gradient through the map") {
   const Layers in(2, 5, 3, 4);
   const M nan = M::Constant(1, 3, std::numeric_limits<double>::quiet_NaN());

@@ -1,6 +1,10 @@
 // limpid: tests of twicing token by token, from a cache.
 // SPDX-License-Identifier: MIT
+#include <array>
+#include <limits>
 #include <limpid/limpid.hpp>
+#include <stdexcept>
+#include <vector>
 
 #include "support/catch.hpp"
 #include "support/distance.hpp"
@@ -113,4 +117,55 @@ TEST_CASE("the decoding cache refuses tokens of other widths and modifiers with 
   fixed.step(qkv(q, q, v), out);
   CHECK_THROWS_AS(fixed.step(qkv(q, q, v), out), limpid::ShapeError);
   CHECK(fixed.size() == 1);
+}
+
+TEST_CASE("a step of the decoding cache that throws leaves the cache as it was") {
+  const Index n = 40;  // beyond the room of the first steps
+  suite::Random random(8);
+  const auto q = suite::random_matrix<double>(random, n, 4), k = suite::random_matrix<double>(random, n, 4);
+  const auto v = suite::random_matrix<double>(random, n, 3);
+  bool throws = false;
+  const auto op = twicing(limpid::mask([&](const limpid::At&) {
+    if (throws) throw std::runtime_error("mask");
+    return true;
+  }));
+  const auto calm = twicing(causal());
+  Cache<decltype(op), double> cache(op);
+  Cache<decltype(calm), double> wanted(calm);
+  const Mat<double> other = Mat<double>::Constant(1, 4, 9), wide = Mat<double>::Ones(1, 5);
+  for (Index i = 0; i < n; ++i) {
+    const Mat<double> qi = q.row(i), ki = k.row(i), vi = v.row(i);
+    Mat<double> out(1, 3), expected(1, 3), wide_out(1, 5);
+    throws = true;
+    CHECK_THROWS_WITH(cache.step(qkv(other, other, vi), out), "mask");
+    throws = false;
+    if (i > 0) CHECK_THROWS_AS(cache.step(qkv(qi, ki, wide), wide_out), limpid::ShapeError);
+    CHECK(cache.size() == i);
+    cache.step(qkv(qi, ki, vi), out);
+    wanted.step(qkv(qi, ki, vi), expected);
+    CHECK(out == expected);
+    CHECK(cache.size() == i + 1);
+  }
+}
+
+TEST_CASE("the decoding cache refuses numbers of heads, items and tokens that make no sense") {
+  const auto op = twicing(causal());
+  const Index most = std::numeric_limits<Index>::max(), least = std::numeric_limits<Index>::min();
+  for (const auto& [batch, heads, kv_heads] : std::vector<std::array<Index, 3>>{
+           {1, 1, -1}, {1, 4, -2}, {1, 1, least}, {0, 1, 0}, {-1, 1, 0}, {least, 1, 1}, {1, 0, 0}, {1, least, -1}})
+    CHECK(suite::error_of([&, b = batch, h = heads, g = kv_heads] {
+            Cache<decltype(op), double>(op, {.batch = b, .heads = h, .kv_heads = g});
+          }).find("twicing cache: batch ") == 0);
+  const Mat<double> q = Mat<double>::Ones(1, 4);
+  Mat<double> out(1, 4);
+  for (const auto& [batch, heads] : std::vector<std::array<Index, 2>>{{most, 1}, {1, most}, {Index(1) << 61, 4}}) {
+    Cache<decltype(op), double> cache(op, {.batch = batch, .heads = heads});
+    CHECK(suite::error_of([&] { cache.step(qkv(q, q, q), out); }).find("twicing: ") == 0);
+    CHECK(cache.size() == 0);
+  }
+  Cache<decltype(op), double> cache(op);
+  for (Index tokens : {Index(-1), least, most, Index(1) << 61})
+    CHECK(suite::error_of([&] { cache.reserve(tokens); }).find("twicing cache: reserve was asked for ") == 0);
+  cache.step(qkv(q, q, q), out);
+  CHECK(cache.size() == 1);
 }

@@ -332,6 +332,30 @@ TEST_CASE("In the child of a fork a pool runs its tasks on the child's thread, a
     CHECK(sum_of(*pool, 100) == 4950);  // the parent's is untouched
   }
 }
+
+#if defined(LIMPID_TEST_OPENMP)
+TEST_CASE("In the child of a fork an OpenMP team, old or new, runs its tasks on the child's thread.") {
+  limpid::OpenMP team(3), never_used(3);
+  CHECK(sum_of(team, 100) == 4950);  // now the runtime has threads, which the child will lack
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(10);
+    limpid::OpenMP fresh(3);
+    const std::thread::id here = std::this_thread::get_id();
+    bool right = true;
+    for (limpid::OpenMP* one : {&team, &never_used, &fresh}) {
+      right = right && sum_of(*one, 100) == 4950;
+      one->run(10, [&](Index, int worker) { right = right && worker == 0 && std::this_thread::get_id() == here; });
+    }
+    _exit(right ? 0 : 1);
+  }
+  REQUIRE(child > 0);
+  int status = -1;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+  CHECK(sum_of(team, 100) == 4950);
+}
+#endif
 #endif
 
 TEST_CASE("One workspace, or one saved state, in two calls at the same time is refused; one after the other is fine.") {

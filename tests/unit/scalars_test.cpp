@@ -25,14 +25,14 @@ struct Dual {
   friend bool operator==(const Dual& a, const Dual& b) { return a.value == b.value; }
   friend bool operator!=(const Dual& a, const Dual& b) { return a.value != b.value; }
   friend bool operator<(const Dual& a, const Dual& b) { return a.value < b.value; }
-  friend bool operator>(const Dual& a, const Dual& b) { return a.value > b.value; }
-  friend bool operator<=(const Dual& a, const Dual& b) { return a.value <= b.value; }
-  friend bool operator>=(const Dual& a, const Dual& b) { return a.value >= b.value; }
+  [[maybe_unused]] friend bool operator>(const Dual& a, const Dual& b) { return a.value > b.value; }
+  [[maybe_unused]] friend bool operator<=(const Dual& a, const Dual& b) { return a.value <= b.value; }
+  [[maybe_unused]] friend bool operator>=(const Dual& a, const Dual& b) { return a.value >= b.value; }
   friend Dual exp(const Dual& a) { return {std::exp(a.value), a.slope * std::exp(a.value)}; }
   friend Dual log(const Dual& a) { return {std::log(a.value), a.slope / a.value}; }
   friend Dual sqrt(const Dual& a) { return {std::sqrt(a.value), a.slope / (2 * std::sqrt(a.value))}; }
   friend bool isfinite(const Dual& a) { return std::isfinite(a.value); }
-  friend bool isnan(const Dual& a) { return std::isnan(a.value); }
+  [[maybe_unused]] friend bool isnan(const Dual& a) { return std::isnan(a.value); }
 };
 
 }  // namespace

@@ -35,6 +35,7 @@ struct SavedState {
 
 /// What a forward pass keeps for the backward pass and for looking inside. Filled by forward, reused without allocation
 /// by the next call of the same shapes. Tied to the inputs it was made from: these must still hold the same numbers.
+/// One call at a time, but backward and looks inside may share a filled one: ShapeError.
 template <class Op, class S>
 using Saved = detail::SavedState<std::remove_const_t<Op>, S>;
 
@@ -158,6 +159,28 @@ V head_of(const V& v, Role role, const Dims& d, Index b, Index h) {
   return v.block(v.rows == 1 ? 0 : h, 0, 1, v.cols);
 }
 
+/// A parameter array, if given: finite numbers.
+template <class S>
+void check_parameters(Name op, const char* name, View<S> v) {
+  if (!v.given() || holds_finite(v)) return;
+  for (Index i = 0; i < v.rows; ++i)
+    for (Index c = 0; c < v.cols; ++c)
+      if (!row_is_finite(&v(i, c), 1))
+        raise(op + (std::string(": ") + name + " is " + number_text(v(i, c)) + " in row " + text_of(i) + ", column " +
+                    text_of(c) + ", wanted finite numbers"));
+  raise(op + (std::string(": ") + name + " holds a number that is not finite"));  // fast math has no eye for the place
+}
+
+/// Every head takes a turn, so there may be no more of them than arrays have numbers, or than a call without any can
+/// go through at once.
+inline constexpr Index most_empty_heads = 1 << 20;
+inline void check_counts(Name op, Index batch, Index heads, Index numbers) {
+  const Index most = std::max(most_empty_heads, numbers);
+  if (batch > most || heads > most / batch)
+    raise(op + (": heads is " + text_of(heads) + " and batch " + text_of(batch) + ", wanted at most " + text_of(most) +
+                " heads of all items, as arrays are that small"));
+}
+
 template <class Args>
 Args head_args(const Args& all, const Dims& d, Index b, Index h) {
   Args one{};
@@ -268,8 +291,23 @@ const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dim
           raise(name + ": v is not given, wanted " + text_of(d.batch * d.m) + " rows");
       },
       in);
+  Index numbers = 0, different = 1;
+  Inputs<Op, S>::visit(
+      [&](const char*, Role role, const View<S>& v) {
+        numbers = std::max(numbers, v.rows * v.cols);
+        if (role == Role::head && v.rows > 1) different = d.heads;
+      },
+      in);
+  check_counts(name, d.batch, d.heads, numbers);
   const auto head = head_args(in, d, 0, 0);
-  for (Index h = 0; h < d.heads; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
+  for (Index h = 0; h < different; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
+  Inputs<Op, S>::visit(
+      [&](const char* field, Role role, const View<S>& v) {
+        if constexpr (requires { op.score.checks(field); })
+          if (op.score.checks(field)) return;
+        if (role == Role::head) check_parameters<S>(name, field, v);
+      },
+      in);
   op.modifiers().check(op.name, d.batch, d.heads, d.n, d.m);
   const Index width = d.heads * op.out_width(head);
   if (out.rows != d.batch * d.n || out.cols != width)
@@ -294,7 +332,10 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
   using Keep = typename Op::template Keep<MutView<S>>;
 
   const auto first = head_args(in, d, 0, 0);
-  const SavedTurn saved_turn(call.saved ? &call.saved->turn : nullptr, true, name);
+  Workspace own;
+  Workspace& workspace = call.workspace ? *call.workspace : own;
+  const WorkspaceTurn turn(workspace, Inside::closed);
+  const SavedTurn saved_turn(call.saved, true, name);
   if (call.saved) {
     Saved<Op, S>& saved = *call.saved;
     saved.filled = false;
@@ -312,9 +353,6 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
   if (call.lse) call.lse->resize(d.batch * d.heads, d.n);
   if (call.map) call.map->resize(d.n, d.m);
 
-  Workspace own;
-  Workspace& workspace = call.workspace ? *call.workspace : own;
-  const WorkspaceTurn turn(workspace);
   for_heads(d.batch * d.heads, true, workspace, call.executor, [&](Index t, const Context& context) {
     const Index b = t / d.heads, h = t % d.heads;
     const auto head = head_args(in, d, b, h);
@@ -364,7 +402,7 @@ template <class P, class Op, class S = typename P::Scalar>
 void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout,
                    const Grads<Op, S>& grad, const BackwardCall<S>& call) {
   const Name name = operator_name(operation);
-  const SavedTurn saved_turn(&saved.turn, false, name);
+  const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   check_call<Op, S>(operation, in, d, dout, "dout");
@@ -397,7 +435,7 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
 
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
-  const WorkspaceTurn turn(workspace);
+  const WorkspaceTurn turn(workspace, Inside::closed);
   workspace.prepare(call.executor.workers());
   Arena& common = workspace.common();
   ArenaScope scope(common);
@@ -481,7 +519,7 @@ inline constexpr bool has_entropy = requires(const Op& op, const Context& contex
 template <class Op, class S, class Look>
 void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call, Look&& look) {
   const Name name = operator_name(operation);
-  const SavedTurn saved_turn(&saved.turn, false, name);
+  const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   if (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch)
@@ -490,7 +528,7 @@ void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& sav
   const Op op = bound<Op, S>(operation, d);
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
-  const WorkspaceTurn turn(workspace);
+  const WorkspaceTurn turn(workspace, Inside::closed);
   workspace.prepare(call.executor.workers());
   ArenaScope scope(workspace.common());
   const auto head = head_args(in, d, call.item, call.head);
@@ -535,13 +573,12 @@ template <class Op, class S, class Out>
 void map_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Index q0, Index k0,
                Out&& out, const HeadCall& call = {}) {
   const MutView<S> to(std::forward<Out>(out));
-  const Dims& d = saved.dims;
-  if (q0 < 0 || k0 < 0 || q0 + to.rows > d.n || k0 + to.cols > d.m)
-    detail::raise(detail::operator_name(op) + ": map block " + detail::shape_text(to.rows, to.cols) + " at " +
-                  detail::text_of(q0) + ", " + detail::text_of(k0) + ", wanted it inside " +
-                  detail::shape_text(d.n, d.m));
   detail::look_inside(op, in, saved, call,
                       [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+                        if (q0 < 0 || k0 < 0 || to.rows > at.n - q0 || to.cols > at.m - k0)
+                          detail::raise(detail::operator_name(op) + ": map block " +
+                                        detail::shape_text(to.rows, to.cols) + " at " + detail::text_of(q0) + ", " +
+                                        detail::text_of(k0) + ", wanted it inside " + detail::shape_text(at.n, at.m));
                         o.template map_block<detail::Native<S>, S>(context, head, keep, q0, k0, to, at);
                       });
 }
@@ -552,21 +589,20 @@ void map_left(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved
               const HeadCall& call = {}) {
   const View<S> w(std::forward<X>(x));
   const MutView<S> to(std::forward<Out>(out));
-  const Dims& d = saved.dims;
-  if (w.cols != d.n || to.cols != d.m || w.rows != to.rows)
-    detail::raise(detail::operator_name(op) + ": map_left got x " + detail::shape_text(w.rows, w.cols) + " and out " +
-                  detail::shape_text(to.rows, to.cols) + ", wanted r x " + detail::text_of(d.n) + " and r x " +
-                  detail::text_of(d.m));
-  detail::look_inside(op, in, saved, call,
-                      [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-                        const MutView<S> g = context.arena().template matrix<S>(d.n, w.rows);
-                        const MutView<S> y = context.arena().template matrix<S>(d.m, w.rows);
-                        for (Index r = 0; r < w.rows; ++r)
-                          for (Index i = 0; i < d.n; ++i) g(i, r) = w(r, i);
-                        o.template apply_transposed<detail::Native<S>, S>(context, head, keep, g, y, at);
-                        for (Index r = 0; r < w.rows; ++r)
-                          for (Index j = 0; j < d.m; ++j) to(r, j) = y(j, r);
-                      });
+  detail::look_inside(
+      op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+        if (w.cols != at.n || to.cols != at.m || w.rows != to.rows)
+          detail::raise(detail::operator_name(op) + ": map_left got x " + detail::shape_text(w.rows, w.cols) +
+                        " and out " + detail::shape_text(to.rows, to.cols) + ", wanted r x " + detail::text_of(at.n) +
+                        " and r x " + detail::text_of(at.m));
+        const MutView<S> g = context.arena().template matrix<S>(at.n, w.rows);
+        const MutView<S> y = context.arena().template matrix<S>(at.m, w.rows);
+        for (Index r = 0; r < w.rows; ++r)
+          for (Index i = 0; i < at.n; ++i) g(i, r) = w(r, i);
+        o.template apply_transposed<detail::Native<S>, S>(context, head, keep, g, y, at);
+        for (Index r = 0; r < w.rows; ++r)
+          for (Index j = 0; j < at.m; ++j) to(r, j) = y(j, r);
+      });
 }
 
 /// out = A x for one head, x m x c, out n x c.
@@ -575,15 +611,14 @@ void map_right(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Save
                const HeadCall& call = {}) {
   const View<S> v(std::forward<X>(x));
   const MutView<S> to(std::forward<Out>(out));
-  const Dims& d = saved.dims;
-  if (v.rows != d.m || to.rows != d.n || v.cols != to.cols)
-    detail::raise(detail::operator_name(op) + ": map_right got x " + detail::shape_text(v.rows, v.cols) + " and out " +
-                  detail::shape_text(to.rows, to.cols) + ", wanted " + detail::text_of(d.m) + " x c and " +
-                  detail::text_of(d.n) + " x c");
-  detail::look_inside(op, in, saved, call,
-                      [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-                        o.template apply<detail::Native<S>, S>(context, head, keep, v, to, at);
-                      });
+  detail::look_inside(
+      op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+        if (v.rows != at.m || to.rows != at.n || v.cols != to.cols)
+          detail::raise(detail::operator_name(op) + ": map_right got x " + detail::shape_text(v.rows, v.cols) +
+                        " and out " + detail::shape_text(to.rows, to.cols) + ", wanted " + detail::text_of(at.m) +
+                        " x c and " + detail::text_of(at.n) + " x c");
+        o.template apply<detail::Native<S>, S>(context, head, keep, v, to, at);
+      });
 }
 
 /// out (n x 1) = the entropy of every row of the map, in nats; for operators whose rows are distributions.
@@ -595,15 +630,15 @@ void map_entropy(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Sa
                 "limpid: map_entropy wants an operator whose map has rows that are distributions; the effective map of "
                 "twicing and boosting has entries of either sign");
   const MutView<S> to(std::forward<Out>(out));
-  if (to.rows != saved.dims.n || to.cols != 1)
-    detail::raise(detail::operator_name(op) + ": map_entropy got out " + detail::shape_text(to.rows, to.cols) +
-                  ", wanted " + detail::shape_text(saved.dims.n, 1));
-  detail::look_inside(op, in, saved, call,
-                      [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-                        S* e = context.arena().template take<S>(saved.dims.n);
-                        if constexpr (has_entropy) o.template entropy<detail::Native<S>, S>(context, head, keep, e, at);
-                        for (Index i = 0; i < to.rows; ++i) to(i, 0) = e[i];
-                      });
+  detail::look_inside(
+      op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+        if (to.rows != at.n || to.cols != 1)
+          detail::raise(detail::operator_name(op) + ": map_entropy got out " + detail::shape_text(to.rows, to.cols) +
+                        ", wanted " + detail::shape_text(at.n, 1));
+        S* e = context.arena().template take<S>(at.n);
+        if constexpr (has_entropy) o.template entropy<detail::Native<S>, S>(context, head, keep, e, at);
+        for (Index i = 0; i < to.rows; ++i) to(i, 0) = e[i];
+      });
 }
 
 }  // namespace LIMPID_ABI

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../version.hpp"
 
@@ -44,15 +46,52 @@ std::string text_of(Number number) {
   return std::to_string(static_cast<long long>(number));
 }
 
+/// A number as an error shows it; one of a scalar that is no double has no text.
+template <class S>
+std::string number_text(const S& number) {
+  if constexpr (std::is_constructible_v<double, S>) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%g", double(number));
+    return text;
+  } else {
+    return "no finite number";
+  }
+}
+
 /// An option: a finite number, also in the scalar of the arrays, S. wanted says what else it must be.
 template <class S>
 void check_finite(Name op, const char* option, double value, bool fits = true, const char* wanted = "a finite number") {
   const S own = S(value);
   if (fits && std::isfinite(value) && own - own == S(0)) return;
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", value);
-  raise(op.text + std::string(": ") + option + " is " + text + ", wanted " + wanted +
+  raise(op.text + std::string(": ") + option + " is " + number_text(value) + ", wanted " + wanted +
         (fits && std::isfinite(value) ? " in the scalar of the arrays" : ""));
+}
+
+/// An option that multiplies sums: so far from the end of S that they do not reach it.
+template <class S>
+void check_factor(Name op, const char* option, double value) {
+  check_finite<S>(op, option, value);
+  if constexpr (std::numeric_limits<S>::is_specialized) {
+    const double most = double(std::numeric_limits<S>::max() / S(0x1p20));
+    if (std::abs(value) > most)
+      raise(op.text + std::string(": ") + option + " is " + number_text(value) + ", wanted at most " +
+            number_text(most) + " in size");
+  }
+}
+
+/// How many steps a filter may take: more are a slip, and their memory would not fit into any machine's.
+inline constexpr long long most_steps = 1 << 20;
+inline void check_steps(Name op, const char* option, long long value) {
+  if (value < 0) raise(op.text + std::string(": ") + option + " is " + text_of(value) + ", wanted 0 or more");
+  if (value > most_steps)
+    raise(op.text + std::string(": ") + option + " is " + text_of(value) + ", wanted at most " + text_of(most_steps));
+}
+
+/// Sizes of an array to be made, before it is: a product that overflows, or that no memory holds, is refused.
+inline constexpr long long most_entries = 1LL << 40;
+inline bool fits_memory(long long rows, long long cols) {
+  return rows >= 0 && cols >= 0 && (cols == 0 || rows <= most_entries / cols) && rows <= most_entries &&
+         cols <= most_entries;
 }
 
 inline std::string shape_text(long long rows, long long cols) { return text_of(rows) + " x " + text_of(cols); }

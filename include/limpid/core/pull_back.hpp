@@ -161,7 +161,7 @@ void whole_rows(View<S> block, S* copy, const S*& rows, Index& stride) {
   stride = padded<P>(block.cols);
   rows = copy;
   for (Index i = 0; i < block.rows; ++i) {
-    for (Index c = 0; c < block.cols; ++c) copy[i * stride + c] = block(i, c);
+    copy_row<P>(block.row(i), copy + i * stride, block.cols);
     for (Index c = block.cols; c < stride; ++c) copy[i * stride + c] = S(0);
   }
 }
@@ -230,11 +230,14 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
   }
   const S* rows = scores.q.row(t.q0);
   if (Mods::values || scores.by_pair()) {
-    if (scores.by_pair())
-      tile_of_parts<P, true>(scores.parts, t.nq, vectors, rows, scores.q.stride, keys_transposed, t.ld, start, t.data);
-    else
+    if (scores.by_pair()) {
+      if constexpr (are_distances<Mods>)
+        tile_of_parts<P, true>(scores.parts, t.nq, vectors, rows, scores.q.stride, keys_transposed, t.ld, start,
+                               t.data);
+    } else {
       product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
                              fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
+    }
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
     if constexpr (Mods::values) value_tile<P, true>(scores, t);
@@ -396,7 +399,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
       for (int t = 0; t < M; ++t) {
         const auto& map = plan.maps[t];
         if (Mods::values || sinking) {
-          const Mods& mods = *map.scores.mods;
+          const auto& mods = *map.scores.mods;
           At a = map.scores.place(q0, k0);
           for (Index i = 0; i < nq; ++i) {
             a.q = q0 + i;
@@ -408,32 +411,35 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
             }
           }
         }
-        if constexpr (M == 1)
+        if constexpr (are_distances<Mods> && M == 1)
           for (std::size_t p = 0; p < 2; ++p)
             if (moment_keys[p])
               plan.moments[p].sums[chunk] +=
                   moment_of_tile<P>({ds[t], ld, q0, nq, k0, nk}, plan.moments[p].q, moment_keys[p]);
         if (map.dbias)
-          for (Index i = 0; i < nq; ++i)
-            for (Index j = 0; j < nk; ++j) map.dbias[k0 + j] += ds[t][i * ld + j];
+          for (Index i = 0; i < nq; ++i) add_row<P>(ds[t] + i * ld, map.dbias + k0, nk);
         const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
         const bool by_pair = map.scores.by_pair();
         if (by_pair && dq[t].given()) {
-          rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy[t]);
-          add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
-                                         q_copy[t], padded<P>(d), dq[t].row(q0), dq[t].stride);
+          if constexpr (are_distances<Mods>) {
+            rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy[t]);
+            add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
+                                           q_copy[t], padded<P>(d), dq[t].row(q0), dq[t].stride);
+          }
         } else if (dq[t].given()) {
           product<P, Walk::rows>(nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
                                  fetching(next(dq[t]), Accumulate<P>{dq[t].row(q0), dq[t].stride}));
         }
         if (map.dk.given()) {
           whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
-          if (by_pair)
-            add_differences<P, Walk::columns>(map.scores.parts, nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
-                                              keys_off[t], padded<P>(d), dk_block[t], padded<P>(d));
-          else
+          if (by_pair) {
+            if constexpr (are_distances<Mods>)
+              add_differences<P, Walk::columns>(map.scores.parts, nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
+                                                keys_off[t], padded<P>(d), dk_block[t], padded<P>(d));
+          } else {
             product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
                                       Accumulate<P>{dk_block[t], padded<P>(d)});
+          }
         }
       }
       if (w > 0) {

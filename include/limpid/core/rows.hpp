@@ -16,13 +16,21 @@ LIMPID_INLINE void for_lanes(Index count, const F& f) {
   for (; c < count; ++c) f(OneLane<typename P::Scalar>{}, c);
 }
 
-/// The sum of f(policy, column) over all columns, lanes side by side.
+/// The sum of f(policy, column) over all columns, lanes side by side, four vectors at a time: a sum waits for the one
+/// before it.
 template <class P, class F>
 LIMPID_INLINE typename P::Scalar sum_lanes(Index count, const F& f) {
   using S = typename P::Scalar;
-  typename P::V sum = P::set(S(0));
+  typename P::V sum = P::set(S(0)), second = sum, third = sum, fourth = sum;
   Index c = 0;
+  for (; c + 4 * P::lanes <= count; c += 4 * P::lanes) {
+    sum = sum + f(P{}, c);
+    second = second + f(P{}, c + P::lanes);
+    third = third + f(P{}, c + 2 * P::lanes);
+    fourth = fourth + f(P{}, c + 3 * P::lanes);
+  }
   for (; c + P::lanes <= count; c += P::lanes) sum = sum + f(P{}, c);
+  sum = (sum + second) + (third + fourth);
   S rest(0);
   for (; c < count; ++c) rest = rest + f(OneLane<S>{}, c);
   return P::sum(sum) + rest;

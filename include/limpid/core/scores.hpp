@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <array>
 
-#include "simd.hpp"
+#include "rows.hpp"
 #include "workspace.hpp"
 
 namespace limpid {
@@ -63,6 +63,26 @@ struct ScorePart {
 template <class S>
 using PartsOfScores = std::array<ScorePart<S>, 2>;
 
+/// In the place of the modifiers M of scores that may be squared distances summed by pair (score/kernel.hpp): for them
+/// alone the code of such sums is made.
+template <class M>
+struct Distances {
+  static constexpr bool intervals = M::intervals, irregular = M::irregular, values = M::values, starts = M::starts,
+                        sinks = M::sinks;
+};
+template <class Mods>
+struct ModifiersOf {
+  using type = Mods;
+  static constexpr bool distances = false;
+};
+template <class M>
+struct ModifiersOf<Distances<M>> {
+  using type = M;
+  static constexpr bool distances = true;
+};
+template <class Mods>
+inline constexpr bool are_distances = ModifiersOf<Mods>::distances;
+
 /// The scores of one head, in natural units; bias (one number a key) may be null. Where parts are given (by_pair) they
 /// say what a score is, and scale is that of the gradients alone.
 template <class S, class Mods>
@@ -70,11 +90,11 @@ struct Scores {
   View<S> q, k;
   S scale = S(1);
   const S* bias = nullptr;
-  const Mods* mods = nullptr;
+  const typename ModifiersOf<Mods>::type* mods = nullptr;
   At at;           // batch and head
   S level = S(0);  // what all keys have in common, taken off their additive part; set by settle()
   PartsOfScores<S> parts = {};
-  bool by_pair() const { return parts[0].cols > 0; }
+  bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
 
   Index n() const { return q.rows; }
   Index m() const { return k.rows; }
@@ -100,7 +120,10 @@ struct Scores {
   /// The additive part of keys [k0, k0 + nk) as seen by queries counted from q0. Only minus infinity is no key: what
   /// would become it by a sum stays the lowest number.
   void starts(Index q0, Index k0, Index nk, S* out) const {
-    for (Index r = 0; r < nk; ++r) out[r] = bias ? bias[k0 + r] : S(0);
+    if (bias)
+      copy_row<Native<S>>(bias + k0, out, nk);
+    else
+      std::fill(out, out + nk, S(0));
     if constexpr (Mods::starts && !Mods::values) {
       const S lowest = lowest_number<S>(), none = minus_infinity<S>();
       for (Index r = 0; r < nk; ++r) {
@@ -214,7 +237,7 @@ void mask_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typena
 template <class P, bool KeysAreLanes, class Mods>
 void value_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t) {
   using S = typename P::Scalar;
-  const Mods mods = *scores.mods;
+  const auto mods = *scores.mods;
   const Index outer = KeysAreLanes ? t.nq : t.nk, inner = KeysAreLanes ? t.nk : t.nq;
   At a = scores.place(t.q0, t.k0);
   for (Index o = 0; o < outer; ++o) {

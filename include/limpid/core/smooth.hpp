@@ -179,8 +179,7 @@ class SmoothBlock {
       S *top = top_ + p * width, *sum = sum_ + p * width;
       if constexpr (Online || Mods::values) {
         if (scores_.by_pair())
-          tile_of_parts<P, false>(scores_.parts, nk, vectors, scores_.k.row(b), scores_.k.stride, panel, width, start_,
-                                  tile_);
+          distances(b, nk, vectors, panel);
         else
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
                                  StoreScores<P>{tile_, width, scores_.scale, start_});
@@ -197,8 +196,7 @@ class SmoothBlock {
         }
       } else {
         if (scores_.by_pair()) {
-          tile_of_parts<P, false>(scores_.parts, nk, vectors, scores_.k.row(b), scores_.k.stride, panel, width, start_,
-                                  tile_);
+          distances(b, nk, vectors, panel);
           weights_from_scores<P>(tile_, width, nk, vectors, top);
         } else {
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
@@ -234,6 +232,12 @@ class SmoothBlock {
   }
 
  private:
+  /// The scores of a panel against keys [b, b + nk) where they are summed by pair.
+  void distances(Index b, Index nk, Index vectors, const S* panel) {
+    if constexpr (are_distances<Mods>)
+      tile_of_parts<P, false>(scores_.parts, nk, vectors, scores_.k.row(b), scores_.k.stride, panel, width, start_,
+                              tile_);
+  }
   Index first_of(Index p) const { return q0_ + p * width; }
   Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }
   /// What panel p fetches of the block after keys [b, b + nk): every panel its share of the lines.

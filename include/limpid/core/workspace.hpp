@@ -120,13 +120,19 @@ class Turn {
   Turn(const Turn&) noexcept {}
   Turn& operator=(const Turn&) noexcept { return *this; }
 
-  /// For one thread, which may come again while it has it (a layer calls operators). False if another has it.
-  bool take(bool& first) {
+  enum class Taken { first, again, by_another, closed };
+
+  /// For one thread, which may come again while it has it (a layer calls operators), until it closes it.
+  Taken take() {
     static thread_local const char me = 0;
     const void* nobody = nullptr;
-    first = owner_.compare_exchange_strong(nobody, &me, std::memory_order_acquire, std::memory_order_relaxed);
-    return first || nobody == &me;
+    if (owner_.compare_exchange_strong(nobody, &me, std::memory_order_acquire, std::memory_order_relaxed))
+      return Taken::first;
+    if (nobody != &me) return Taken::by_another;
+    return closed_ ? Taken::closed : Taken::again;
   }
+  void close() { closed_ = true; }  // whoever closed it opens it, before it is given back
+  void open() { closed_ = false; }
   void give_back() { owner_.store(nullptr, std::memory_order_release); }
 
   /// For one writer, or for readers.
@@ -145,14 +151,16 @@ class Turn {
 
  private:
   std::atomic<const void*> owner_{nullptr};
+  bool closed_ = false;  // the owner's
   std::atomic<int> users_{0};
 };
 
 }  // namespace detail
 
 /// Scratch memory of a call, one arena a worker and one for the call itself. Pass the same one again and again:
-/// after the first call of the largest shapes nothing is allocated. Not to be shared by calls that run at the same
-/// time: the later one throws ShapeError.
+/// after the first call of the largest shapes nothing is allocated. One call at a time: a call on another thread throws
+/// ShapeError meanwhile, and so does one that a mask or a score function of an operator makes inside the operator's
+/// own. The sublayer of a boosting block may use the block's.
 class Workspace {
  public:
   void prepare(int workers) {
@@ -181,34 +189,46 @@ class Workspace {
 
 namespace detail {
 
+/// What calls inside may do with a workspace: an operator's runs functions of the user's while it holds on to memory
+/// that a call inside would give back or move, so it closes the workspace; a layer's leaves it open for what it is made
+/// of.
+enum class Inside { open, closed };
+
 /// Has a workspace for as long as it lives.
 class WorkspaceTurn {
  public:
-  explicit WorkspaceTurn(Workspace& workspace) : turn_(workspace.turn()) {
-    if (!turn_.take(first_))
+  WorkspaceTurn(Workspace& workspace, Inside inside)
+      : turn_(workspace.turn()), taken_(turn_.take()), closes_(inside == Inside::closed) {
+    if (taken_ == Turn::Taken::by_another)
+      raise("workspace is in use by a call on another thread, wanted one call at a time, or a workspace for each");
+    if (taken_ == Turn::Taken::closed)
       raise(
-          "workspace is in use by a call on another thread, wanted one of its own for each of the calls that run at "
-          "the same time");
+          "workspace is in use by the call that this one is made in, wanted one call at a time, or a workspace for "
+          "each");
+    if (closes_) turn_.close();
   }
   ~WorkspaceTurn() {
-    if (first_) turn_.give_back();
+    if (closes_) turn_.open();
+    if (taken_ == Turn::Taken::first) turn_.give_back();
   }
   WorkspaceTurn(const WorkspaceTurn&) = delete;
   WorkspaceTurn& operator=(const WorkspaceTurn&) = delete;
 
  private:
   Turn& turn_;
-  bool first_ = false;
+  Turn::Taken taken_;
+  bool closes_;
 };
 
-/// Writes to, or reads, what a forward pass saved, for as long as it lives.
+/// Writes to, or reads, what a forward pass saved (null: nothing is), or another thing with a turn, for as long as it
+/// lives.
 class SavedTurn {
  public:
-  SavedTurn(Turn* turn, bool writes, Name op) : turn_(turn), writes_(writes) {
+  template <class T>
+  SavedTurn(T* saved, bool writes, Name op) : SavedTurn(saved ? &saved->turn : nullptr, writes, op, ": saved") {}
+  SavedTurn(Turn* turn, bool writes, Name op, const char* what) : turn_(turn), writes_(writes) {
     if (turn_ && !(writes ? turn_->write() : turn_->read()))
-      raise(op +
-            ": saved is in use by another call, wanted one of its own for each of the calls that run at the same "
-            "time (backward and looks inside may share a filled one)");
+      raise(op + (what + std::string(" is in use by another call, wanted one call at a time, or one for each")));
   }
   ~SavedTurn() {
     if (turn_) writes_ ? turn_->end_write() : turn_->end_read();

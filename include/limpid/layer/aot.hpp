@@ -67,6 +67,7 @@ template <class Op, class S>
 struct AotSaved {
   LayerNormSaved<S> norm;
   typename detail::AttentionLayer<Op>::template Saved<S> attention;
+  detail::Turn turn;
 };
 
 /// One layer of an attention-only transformer, batches of tokens to tokens of the same shape:
@@ -101,9 +102,10 @@ struct Aot {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in, out, "out");
     detail::refuse_overlap("aot layer", "out", View<S>(out), "x", in.x);
+    const detail::SavedTurn saved_turn(call.saved, true, "aot layer");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     View<S> h = in.x;
@@ -128,9 +130,10 @@ struct Aot {
                        const MutView<S>& g) { detail::check_gradient<S>("aot layer", field, g, p); },
                    in, grad);
     detail::refuse_overlap("aot layer", "the gradient of x", View<S>(grad.x), "dout", dout);
+    const detail::SavedTurn saved_turn(&saved, false, "aot layer");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
@@ -192,6 +195,7 @@ struct Aot {
     const char* layer = "aot layer";
     if (in.eta.given() && (in.eta.rows != 1 || in.eta.cols != 1))
       detail::raise(std::string(layer) + ": eta is " + detail::shape_text(in.eta.rows, in.eta.cols) + ", wanted 1 x 1");
+    detail::check_parameters(layer, "eta", in.eta);
     if (!norm && (in.gamma.given() || in.beta.given()))
       detail::raise(std::string(layer) + ": gamma or beta is given, but norm is false");
     detail::check_norm<S>(layer, in.x, in.gamma, in.beta, eps);
@@ -228,6 +232,7 @@ template <class Op, class S>
 struct AotStackSaved {
   std::vector<AotSaved<Op, S>> layers;
   std::vector<Mat<S>> tokens;  ///< layer l's result, all but the last
+  detail::Turn turn;
 };
 
 /// A stack of AoT layers of any depth, one set of parameters a layer: layers[l] is an AotArgs of views or of matrices.
@@ -247,9 +252,10 @@ struct AotStack {
     using S = detail::ScalarOf<Out>;
     const View<S> x(std::forward<X>(x_));
     const MutView<S> out(std::forward<Out>(out_));
+    const detail::SavedTurn saved_turn(call.saved, true, "aot stack");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const auto depth = layers.size();
@@ -288,13 +294,14 @@ struct AotStack {
                 const LayerCall& call = {}) const {
     const View<S> x(std::forward<X>(x_)), dout(std::forward<Dout>(dout_));
     const auto depth = layers.size();
+    const detail::SavedTurn saved_turn(&saved, false, "aot stack");
     if (saved.layers.size() != depth || gradients.size() != depth)
       detail::raise("aot stack: there are " + detail::text_of(depth) + " layers, " +
                     detail::text_of(saved.layers.size()) + " saved and " + detail::text_of(gradients.size()) +
                     " sets of gradients, wanted as many");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     MutView<S> spare[2];

@@ -15,10 +15,11 @@ struct BoostingBlockArgs {
   T x{}, u{}, tau{}, rho{};
 };
 
-/// What a boosting block keeps: the sublayer's input and output.
+/// What a boosting block keeps: the sublayer's input and output. One call at a time, as Saved.
 template <class S>
 struct BoostingBlockSaved {
   Mat<S> s, z;
+  mutable detail::Turn turn;
 };
 
 namespace detail {
@@ -32,7 +33,11 @@ struct BoostingBlockNumbers {
         raise(std::string("boosting block: ") + name + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
     if (in.tau.given()) tau = in.tau(0, 0);
     if (in.rho.given()) rho = in.rho(0, 0);
+    check_parameters("boosting block", "tau", in.tau), check_parameters("boosting block", "rho", in.rho);
     kappa = tau * rho + tau - S(1);
+    if (!row_is_finite(&kappa, 1))
+      raise("boosting block: tau is " + number_text(tau) + " and rho " + number_text(rho) +
+            ", wanted numbers whose product is finite");
   }
 };
 
@@ -70,6 +75,7 @@ void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&
   detail::refuse_overlap("boosting block", "out", out, "u_next", u_next);
   const Index n = in.x.rows, width = in.x.cols;
   const S fed_back = in.u.given() ? c.rho : S(0), subtracted = in.u.given() ? -c.kappa : S(0);
+  const detail::SavedTurn saved_turn(saved, true, "boosting block");
   if (saved) saved->s.resize(n, width), saved->z.resize(n, width);
   detail::with_context(call, [&](const detail::Context& context) {
     const auto room = [&](Mat<S> BoostingBlockSaved<S>::*field) {
@@ -99,6 +105,7 @@ void boosting_block_backward(const std::type_identity_t<BoostingBlockArgs<View<S
                              const LayerCall& call = {}) {
   using P = detail::Native<S>;
   const detail::BoostingBlockNumbers<S> c(in);
+  const detail::SavedTurn saved_turn(&saved, false, "boosting block");
   const View<S> s(saved.s), z(saved.z);
   if (s.rows != in.x.rows || s.cols != in.x.cols)
     detail::raise("boosting block: saved is of " + detail::shape_text(s.rows, s.cols) + ", wanted " +

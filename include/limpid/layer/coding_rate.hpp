@@ -25,10 +25,13 @@ class OneRate {
   using W = Wide<S>;
   using P = Native<W>;
 
-  OneRate(const Context& context, View<S> x, const CodingRateOptions& options)
+  OneRate(const char* name, const Context& context, View<S> x, const CodingRateOptions& options)
       : context_(context), alpha_(x.rows == 0 ? W(0) : W(double(x.cols)) / (W(double(x.rows)) * W(options.eps2))) {
     using std::log;
     using std::sqrt;
+    if (!row_is_finite(&alpha_, 1))
+      raise(std::string(name) + ": eps2 is " + number_text(options.eps2) +
+            ", wanted it so large that D / (n eps2) is a finite number");
     y_.resize(x.rows, x.cols);
     for (Index i = 0; i < x.rows; ++i)
       for (Index c = 0; c < x.cols; ++c) y_(i, c) = W(x(i, c));
@@ -56,8 +59,19 @@ class OneRate {
       multiply<P, Walk::columns, false>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
     gram *= alpha_;
     gram.diagonal().array() += W(1);
+    W largest(0), least(0);  // what is left of the diagonal is at least 1, but for what rounding makes of it
+    for (Index i = 0; i < size; ++i) largest = std::max(largest, gram(i, i));
     cholesky_.compute(gram);
-    for (Index i = 0; i < size; ++i) value_ += log(cholesky_.matrixLLT()(i, i));
+    for (Index i = 0; i < size; ++i) {
+      const W pivot = cholesky_.matrixLLT()(i, i);
+      least = i == 0 ? pivot : std::min(least, pivot);
+      value_ += log(pivot);
+    }
+    const W rounding = W(double(size)) * W(std::numeric_limits<W>::epsilon()) * largest;
+    const bool right = cholesky_.info() == Eigen::Success && row_is_finite(&value_, 1) && least * least > rounding;
+    if (!right && holds_finite(x))  // what x holds itself may show
+      raise(std::string(name) + ": eps2 is " + number_text(options.eps2) +
+            ", wanted it so large that I + D / (n eps2) x^T x is a positive matrix in numbers");
   }
 
   W value() const { return value_; }
@@ -67,11 +81,12 @@ class OneRate {
     Mat<W> d;
     if (y_.size() == 0) return y_;
     if (y_.rows() < y_.cols()) {
-      d = cholesky_.solve(y_);
+      d = y_;
+      solve(d);
     } else {
-      const Mat<W> turned = y_.transpose();
-      const Mat<W> solved = cholesky_.solve(turned);
-      d = solved.transpose();
+      Mat<W> turned = y_.transpose();
+      solve(turned);
+      d = turned.transpose();
     }
     d *= g * alpha_;
     if (inverse_.size() > 0)  // y = x / |x|: dx = (dy - y <y, dy>) / |x|
@@ -83,6 +98,25 @@ class OneRate {
   }
 
  private:
+  /// b = (L L^T)^-1 b by rows: Eigen's solvers leave the vectors of their small triangles to -O3. Columns in blocks
+  /// that stay in the second cache.
+  void solve(Mat<W>& b) const {
+    const auto& l = cholesky_.matrixLLT();
+    constexpr Index block = 128;
+    for (Index c = 0; c < b.cols(); c += block) {
+      const Index cols = std::min(block, b.cols() - c);
+      const auto row = [&](Index i) { return b.data() + i * b.cols() + c; };
+      for (Index i = 0; i < b.rows(); ++i) {
+        for (Index j = 0; j < i; ++j) add_scaled_row<P>(row(i), -l(i, j), row(j), row(i), cols);
+        scale_row<P>(W(1) / l(i, i), row(i), row(i), cols);
+      }
+      for (Index i = b.rows(); i-- > 0;) {
+        for (Index j = i + 1; j < b.rows(); ++j) add_scaled_row<P>(row(i), -l(j, i), row(j), row(i), cols);
+        scale_row<P>(W(1) / l(i, i), row(i), row(i), cols);
+      }
+    }
+  }
+
   Context context_;
   W alpha_, value_ = 0;
   Mat<W> y_, inverse_;
@@ -90,8 +124,7 @@ class OneRate {
 };
 
 inline void check_rate(const char* name, const CodingRateOptions& options) {
-  if (!(options.eps2 > 0) || std::isinf(options.eps2))
-    raise(std::string(name) + ": eps2 is " + std::to_string(options.eps2) + ", wanted a positive, finite number");
+  check_finite<double>(name, "eps2", options.eps2, options.eps2 > 0, "a positive, finite number");
 }
 template <class S>
 void check_codebook(const char* name, View<S> x, View<S> u, Index heads) {
@@ -101,19 +134,21 @@ void check_codebook(const char* name, View<S> x, View<S> u, Index heads) {
   if (heads < 1 || u.cols % heads != 0)
     raise(std::string(name) + ": u has " + text_of(u.cols) +
           " columns, wanted a multiple of heads = " + text_of(heads));
+  check_counts(name, 1, heads, u.cols);
 }
 }  // namespace detail
 
 /// R(x) = 1/2 logdet(I_D + alpha x^T x) = 1/2 logdet(I_n + alpha x x^T), alpha = D / (n eps2): nats to code the rows of
 /// x (n x D) up to precision eps. "White-Box Transformers via Sparse Rate Reduction", arXiv 2306.01129; the same as in
 /// 2311.13110. By Cholesky of the smaller Gram matrix, in double for float tokens. O(n D min(n, D)). Throws ShapeError
-/// for eps2 <= 0.
+/// for eps2 <= 0, and where it is so small for the size of x that the 1 of I is lost.
 template <class X, class S = detail::ScalarOf<X>>
 detail::Wide<S> coding_rate(X&& x, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x));
   detail::check_rate("coding_rate", options);
   detail::Wide<S> value = 0;
-  detail::with_context(call, [&](const auto& context) { value = detail::OneRate<S>(context, vx, options).value(); });
+  detail::with_context(
+      call, [&](const auto& context) { value = detail::OneRate<S>("coding_rate", context, vx, options).value(); });
   return value;
 }
 
@@ -125,7 +160,7 @@ void coding_rate_backward(X&& x, double g, Dx&& dx, const CodingRateOptions& opt
   detail::check_rate("coding_rate", options);
   detail::check_gradient<S>("coding_rate", "x", to, vx);
   detail::with_context(call, [&](const auto& context) {
-    const auto d = detail::OneRate<S>(context, vx, options).gradient(detail::Wide<S>(g));
+    const auto d = detail::OneRate<S>("coding_rate", context, vx, options).gradient(detail::Wide<S>(g));
     for (Index i = 0; i < to.rows; ++i)
       for (Index c = 0; c < to.cols; ++c) to(i, c) = S(d(i, c)) + (call.accumulate ? to(i, c) : S(0));
   });
@@ -143,7 +178,7 @@ detail::Wide<S> subspace_coding_rate(X&& x, U&& u, const CodingRateOptions& opti
     const MutView<S> y = context.arena().template matrix<S>(vx.rows, vu.cols);
     detail::linear_in<detail::Native<S>>(context, vx, vu, View<S>(), y);
     for (Index k = 0; k < options.heads; ++k)
-      value += detail::OneRate<S>(context, y.block(0, k * p, y.rows, p), options).value();
+      value += detail::OneRate<S>("subspace_coding_rate", context, y.block(0, k * p, y.rows, p), options).value();
   });
   return value;
 }
@@ -164,7 +199,7 @@ void subspace_coding_rate_backward(X&& x, U&& u, double g, const std::type_ident
     detail::linear_in<detail::Native<S>>(context, vx, vu, View<S>(), y);
     for (Index k = 0; k < options.heads; ++k) {
       const MutView<S> part = y.block(0, k * p, y.rows, p);
-      const auto d = detail::OneRate<S>(context, part, options).gradient(detail::Wide<S>(g));
+      const auto d = detail::OneRate<S>("subspace_coding_rate", context, part, options).gradient(detail::Wide<S>(g));
       for (Index i = 0; i < part.rows; ++i)
         for (Index c = 0; c < p; ++c) part(i, c) = S(d(i, c));
     }

@@ -35,6 +35,7 @@ struct IstaSaved {
   LayerNormSaved<S> norm;
   Mat<S> residual;   // B - B W^T
   Mat<bool> active;  // where the result is positive
+  detail::Turn turn;
 };
 
 /// One proximal gradient step on 1/2 |B - Z W^T|^2 + lambda sum Z over Z >= 0, started at Z = B, B = LN(x) or x, W the
@@ -68,9 +69,10 @@ struct Ista {
     check<S>(in, out, "out");
     detail::refuse_overlap("ista", "out", View<S>(out), "x", in.x);
     detail::refuse_overlap("ista", "out", View<S>(out), "dictionary", in.dictionary);
+    const detail::SavedTurn saved_turn(call.saved, true, "ista");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerForward<LayerNormSaved<S>> with{1, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor};
@@ -101,6 +103,7 @@ struct Ista {
   void backward(const std::type_identity_t<Args<S>>& in, IstaSaved<S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
     using P = detail::Native<S>;
+    const detail::SavedTurn saved_turn(&saved, false, "ista");
     const View<S> dout(std::forward<Dout>(dout_)), e(saved.residual);
     check<S>(in, dout, "dout");
     Args<S>::visit([&](const char* field, const View<S>& p,
@@ -109,7 +112,7 @@ struct Ista {
     detail::check_gradient<S>("ista", "saved, its residual,", e, in.x);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
@@ -176,9 +179,15 @@ struct Ista {
         raise(std::string("ista: ") + field + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
     if (!norm && (in.gamma.given() || in.beta.given())) raise("ista: gamma or beta is given, but norm is false");
     detail::check_norm<S>("ista", in.x, in.gamma, in.beta, eps);
+    detail::check_finite<S>("ista", "eta", eta);
+    detail::check_finite<S>("ista", "lambda", lambda);
     if (in.dictionary.rows != in.x.cols || in.dictionary.cols != in.x.cols)
       raise("ista: dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
             shape_text(in.x.cols, in.x.cols) + ", square as x has columns");
+    detail::check_weights("ista", in);
+    if (const S least = value(in.eta, eta) * value(in.lambda, lambda); !detail::row_is_finite(&least, 1))
+      raise("ista: eta is " + detail::number_text(value(in.eta, eta)) + " and lambda " +
+            detail::number_text(value(in.lambda, lambda)) + ", wanted numbers whose product is finite");
     if (out.rows != in.x.rows || out.cols != in.x.cols)
       raise(std::string("ista: ") + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
             shape_text(in.x.rows, in.x.cols) + " as x");
@@ -216,6 +225,7 @@ struct CrateSaved {
   AotSaved<Op, S> compress;
   Mat<S> h;
   IstaSaved<S> sparsify;
+  detail::Turn turn;
 };
 
 /// A CRATE block: H = x + MSSA(LN(x)), out = ISTA(LN(H)). Sources and defaults as MssaLayer and Ista; the language
@@ -243,9 +253,10 @@ struct Crate {
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
+    const detail::SavedTurn saved_turn(call.saved, true, "crate block");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const MutView<S> h = detail::room<S>(workspace, call.saved ? &call.saved->h : nullptr, in.x.rows, in.x.cols);
@@ -259,9 +270,10 @@ struct Crate {
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, CrateSaved<Op, S>& saved, Dout&& dout,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    const detail::SavedTurn saved_turn(&saved, false, "crate block");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const MutView<S> dh = workspace.common().template matrix<S>(saved.h.rows(), saved.h.cols());

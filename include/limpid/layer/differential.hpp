@@ -19,11 +19,12 @@ struct TwoMapLayerArgs {
       lambda_k2{};
 };
 
-/// What the layer keeps between forward and backward.
+/// What the layer keeps between forward and backward. One call at a time, as Saved.
 template <class Op, class S>
 struct TwoMapLayerSaved {
   Mat<S> q, k, v, z, y;
   Saved<Op, S> attention;
+  detail::Turn turn;
 };
 
 template <class Op, class S>
@@ -56,9 +57,10 @@ struct TwoMapLayer {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in);
+    const detail::SavedTurn saved_turn(call.saved, true, "layer");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerCall linear_call{false, &workspace, call.executor};
@@ -89,9 +91,10 @@ struct TwoMapLayer {
   void backward(const std::type_identity_t<Args<S>>& in, TwoMapLayerSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
     const View<S> dout(std::forward<Dout>(dout_));
+    const detail::SavedTurn saved_turn(&saved, false, "layer");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
@@ -137,6 +140,10 @@ struct TwoMapLayer {
     reads_x("wk", in.wk);
     reads_x("wv", in.wv);
     if (in.gate_w.given()) reads_x("gate_w", in.gate_w);
+    for (const auto& [name, w] :
+         {std::pair{"wq", in.wq}, std::pair{"wk", in.wk}, std::pair{"wv", in.wv}, std::pair{"wo", in.wo},
+          std::pair{"gate_w", in.gate_w}, std::pair{"gate_b", in.gate_b}})
+      detail::check_parameters("layer", name, w);
     if (in.gate_b.given() && !in.gate_w.given()) detail::raise("layer: gate_b is given without gate_w");
   }
 

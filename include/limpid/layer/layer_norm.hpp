@@ -19,6 +19,7 @@ inline namespace LIMPID_ABI {
 template <class S>
 struct LayerNormSaved {
   Mat<S> statistics;
+  mutable detail::Turn turn;
 };
 
 /// Where the gradients of a layer norm go; an empty one is not computed.
@@ -154,7 +155,11 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
         L::store(dbeta + c, L::load(dbeta + c) + g);
       });
       if (!grad.x.given()) continue;
-      const S level = row_sum<P>(t, width) / S(double(width)), slope = vector_dot<P>(t, xh, width) / S(double(width));
+      const S along = sum_lanes<P>(width, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        return L::load(t + c) * L::load(xh + c);
+      });
+      const S level = row_sum<P>(t, width) / S(double(width)), slope = along / S(double(width));
       S* to = grad.x.row(i);
       for_lanes<P>(width, [&](auto policy, Index c) {
         using L = decltype(policy);
@@ -175,10 +180,11 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
 
 template <class S>
 void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta, double eps) {
-  if (!(eps >= 0) || std::isinf(eps))
-    raise(std::string(op) + ": eps is " + std::to_string(eps) + ", wanted a finite number, 0 or more");
+  check_finite<S>(op, "eps", eps, eps >= 0, "a finite number, 0 or more");
   check_bias<S>(op, "gamma", gamma, x.cols);
   check_bias<S>(op, "beta", beta, x.cols);
+  check_parameters(op, "gamma", gamma);
+  check_parameters(op, "beta", beta);
 }
 
 }  // namespace detail
@@ -188,7 +194,7 @@ void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta, double e
 /// without eps, one whose entries differ by no more than two roundings (see row_statistics); such a row passes no
 /// gradient without eps. Right for entries of any size: the error is within 16 roundings of the largest entry of (x -
 /// mean) r from 1e-38 to 3e38 (tests/layer/layer_norm_test.cpp). Throws ShapeError where shapes do not fit, y shares
-/// memory with an input, or eps is negative or no number.
+/// memory with an input, or eps is negative or no number, or gamma or beta is not finite.
 template <class X, class G, class B, class Y>
 void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::ScalarOf<Y>>& call = {}) {
   using S = detail::ScalarOf<Y>;
@@ -199,6 +205,7 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
     detail::raise("layer_norm: y is " + detail::shape_text(vy.rows, vy.cols) + ", wanted " +
                   detail::shape_text(vx.rows, vx.cols));
   for (const View<S>& in : {vx, vg, vb}) detail::refuse_overlap("layer_norm", "y", vy, "an input", in);
+  const detail::SavedTurn saved_turn(call.saved, true, "layer_norm");
   MutView<S> statistics;
   if (call.saved) {
     call.saved->statistics.resize(vx.rows, 4);
@@ -216,6 +223,7 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
 template <class X, class G, class Dy, class S = detail::ScalarOf<Dy>>
 void layer_norm_backward(X&& x, G&& gamma, const LayerNormSaved<S>& saved, Dy&& dy,
                          const std::type_identity_t<LayerNormGrads<S>>& grad, const LayerCall& call = {}) {
+  const detail::SavedTurn saved_turn(&saved, false, "layer_norm");
   const View<S> vx(std::forward<X>(x)), vg(std::forward<G>(gamma)), vdy(std::forward<Dy>(dy)), s(saved.statistics);
   detail::check_norm<S>("layer_norm", vx, vg, {}, 0);
   if (s.rows != vx.rows)
@@ -223,7 +231,8 @@ void layer_norm_backward(X&& x, G&& gamma, const LayerNormSaved<S>& saved, Dy&& 
                   detail::text_of(vx.rows));
   detail::check_gradient<S>("layer_norm", "y", vdy, vx);
   detail::check_gradient<S>("layer_norm", "x", grad.x, vx);
-  detail::check_norm<S>("layer_norm: gradient", vx, grad.gamma, grad.beta, 0);
+  detail::check_bias<S>("layer_norm: gradient", "gamma", grad.gamma, vx.cols);
+  detail::check_bias<S>("layer_norm: gradient", "beta", grad.beta, vx.cols);
   for (const MutView<S>& g : {grad.x, grad.gamma, grad.beta}) {
     detail::refuse_overlap("layer_norm", "a gradient", g, "x", vx);
     detail::refuse_overlap("layer_norm", "a gradient", g, "dy", vdy);

@@ -129,7 +129,7 @@ template <class F>
 void with_context(const LayerCall& call, F&& f) {
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
-  const WorkspaceTurn turn(workspace);
+  const WorkspaceTurn turn(workspace, Inside::open);
   workspace.prepare(call.executor.workers());
   ArenaScope scope(workspace.common());
   f(Context(workspace, call.executor));

@@ -26,6 +26,16 @@ MutView<S> room(Workspace& workspace, Mat<S>* kept, Index rows, Index cols) {
   return *kept;
 }
 
+/// Every array of a layer's but the tokens.
+template <class Args>
+void check_weights(Name layer, const Args& in) {
+  Args::visit(
+      [&](const char* field, const auto& v) {
+        if (std::string_view(field) != "x") check_parameters(layer, field, v);
+      },
+      in);
+}
+
 inline void check_reads(const char* layer, const char* name, Index rows, Index cols, Index wanted, const char* what) {
   if (rows != wanted)
     raise(std::string(layer) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + text_of(wanted) +
@@ -38,7 +48,7 @@ inline void check_reads(const char* layer, const char* name, Index rows, Index c
 template <class Saved>
 struct LayerForward {
   Index batch = 1;
-  Saved* saved = nullptr;          ///< keep what backward needs; reused without allocation
+  Saved* saved = nullptr;          ///< keep what backward needs; reused without allocation; one call at a time
   Workspace* workspace = nullptr;  ///< scratch to reuse; otherwise the call has its own
   ExecutorRef executor = {};       ///< serial unless told otherwise
 };
@@ -77,6 +87,7 @@ template <class Op, class S>
 struct MultiHeadSaved {
   Mat<S> q, k, v, o;
   limpid::Saved<Op, S> attention;
+  detail::Turn turn;
 };
 
 /// out = concat_heads(op(x wq + bq, x wk + bk, x wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762,
@@ -108,9 +119,10 @@ struct MultiHead {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in);
+    const detail::SavedTurn saved_turn(call.saved, true, name);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerCall plain{false, &workspace, call.executor};
@@ -136,9 +148,10 @@ struct MultiHead {
   void backward(const std::type_identity_t<Args<S>>& in, MultiHeadSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
     const View<S> dout(std::forward<Dout>(dout_));
+    const detail::SavedTurn saved_turn(&saved, false, name);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
@@ -189,7 +202,9 @@ struct MultiHead {
     if (heads < 1 || groups < 1 || in.wv.cols % groups != 0)
       detail::raise(std::string(name) + ": wv has " + detail::text_of(in.wv.cols) +
                     " columns, wanted a multiple of its " + detail::text_of(groups) + " heads");
+    detail::check_counts(name, 1, heads, std::max(in.wq.cols, in.wv.cols));
     if (in.bo.given() && !in.wo.given()) detail::raise(std::string(name) + ": bo is given without wo");
+    detail::check_weights(name, in);
   }
 };
 
@@ -226,6 +241,7 @@ template <class Op, class S>
 struct MssaLayerSaved {
   Mat<S> y, o;
   limpid::Saved<Op, S> attention;
+  detail::Turn turn;
 };
 
 /// Multi-head subspace self-attention with its projections, one matrix a head where attention has four:
@@ -263,9 +279,11 @@ struct MssaLayer {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     detail::check_reads(name, "u", in.u.rows, in.u.cols, in.x.cols, "x has columns");
+    detail::check_weights(name, in);
+    const detail::SavedTurn saved_turn(call.saved, true, name);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const LayerCall plain{false, &workspace, call.executor};
@@ -284,11 +302,12 @@ struct MssaLayer {
   void backward(const std::type_identity_t<Args<S>>& in, MssaLayerSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
     using P = detail::Native<S>;
+    const detail::SavedTurn saved_turn(&saved, false, name);
     const View<S> dout(std::forward<Dout>(dout_)), o(saved.o);
     check_back<S>(in, saved, dout, grad);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace);
+    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);

@@ -68,13 +68,23 @@ class NormalNumbers {
 /// Its theorem: with threshold MSSA (tied, scale 1, tau in (1/2, 1 / (1 + n exp(-9 p / 32))], these u, no norm) every
 /// layer x <- x + eta MSSA(x) multiplies every class's ratio by 1 + eta tau. At finite n that holds while delta sqrt(p)
 /// (1 + eta tau)^layer stays below 1.2 to 1.6, by the seed (measured, ours; examples/subspace_denoising.cpp). Throws
-/// ShapeError where dim < classes width.
+/// ShapeError where dim < classes width, and for sizes that are negative or fit into no memory.
 template <class S>
 SubspaceData<S> subspace_data(const SubspaceDataOptions& options = {}) {
+  if (options.tokens < 0 || options.classes < 1 || options.width < 1 || options.dim < 0 ||
+      !detail::fits_memory(options.classes, options.width))
+    detail::raise("subspace_data: tokens is " + detail::text_of(options.tokens) + ", classes " +
+                  detail::text_of(options.classes) + ", width " + detail::text_of(options.width) + " and dim " +
+                  detail::text_of(options.dim) + ", wanted positive numbers that memory has room for");
   const Index width = options.classes * options.width, dim = options.dim == 0 ? width : options.dim;
-  if (options.tokens < 0 || options.classes < 1 || options.width < 1 || dim < width)
+  if (dim < width)
     detail::raise("subspace_data: dim is " + detail::text_of(dim) +
-                  ", wanted at least classes width = " + detail::text_of(width) + ", and positive numbers");
+                  ", wanted at least classes width = " + detail::text_of(width));
+  if (!detail::fits_memory(width, dim) || !detail::fits_memory(options.tokens, dim))
+    detail::raise("subspace_data: tokens is " + detail::text_of(options.tokens) + ", classes width " +
+                  detail::text_of(width) + " and dim " + detail::text_of(dim) + ", wanted arrays of at most " +
+                  detail::text_of(detail::most_entries) + " entries");
+  detail::check_factor<S>("subspace_data", "delta", options.delta);
   detail::NormalNumbers normal(options.seed);
   Mat<double> basis(width, dim), x = Mat<double>::Zero(options.tokens, dim);  // a basis vector a row
   for (Index r = 0; r < width; ++r) {

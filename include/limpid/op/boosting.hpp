@@ -48,12 +48,17 @@ struct Boosting {
   template <class In>
   void check(const Dims& dims, const In& head) const {
     detail::check_square(name, dims);
-    if (options.steps < 0)
-      detail::raise(std::string(name) + ": steps is " + detail::text_of(options.steps) + ", wanted 0 or more");
+    detail::check_steps(name, "steps", options.steps);
     detail::check_scalar(name, "tau", head.tau);
     detail::check_scalar(name, "rho", head.rho);
     if (head.rho.given() && options.scheme != BoostingScheme::sos)
       detail::raise(std::string(name) + ": rho is given, but only the scheme sos has one");
+    detail::check_parameters(name, "tau", head.tau), detail::check_parameters(name, "rho", head.rho);
+    const auto r = recurrence(head);
+    if (!detail::row_is_finite(&r.z, 1))
+      detail::raise(std::string(name) + ": tau is " + detail::number_text(r.s) + " and rho " +
+                    detail::number_text(head.rho.given() ? head.rho(0, 0) : decltype(r.s)(1)) +
+                    ", wanted numbers whose product is finite");
     score.check(name, dims, head);
   }
   template <class In>
@@ -99,12 +104,7 @@ struct Boosting {
     Arena& arena = context.arena();
     const auto prepared = score.prepare(arena, in, at);
     const auto to = score.targets(arena, in, prepared, grad);
-    detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), nullptr, nullptr, to.dq, to.dk, to.dbias};
-    plan.moments = to.moments;
-    plan.accumulate_q = to.direct && accumulate.q;
-    plan.accumulate_k = to.direct && accumulate.kv;
-    plan.emission = emission;
+    const auto plan = detail::plan_of<S>(prepared.scores, detail::lse_of(keep.lse), nullptr, to, accumulate, emission);
     detail::RecurrenceGradient<S> scalars;
     scalars.wanted = grad.tau.given() || grad.rho.given();
     detail::recurrence_backward<P>(context, recurrence(in), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, scalars,
@@ -162,7 +162,8 @@ struct Boosting {
 /// the last in a pull_back of inner width (sweeps) dv. Memory O(n (d + (T + 1) dv)). Effective map and relevance as in
 /// twicing(). Golden cases: double within 2e-14 of the largest entry, float within 3 times the error of the plain float
 /// formula (gradients of tau and rho, sums that mostly cancel, are as exact as its on average). Throws ShapeError where
-/// shapes do not fit, n and m differ, steps is negative, or rho is given to a scheme without one.
+/// shapes do not fit, n and m differ, steps is negative or above 2^20, tau or rho is not finite, or rho is given to a
+/// scheme without one.
 template <class Score>
 auto boosting(const Softmax<Score>& map, BoostingOptions options = {}) {
   return Boosting<Score>{map.score, options};

@@ -35,7 +35,11 @@ struct DifferentialArgs {
 };
 
 /// The paper's lambda_init of layer 1, 2, ...: 0.8 - 0.6 exp(-0.3 (layer - 1)).
-inline double lambda_init_of_layer(Index layer) { return 0.8 - 0.6 * std::exp(-0.3 * static_cast<double>(layer - 1)); }
+inline double lambda_init_of_layer(Index layer) {
+  if (layer < 1)
+    detail::raise("lambda_init_of_layer: layer is " + detail::text_of(layer) + ", wanted the first one to be 1");
+  return 0.8 - 0.6 * std::exp(-0.3 * static_cast<double>(layer - 1));
+}
 
 /// The four vectors lambda is learned through (all of one length, rows or columns), or their gradients.
 template <class T>
@@ -103,6 +107,13 @@ struct LambdaMix {
     check_scalar(name, "z", in.z);
     check_pair(name, "lambda_q1", "lambda_k1", in.lambda_q1, in.lambda_k1);
     check_pair(name, "lambda_q2", "lambda_k2", in.lambda_q2, in.lambda_k2);
+    if (vectors == 0) return;
+    using S = typename decltype(In::q)::Scalar;
+    check_parameters(op, "lambda_q1", in.lambda_q1), check_parameters(op, "lambda_k1", in.lambda_k1);
+    check_parameters(op, "lambda_q2", in.lambda_q2), check_parameters(op, "lambda_k2", in.lambda_k2);
+    const S lambda = lambda_from<S>(LambdaMix::vectors(in), 0);
+    if (!row_is_finite(&lambda, 1))
+      raise(op + (": the four vectors of lambda make " + number_text(lambda) + ", wanted a finite number"));
   }
 
   template <class S, class In>

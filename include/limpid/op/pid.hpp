@@ -202,6 +202,13 @@ struct Pid {
     if (head.reference.given() && dims.m < dims.n)
       raise(op + ": n is " + text_of(dims.n) + " and m " + text_of(dims.m) +
             ", wanted n <= m, as each query's own value is controlled");
+    const detail::PidController<S> c(options, head);
+    const S numbers[] = {c.on_error(), c.on_v(), c.on_r()};
+    if (detail::row_is_finite(&c.p, 1) && detail::row_is_finite(&c.i, 1) && detail::row_is_finite(&c.d, 1) &&
+        detail::row_is_finite(&c.beta, 1) && !detail::row_is_finite(numbers, 3))
+      raise(op + ": lambda_p is " + detail::number_text(c.p) + ", lambda_i " + detail::number_text(c.i) +
+            ", lambda_d " + detail::number_text(c.d) + " and beta " + detail::number_text(c.beta) +
+            ", wanted numbers whose sums and products are finite");
   }
   template <class In>
   Index out_width(const In& head) const {
@@ -228,15 +235,9 @@ struct Pid {
     const auto to = score.targets(arena, in, prepared, grad);
     S* delta = arena.take<S>(in.q.rows);
     detail::row_dots<P>(dout, keep.average, delta);  // of A V, without the controller
-    detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), delta, nullptr, to.dq, to.dk, to.dbias};
-    plan.moments = to.moments;
+    auto plan = detail::plan_of(prepared.scores, detail::lse_of(keep.lse), delta, to, accumulate, emission);
     plan.left = dout, plan.right = in.v;  // dA = dout V^T
     plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
-    plan.accumulate_q = to.direct && accumulate.q;
-    plan.accumulate_k = to.direct && accumulate.kv;
-    plan.accumulate_v = accumulate.kv;
-    plan.emission = emission;
     detail::pull_back<P>(context, plan, sinks);
     score.finish(in, prepared, to, grad, accumulate);
 
@@ -359,7 +360,7 @@ struct PidStackOptions {
 ///
 /// Gradients of the gains are summed over the layers: the call of the last layer overwrites, the others add. A layer
 /// keeps what pid() keeps, its values and its integral; nothing is allocated when a stack of the same shapes runs
-/// again.
+/// again. One call at a time: another one meanwhile, on whatever thread, throws ShapeError.
 template <class Op, class S>
 class PidStack {
  public:
@@ -368,11 +369,15 @@ class PidStack {
   /// Layers run forward since the start.
   Index size() const { return size_; }
   /// The next layer is layer 0 again; memory is kept.
-  void restart() { size_ = left_ = 0; }
+  void restart() {
+    const detail::SavedTurn turn = take_turn();
+    size_ = left_ = 0;
+  }
 
   /// The next layer. batch, heads, kv_heads and saved of the call are the stack's own business.
   template <class Out>
   void forward(const Inputs<Op, S>& layer, Out&& out, Call<Op, S> call = {}) {
+    const detail::SavedTurn turn = take_turn();
     Layer& here = at(size_);
     const Inputs<Op, S> in = with_state(layer, size_);
     call.batch = options_.batch, call.heads = options_.heads, call.kv_heads = options_.kv_heads;
@@ -387,6 +392,7 @@ class PidStack {
   /// and the gains.
   template <class Dout>
   void backward(const Inputs<Op, S>& layer, Dout&& dout, const Grads<Op, S>& grad, const BackwardCall<S>& call = {}) {
+    const detail::SavedTurn turn = take_turn();
     if (left_ == 0 || !options_.keep)
       detail::raise(std::string(op_.name) + " stack: " +
                     (options_.keep ? "no layer is left to go back through" : "keep is false, nothing to go back with"));
@@ -460,10 +466,12 @@ class PidStack {
     Saved<Op, S> saved;
   };
 
+  detail::SavedTurn take_turn() { return {&turn_, true, op_.name, " stack"}; }
   Index heads() const { return options_.heads; }
-  /// Without keep: layer 0, and three places in turn.
+  /// Without keep: layer 0, and two places in turn. The layer before last has lent its values when a layer writes its
+  /// own there, and the last one's integral is used up when it hands on the next.
   Layer& at(Index l) {
-    const Index slot = l == 0 || options_.keep ? l : 1 + (l - 1) % 3;
+    const Index slot = l == 0 || options_.keep ? l : 1 + (l - 1) % 2;
     while (static_cast<Index>(layers_.size()) <= slot) layers_.emplace_back(std::make_unique<Layer>());
     return *layers_[static_cast<std::size_t>(slot)];
   }
@@ -554,6 +562,7 @@ class PidStack {
   Mat<S> dr_, ds_, dprev_, dbefore_;  // of one layer
   Mat<S> sb_, rb_, pending_[2];       // from later layers: of the integral, of R, of the next two layers' V
   std::array<Mat<S>, 4> gains_;
+  detail::Turn turn_;
 };
 
 }  // namespace LIMPID_ABI

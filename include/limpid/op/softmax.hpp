@@ -65,16 +65,9 @@ struct Softmax {
     const auto to = score.targets(arena, in, prepared, grad);
     S* delta = arena.take<S>(in.q.rows);
     detail::row_dots<P>(dout, keep.out, delta);
-    const auto& mods = score.mods;
-    detail::PullPlan<S, std::remove_cvref_t<decltype(mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), delta, nullptr, to.dq, to.dk, to.dbias};
-    plan.moments = to.moments;
-    plan.left = dout, plan.right = in.v;  // dA = dout V^T
-    plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
-    plan.accumulate_q = to.direct && accumulate.q;
-    plan.accumulate_k = to.direct && accumulate.kv;
-    plan.accumulate_v = accumulate.kv;
-    plan.emission = emission;
+    auto plan = detail::plan_of(prepared.scores, detail::lse_of(keep.lse), delta, to, accumulate, emission);
+    plan.left = dout, plan.right = in.v;         // dA = dout V^T
+    plan.x = dout, plan.dv = grad.v;             // dV = A^T dout
     detail::pull_back<P>(context, plan, sinks);  // dS = A o (dA - delta 1^T) and what follows from it
     score.finish(in, prepared, to, grad, accumulate);
   }

@@ -31,8 +31,8 @@ struct Twicing {
   template <class In>
   void check(const Dims& dims, const In& head) const {
     detail::check_square(name, dims);
-    if (order < 0) detail::raise(std::string(name) + ": order is " + detail::text_of(order) + ", wanted 0 or more");
-    detail::check_finite<typename decltype(In::q)::Scalar>(name, "alpha", alpha);
+    detail::check_steps(name, "order", order);
+    detail::check_factor<typename decltype(In::q)::Scalar>(name, "alpha", alpha);
     score.check(name, dims, head);
   }
   template <class In>
@@ -66,12 +66,7 @@ struct Twicing {
     Arena& arena = context.arena();
     const auto prepared = score.prepare(arena, in, at);
     const auto to = score.targets(arena, in, prepared, grad);
-    detail::PullPlan<S, std::remove_cvref_t<decltype(score.mods)>, 1> plan;
-    plan.maps[0] = {prepared.scores, detail::lse_of(keep.lse), nullptr, nullptr, to.dq, to.dk, to.dbias};
-    plan.moments = to.moments;
-    plan.accumulate_q = to.direct && accumulate.q;
-    plan.accumulate_k = to.direct && accumulate.kv;
-    plan.emission = emission;
+    const auto plan = detail::plan_of<S>(prepared.scores, detail::lse_of(keep.lse), nullptr, to, accumulate, emission);
     detail::RecurrenceGradient<S> none;
     detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, none,
                                    sinks);
@@ -119,7 +114,7 @@ struct Twicing {
 /// order 1); backward order sweeps of A^T and a pull_back of inner width (order + 1) dv, which does one more: 16
 /// against 10 n^2 d flop at order 1 and dv = d. Memory O(n (d + (order + 1) dv)). Golden cases: double within 1e-15 of
 /// the largest entry, float within 3 times the error of the plain float formula. Throws ShapeError where shapes do not
-/// fit, n and m differ or order is negative.
+/// fit, n and m differ, or order is negative or above 2^20.
 ///
 /// Limits: eigenvalues go l -> 1 - (1 - l)^2. This sharpens a spectrum in [0, 1], as nlm() with k = q has; a softmax
 /// map may have negative eigenvalues, and these grow, at worst from -1 to -3.
@@ -148,39 +143,54 @@ struct DecodeOptions {
 /// where the term j = i uses the row just found. The operator's modifiers are asked with n = 1 and m = i + 1, the token
 /// standing at the last key: ALiBi, windows and causal() fit; masks must go by position(), and arrays of a fixed number
 /// of keys are refused. Memory a token: K and V as given, and H order dv residuals. Keys with rotary positions are
-/// cached rotated.
+/// cached rotated. One call at a time: another one meanwhile, on whatever thread, throws ShapeError.
 template <class Op, class S>
 class TwicingCache {
  public:
   explicit TwicingCache(const Op& op, const DecodeOptions& options = {})
       : op_(op), dims_{options.batch, options.heads, options.kv_heads == 0 ? options.heads : options.kv_heads, 1, 1} {
-    if (dims_.batch < 1 || dims_.heads < 1 || dims_.heads % dims_.kv_heads != 0)
+    if (dims_.batch < 1 || dims_.heads < 1 || dims_.kv_heads < 1 || dims_.heads % dims_.kv_heads != 0)
       detail::raise(std::string(op.name) + " cache: batch " + detail::text_of(dims_.batch) + ", heads " +
                     detail::text_of(dims_.heads) + ", kv_heads " + detail::text_of(dims_.kv_heads) +
                     ", wanted positive ones, kv_heads a divisor of heads");
-    past_.resize(static_cast<std::size_t>(dims_.batch));
-    residuals_.resize(static_cast<std::size_t>(dims_.batch));
   }
 
   /// Tokens held.
   Index size() const { return size_; }
   /// Forgets them; memory is kept.
-  void clear() { size_ = 0; }
+  void clear() {
+    const detail::SavedTurn turn = take_turn();
+    size_ = 0;
+  }
   /// Makes room, so that no step up to that many tokens allocates (after the first, which learns the widths).
-  void reserve(Index tokens) { room_ = std::max(room_, tokens); }
+  void reserve(Index tokens) {
+    const detail::SavedTurn turn = take_turn();
+    if (!detail::fits_memory(tokens, 1))
+      detail::raise(detail::Name(op_.name) + (" cache: reserve was asked for " + detail::text_of(tokens) +
+                                              " tokens, wanted 0 to " + detail::text_of(detail::most_entries)));
+    room_ = std::max(room_, tokens);
+  }
 
   /// The next token of every batch item: q is B x (H d), k B x (G d), v B x (G dv), out B x (H dv); other inputs of the
-  /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's.
+  /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's. Whatever
+  /// is thrown on the way, also by a modifier's function or for want of memory, the cache is as it was before.
   void step(const Inputs<Op, S>& token, MutView<S> out, ExecutorRef executor = {}) {
     using P = detail::Native<S>;
-    const detail::WorkspaceTurn turn(workspace_);
+    const detail::SavedTurn turn = take_turn();
     detail::check_call<Op, S>(op_, token, dims_, View<S>(out), "out");
     const Index heads = dims_.heads, dv = out.cols / heads;
     Dims seen = dims_;
     seen.m = size_ + 1;
     op_.modifiers().check(op_.name, seen.batch, heads, 1, seen.m);
+    past_.resize(static_cast<std::size_t>(dims_.batch));  // not before arrays with that many items were seen
+    residuals_.resize(static_cast<std::size_t>(dims_.batch));
     append(token);
-    ++size_;
+    struct Step {  // taken back unless it comes to its end
+      Index& size;
+      bool done = false;
+      explicit Step(Index& s) : size(s) { ++size; }
+      ~Step() { size -= done ? 0 : 1; }
+    } step(size_);
     const Op op = detail::bound<Op, S>(op_, seen);
     detail::for_heads(seen.batch * heads, true, workspace_, executor, [&](Index t, const detail::Context& context) {
       const Index b = t / heads, h = t % heads;
@@ -202,9 +212,11 @@ class TwicingCache {
       row<P>(context.arena(), op, head, residuals.block(0, h * op.order * dv, size_, op.order * dv),
              out.block(b, h * dv, 1, dv), At{b, h, 0, 0, 1, size_});
     });
+    step.done = true;
   }
 
  private:
+  detail::SavedTurn take_turn() { return {&turn_, true, op_.name, " cache"}; }
   /// Room for one more row, doubled when it runs out.
   void grow(Mat<S>& m, Index cols) const {
     if (m.cols() == cols && m.rows() > size_) return;
@@ -281,6 +293,7 @@ class TwicingCache {
   std::vector<typename Op::template Args<Mat<S>>> past_;  // a batch item each: rows of every key array
   std::vector<Mat<S>> residuals_;                         // V - u_t: head after head, t = 0 .. order - 1
   Workspace workspace_;
+  detail::Turn turn_;
 };
 
 }  // namespace LIMPID_ABI

@@ -222,7 +222,7 @@ struct TwoMaps {
                     ", the width of v");
     using S = typename decltype(In::q)::Scalar;
     detail::check_finite<S>(op, "eps", options.eps, options.eps >= 0, "a finite number, 0 or more");
-    detail::check_finite<S>(op, "lambda_init", options.lambda_init);
+    detail::check_factor<S>(op, "lambda_init", options.lambda_init);
     detail::check_scale<S>(name, "scale", options.scale);
     Mix::check(name, head);
   }

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <string_view>
+
 #include "kernel.hpp"
 
 namespace limpid {
@@ -55,6 +57,8 @@ struct BilateralScore {
   template <class S>
   using Prepared = detail::KernelPrepared<S, Mods>;
 
+  /// Parameters that check() looks at, as a bandwidth may be infinite.
+  static bool checks(std::string_view field) { return field == "h_range" || field == "h_space"; }
   template <class In>
   void check(const char* op, const Dims& dims, const In& head) const {
     detail::check_qk(op, dims, head.q.cols, head.k.cols);

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <type_traits>
 
 #include "../core/args.hpp"
 #include "../core/pull_back.hpp"
@@ -16,7 +17,8 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// A scale that is not set: 1 / sqrt(d).
+/// A scale that is not set: 1 / sqrt(d). One that is set is at most 2^-20 of the largest number of the arrays' scalar
+/// in size, so that scores are numbers while products of rows are below 2^20.
 inline constexpr std::nullopt_t default_scale = std::nullopt;
 
 struct SoftmaxOptions {
@@ -34,6 +36,21 @@ struct PullTargets {
   std::array<Moment<S>, 2> moments = {};
 };
 
+/// The plan of a backward pass of one map: made of these scores, its gradients put there.
+template <class S, class Mods>
+PullPlan<S, Mods, 1> plan_of(const Scores<S, Mods>& scores, const std::type_identity_t<Lse<const S>>& lse,
+                             const S* delta, const PullTargets<S>& to, Accumulation accumulate,
+                             const Emission<S>& emission) {
+  PullPlan<S, Mods, 1> plan;
+  plan.maps[0] = {scores, lse, delta, nullptr, to.dq, to.dk, to.dbias};
+  plan.moments = to.moments;
+  plan.accumulate_q = to.direct && accumulate.q;
+  plan.accumulate_k = to.direct && accumulate.kv;
+  plan.accumulate_v = accumulate.kv;
+  plan.emission = emission;
+  return plan;
+}
+
 /// The scale of a dot product of rows so wide.
 template <class S>
 S scale_of(const std::optional<double>& scale, Index width) {
@@ -42,7 +59,7 @@ S scale_of(const std::optional<double>& scale, Index width) {
 }
 template <class S>
 void check_scale(const char* op, const char* name, const std::optional<double>& scale) {
-  if (scale) check_finite<S>(op, name, *scale);
+  if (scale) check_factor<S>(op, name, *scale);
 }
 
 inline void check_qk(const char* op, const Dims& dims, Index dq, Index dk) {

@@ -36,7 +36,7 @@ struct KernelTerm {
 /// Up to two terms, made ready for the sweeps.
 template <class S, class Mods>
 struct KernelPrepared {
-  Scores<S, Mods> scores;
+  Scores<S, Distances<Mods>> scores;
   std::array<KernelTerm<S>, 2> terms;  // centred where they are distances, unless by pair
   Index count = 0;
   bool whole = false;  // the last column of scores.q is the constant of the row, that of scores.k is 1
@@ -63,7 +63,12 @@ template <class S>
 bool loses_digits(const KernelTerm<S>& term, View<S> q, const Index* asking, Index askers, View<S> k, const Index* seen,
                   Index count) {
   using std::sqrt;
-  constexpr double nothing = 1, some = 8, much = 32, near = 4;
+#if defined(__FMA__) || defined(__ARM_NEON)
+  constexpr double some = 8;
+#else
+  constexpr double some = 5;  // products are rounded too
+#endif
+  constexpr double nothing = 1, much = 32, near = 4;
   constexpr Index narrow = 4, fewest = 16, most = 256;
   const auto farther = [](View<S> x, Index i, double& most_so_far) {
     const double square = double(squared_norm(x, i));
@@ -120,8 +125,7 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
   }
   const auto shifted = [&](View<S> from) {
     MutView<S> to = arena.matrix<S>(from.rows, w);
-    for (Index i = 0; i < from.rows; ++i)
-      for (Index c = 0; c < w; ++c) to(i, c) = from(i, c) - middle[c];
+    for (Index i = 0; i < from.rows; ++i) add_scaled_row<Native<S>>(from.row(i), S(-1), middle, to.row(i), w);
     return View<S>(to);
   };
   const View<S> q = shifted(term.q), k = shifted(term.k);
@@ -157,7 +161,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   bool any_by_pair = false, reduced = false;
   for (Index t = 0; t < p.count; ++t)
     if (auto& term = p.terms[static_cast<std::size_t>(t)]; term.distance) {
-      centre(arena, term, Scores<S, Mods>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
+      centre(arena, term, Scores<S, Distances<Mods>>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
       any_by_pair |= term.by_pair;
     }
   for (Index t = 0; t < p.count; ++t) {
@@ -197,11 +201,10 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     const auto& term = p.terms[static_cast<std::size_t>(t)];
     const Index w = term.q.cols;
     const S weight = any_by_pair ? S(1) : term.weight();  // in the parts, as products round what differences must not
-    for (Index i = 0; i < n; ++i)
-      for (Index c = 0; c < w; ++c) q(i, first + c) = weight * term.q(i, c);
+    for (Index i = 0; i < n; ++i) scale_row<Native<S>>(weight, term.q.row(i), q.row(i) + first, w);
     if (any_by_pair && w > 0)
       parts[used++] = {first, w, term.by_pair, term.by_pair ? -term.coefficient : term.weight()};
-    copy<S>(term.k, k.block(0, first, m, w));
+    for (Index j = 0; j < m; ++j) copy_row<Native<S>>(term.k.row(j), k.row(j) + first, w);
     first += w;
   }
   if (p.whole) {
@@ -303,8 +306,7 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
       if (to.k.given()) {
         const MutView<S> dk = from.dk.block(0, first, m, w);
         if (p.joined() && p.bare())
-          for (Index j = 0; j < m; ++j)
-            for (Index c = 0; c < w; ++c) dk(j, c) *= weight;
+          for (Index j = 0; j < m; ++j) scale_row<Native<S>>(weight, dk.row(j), dk.row(j), w);
         deliver<S>(View<S>(dk), to.k, accumulate.kv);
       }
     }
@@ -313,8 +315,7 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
         const S c_j = from.dbias[j];
         if (c_j == S(0)) continue;
         to.sum_ds_s -= Wide<S>(c_j) * Wide<S>(term.coefficient) * Wide<S>(squared_norm(term.k, j));
-        if (to.k.given())
-          for (Index c = 0; c < w; ++c) to.k(j, c) -= weight * c_j * term.k(j, c);
+        if (to.k.given()) add_scaled_row<Native<S>>(to.k.row(j), -weight * c_j, term.k.row(j), to.k.row(j), w);
       }
     if (const auto& moment = from.moments[static_cast<std::size_t>(t)]; moment.sums != nullptr) {
       to.sum_ds_s = 0;

@@ -362,7 +362,7 @@ KeyBias<typename std::remove_cvref_t<B>::Scalar> key_bias(B&& b, DB&& db) {
 
 /// ALiBi (Press, Smith, Lewis 2022, arXiv 2108.12409): S - slope (p_i - j), p_i the query's position; slopes is a row
 /// or column of H numbers, or one for all heads. Meant for causal use; the symmetric form |p_i - j| is our own
-/// extension. dslope += - sum_ij dS_ij gap_ij.
+/// extension. dslope += - sum_ij dS_ij gap_ij. Slopes are finite numbers.
 template <class S, bool Symmetric>
 struct Alibi : Modifier {
   static constexpr bool values = Symmetric, starts = !Symmetric, sinks = true;
@@ -402,6 +402,10 @@ struct Alibi : Modifier {
     if (count != 1 && count != h)
       detail::raise_modifier(op, "ALiBi slopes", slopes.rows, slopes.cols,
                              "one number a head, H = " + detail::text_of(h));
+    if constexpr (std::is_constructible_v<double, S>)
+      for (Index i = 0; i < count; ++i)
+        if (const double slope = double(*entry(slopes, i)); !std::isnan(slope))  // which comes out, as from any table
+          detail::check_factor<S>(op, "an ALiBi slope", slope);
     if (dslopes.given() && dslopes.rows * dslopes.cols != count)
       detail::raise_modifier(op, "gradient of the ALiBi slopes", dslopes.rows, dslopes.cols,
                              detail::text_of(count) + " numbers");
@@ -601,8 +605,14 @@ struct Chain {
   template <class S>
   S start(const At& a, Index q0) const {
     S s(0);
+    bool first = true;
     each([&](const auto& m) {
-      if (s != detail::minus_infinity<S>()) s = detail::plus(s, m.template start<S>(a, q0));  // masked stays masked
+      if constexpr (std::remove_cvref_t<decltype(m)>::starts) {
+        if (std::exchange(first, false))
+          s = m.template start<S>(a, q0);
+        else if (s != detail::minus_infinity<S>())  // masked stays masked
+          s = detail::plus(s, m.template start<S>(a, q0));
+      }
     });
     return s;
   }

@@ -43,12 +43,29 @@ struct RopeRotation {
 
 namespace detail {
 
+/// The frequencies are powers of base from 0 down to -last / width: numbers, and none of them 0 or all but 0.
+inline void check_base(const char* op, double base, Index last, Index width) {
+  check_finite<double>(op, "base", base, base > 0, "a positive, finite number");
+  if (last <= 0) return;
+  const double power = std::pow(base, -static_cast<double>(last) / static_cast<double>(width));
+  check_finite<double>(op, "base", base, std::isnormal(power), "one whose powers neither overflow nor underflow");
+}
+/// Positions first .. first + count: so are their angles.
+inline void check_first(const char* op, const char* option, double first, Index count, double base, Index last,
+                        Index width) {
+  check_finite<double>(op, option, first);
+  const double fastest =
+      std::max(1.0, last <= 0 ? 1.0 : std::pow(base, -static_cast<double>(last) / static_cast<double>(width)));
+  const double angle = (std::abs(first) + static_cast<double>(count)) * fastest;
+  check_finite<double>(op, option, first, std::isfinite(angle), "one whose angles do not overflow");
+}
+
 inline void check_rotary(const char* op, Index rotary, Index width, double base) {
   const Index r = rotary == 0 ? width : rotary;
   if (r < 0 || r > width || r % 2 != 0)
     raise(std::string(op) + ": rotary is " + text_of(r) + ", wanted an even number, at most the width " +
           text_of(width));
-  check_finite<double>(op, "base", base, base > 0, "a positive, finite number");
+  check_base(op, base, r - 2, r);
 }
 
 /// Turns plane l of row i by (first + i) base^(-2 l / r), back if sign is -1; out may be x. The angle of row 64 t + s
@@ -97,7 +114,7 @@ void turn_rows(View<S> x, MutView<S> out, RopeLayout layout, double base, Index 
 ///
 /// for plane l = (a, b) of every head. Su et al. 2021, "RoFormer", arXiv 2104.09864, eq. 15 and 34. Columns r.. of a
 /// head are left alone. Norms are kept; inverse turns back. out may be x itself. Cost 8 flop an entry. Throws
-/// ShapeError where shapes, rotary or base do not fit.
+/// ShapeError where shapes, rotary or base do not fit, or an angle overflows.
 template <class X, class Out>
 void rope_rotate(X&& x, Out&& out, const RopeRotation& call = {}) {
   using S = detail::ScalarOf<Out>;
@@ -116,11 +133,13 @@ void rope_rotate(X&& x, Out&& out, const RopeRotation& call = {}) {
     detail::raise("rope_rotate: out shares memory with x, wanted x itself or memory of its own");
   const Index n = from.rows / call.batch, d = from.cols / call.heads;
   detail::check_rotary("rope_rotate", call.rotary, d, call.base);
-  detail::check_finite<double>("rope_rotate", "first", call.first);
+  const Index r = call.rotary == 0 ? d : call.rotary;
+  detail::check_first("rope_rotate", "first", call.first, n, call.base, r - 2, r);
+  detail::check_counts("rope_rotate", call.batch, call.heads, from.rows * from.cols);
   for (Index b = 0; b < call.batch; ++b)
     for (Index h = 0; h < call.heads; ++h)
-      detail::turn_rows<S>(from.block(b * n, h * d, n, d), to.block(b * n, h * d, n, d), call.layout, call.base,
-                           call.rotary == 0 ? d : call.rotary, call.first, call.inverse ? -1.0 : 1.0);
+      detail::turn_rows<S>(from.block(b * n, h * d, n, d), to.block(b * n, h * d, n, d), call.layout, call.base, r,
+                           call.first, call.inverse ? -1.0 : 1.0);
 }
 
 /// An operator whose q and k are turned before it sees them; everything else goes through. Made by rope().
@@ -147,14 +166,15 @@ struct Rope {
   template <class In>
   void check(const Dims& dims, const In& head) const {
     inner.check(dims, head);
-    if (options.q_offset) detail::check_finite<double>(name, "q_offset", *options.q_offset);
-    detail::check_finite<double>(name, "k_offset", options.k_offset);
     for (Index cols : {head.q.cols, head.k.cols}) {
       const Index w = options.width == 0 ? cols : options.width;
       if (w < 0 || (w > 0 && cols % w != 0))
         detail::raise(std::string(name) + ": rope's width is " + detail::text_of(w) +
                       ", wanted a divisor of the head's " + detail::text_of(cols));
       detail::check_rotary(name, options.rotary, w, options.base);
+      const Index r = options.rotary == 0 ? w : options.rotary;
+      if (options.q_offset) detail::check_first(name, "q_offset", *options.q_offset, dims.n, options.base, r - 2, r);
+      detail::check_first(name, "k_offset", options.k_offset, dims.m, options.base, r - 2, r);
     }
   }
   template <class In>
@@ -278,8 +298,8 @@ void sinusoidal(Out&& out, const SinusoidalOptions& options = {}) {
   using S = detail::ScalarOf<Out>;
   const MutView<S> pe(std::forward<Out>(out));
   const Index width = pe.cols, sines = (width + 1) / 2;
-  detail::check_finite<double>("sinusoidal", "base", options.base, options.base > 0, "a positive, finite number");
-  detail::check_finite<double>("sinusoidal", "first", options.first);
+  detail::check_base("sinusoidal", options.base, 2 * (sines - 1), width);
+  detail::check_first("sinusoidal", "first", options.first, pe.rows, options.base, 2 * (sines - 1), width);
   for (Index l = 0; l < sines; ++l) {
     const double w = std::pow(options.base, -2.0 * static_cast<double>(l) / static_cast<double>(width));
     const bool concat = options.layout == SinusoidalLayout::concat;
@@ -293,9 +313,10 @@ void sinusoidal(Out&& out, const SinusoidalOptions& options = {}) {
 }
 template <class S>
 Mat<S> sinusoidal(Index n, Index width, const SinusoidalOptions& options = {}) {
-  if (n < 0 || width < 0)
+  if (!detail::fits_memory(n, width))
     detail::raise("sinusoidal: the encodings are " + detail::shape_text(n, width) +
-                  ", wanted sizes that are not negative");
+                  ", wanted sizes that are not negative and at most " + detail::text_of(detail::most_entries) +
+                  " entries");
   Mat<S> out(n, width);
   sinusoidal(out, options);
   return out;
@@ -306,7 +327,9 @@ Mat<S> sinusoidal(Index n, Index width, const SinusoidalOptions& options = {}) {
 /// official code).
 template <class S>
 Mat<S> alibi_slopes(Index heads) {
-  if (heads < 0) detail::raise("alibi_slopes: heads is " + detail::text_of(heads) + ", wanted at least 0");
+  if (heads < 0 || heads > detail::most_empty_heads)
+    detail::raise("alibi_slopes: heads is " + detail::text_of(heads) + ", wanted 0 to " +
+                  detail::text_of(detail::most_empty_heads));
   Mat<S> slopes(heads, 1);
   Index power = 1;
   while (2 * power <= heads) power *= 2;
