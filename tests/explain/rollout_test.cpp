@@ -141,6 +141,7 @@ TEST_CASE("rollout gradients of queries and keys are those of central difference
   const auto keep = [](limpid::At a) { return a.q != 3 && a.q != 5 && (a.q + a.k) % 4 != 1; };
   for (const double residual : {0.4, 0.0})
     for (const bool normalise : {true, false}) {
+      if (residual == 0 && !normalise) continue;  // the map alone
       const RolloutOptions o{.residual = residual, .normalise = normalise, .gradient = true};
       gradients_hold(limpid::softmax(limpid::causal()), o);
       gradients_hold(limpid::softmax(limpid::mask(keep)), o);

@@ -104,3 +104,23 @@ TEMPLATE_TEST_CASE("An array is finite where each of its entries is, whatever it
       CHECK(found);
     }
 }
+
+TEST_CASE("After a call every worker has room for what the hungriest one took, whichever it was.") {
+  for (const int hungry : {0, 1, 2, 3}) {
+    limpid::Workspace workspace;
+    workspace.prepare(4);
+    for (int w = 0; w < 4; ++w) {
+      const limpid::ArenaScope scope(workspace.worker(w));
+      workspace.worker(w).take<double>(w == hungry ? 1 << 20 : 8);
+    }
+    workspace.level();
+    const std::size_t held = workspace.bytes();
+    CHECK(held >= 4 * sizeof(double) << 20);
+    for (int w = 0; w < 4; ++w) {
+      INFO("worker " << w << " after " << hungry);
+      const limpid::ArenaScope scope(workspace.worker(w));
+      workspace.worker(w).take<double>(w == hungry ? 8 : 1 << 20);
+      CHECK(workspace.bytes() == held);
+    }
+  }
+}
