@@ -184,7 +184,7 @@ struct Ista {
     if (in.dictionary.rows != in.x.cols || in.dictionary.cols != in.x.cols)
       raise("ista: dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
             shape_text(in.x.cols, in.x.cols) + ", square as x has columns");
-    detail::check_weights("ista", in);
+    detail::check_rows("ista", in);
     if (const S least = value(in.eta, eta) * value(in.lambda, lambda); !detail::row_is_finite(&least, 1))
       raise("ista: eta is " + detail::number_text(value(in.eta, eta)) + " and lambda " +
             detail::number_text(value(in.lambda, lambda)) + ", wanted numbers whose product is finite");

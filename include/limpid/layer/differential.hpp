@@ -140,10 +140,7 @@ struct TwoMapLayer {
     reads_x("wk", in.wk);
     reads_x("wv", in.wv);
     if (in.gate_w.given()) reads_x("gate_w", in.gate_w);
-    for (const auto& [name, w] :
-         {std::pair{"wq", in.wq}, std::pair{"wk", in.wk}, std::pair{"wv", in.wv}, std::pair{"wo", in.wo},
-          std::pair{"gate_w", in.gate_w}, std::pair{"gate_b", in.gate_b}})
-      detail::check_parameters("layer", name, w);
+    detail::check_parameters("layer", "gate_b", in.gate_b);
     if (in.gate_b.given() && !in.gate_w.given()) detail::raise("layer: gate_b is given without gate_w");
   }
 
