@@ -12,8 +12,9 @@ namespace suite {
 /// The largest |a - b| of two matrices or expressions; infinity where one is NaN or shapes differ. Not maxCoeff, which
 /// passes over a NaN.
 template <class A, class B>
-double distance(const A& a, const B& b) {
+double distance(const A& first, const B& second) {
   constexpr double inf = std::numeric_limits<double>::infinity();
+  const auto &a = first.eval(), &b = second.eval();  // an entry of a product would each time be the whole product
   if (a.rows() != b.rows() || a.cols() != b.cols()) return inf;
   double most = 0;
   for (limpid::Index i = 0; i < a.rows(); ++i)
