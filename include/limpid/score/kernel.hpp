@@ -64,7 +64,7 @@ bool loses_digits(const KernelTerm<S>& term, View<S> q, const Index* asking, Ind
                   Index count) {
   using std::sqrt;
 #if defined(__FMA__) || defined(__ARM_NEON)
-  constexpr double some = 8;
+  constexpr double some = 6;
 #else
   constexpr double some = 5;  // products are rounded too
 #endif
