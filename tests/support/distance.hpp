@@ -14,7 +14,8 @@ namespace suite {
 template <class A, class B>
 double distance(const A& first, const B& second) {
   constexpr double inf = std::numeric_limits<double>::infinity();
-  const auto &a = first.eval(), &b = second.eval();  // an entry of a product would each time be the whole product
+  const auto& a = first.eval();  // an entry of a product would each time be the whole product
+  const auto& b = second.eval();
   if (a.rows() != b.rows() || a.cols() != b.cols()) return inf;
   double most = 0;
   for (limpid::Index i = 0; i < a.rows(); ++i)
