@@ -6,6 +6,7 @@
 #include <limpid/limpid.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 
 namespace {
@@ -157,6 +158,33 @@ TEMPLATE_TEST_CASE("clusters far apart keep the digits of the formula, forward, 
       }
 }
 
+TEMPLATE_TEST_CASE("keys that are the queries keep the digits of the formula at any extent", "", float, double) {
+  using S = TestType;
+  suite::Random random(2);
+  for (Index d : {3, 16, 17, 64, 100})
+    for (double extent : {0.3, 0.6, 1.2, 2.5, 4.0, 1e3}) {
+      INFO("width " << d << ", extent " << extent);
+      // pairs that lie close together, and those all but in one place
+      for (double spread : {1e-2, 0.3}) {
+        const Mat<double> pairs = suite::random_matrix<double>(random, 20, d) * extent,
+                          apart = suite::random_matrix<double>(random, 40, d) * spread;
+        Case<S> p{Mat<S>(40, d), Mat<S>(), suite::random_matrix<S>(random, 40, 3), Mat<S>(40, 0), Mat<S>(40, 0)};
+        for (Index i = 0; i < 40; ++i) p.q.row(i) = (pairs.row(i / 2) + apart.row(i)).template cast<S>();
+        p.k = p.q, p.h = S(std::sqrt(double(d)) / 2);
+        CHECK(worst<S>(nlm(), p) < 5);
+        CHECK(worst<S>(nlm(limpid::causal()), p, true) < 5);
+      }
+      // a curve that comes near itself
+      Case<S> p{Mat<S>(32, d), Mat<S>(), suite::random_matrix<S>(random, 32, 1), Mat<S>(32, 0), Mat<S>(32, 0)};
+      for (Index i = 0; i < 32; ++i)
+        for (Index c = 0; c < d; ++c)
+          p.q(i, c) = S(extent * std::sin(double(i / 2) * 7.3 + double(c * (i / 2 + 1)) * 1.7) +
+                        double(i % 2) * 0.05 * std::cos(3.0 * double(c)));
+      p.k = p.q, p.h = 1;
+      CHECK(worst<S>(nlm(), p) < 5);
+    }
+}
+
 TEMPLATE_TEST_CASE("positions along a line and over an image keep the digits of the formula", "", float, double) {
   for (Index n : {28, 200}) CHECK(worst<TestType>(nlm(), line<TestType>(n, 1)) < 5);
   Case<TestType> image = line<TestType>(196, 1.5);
@@ -200,6 +228,137 @@ TEST_CASE("a key that is not finite and kept by no query changes no bit of far c
   for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 1e30F}) {
     k.row(3).setConstant(bad);
     CHECK(run(k) == before);
+  }
+}
+
+TEMPLATE_TEST_CASE("a bandwidth whose square overflows is one: what lies as far apart has the same weights", "", float,
+                   double) {
+  using S = TestType;
+  const S unit = std::ldexp(S(1), std::numeric_limits<S>::max_exponent / 2 + 2);
+  for (const auto& [d, extent] : {std::pair<Index, double>{2, 3}, {40, 3}, {40, 0.01}})
+    for (bool placed : {false, true}) {
+      const Case<S> p = clusters<S>(d, extent, 2, placed);
+      suite::Random random(6);
+      const Mat<S> g = suite::random_matrix<S>(random, 37, 5);
+      struct Run {
+        Mat<S> out, dq, dk, dv, dh, dpq, dpk, dhs;
+      };
+      const auto run = [&](S by, S by_place) {
+        const Mat<S> q = p.q * by, k = p.k * by, h = Mat<S>::Constant(1, 1, p.h * by);
+        const Mat<S> pq = p.pq * by_place, pk = p.pk * by_place, hs = Mat<S>::Constant(1, 1, p.hs * by_place);
+        limpid::Inputs<decltype(nlm()), S> in{.q = q, .k = k, .v = p.v, .h = h};
+        if (placed) in.pq = pq, in.pk = pk, in.h_space = hs;
+        Run r{Mat<S>(37, 5), q, k, p.v, h, pq, pk, hs};
+        limpid::Saved<decltype(nlm()), S> saved;
+        limpid::Call<decltype(nlm()), S> call;
+        call.saved = &saved;
+        limpid::forward(nlm(), in, r.out, call);
+        typename decltype(nlm())::template Args<limpid::MutView<S>> grads{.q = r.dq, .k = r.dk, .v = r.dv, .h = r.dh};
+        if (placed) grads.pq = r.dpq, grads.pk = r.dpk, grads.h_space = r.dhs;
+        limpid::backward(nlm(), in, saved, g, grads);
+        r.dq *= by, r.dk *= by, r.dh *= by, r.dpq *= by_place, r.dpk *= by_place, r.dhs *= by_place;
+        return r;
+      };
+      const Run near = run(1, 1), far = run(unit, 1), far_place = run(1, unit);
+      const double bound = 64 * double(std::numeric_limits<S>::epsilon());
+      for (const Run* r : {&far, &far_place}) {
+        CHECK(suite::distance(r->out, near.out) < bound);
+        CHECK(suite::distance(r->dq, near.dq) < bound * double(near.dq.cwiseAbs().maxCoeff()));
+        CHECK(suite::distance(r->dk, near.dk) < bound * double(near.dk.cwiseAbs().maxCoeff()));
+        CHECK(suite::distance(r->dv, near.dv) < bound * double(near.dv.cwiseAbs().maxCoeff()));
+        CHECK(suite::distance(r->dh, near.dh) < bound * 10);
+        if (!placed) continue;
+        CHECK(suite::distance(r->dpq, near.dpq) < bound * double(near.dpq.cwiseAbs().maxCoeff()));
+        CHECK(suite::distance(r->dpk, near.dpk) < bound * double(near.dpk.cwiseAbs().maxCoeff()));
+        CHECK(suite::distance(r->dhs, near.dhs) < bound * 10);
+      }
+    }
+  // of an infinite one all keys are alike, wherever they lie
+  Mat<S> q(1, 1), k(2, 1), v(2, 1), h = Mat<S>::Constant(1, 1, std::numeric_limits<S>::infinity());
+  q << 0, v << 1, 3;
+  for (S far : {S(1), unit, std::numeric_limits<S>::max()}) {
+    k << 1, far;
+    const Mat<S> out = limpid::forward(nlm(), limpid::Inputs<decltype(nlm()), S>{.q = q, .k = k, .v = v, .h = h});
+    CHECK(out(0, 0) == S(2));
+  }
+}
+
+TEMPLATE_TEST_CASE("what is not finite shows where distances are summed by pair as elsewhere", "", float, double) {
+  using S = TestType;
+  for (Index d : {2, 40})
+    for (double extent : {1e-3, 1.0, 1e4})
+      for (S bad : {std::numeric_limits<S>::infinity(), -std::numeric_limits<S>::infinity(),
+                    std::numeric_limits<S>::quiet_NaN()}) {
+        INFO("width " << d << ", extent " << extent << ", " << bad);
+        const Case<S> p = clusters<S>(d, extent, 2, false);
+        const Mat<S> h = Mat<S>::Constant(1, 1, p.h);
+        Mat<S> q = p.q, k = p.k;
+        q(4, 1) = bad;
+        const auto run = [&] {
+          return Mat<S>(limpid::forward(nlm(), limpid::Inputs<decltype(nlm()), S>{.q = q, .k = k, .v = p.v, .h = h}));
+        };
+        const Mat<S> by_query = run();
+        for (Index i = 0; i < 37; ++i) CHECK(std::isnan(by_query(i, 0)) == (i == 4));
+        q = p.q, k(7, 0) = bad;
+        CHECK(run().array().isNaN().all());
+      }
+}
+
+TEMPLATE_TEST_CASE("what a score function takes out of near pairs does not show, whatever it holds", "", float,
+                   double) {
+  using S = TestType;
+  const auto less = [](auto s, limpid::At a) {
+    using T = decltype(s);
+    return a.q == 4 || a.k == 7 ? s - std::numeric_limits<T>::infinity() : s;
+  };
+  const auto slope = [](auto s, limpid::At) { return decltype(s)(1); };
+  const auto op = nlm(limpid::score_mod(less, slope));
+  using Op = std::remove_const_t<decltype(op)>;
+  const Case<S> p = clusters<S>(40, 2, 20, false);
+  const Mat<S> h = Mat<S>::Constant(1, 1, p.h), g = Mat<S>::Ones(37, 5);
+  struct Run {
+    Mat<S> out, dq, dk, dv;
+  };
+  const auto run = [&](const Mat<S>& q, const Mat<S>& k) {
+    Run r{Mat<S>(37, 5), q, k, p.v};
+    limpid::Saved<Op, S> saved;
+    limpid::Call<Op, S> call;
+    call.saved = &saved;
+    const limpid::Inputs<Op, S> in{.q = q, .k = k, .v = p.v, .h = h};
+    limpid::forward(op, in, r.out, call);
+    limpid::backward(op, in, saved, g, typename Op::template Args<limpid::MutView<S>>{.q = r.dq, .k = r.dk, .v = r.dv});
+    return r;
+  };
+  const Run finite = run(p.q, p.k);
+  Mat<S> q = p.q, k = p.k;
+  q.row(4).setConstant(std::numeric_limits<S>::quiet_NaN()), k.row(7).setConstant(std::numeric_limits<S>::infinity());
+  const Run odd = run(q, k);
+  CHECK(odd.out == finite.out);
+  CHECK(odd.out.row(4).isZero(0));
+  CHECK(odd.dq == finite.dq);
+  CHECK(odd.dk == finite.dk);
+  CHECK(odd.dv == finite.dv);
+}
+
+TEMPLATE_TEST_CASE("near pairs at places whose distance overflows have no weight", "", float, double) {
+  using S = TestType;
+  const S far = std::sqrt(std::numeric_limits<S>::max()) * 2;
+  for (Index d : {3, 40}) {
+    Case<S> p = clusters<S>(d, 30, 70, true);
+    p.k.row(1) = p.k.row(0), p.q = p.k;
+    p.pq = Mat<S>::Zero(70, 2), p.pq(1, 0) = far, p.pk = p.pq;
+    const Mat<S> h = Mat<S>::Constant(1, 1, p.h), hs = Mat<S>::Constant(1, 1, p.hs);
+    const auto run = [&h, &hs](const Case<S>& c) {
+      return Mat<S>(
+          limpid::forward(nlm(), limpid::Inputs<decltype(nlm()), S>{
+                                     .q = c.q, .k = c.k, .v = c.v, .h = h, .pq = c.pq, .pk = c.pk, .h_space = hs}));
+    };
+    const Mat<S> out = run(p);
+    CHECK(out.row(1) == p.v.row(1));  // alone there
+    p.v.row(1) *= 2;
+    const Mat<S> again = run(p);
+    CHECK(again.row(0) == out.row(0));
+    CHECK(again.bottomRows(68) == out.bottomRows(68));
   }
 }
 

@@ -154,6 +154,22 @@ View<S> without_bad_rows(Arena& arena, View<S> v) {
   return c;
 }
 
+/// Scores of such copies. Rows about a middle are finite as they are, and |row|^2 shows those that were not.
+template <class S, class Mods>
+void without_bad_queries(Arena& arena, Scores<S, Mods>& scores) {
+  scores.q = without_bad_rows(arena, scores.q);
+  for (auto& part : scores.parts)
+    if (part.near_alone())
+      part.half_q = without_bad_entries(arena, View<S>(part.half_q, 1, scores.n() + part.behind, 0)).data;
+}
+template <class S, class Mods>
+void without_bad_keys(Arena& arena, Scores<S, Mods>& scores) {
+  scores.k = without_bad_rows(arena, scores.k);
+  for (auto& part : scores.parts)
+    if (part.near_alone())
+      part.half_k = without_bad_entries(arena, View<S>(part.half_k, 1, scores.m() + part.behind, 0)).data;
+}
+
 /// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be masked, keys and values
 /// are looked through; if one is not finite, the sweep works on copies with zeros in its place, and `poison` then
 /// writes NaN exactly where a query that keeps such a key would have had it: everywhere for a key, in its column for an
@@ -171,14 +187,14 @@ class KeyGuard {
       queries_ = arena.take<Index>(scores.n());
       for (Index i = 0; i < scores.n(); ++i)
         if (!row_is_finite(scores.q.row(i), scores.q.cols)) queries_[query_count_++] = i;
-      scores.q = without_bad_rows(arena, scores.q);
+      without_bad_queries(arena, scores);
     }
     const bool fine_k = clean(bad_k_), fine_x = clean(bad_x_);
     if (fine_k && fine_x) return;
     keys_ = arena.take<Index>(scores.m());
     for (Index j = 0; j < scores.m(); ++j)
       if (!row_is_finite(bad_k_.row(j), bad_k_.cols) || !row_is_finite(bad_x_.row(j), bad_x_.cols)) keys_[count_++] = j;
-    if (!fine_k) scores.k = without_bad_rows(arena, bad_k_);
+    if (!fine_k) without_bad_keys(arena, scores);
     if (!fine_x) x = without_bad_entries(arena, bad_x_);
   }
 

@@ -2,8 +2,11 @@
 // SPDX-License-Identifier: MIT
 //
 // |q|^2 - 2 <q, k> + |k|^2 about whatever middle loses (extent / distance)^2 of the digits of a near pair. Differences
-// lose none. They cost a subtraction more a column, so they are for those calls that need them, see score/kernel.hpp.
-// A pair has the same bits whichever side stands in the lanes: (a - b)^2 = (b - a)^2, and columns come in one order.
+// lose none. They cost a subtraction more a column, so they are for those calls that need them, see score/kernel.hpp,
+// and of wide rows only for near pairs: there a tile is made of products about a middle, as (|q|^2 + |k|^2) / 2 -
+// <q, k> = |q - k|^2 / 2, and a pair for which this is less than half of the first term, so that more than a digit is
+// lost, is made again from the differences. A pair has the same bits whichever side stands in the lanes: (a - b)^2 =
+// (b - a)^2, and columns come in one order. All of this page is our own.
 #pragma once
 
 #include "scores.hpp"
@@ -51,19 +54,41 @@ struct StorePart {
   }
 };
 
-/// A tile of scores from their parts: a side in rows, the other in lanes, transposed.
+/// The same for a part of which near pairs alone are differences; these become infinity here, see make_near_pairs().
 template <class P, bool KeysAreLanes>
-void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, Index rows, Index vectors,
-                   const typename P::Scalar* a, Index lda, const typename P::Scalar* transposed, Index ld,
-                   const typename P::Scalar* start, typename P::Scalar* out) {
-  for (const auto& part : parts) {
-    if (part.cols == 0) continue;
-    const StorePart<P, KeysAreLanes> store{out, ld, part.factor, &part == &parts[0] ? start : nullptr};
-    const auto *left = a + part.first, *right = transposed + part.first * ld;
-    if (part.differences)
-      product<P, Walk::rows>(rows, vectors, part.cols, left, lda, right, ld, store, AddSquare<P>());
+struct StoreFarPart {
+  using S = typename P::Scalar;
+  StorePart<P, KeysAreLanes> store;
+  const S *half_rows, *half_lanes;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    const typename P::V half = P::set(half_rows[r]) + P::load(half_lanes + lane), apart = half - acc;
+    const typename P::V none = P::set(-minus_infinity<S>() / store.factor);
+    store(r, lane, P::if_less(half, acc + acc, none, apart + apart));
+  }
+};
+
+/// A tile of scores from their parts: queries in rows, a, and keys in lanes, transposed, or the other way round. Those
+/// parts that may leave an infinity come last.
+template <class P, bool KeysAreLanes>
+void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t, Index vectors,
+                   const typename P::Scalar* a, Index lda, const typename P::Scalar* transposed,
+                   const typename P::Scalar* start) {
+  const Index rows = KeysAreLanes ? t.nq : t.nk;
+  for (std::size_t step = 0; step < 2 * parts.size(); ++step) {
+    const auto& part = parts[step % parts.size()];
+    if (part.cols == 0 || part.near_alone() != (step >= parts.size())) continue;
+    const StorePart<P, KeysAreLanes> store{t.data, t.ld, part.factor, start};
+    start = nullptr;
+    const auto *left = a + part.first, *right = transposed + part.first * t.ld;
+    if (part.near_alone())
+      product<P, Walk::rows>(
+          rows, vectors, part.cols, left, lda, right, t.ld,
+          StoreFarPart<P, KeysAreLanes>{store, KeysAreLanes ? part.half_q + t.q0 : part.half_k + t.k0,
+                                        KeysAreLanes ? part.half_k + t.k0 : part.half_q + t.q0});
+    else if (part.differences)
+      product<P, Walk::rows>(rows, vectors, part.cols, left, lda, right, t.ld, store, AddSquare<P>());
     else
-      product<P, Walk::rows>(rows, vectors, part.cols, left, lda, right, ld, store);
+      product<P, Walk::rows>(rows, vectors, part.cols, left, lda, right, t.ld, store);
   }
 }
 
@@ -93,6 +118,44 @@ typename P::Scalar score_of_parts(const PartsOfScores<typename P::Scalar>& parts
       sum += part.factor * (part.differences ? vector_distance<P>(q + part.first, k + part.first, part.cols)
                                              : vector_dot<P>(q + part.first, k + part.first, part.cols));
   return sum < lowest_number<S>() ? lowest_number<S>() : sum;
+}
+
+/// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given.
+template <class P, bool KeysAreLanes, class Mods>
+LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t,
+                                     Index vectors, const typename P::Scalar* start) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  const Index rows = KeysAreLanes ? t.nq : t.nk, lanes = KeysAreLanes ? t.nk : t.nq;
+  const S infinity = -minus_infinity<S>();
+  const auto largest_of = [&](Index begin, Index end) {
+    V top = P::set(S(0));
+    for (Index r = begin; r < end; ++r)
+      for (Index v = 0; v < vectors; ++v) top = P::max(top, P::load(t.data + r * t.ld + v * P::lanes));
+    S each[P::lanes];
+    P::store(each, P::largest(top));
+    return each[0];
+  };
+  if (!(largest_of(0, rows) == infinity)) return;
+  for (Index r = 0; r < rows; ++r) {
+    S* row = t.data + r * t.ld;
+    if (!(largest_of(r, r + 1) == infinity)) continue;
+    for (Index l = 0; l < lanes; ++l) {
+      if (!(row[l] == infinity)) continue;
+      const Index i = t.q0 + (KeysAreLanes ? r : l), j = t.k0 + (KeysAreLanes ? l : r);
+      const S s = score_of_parts<P>(scores.parts, scores.q.row(i), scores.k.row(j)) + start[KeysAreLanes ? l : r];
+      row[l] = s < lowest_number<S>() ? lowest_number<S>() : s;
+    }
+  }
+}
+
+/// The scores of a tile where they are summed by pair.
+template <class P, bool KeysAreLanes, class Mods>
+void tile_by_pair(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t, Index vectors,
+                  const typename P::Scalar* rows, Index stride, const typename P::Scalar* transposed,
+                  const typename P::Scalar* start) {
+  tile_of_parts<P, KeysAreLanes>(scores.parts, t, vectors, rows, stride, transposed, start);
+  if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, t, vectors, start);
 }
 
 /// Rows as whole vectors with zeros in the columns that are no differences: what AddDifference takes off.

@@ -28,7 +28,7 @@ void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scor
     for (Index k0 = keys.begin; k0 < keys.end; k0 += ld) {
       const Index nk = std::min(ld, keys.end - k0);
       const Tile<S> t{tile, ld, q0, nq, k0, nk};
-      panel.load(scores.k.block(k0, 0, nk, scores.k.cols));
+      panel.load(scores, k0, nk);
       weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, panel.transposed, row, static_cast<S*>(nullptr),
                       NextRows<P>::none(tile));
       for (Index i = 0; i < nq; ++i)

@@ -177,9 +177,11 @@ struct KeyPanel {
 
   KeyPanel(Arena& arena, Index d_)
       : transposed(arena.take<S>(d_ * width)), copy(arena.take<S>(padded<P>(d_) * width)), d(d_) {}
-  void load(View<S> block) {
-    transpose_into<P>(block, transposed, width);
-    whole_rows<P>(block, copy, rows, stride);
+  /// Keys [k0, k0 + nk): products are made of one array, and gradients of another where distances are of near pairs.
+  template <class Mods>
+  void load(const Scores<S, Mods>& scores, Index k0, Index nk) {
+    transpose_into<P>(scores.product_k().block(k0, 0, nk, d), transposed, width);
+    whole_rows<P>(scores.k.block(k0, 0, nk, d), copy, rows, stride);
   }
 };
 
@@ -228,12 +230,12 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
     row.top[i] = lse.top[t.q0 + i] + scores.shift(t.q0 + i, t.q0);
     row.factor[i] = weight ? weight[t.q0 + i] * lse.inverse[t.q0 + i] : lse.inverse[t.q0 + i];
   }
-  const S* rows = scores.q.row(t.q0);
+  const View<S> q = scores.product_q();
+  const S* rows = q.row(t.q0);
   if (Mods::values || scores.by_pair()) {
     if (scores.by_pair()) {
       if constexpr (are_distances<Mods>)
-        tile_of_parts<P, true>(scores.parts, t.nq, vectors, rows, scores.q.stride, keys_transposed, t.ld, start,
-                               t.data);
+        tile_by_pair<P, true>(scores, t, vectors, rows, q.stride, keys_transposed, start);
     } else {
       product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
                              fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
@@ -362,7 +364,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
     const Index k1 = std::min(k0 + ld, end), nk = k1 - k0, vectors = (nk + P::lanes - 1) / P::lanes;
     for (int t = 0; t < M; ++t) {
       const auto& map = plan.maps[t];
-      keys[t].load(map.scores.k.block(k0, 0, nk, map.scores.k.cols));
+      keys[t].load(map.scores, k0, nk);
       clear(dk_block[t], padded<P>(map.scores.k.cols) * ld);
       if (keys_off[t])
         rows_taken_off<P>(map.scores.parts, map.scores.k.row(k0), map.scores.k.stride, nk, map.scores.k.cols,
@@ -501,8 +503,8 @@ class PullGuard {
     plan.right = without_bad_entries(arena, plan.right);
     if (plan.dv.given()) plan.x = without_bad_entries(arena, plan.x);
     for (auto& map : plan.maps) {
-      map.scores.q = without_bad_rows(arena, map.scores.q);
-      map.scores.k = without_bad_rows(arena, map.scores.k);
+      without_bad_queries(arena, map.scores);
+      without_bad_keys(arena, map.scores);
       S *top = arena.take<S>(n), *inverse = arena.take<S>(n), *delta = arena.take<S>(n);
       for (Index i = 0; i < n; ++i) {
         const bool out = state_[i] == State::no_weights;
@@ -666,7 +668,8 @@ class RowGuard {
       top[i] = whole ? -minus_infinity<S>() : lse.top[i];
       inverse[i] = whole ? S(0) : lse.inverse[i];
     }
-    scores.q = without_bad_rows(arena, scores.q), g = without_bad_entries(arena, g), lse = {top, inverse};
+    without_bad_queries(arena, scores);
+    g = without_bad_entries(arena, g), lse = {top, inverse};
   }
 
   /// NaN into out = A^T g wherever such a row keeps a key.
@@ -709,7 +712,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
     S* sum = arena.take<S>(pw * ld);
     S* copy = arena.take<S>(pw * rows);
     const TileRows<P> row(arena);
-    keys.load(scores.k.block(k0, 0, nk, scores.k.cols));
+    keys.load(scores, k0, nk);
     clear(sum, pw * ld);
     for (Index block = 0; block < n; block += rows) {
       const Interval seen = queries_that_see(scores, block, std::min(n, block + rows), k0, k1);

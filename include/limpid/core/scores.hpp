@@ -53,12 +53,17 @@ Lse<const S> lse_of(const View<S>& kept, Index t = 0) {
   return {kept.row(2 * t), kept.row(2 * t + 1)};
 }
 
-/// Columns of q and k that make a part of the scores: factor <q_i, k_j>, or factor |q_i - k_j|^2 by differences.
+/// Columns of q and k that make a part of the scores: factor <q_i, k_j>, or factor |q_i - k_j|^2 by differences. Where
+/// halves are given, of |row|^2 about a middle, only near pairs are differences, and the others are made of products of
+/// rows about it (core/distance.hpp); each has zeros behind it for a whole panel of lanes.
 template <class S>
 struct ScorePart {
+  static constexpr Index behind = 128;
   Index first = 0, cols = 0;
   bool differences = false;
   S factor = S(0);
+  const S *half_q = nullptr, *half_k = nullptr;
+  bool near_alone() const { return half_q != nullptr; }
 };
 template <class S>
 using PartsOfScores = std::array<ScorePart<S>, 2>;
@@ -94,7 +99,12 @@ struct Scores {
   At at;           // batch and head
   S level = S(0);  // what all keys have in common, taken off their additive part; set by settle()
   PartsOfScores<S> parts = {};
+  View<S> middle_q = {}, middle_k = {};  // q and k, parts with halves about their middle; empty if there is none
   bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
+  bool near_alone() const { return are_distances<Mods> && middle_q.data != nullptr; }
+  /// The rows that products are made of.
+  View<S> product_q() const { return near_alone() ? middle_q : q; }
+  View<S> product_k() const { return near_alone() ? middle_k : k; }
 
   Index n() const { return q.rows; }
   Index m() const { return k.rows; }

@@ -149,7 +149,7 @@ class SmoothBlock {
     alpha_ = arena.take<S>(width);
     for (Index p = 0; p < count_; ++p) {
       const Index first = first_of(p), rows = rows_of(p);
-      transpose_into<P>(scores_.q.block(first, 0, rows, d), qt_ + p * d * width, width);
+      transpose_into<P>(scores_.product_q().block(first, 0, rows, d), qt_ + p * d * width, width);
       for (Index l = 0; l < width; ++l) {
         top_[p * width + l] = minus_infinity<S>();
         sum_[p * width + l] = S(0);
@@ -179,7 +179,7 @@ class SmoothBlock {
       S *top = top_ + p * width, *sum = sum_ + p * width;
       if constexpr (Online || Mods::values) {
         if (scores_.by_pair())
-          distances(b, nk, vectors, panel);
+          distances(t, vectors, panel);
         else
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
                                  StoreScores<P>{tile_, width, scores_.scale, start_});
@@ -196,7 +196,7 @@ class SmoothBlock {
         }
       } else {
         if (scores_.by_pair()) {
-          distances(b, nk, vectors, panel);
+          distances(t, vectors, panel);
           weights_from_scores<P>(tile_, width, nk, vectors, top);
         } else {
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
@@ -232,11 +232,12 @@ class SmoothBlock {
   }
 
  private:
-  /// The scores of a panel against keys [b, b + nk) where they are summed by pair.
-  void distances(Index b, Index nk, Index vectors, const S* panel) {
-    if constexpr (are_distances<Mods>)
-      tile_of_parts<P, false>(scores_.parts, nk, vectors, scores_.k.row(b), scores_.k.stride, panel, width, start_,
-                              tile_);
+  /// The scores of a tile where they are summed by pair.
+  void distances(const Tile<S>& t, Index vectors, const S* panel) {
+    if constexpr (are_distances<Mods>) {
+      const View<S> k = scores_.product_k();
+      tile_by_pair<P, false>(scores_, t, vectors, k.row(t.k0), k.stride, panel, start_);
+    }
   }
   Index first_of(Index p) const { return q0_ + p * width; }
   Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }

@@ -85,13 +85,15 @@ struct BilateralScore {
   template <class In, class S = typename decltype(In::q)::Scalar>
   Prepared<S> prepare(Arena& arena, const In& in, const At& at) const {
     const S hr = range("bilateral", in), hs = space("bilateral", in);
-    detail::KernelTerm<S> content{in.q, in.k, dist(),
-                                  dist() ? S(1) / (hr * hr) : detail::scale_of<S>(options.scale, in.q.cols)};
-    detail::KernelTerm<S> place;
+    using Term = detail::KernelTerm<S>;
+    const Term content = dist() ? detail::distance_term<S>(arena, in.q, in.k, hr)
+                                : Term{in.q, in.k, false, detail::scale_of<S>(options.scale, in.q.cols)};
+    Term place;
     if (spatial()) {
       const bool own = in.a.cols > 0;
-      place = {own ? in.a : in.pq, own ? in.b : in.pk, gauss(), S(1) / (hs * hs)};
-      if (!gauss()) place.coefficient = detail::scale_of<S>(options.pscale, place.q.cols);
+      const View<S> a = own ? in.a : in.pq, b = own ? in.b : in.pk;
+      place = gauss() ? detail::distance_term<S>(arena, a, b, hs)
+                      : Term{a, b, false, detail::scale_of<S>(options.pscale, a.cols)};
     }
     return detail::prepare_kernel<S>(arena, {{content, place}}, mods, at);
   }

@@ -6,9 +6,9 @@
 // is one product of concatenated rows. Where a score function is asked (it must see the score itself) the constant
 // comes back as one more column. Distances are taken from the middle of the keys: exact, as the kernel does not move
 // with a common shift, and without it float loses every digit. Where queries and keys lie so far from any middle that
-// near pairs would lose digits all the same, a term is summed by pair, from differences (core/distance.hpp): decided
-// once a call and head, from the arrays alone, so that every sweep finds the same scores. All of this page is our own
-// derivation of a classical identity.
+// near pairs would lose digits all the same, a term is summed by pair, from differences (core/distance.hpp), of all
+// pairs or of the near ones: decided once a call and head, from the arrays alone, so that every sweep finds the same
+// scores. All of this page is our own derivation of a classical identity.
 #pragma once
 
 #include <algorithm>
@@ -22,13 +22,17 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// coefficient <q_i, k_j>, or -coefficient |q_i - k_j|^2.
+/// coefficient <q_i, k_j>, or -coefficient |q_i - k_j|^2, rows in units of 1 / unit.
 template <class S>
 struct KernelTerm {
   View<S> q, k;
   bool distance = false;
   S coefficient = S(1);
-  bool by_pair = false;  // a distance summed from differences, of arrays as they were given
+  S unit = S(1);
+  bool by_pair = false;        // a distance summed from differences, of arrays as they were given
+  View<S> middle_q, middle_k;  // by pair, if near pairs alone are: the arrays about their middle, |row|^2 / 2 of them
+  S *half_q = nullptr, *half_k = nullptr;
+  bool near_alone() const { return half_q != nullptr; }
   bool given() const { return q.cols > 0; }
   S weight() const { return distance ? S(2) * coefficient : coefficient; }  // of <q, k>
 };
@@ -53,44 +57,37 @@ bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
   return false;
 }
 
-/// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are centred, seen
-/// are the keys that have a say. The reduced score is rounded in units of c max|q| max|k|, the score itself in units of
-/// c |q - k|^2. Where the first is below one nothing is lost. Where it is large, or rows are narrow, so that
-/// differences cost little, they are taken. Between these, wide rows, which as a rule lie about as far from each other
-/// as from the middle, are looked at: some pairs, spread over both arrays; a pair of equal rows says nothing, as
-/// queries may be the keys.
+/// How a distance is summed: 2 c <q, k> - c |k|^2, or from differences, of all pairs or of the near ones.
+enum class Summed { reduced, near_by_pair, by_pair };
+
+/// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are centred, asking
+/// and seen are the rows that have a say. The reduced score is rounded in units of c max|q| max|k|, the score itself in
+/// units of c |q - k|^2, and what equal rows, as where queries are the keys, give to a gradient is none at all. Where
+/// the first is small nothing is lost. Else near pairs need differences: which costs least for all pairs of narrow
+/// rows, and of wide ones where near pairs are many, by a look at some, spread over both arrays. That look is of time
+/// alone. Squares that overflow are left to the differences.
 template <class S>
-bool loses_digits(const KernelTerm<S>& term, View<S> q, const Index* asking, Index askers, View<S> k, const Index* seen,
-                  Index count) {
+Summed how_summed(S coefficient, View<S> q, const S* half_q, const Index* asking, Index askers, View<S> k,
+                  const S* half_k, const Index* seen, Index count) {
   using std::sqrt;
-#if defined(__FMA__) || defined(__ARM_NEON)
-  constexpr double some = 6;
-#else
-  constexpr double some = 5;  // products are rounded too
-#endif
-  constexpr double nothing = 1, much = 32, near = 4;
-  constexpr Index narrow = 4, fewest = 16, most = 256;
-  const auto farther = [](View<S> x, Index i, double& most_so_far) {
-    const double square = double(squared_norm(x, i));
-    if (square > most_so_far && (row_is_finite(x.row(i), x.cols))) most_so_far = square;
-  };
+  constexpr double nothing = 0.5, largest = 1e30, smallest = 1e-25;
+  constexpr Index narrow = 16, fewest = 16, most = 256, many = 16;  // one pair in so many
   double far_q = 0, far_k = 0;
-  for (Index i = 0; i < askers; ++i) farther(q, asking[i], far_q);
-  for (Index s = 0; s < count; ++s) farther(k, seen[s], far_k);
-  const double c = double(term.coefficient), extent = sqrt(far_q) * sqrt(far_k);
-  if (c * extent <= nothing || count == 0 || askers == 0) return false;
-  if (!(c * extent <= much)) return true;
-  if (q.cols <= narrow) return c * extent > some;
+  for (Index i = 0; i < askers; ++i) far_q = std::max(far_q, 2 * double(half_q[asking[i]]));
+  for (Index s = 0; s < count; ++s) far_k = std::max(far_k, 2 * double(half_k[seen[s]]));
+  if (double(coefficient) * sqrt(far_q) * sqrt(far_k) <= nothing || count == 0 || askers == 0) return Summed::reduced;
+  if (q.cols <= narrow || !(std::max(far_q, far_k) < largest) || std::min(far_q, far_k) < smallest)
+    return Summed::by_pair;
   const Index pairs = std::clamp(askers * count / 64, fewest, most);
   const Index rows = std::min<Index>(askers, 8), each = pairs / rows;
+  Index near = 0;
   for (Index r = 0; r < rows; ++r)
     for (Index s = 0; s < each; ++s) {
-      const S* a = q.row(asking[r * askers / rows]);
-      const S* b = k.row(seen[((s * rows + r) * count / (each * rows)) % count]);
-      const double d = double(vector_distance<Native<S>>(a, b, q.cols));
-      if (d > 0 && near * d < extent) return true;
+      const Index i = asking[r * askers / rows], j = seen[((s * rows + r) * count / (each * rows)) % count];
+      const S d = vector_distance<Native<S>>(q.row(i), k.row(j), q.cols);
+      if (i != j && d < half_q[i] + half_k[j]) ++near;  // queries may be the keys
     }
-  return false;
+  return near * many > rows * each ? Summed::by_pair : Summed::near_by_pair;
 }
 
 /// Whether query i keeps any key; under a causal mask the first ones are kept by most.
@@ -101,10 +98,37 @@ bool keeps_any_key(const Scores<S, Mods>& scores, Index i) {
   return false;
 }
 
+/// |row|^2 / 2, NaN of a row that is not finite; zeros behind them.
+template <class S>
+S* halves_of(Arena& arena, View<S> v) {
+  using std::isfinite;
+  S* half = arena.take<S>(v.rows + ScorePart<S>::behind);
+  row_dots<Native<S>>(v, v, half);
+  for (Index i = 0; i < v.rows; ++i) {
+    half[i] = half[i] / S(2);
+    if (!isfinite(half[i]) && !row_is_finite(v.row(i), v.cols)) half[i] = S(std::numeric_limits<double>::quiet_NaN());
+  }
+  std::fill(half + v.rows, half + v.rows + ScorePart<S>::behind, S(0));
+  return half;
+}
+
+/// Rows that are not finite as rows of NaN: infinity lies infinitely far from all, which would be no weight, or the
+/// same for all.
+template <class S>
+View<S> rows_that_show(Arena& arena, View<S> v) {
+  if (holds_finite(v)) return v;
+  const MutView<S> shown = arena.matrix<S>(v.rows, v.cols);
+  copy<S>(v, shown);
+  for (Index i = 0; i < v.rows; ++i)
+    if (!row_is_finite(v.row(i), v.cols))
+      std::fill(shown.row(i), shown.row(i) + v.cols, S(std::numeric_limits<double>::quiet_NaN()));
+  return shown;
+}
+
 /// The arrays of a distance term about the middle of its keys: the median, column by column, of up to 33 of them, so
 /// that one that lies far away, which some queries may not see, cannot spoil the digits of the others. A key that no
 /// query keeps, or that is not finite, has no say at all. Or the term by pair, its arrays as they are, see
-/// loses_digits().
+/// how_summed().
 template <class S, class Mods>
 void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
   constexpr Index most = 33;
@@ -136,12 +160,43 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
   for (Index i = 0; i < term.q.rows; ++i)
     if (all_ask || (row_is_finite(term.q.row(i), w) && (!scores.can_mask() || keeps_any_key(scores, i))))
       asking[askers++] = i;
-  if (loses_digits(term, q, asking, askers, k, seen, count)) {
-    term.by_pair = true;
-    return;
+  S *half_q = halves_of(arena, q), *half_k = halves_of(arena, k);
+  const Summed summed = how_summed(term.coefficient, q, half_q, asking, askers, k, half_k, seen, count);
+  term.by_pair = summed != Summed::reduced;
+  if (summed == Summed::near_by_pair) {
+    term.middle_q = all_ask ? q : without_bad_rows(arena, q);
+    term.middle_k = all_seen ? k : without_bad_rows(arena, k);
+    term.half_q = half_q, term.half_k = half_k;
   }
-  term.q = q;
-  term.k = k;
+  term.q = term.by_pair ? rows_that_show(arena, term.q) : q;
+  term.k = term.by_pair ? rows_that_show(arena, term.k) : k;
+}
+
+/// A bandwidth whose square would overflow: rows and bandwidth by a power of two, as their quotient alone counts.
+template <class S>
+void rescale(Arena& arena, KernelTerm<S>& term, S h) {
+  if constexpr (std::is_floating_point_v<S>) {
+    constexpr int most = std::numeric_limits<S>::max_exponent - 1;
+    const int exponent = std::isfinite(h) ? std::ilogb(h) : most;
+    if (exponent <= most / 2 - 8) return;
+    term.unit = std::ldexp(S(1), -exponent);
+    h *= term.unit;
+    term.coefficient = S(1) / (h * h);
+    const auto scaled = [&](View<S> from) {
+      const MutView<S> to = arena.matrix<S>(from.rows, from.cols);
+      for (Index i = 0; i < from.rows; ++i) scale_row<Native<S>>(term.unit, from.row(i), to.row(i), from.cols);
+      return View<S>(to);
+    };
+    term.q = scaled(term.q), term.k = scaled(term.k);
+  }
+}
+
+/// -|q_i - k_j|^2 / h^2.
+template <class S>
+KernelTerm<S> distance_term(Arena& arena, View<S> q, View<S> k, S h) {
+  KernelTerm<S> term{q, k, true, S(1) / (h * h)};
+  rescale(arena, term, h);
+  return term;
 }
 
 template <class S, class Mods>
@@ -166,9 +221,11 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     }
   for (Index t = 0; t < p.count; ++t) {
     auto& term = p.terms[static_cast<std::size_t>(t)];
-    if (any_by_pair && p.whole && term.distance) {  // a score function gets the constants of rows this way
+    if (any_by_pair && p.whole && term.distance &&
+        !term.by_pair) {  // a score function gets the constants of rows this way
       term = terms[static_cast<std::size_t>(t)];
       term.by_pair = true;
+      term.q = rows_that_show(arena, term.q), term.k = rows_that_show(arena, term.k);
     }
     reduced |= term.distance && !term.by_pair;
   }
@@ -189,7 +246,9 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   }
   if (!p.joined()) {
     p.scores = {p.terms[0].q, p.terms[0].k, p.terms[0].weight(), bias, &mods, at};
-    if (any_by_pair) p.scores.parts[0] = {0, p.terms[0].q.cols, true, -p.terms[0].coefficient};
+    const auto& term = p.terms[0];
+    if (any_by_pair) p.scores.parts[0] = {0, term.q.cols, true, -term.coefficient, term.half_q, term.half_k};
+    p.scores.middle_q = term.middle_q, p.scores.middle_k = term.middle_k;
     return p;
   }
   if (p.whole) ++width;
@@ -203,7 +262,8 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     const S weight = any_by_pair ? S(1) : term.weight();  // in the parts, as products round what differences must not
     for (Index i = 0; i < n; ++i) scale_row<Native<S>>(weight, term.q.row(i), q.row(i) + first, w);
     if (any_by_pair && w > 0)
-      parts[used++] = {first, w, term.by_pair, term.by_pair ? -term.coefficient : term.weight()};
+      parts[used++] = {first,       w,          term.by_pair, term.by_pair ? -term.coefficient : term.weight(),
+                       term.half_q, term.half_k};
     for (Index j = 0; j < m; ++j) copy_row<Native<S>>(term.k.row(j), k.row(j) + first, w);
     first += w;
   }
@@ -219,6 +279,21 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   }
   p.scores = {q, k, S(1), bias, &mods, at};
   p.scores.parts = parts;
+  if (std::any_of(parts.begin(), parts.end(), [](const auto& part) { return part.near_alone(); })) {
+    const auto about = [&](View<S> from, auto middle_of) {
+      const MutView<S> to = arena.matrix<S>(from.rows, width);
+      copy<S>(from, to);
+      Index column = 0;
+      for (Index t = 0; t < p.count; ++t) {
+        const auto& term = p.terms[static_cast<std::size_t>(t)];
+        if (term.near_alone()) copy<S>(middle_of(term), to.block(0, column, from.rows, term.q.cols));
+        column += term.q.cols;
+      }
+      return View<S>(to);
+    };
+    p.scores.middle_q = about(q, [](const auto& term) { return term.middle_q; });
+    p.scores.middle_k = about(k, [](const auto& term) { return term.middle_k; });
+  }
   return p;
 }
 
@@ -258,7 +333,7 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
     moment = {term.q, term.k, arena.take<Wide<S>>(Moment<S>::parts)};
     std::fill(moment.sums, moment.sums + Moment<S>::parts, Wide<S>(0));
   }
-  to.direct = !p.joined() && !g[0].coefficient;
+  to.direct = !p.joined() && !g[0].coefficient && p.terms[0].unit == S(1);
   if (to.direct) {
     to.dq = g[0].q, to.dk = g[0].k;
   } else {
@@ -299,14 +374,16 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
             sum -= Wide<S>(r) * Wide<S>(term.coefficient) * Wide<S>(term.q(i, c)) * Wide<S>(term.q(i, c));
             d -= weight * r * term.q(i, c);
           }
+          d *= term.unit;
           if (to.q.given()) to.q(i, c) = accumulate.q ? to.q(i, c) + d : d;
         }
         to.sum_ds_s += sum;
       }
       if (to.k.given()) {
         const MutView<S> dk = from.dk.block(0, first, m, w);
-        if (p.joined() && p.bare())
-          for (Index j = 0; j < m; ++j) scale_row<Native<S>>(weight, dk.row(j), dk.row(j), w);
+        const S on_k = (p.joined() && p.bare() ? weight : S(1)) * term.unit;
+        if (on_k != S(1))
+          for (Index j = 0; j < m; ++j) scale_row<Native<S>>(on_k, dk.row(j), dk.row(j), w);
         deliver<S>(View<S>(dk), to.k, accumulate.kv);
       }
     }
@@ -315,7 +392,8 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
         const S c_j = from.dbias[j];
         if (c_j == S(0)) continue;
         to.sum_ds_s -= Wide<S>(c_j) * Wide<S>(term.coefficient) * Wide<S>(squared_norm(term.k, j));
-        if (to.k.given()) add_scaled_row<Native<S>>(to.k.row(j), -weight * c_j, term.k.row(j), to.k.row(j), w);
+        if (to.k.given())
+          add_scaled_row<Native<S>>(to.k.row(j), -weight * c_j * term.unit, term.k.row(j), to.k.row(j), w);
       }
     if (const auto& moment = from.moments[static_cast<std::size_t>(t)]; moment.sums != nullptr) {
       to.sum_ds_s = 0;

@@ -55,7 +55,8 @@ struct NlmScore {
   Prepared<S> prepare(Arena& arena, const In& in, const At& at) const {
     const S h = content_bandwidth("nlm", in), hs = space_bandwidth("nlm", in);
     return detail::prepare_kernel<S>(
-        arena, {{{in.q, in.k, true, S(1) / (h * h)}, {in.pq, in.pk, true, S(1) / (hs * hs)}}}, mods, at);
+        arena, {detail::distance_term<S>(arena, in.q, in.k, h), detail::distance_term<S>(arena, in.pq, in.pk, hs)},
+        mods, at);
   }
   template <class S, class In>
   void complete_lse(Arena& arena, const In& in, const At& at, S* lse) const {
