@@ -164,6 +164,30 @@ void check_exp() {
   expect(none[0] == S(0), "exp of minus infinity", double(none[0]), 0);
 }
 
+/// One entry of four differs: sqrt(3) and -1 / sqrt(3), whatever the offset, the step and the size.
+template <class S>
+void check_layer_norm() {
+  using Limits = std::numeric_limits<S>;
+  const limpid::View<S> none;
+  for (double size : {1.0, 1e6, -0.3, double(Limits::min()) * 64, double(Limits::max()) / 8})
+    for (double step : {40 * double(Limits::epsilon()), 1.0})
+      for (int width : {4, 64}) {
+        if (step < 1 && std::abs(size) < 1e-30) continue;
+        Mat<S> x = Mat<S>::Constant(1, width, S(size)), y = x;
+        for (int c = 0; c < width; c += 4) x(0, c + 1) = S(size * (1 + step));
+        limpid::layer_norm(x, none, none, y, {.eps = 0});
+        const double sign = size < 0 ? -1 : 1;
+        for (int c = 0; c < width; ++c) {
+          const double wanted = sign * (c % 4 == 1 ? std::sqrt(3.0) : -1 / std::sqrt(3.0));
+          expect(std::abs(double(y(0, c)) - wanted) <= 64 * double(Limits::epsilon()), "layer norm", double(y(0, c)),
+                 wanted);
+        }
+        x.setConstant(S(size));
+        limpid::layer_norm(x, none, none, y, {.eps = 0});
+        for (int c = 0; c < width; ++c) expect(y(0, c) == S(0), "layer norm of equal entries", double(y(0, c)), 0);
+      }
+}
+
 }  // namespace
 
 #define LIMPID_JOIN_(a, b) a##b
@@ -181,6 +205,7 @@ int LIMPID_JOIN(check_, UNIT)(double* bits) {
   check_softmax<float>(bits, 40, 40), check_softmax<double>(bits + 16, 60, 300);
   check_softmax<float>(bits + 32, 4, 300), check_softmax<double>(bits + 48, 40, 37);
   check_exp<float>(), check_exp<double>();
+  check_layer_norm<float>(), check_layer_norm<double>();
   check_operator("twicing", limpid::twicing(), 1), check_operator("boosting", limpid::boosting(), 1);
   check_operator("nlm", limpid::nlm(), 1), check_operator("pid", limpid::pid(), 1);
   check_operator("rope", limpid::rope(limpid::softmax(limpid::causal())), 1);

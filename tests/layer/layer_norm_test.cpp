@@ -27,12 +27,15 @@ struct Norm {
     const Index width = x.cols();
     for (Index i = 0; i < x.rows(); ++i) {
       Wide mean = 0, variance = 0, level = 0, slope = 0;
-      for (Index c = 0; c < width; ++c) mean += static_cast<Wide>(x(i, c)) / width;
-      for (Index c = 0; c < width; ++c) variance += (x(i, c) - mean) * (x(i, c) - mean) / width;
+      const auto d = [&](Index c) {
+        return static_cast<Wide>(x(i, c)) - static_cast<Wide>(x(i, 0));
+      };  // exact if small
+      for (Index c = 0; c < width; ++c) mean += d(c) / static_cast<Wide>(width);
+      for (Index c = 0; c < width; ++c) variance += (d(c) - mean) * (d(c) - mean) / static_cast<Wide>(width);
       const bool flat = x.row(i).maxCoeff() == x.row(i).minCoeff();
       const Wide spread = (flat ? 0 : variance) + static_cast<Wide>(static_cast<S>(eps));
       const Wide r = spread == 0 ? 0 : 1 / std::sqrt(spread);
-      for (Index c = 0; c < width; ++c) xh(i, c) = flat ? 0 : (x(i, c) - mean) * r;
+      for (Index c = 0; c < width; ++c) xh(i, c) = flat ? 0 : (d(c) - mean) * r;
       for (Index c = 0; c < width; ++c) level += t(i, c) / Wide(width), slope += t(i, c) * xh(i, c) / width;
       for (Index c = 0; c < width; ++c) dx(i, c) = r * (t(i, c) - level - xh(i, c) * slope);
       size = std::max(size, r * t.row(i).cwiseAbs().maxCoeff());
@@ -117,6 +120,30 @@ TEMPLATE_TEST_CASE("layer norm: rows of any size, forward and backward, against 
   for (double scale : {1e30, 1e-30, sizeof(S) == 4 ? 8e37 : 4e307}) check_all<S>(S(scale) * steps, 0);
 }
 
+TEMPLATE_TEST_CASE("layer norm: rows with a few roundings of spread have one, and tiny rows with a tiny eps", "", float,
+                   double) {
+  using S = TestType;
+  const double rounding = std::numeric_limits<S>::epsilon();
+  for (Index width : {4, 13, 64, 300})
+    for (double offset : {1.0, 1e6, -0.3})
+      for (int apart : {6, 27, 50}) {  // of one entry alone, or of a few
+        Mat<S> x = Mat<S>::Constant(2, width, S(offset));
+        x(0, width / 2) = S(offset * (1 + apart * rounding));
+        x(1, 0) = S(offset * (1 + apart / 2.0 * rounding)), x(1, 1) = S(offset * (1 + apart * rounding));
+        check_all<S>(x, 0);
+      }
+  Mat<S> alone = Mat<S>::Ones(1, 1000), y = alone;
+  alone(0, 500) += S(42 * rounding);
+  limpid::layer_norm(alone, View<S>(), View<S>(), y, {.eps = 0});
+  CHECK(double(y(0, 500)) == Approx(std::sqrt(999.0)).epsilon(1e-4));
+  Mat<S> steps(1, 4);
+  steps << 1, 2, 3, 4;
+  using Limits = std::numeric_limits<S>;
+  for (double scale : {double(Limits::min()), double(Limits::min()) * 1e4, double(Limits::min()) * 1e9})
+    for (double eps : {double(Limits::min()), double(Limits::min()) * 1e4, double(Limits::min()) * 1e8, 1e-30, 1e-12})
+      check_all<S>(S(scale) * steps, eps);
+}
+
 TEST_CASE("layer norm: eps that is negative or no number is refused by name") {
   const Mat<double> x = Mat<double>::Ones(2, 3);
   Mat<double> y(2, 3);
@@ -143,6 +170,14 @@ TEMPLATE_TEST_CASE("The head norm of differential attention: rows of any size ke
       const detail::RmsNorm<P> norm(workspace.common(), width, {}, options);
       norm.forward(h);
       norm.backward(workspace.common(), back, dy, dgamma, [](Index) { return false; });
+      Mat<S> with_eps = S(scale) * base;  // as tiny as the row, or as large: eps is of squares
+      options.eps = scale < 1 ? double(std::numeric_limits<S>::min()) * 1e4 : 1e-5;
+      detail::RmsNorm<P>(workspace.common(), width, {}, options).forward(with_eps);
+      for (Index i = 0; i < 4; ++i) {
+        const Wide mean = wide.row(i).squaredNorm() / Wide(width) + static_cast<Wide>(static_cast<S>(options.eps));
+        const Mat<Wide> y = wide.row(i) / std::sqrt(mean);
+        CHECK(distance(with_eps.row(i), y) <= 16 * std::numeric_limits<S>::epsilon() * y.cwiseAbs().maxCoeff());
+      }
       for (Index i = 0; i < 4; ++i) {
         const Wide r = 1 / std::sqrt(wide.row(i).squaredNorm() / Wide(width));
         const Mat<Wide> y = r * wide.row(i), g = dy.row(i).template cast<Wide>();

@@ -89,7 +89,13 @@ struct OneLane {
   LIMPID_INLINE static V load(const S* p) { return *p; }
   LIMPID_INLINE static void store(S* p, const V& v) { *p = v; }
   LIMPID_INLINE static V set(const S& s) { return s; }
-  LIMPID_INLINE static V keep(const V& v) { return v; }
+  /// The same number, which a compiler that may reassociate cannot take apart.
+  LIMPID_INLINE static V keep(V v) {
+#if defined(__SSE2__) && defined(__GNUC__)
+    if constexpr (std::is_same_v<S, float> || std::is_same_v<S, double>) asm("" : "+x"(v));
+#endif
+    return v;
+  }
   LIMPID_INLINE static V hold(const V& v) { return v; }
   LIMPID_INLINE static V fma(const V& a, const V& b, const V& c) { return a * b + c; }
   LIMPID_INLINE static V max(const V& a, const V& b) { return a < b ? b : a; }

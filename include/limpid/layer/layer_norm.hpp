@@ -13,9 +13,8 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 
 /// What layer_norm keeps for backward of every row, n x 4: mean (rounded, and what that leaves off) and r = 1 /
-/// sqrt(var
-/// + eps) of the row times a power of two, and that power. It is 1 but where squares of the row would over- or
-/// underflow.
+/// sqrt(var + eps) of the row times a power of two, and that power. It is 1 but where squares of the row would over-
+/// or underflow.
 template <class S>
 struct LayerNormSaved {
   Mat<S> statistics;
@@ -51,9 +50,26 @@ struct RowStatistics {
   S mean, off, inverse, unit;
 };
 
+/// unit x - mean - off. Kept: a compiler that may reassociate would round mean + off to the mean again.
+template <class L, class S>
+LIMPID_INLINE auto without_mean(L, const S* x, Index c, const RowStatistics<S>& row) {
+  return L::keep(L::set(row.unit) * L::load(x + c) - L::set(row.mean)) - L::set(row.off);
+}
+
+/// Whether all entries lie within two roundings of the largest of each other.
+template <class S>
+bool is_flat(const S* x, Index count) {
+  S low = x[0], high = x[0];
+  for (Index c = 1; c < count; ++c) {
+    if (x[c] < low) low = x[c];
+    if (high < x[c]) high = x[c];
+  }
+  const S largest = high < -low ? -low : high;
+  return high - low <= S(2 * std::numeric_limits<S>::epsilon()) * largest;
+}
+
 /// The mean is corrected by the mean of what is left without it, as its rounding would else be all the spread that a
-/// constant row has. A var of at most 4 epsilon^2 mean^2, entries that are the mean to within two of their roundings,
-/// counts as no spread: inverse is 0 then, unless there is an eps.
+/// constant row has. A flat row has no spread: inverse is 0 then, unless there is an eps.
 template <class P, class S = typename P::Scalar>
 RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
   using std::sqrt;
@@ -64,18 +80,21 @@ RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
       using L = decltype(policy);
       return L::set(unit) * L::load(x + c);
     };
-    const S first = sum_lanes<P>(count, entry) / width;
-    const S off =
-        sum_lanes<P>(count, [&](auto policy, Index c) { return entry(policy, c) - decltype(policy)::set(first); }) /
-        width;
-    const S mean = first + off;
-    const S squares = sum_lanes<P>(count, [&](auto policy, Index c) {
-      using L = decltype(policy);
-      const auto d = entry(policy, c) - L::set(first);
-      return d * d;
-    });
-    variance = squares / width - off * off;
-    spread = (variance <= S(4) * epsilon * epsilon * mean * mean ? S(0) : variance) + added;
+    S first = sum_lanes<P>(count, entry) / width, off(0);
+    for (bool again : {true, false}) {
+      const auto left = [&](auto policy, Index c) { return without_mean(policy, x, c, {first, off, S(1), unit}); };
+      off = S(0);
+      off = sum_lanes<P>(count, left) / width;
+      const S squares = sum_lanes<P>(count, [&](auto policy, Index c) {
+        const auto d = left(policy, c);
+        return d * d;
+      });
+      variance = squares / width;
+      if (!(again && off * off > variance / S(16))) break;
+      first = first + off;  // where the mean is rounded by as much as the entries are apart
+    }
+    const bool small = variance <= S(4) * epsilon * epsilon * first * first;  // as that of a flat row, at most
+    spread = (small && is_flat(x, count) ? S(0) : variance) + added;
     return RowStatistics<S>{first, off, spread == S(0) ? S(0) : S(1) / sqrt(spread), unit};
   };
   const RowStatistics<S> plain = of(S(1), S(eps));
@@ -86,9 +105,9 @@ RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
     for (Index c = 0; c < count; ++c) largest = std::max(largest, std::abs(x[c]));
     if (!(largest > S(0) && row_is_finite(x, count))) return plain;
     int exponent = 0;
-    std::frexp(largest, &exponent);
-    const S unit = std::ldexp(S(1), std::clamp(-exponent, Limits::min_exponent, Limits::max_exponent - 2));
-    return of(unit, eps == 0 ? S(0) : S(eps) * unit * unit);
+    std::frexp(std::max(largest, sqrt(S(eps))), &exponent);
+    exponent = std::clamp(-exponent, Limits::min_exponent, Limits::max_exponent - 2);
+    return of(std::ldexp(S(1), exponent), std::ldexp(S(eps), 2 * exponent));
   }
   return plain;
 }
@@ -113,7 +132,7 @@ void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> bet
       const RowStatistics<S> row = row_statistics<P>(from, width, eps);
       for_lanes<P>(width, [&](auto policy, Index c) {
         using L = decltype(policy);
-        auto u = (L::set(row.unit) * L::load(from + c) - L::set(row.mean) - L::set(row.off)) * L::set(row.inverse);
+        auto u = without_mean(policy, from, c, row) * L::set(row.inverse);
         if (gamma.given()) u = u * L::load(gamma.data + c);
         if (beta.given()) u = u + L::load(beta.data + c);
         L::store(to + c, u);
@@ -145,8 +164,7 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
       const RowStatistics<S> row{statistics(i, 0), statistics(i, 1), statistics(i, 2), statistics(i, 3)};
       for_lanes<P>(width, [&](auto policy, Index c) {
         using L = decltype(policy);
-        const auto u =
-            (L::set(row.unit) * L::load(from + c) - L::set(row.mean) - L::set(row.off)) * L::set(row.inverse);
+        const auto u = without_mean(policy, from, c, row) * L::set(row.inverse);
         const auto g = L::load(up + c);
         L::store(xh + c, u);
         L::store(t + c, gamma.given() ? L::load(gamma.data + c) * g : g);
@@ -191,8 +209,8 @@ void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta, double e
 
 /// y = gamma o (x - mean) / sqrt(var + eps) + beta for every row, biased variance (Ba, Kiros, Hinton 2016, arXiv
 /// 1607.06450). x and y n x D, gamma and beta 1 x D (a default View: 1 and 0). A constant row gives beta, and so does,
-/// without eps, one whose entries differ by no more than two roundings (see row_statistics); such a row passes no
-/// gradient without eps. Right for entries of any size: the error is within 16 roundings of the largest entry of (x -
+/// without eps, one whose entries differ by no more than two roundings of the largest; such a row passes no gradient
+/// without eps. Right for entries of any size: the error is within 16 roundings of the largest entry of (x -
 /// mean) r from 1e-38 to 3e38 (tests/layer/layer_norm_test.cpp). Throws ShapeError where shapes do not fit, y shares
 /// memory with an input, or eps is negative or no number, or gamma or beta is not finite.
 template <class X, class G, class B, class Y>

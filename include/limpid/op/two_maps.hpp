@@ -162,9 +162,9 @@ class RmsNorm {
       for (Index c = 0; c < width_; ++c) largest = std::max(largest, std::abs(x[c]));
       if (!(largest > S(0) && row_is_finite(x, width_))) return plain;
       int exponent = 0;
-      std::frexp(largest, &exponent);
-      const S unit = std::ldexp(S(1), std::clamp(-exponent, Limits::min_exponent, Limits::max_exponent - 2));
-      return of(unit, eps_ == S(0) ? S(0) : eps_ * unit * unit).first;
+      std::frexp(std::max(largest, sqrt(eps_)), &exponent);
+      exponent = std::clamp(-exponent, Limits::min_exponent, Limits::max_exponent - 2);
+      return of(std::ldexp(S(1), exponent), std::ldexp(eps_, 2 * exponent)).first;
     }
     return plain;
   }
