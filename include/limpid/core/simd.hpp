@@ -97,7 +97,17 @@ struct OneLane {
     return v;
   }
   LIMPID_INLINE static V hold(const V& v) { return v; }
-  LIMPID_INLINE static V fma(const V& a, const V& b, const V& c) { return a * b + c; }
+  /// One rounding wherever the machine has an instruction for it: left to contraction, some loops round once and others
+  /// twice, see Simd::fma.
+  LIMPID_INLINE static V fma(const V& a, const V& b, const V& c) {
+#ifdef __FP_FAST_FMAF
+    if constexpr (std::is_same_v<S, float>) return std::fma(a, b, c);
+#endif
+#ifdef __FP_FAST_FMA
+    if constexpr (std::is_same_v<S, double>) return std::fma(a, b, c);
+#endif
+    return a * b + c;
+  }
   LIMPID_INLINE static V max(const V& a, const V& b) { return a < b ? b : a; }
   /// where a < b: x, else y
   LIMPID_INLINE static V if_less(const V& a, const V& b, const V& x, const V& y) { return a < b ? x : y; }
