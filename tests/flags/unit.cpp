@@ -188,6 +188,24 @@ void check_layer_norm() {
       }
 }
 
+/// A row with one entry of four: 2, whatever its size.
+template <class S>
+void check_head_norm() {
+  using P = limpid::detail::Native<S>;
+  limpid::Workspace workspace;
+  workspace.prepare(1);
+  limpid::TwoMapOptions options;
+  options.lambda_init = 0, options.eps = 0;
+  const limpid::detail::RmsNorm<P> norm(workspace.common(), 4, {}, options);
+  for (double size : {1.0, double(std::numeric_limits<S>::max()), double(std::numeric_limits<S>::min()) * 4}) {
+    Mat<S> h = Mat<S>::Zero(1, 4);
+    h(0, 1) = S(size);
+    norm.forward(h);
+    expect(std::abs(double(h(0, 1)) - 2) <= 8 * double(std::numeric_limits<S>::epsilon()), "head norm", double(h(0, 1)),
+           2);
+  }
+}
+
 }  // namespace
 
 #define LIMPID_JOIN_(a, b) a##b
@@ -206,6 +224,7 @@ int LIMPID_JOIN(check_, UNIT)(double* bits) {
   check_softmax<float>(bits + 32, 4, 300), check_softmax<double>(bits + 48, 40, 37);
   check_exp<float>(), check_exp<double>();
   check_layer_norm<float>(), check_layer_norm<double>();
+  check_head_norm<float>(), check_head_norm<double>();
   check_operator("twicing", limpid::twicing(), 1), check_operator("boosting", limpid::boosting(), 1);
   check_operator("nlm", limpid::nlm(), 1), check_operator("pid", limpid::pid(), 1);
   check_operator("rope", limpid::rope(limpid::softmax(limpid::causal())), 1);

@@ -19,8 +19,8 @@ inline namespace LIMPID_ABI {
 /// gives the scale of plain attention. Kept, cost and errors as softmax, plus centred copies of q and k, O((n + m)(d +
 /// c)); in float the bandwidth gradients, sums that cancel, stay within 5 x the error of the naive float formula
 /// (tests/contract). So does everything for queries and keys up to 1e5 h apart (tests/op/distance_test.cpp): where a
-/// middle would cost near pairs their digits, distances and gradients are summed by pair, at 1.5 times the time for
-/// wide rows and next to none for positions. Which it is depends on the arrays of a head alone.
+/// middle would cost near pairs their digits, distances are summed by pair, of all pairs in rows of up to 16 columns
+/// and of the near ones in wider rows, and so are gradients. Which it is depends on the arrays of a head alone.
 template <class M = Chain<>>
 auto nlm(const M& modifiers = {}) {
   using Mods = decltype(chain(modifiers));

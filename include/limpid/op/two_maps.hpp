@@ -88,7 +88,7 @@ class RmsNorm {
       const Scale r = inverse(x);
       for_lanes<P>(width_, [&](auto policy, Index c) {
         using L = decltype(policy);
-        L::store(x + c, L::load(u_ + c) * (L::set(r.inverse) * (L::set(r.unit) * L::load(x + c))));
+        L::store(x + c, L::load(u_ + c) * (L::set(r.inverse) * scaled(L(), x, c, r.unit)));
       });
     }
   }
@@ -111,9 +111,9 @@ class RmsNorm {
         const Scale r = inverse(x);
         for_lanes<P>(width_, [&](auto policy, Index c) {  // r h in the place of h
           using L = decltype(policy);
-          const auto scaled = L::set(r.inverse) * (L::set(r.unit) * L::load(x + c));
-          L::store(x + c, scaled);
-          if (dgamma.given()) L::store(part + c, L::fma(L::set(c_) * L::load(g + c), scaled, L::load(part + c)));
+          const auto y = L::set(r.inverse) * scaled(L(), x, c, r.unit);
+          L::store(x + c, y);
+          if (dgamma.given()) L::store(part + c, L::fma(L::set(c_) * L::load(g + c), y, L::load(part + c)));
         });
         const S along = sum_lanes<P>(width_,
                                      [&](auto policy, Index c) {
@@ -141,13 +141,18 @@ class RmsNorm {
   struct Scale {
     S inverse, unit;
   };
+  /// Kept: a compiler that may reassociate would multiply units first, which leaves the range.
+  template <class L>
+  LIMPID_INLINE static auto scaled(L, const S* x, Index c, S unit) {
+    return L::keep(L::set(unit) * L::load(x + c));
+  }
   Scale inverse(const S* x) const {
     using std::sqrt;
     const auto of = [&](S unit, S added) {
       const S mean = sum_lanes<P>(width_,
                                   [&](auto policy, Index c) {
                                     using L = decltype(policy);
-                                    const auto y = L::set(unit) * L::load(x + c);
+                                    const auto y = scaled(L(), x, c, unit);
                                     return y * y;
                                   }) /
                          S(double(width_)) +
