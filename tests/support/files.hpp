@@ -1,4 +1,4 @@
-// limpid: files of the tests: a temporary path, what a reader says, bytes that end where memory does.
+// limpid: files of the tests: a temporary path, what a reader says, bytes that end where memory does, memory taken.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <limpid/io/tensor.hpp>
 #include <random>
 #include <string>
@@ -15,6 +16,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
+#if defined(__GLIBC__)
+#include <malloc.h>
 #endif
 
 namespace suite {
@@ -56,6 +60,41 @@ inline std::vector<std::byte> bytes_of(const std::string& text) {
 }
 inline std::vector<std::byte> first_of(const std::vector<std::byte>& bytes, std::size_t count) {
   return {bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(count)};
+}
+
+/// The most memory of the machine that `run` has at one time, beyond what the program had before: libraries written in
+/// C included. 0 where that cannot be told: not on Linux, or with a sanitizer, which has memory of its own.
+template <class Run>
+std::size_t peak_memory(Run&& run) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define LIMPID_TEST_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define LIMPID_TEST_SANITIZED
+#endif
+#endif
+#if defined(__linux__) && !defined(LIMPID_TEST_SANITIZED)
+  const auto now = [](const std::string& key) {
+    std::ifstream status("/proc/self/status");
+    for (std::string word; status >> word;)
+      if (word == key) {
+        std::size_t kib = 0;
+        status >> kib;
+        return kib << 10;
+      }
+    return std::size_t(0);
+  };
+#if defined(__GLIBC__)
+  malloc_trim(0);  // what was given back earlier would be taken again unseen
+#endif
+  const bool told = static_cast<bool>(std::ofstream("/proc/self/clear_refs") << "5" << std::flush);
+  const std::size_t before = now("VmRSS:");
+  run();
+  return told ? now("VmHWM:") - before : 0;
+#else
+  run();
+  return 0;
+#endif
 }
 
 /// Memory whose last byte is followed by a page that may not be touched: a read past the end stops the program, with or

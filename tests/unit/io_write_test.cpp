@@ -166,30 +166,11 @@ TEST_CASE("readers: a file takes its own size of memory", "[io]") {
   }
   write_idx(folder / "d", file.at("a"));
   file.tensors.clear();
-#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
-  const auto peak = [](const std::function<void()>& run) {
-    std::ofstream("/proc/self/clear_refs") << "5";
-    const auto resident = [](const std::string& key) {
-      std::ifstream status("/proc/self/status");
-      for (std::string word; status >> word;)
-        if (word == key) {
-          std::size_t kib = 0;
-          status >> kib;
-          return kib << 10;
-        }
-      return std::size_t(0);
-    };
-    const std::size_t before = resident("VmRSS:");
-    run();
-    return resident("VmHWM:") - before;
-  };
-  if (::access("/proc/self/clear_refs", W_OK) != 0) return;
   constexpr std::size_t most = size + (std::size_t(6) << 20);
-  CHECK(peak([&] { read_safetensors(folder / "a"); }) < most);
-  CHECK(peak([&] { read_npy(folder / "b"); }) < most);
-  CHECK(peak([&] { read_npy(folder / "c"); }) < most);
-  CHECK(peak([&] { read_idx(folder / "d"); }) < most);
-#endif
+  CHECK(suite::peak_memory([&] { read_safetensors(folder / "a"); }) < most);
+  CHECK(suite::peak_memory([&] { read_npy(folder / "b"); }) < most);
+  CHECK(suite::peak_memory([&] { read_npy(folder / "c"); }) < most);
+  CHECK(suite::peak_memory([&] { read_idx(folder / "d"); }) < most);
 }
 
 #endif

@@ -13,6 +13,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -38,10 +39,13 @@ namespace detail {
 }
 
 /// Text from a file as it may stand in a message: short, printable.
-inline std::string in_quotes(const std::string& text, std::size_t most = 40) {
-  std::string out = "'";
+inline std::string printable(std::string_view text, std::size_t most) {
+  std::string out;
   for (char c : text.substr(0, most)) out += c >= ' ' && c <= '~' ? c : '?';
-  return out + (text.size() > most ? "...'" : "'");
+  return out + (text.size() > most ? "..." : "");
+}
+inline std::string in_quotes(std::string_view text, std::size_t most = 40) {
+  return std::string("'") + printable(text, most) + "'";
 }
 
 /// Bytes to read at any place: memory of the caller's, or a file, which is read straight into its destination so that

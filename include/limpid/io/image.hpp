@@ -110,15 +110,18 @@ struct PngReader : PngState {
     reader->at += count;
   }
 
-  /// What the file holds: everything before the pixels.
+  /// What the file holds: everything before the pixels. Of the chunks that need not be there only tRNS is looked at,
+  /// all others are skipped: libpng would unpack and keep every text, 8 MB of each 8 KB.
   bool header() {
     if (setjmp(png_jmpbuf(png)) != 0) return false;
     png_set_read_fn(png, this, pull);
+    png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+    png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // the limit here is one of pixels
     png_read_info(png, info);
     return true;
   }
   /// From now on rows come as 8 or 16 bits (of this machine's order) a channel, a transparent colour made alpha, and of
-  /// a palette its indices. Nothing here has libpng look at gAMA, cHRM, sRGB or iCCP. passes: of interlacing.
+  /// a palette its indices. passes: of interlacing.
   bool expand(int* passes) {
     if (setjmp(png_jmpbuf(png)) != 0) return false;
     png_get_color_type(png, info) == PNG_COLOR_TYPE_PALETTE ? png_set_packing(png) : png_set_expand(png);
@@ -261,6 +264,7 @@ struct PngWriter : PngState {
   bool header(png_uint_32 rows, png_uint_32 cols, int bits, int type) {
     if (setjmp(png_jmpbuf(png)) != 0) return false;
     png_set_write_fn(png, this, push, flush);
+    png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // a million by itself
     png_set_IHDR(png, info, cols, rows, bits, type, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT,
                  PNG_FILTER_TYPE_DEFAULT);
     png_set_sRGB(png, info, PNG_sRGB_INTENT_PERCEPTUAL);

@@ -12,12 +12,16 @@ namespace io {
 
 namespace detail {
 
+inline constexpr std::size_t most_npy_header = 0xffff;  // of version 1
 inline constexpr const char* npy_types = "<f8, <f4, <f2, <i8, <i4, |u1 or |b1";
 
 /// The dictionary in an npy header, a Python literal of three known keys, as Python 2 or 3 writes it.
 class NpyHeader {
  public:
-  NpyHeader(std::string file, std::string text) : file_(std::move(file)), text_(std::move(text)) {
+  NpyHeader(std::string file, std::string text, int version)
+      : file_(std::move(file)), text_(std::move(text)), python2_(version < 3) {
+    if (const std::size_t nul = text_.find('\0'); nul != std::string::npos)
+      fail(file_, "the header has a NUL at its character " + std::to_string(nul) + ", wanted a Python dictionary");
     bool seen[3] = {false, false, false};
     expect('{');
     while (!take('}')) {
@@ -46,7 +50,7 @@ class NpyHeader {
 
  private:
   void skip() {
-    while (at_ < text_.size() && std::strchr(" \n\t\r", text_[at_]) != nullptr && text_[at_] != '\0') ++at_;
+    while (at_ < text_.size() && std::strchr(" \n\t\r", text_[at_]) != nullptr) ++at_;
   }
   bool take(char c) {
     skip();
@@ -112,7 +116,12 @@ class NpyHeader {
         number = number * 10 + (text_[at_] - '0');
       }
       if (at_ == first) fail(file_, "wanted a whole number at character " + std::to_string(at_) + " of the header");
-      if (at_ < text_.size() && (text_[at_] == 'L' || text_[at_] == 'l')) ++at_;  // Python 2 marks its long numbers
+      if (text_[first] == '0' && at_ - first > 1)
+        fail(file_, "an extent of the shape is " + in_quotes(text_.substr(first, at_ - first)) +
+                        ", wanted a whole number without zeros before it");
+      if (at_ < text_.size() && text_[at_] == 'L' && python2_) ++at_;  // Python 2 marks its long numbers
+      if (out.size() == most_axes)
+        fail(file_, "the shape has more than " + std::to_string(most_axes) + " extents, wanted at most that many");
       out.push_back(number);
       if (!take(',')) {
         if (out.size() == 1)
@@ -125,6 +134,7 @@ class NpyHeader {
   }
 
   std::string file_, text_;
+  bool python2_;  // may have written it
   std::size_t at_ = 0;
 };
 
@@ -167,9 +177,12 @@ inline Tensor read_npy(Source& source) {
   if (length > size - start)
     fail(name, "the header length is " + std::to_string(length) + ", but only " + std::to_string(size - start) +
                    " bytes follow");
+  if (length > most_npy_header)  // version 2 is for structured types alone
+    fail(name,
+         "the header length is " + std::to_string(length) + ", wanted at most " + std::to_string(most_npy_header));
   std::string text(length, ' ');
   source.read(start, text.data(), length);
-  const NpyHeader header(name, text);
+  const NpyHeader header(name, std::move(text), version);
   // One byte has no order, and numpy takes any sign of it.
   const std::string descr = header.descr.size() == 3 && header.descr[2] == '1' && std::strchr("<>=", header.descr[0])
                                 ? "|" + header.descr.substr(1)
@@ -195,6 +208,7 @@ inline Tensor read_npy(Source& source) {
 /// The header of a version 1 file.
 inline std::string npy_header(const Tensor& tensor) {
   tensor.check("npy");
+  check_axes("npy", tensor.shape);
   const DTypeInfo& type = info(tensor.dtype);
   if (type.npy[0] == '\0') fail("npy", std::string("numpy has no type ") + type.safetensors);
   std::string shape;
@@ -206,7 +220,6 @@ inline std::string npy_header(const Tensor& tensor) {
   std::string text = std::string("{'descr': '") + type.npy + "', 'fortran_order': False, 'shape': (" + shape + "), }";
   text.resize((10 + text.size() + 1 + 63) / 64 * 64 - 10 - 1, ' ');  // data from a multiple of 64, as numpy's
   text += '\n';
-  if (text.size() > 0xffff) fail("npy", "the shape is too long for a version 1 header");
   const auto length = static_cast<std::uint16_t>(text.size());
   return std::string("\x93NUMPY\x01\x00", 8) + std::string(reinterpret_cast<const char*>(&length), 2) + text;
 }
@@ -215,7 +228,8 @@ inline std::string npy_header(const Tensor& tensor) {
 
 /// Reads an npy file from memory, versions 1 to 3, written by Python 2 or 3; name stands in the messages. Types f8 f4
 /// f2 i8 i4 u1 b1, little-endian; an array in Fortran order is put in C order. Throws FormatError for anything else,
-/// structured and big-endian types included, and where bytes are missing or left over.
+/// structured and big-endian types, headers beyond 65535 bytes and more than 64 axes included, and where bytes are
+/// missing or left over.
 inline Tensor parse_npy(const std::byte* data, std::size_t size, const std::string& name = "npy") {
   detail::Source source(data, size, name);
   return detail::read_npy(source);
@@ -227,7 +241,7 @@ inline Tensor read_npy(const std::string& path) {
   return detail::read_npy(source);
 }
 
-/// The bytes of a version 1 npy file.
+/// The bytes of a version 1 npy file. Throws FormatError for a type that numpy lacks and for more than 64 axes.
 inline std::vector<std::byte> serialize_npy(const Tensor& tensor) {
   const std::string header = detail::npy_header(tensor);
   std::vector<std::byte> bytes;

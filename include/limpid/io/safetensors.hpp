@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <tuple>
 
 #include "tensor.hpp"
 
@@ -25,7 +25,10 @@ struct Safetensors {
     const auto found = tensors.find(name);
     if (found != tensors.end()) return found->second;
     std::string names;
-    for (const auto& entry : tensors) names += (names.empty() ? "" : ", ") + detail::in_quotes(entry.first);
+    std::size_t shown = 0;
+    for (auto entry = tensors.begin(); entry != tensors.end() && shown < 20; ++entry, ++shown)
+      names += (shown == 0 ? "" : ", ") + detail::in_quotes(entry->first);
+    if (shown < tensors.size()) names += " and " + std::to_string(tensors.size() - shown) + " more";
     detail::fail("safetensors", "no tensor " + detail::in_quotes(name) + "; found " + (names.empty() ? "none" : names));
   }
 
@@ -38,45 +41,189 @@ struct Safetensors {
 
 namespace detail {
 
-/// JSON that says no to a key given twice, which a plain parse would settle silently in favour of the last.
-inline nlohmann::json parse_header(const std::string& file, const char* first, const char* last) {
-  std::vector<std::set<std::string>> keys;
-  std::string twice;
-  const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
-    using Event = nlohmann::json::parse_event_t;
-    if (depth > 3) fail(file, "the header is nested deeper than tensor, field, list");
-    if (event == Event::object_start) keys.emplace_back();
-    if (event == Event::object_end) keys.pop_back();
-    if (event == Event::key && !keys.back().insert(parsed.get<std::string>()).second && twice.empty())
-      twice = parsed.get<std::string>();
-    return true;
-  };
-  nlohmann::json header;
-  // The parser below takes a NUL for the end and would not look at what follows.
-  if (const auto* nul = std::find(first, last, '\0'); nul != last)
-    fail(file, "the header has a NUL at its byte " + std::to_string(nul - first) + ", wanted JSON padded with spaces");
-  try {
-    header = nlohmann::json::parse(first, last, watch);
-  } catch (const nlohmann::json::exception& problem) {
-    fail(file, std::string("the header is not JSON (") + problem.what() + ")");
-  }
-  if (!twice.empty()) fail(file, "the header names " + in_quotes(twice) + " twice, wanted each name once");
-  if (!header.is_object()) fail(file, "the header is " + std::string(header.type_name()) + ", wanted an object");
-  return header;
-}
+inline constexpr std::size_t most_header = 100'000'000;  // the format's own limit
+inline constexpr std::size_t most_metadata = std::size_t(1) << 16;
 
-inline std::vector<Index> index_list(const std::string& file, const nlohmann::json& entry, const char* key) {
-  const auto found = entry.find(key);
-  if (found == entry.end() || !found->is_array()) fail(file, std::string("wanted an array '") + key + "'");
-  std::vector<Index> list;
-  for (const auto& number : *found) {
-    if (!number.is_number_unsigned() ||
-        number.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
-      fail(file, std::string("'") + key + "' holds " + in_quotes(number.dump(-1, ' ', true)) +
-                     ", wanted whole numbers from 0");
-    list.push_back(static_cast<Index>(number.get<std::uint64_t>()));
+/// What nlohmann's parser tells of a header, put straight into the file it describes: no tree is made of it, which
+/// would take thirty times its size. Throws FormatError at the first fault of the text.
+class SafetensorsHeader {
+ public:
+  /// Where the bytes of a tensor lie in the data.
+  struct Place {
+    std::size_t begin, end;
+    std::map<std::string, Tensor>::iterator entry;
+  };
+
+  /// room: the bytes of data.
+  SafetensorsHeader(const std::string& file, std::size_t room, Safetensors& out)
+      : file_(file), room_(room), out_(out) {}
+
+  std::vector<Place> places;
+
+  std::string where(const std::string& name) const { return file_ + ": " + in_quotes(name); }
+  [[noreturn]] void outside(const std::string& name, const std::vector<Index>& offsets) const {
+    fail(where(name), "data_offsets are " + shape_of(offsets) + ", wanted [begin, end] within the " +
+                          std::to_string(room_) + " bytes of data");
   }
-  return list;
+
+  // The events, by the names the parser calls them. depth_ counts the brackets that are open: 1 in the header, 2 in a
+  // tensor or the metadata, 3 in a list.
+  bool null() {
+    if (depth_ == 1 && name_ == metadata_name) return true;  // the reference takes it for none
+    return other("null", "null");
+  }
+  bool boolean(bool value) { return other("boolean", value ? "true" : "false"); }
+  bool number_integer(std::int64_t value) { return other("number", value == 0 ? "-0" : std::to_string(value)); }
+  bool number_unsigned(std::uint64_t value) {
+    if (list_ == nullptr || value > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
+      return other("number", std::to_string(value));
+    const std::size_t most = list_ == &offsets_ ? 2 : most_axes;
+    if (list_->size() == most)
+      fail(where(name_), field_ + " has more than " + std::to_string(most) + " numbers, wanted " +
+                             (list_ == &offsets_ ? "[begin, end]" : "at most that many axes"));
+    list_->push_back(static_cast<Index>(value));
+    return true;
+  }
+  bool number_float(double, const std::string& text) { return other("number", text.substr(0, 50)); }
+  bool string(std::string& text) {
+    if (depth_ == 2 && metadata_) {
+      value_->second = text;
+    } else if (depth_ == 2 && field_ == "dtype") {
+      const auto known =
+          std::find_if(dtypes.begin(), dtypes.end(), [&](const DTypeInfo& i) { return text == i.safetensors; });
+      if (known == dtypes.end()) wrong_type(text);
+      entry_->second.dtype = known->type;
+    } else {
+      other("string", '"' + text.substr(0, 50) + '"');
+    }
+    return true;
+  }
+  template <class Bytes>
+  bool binary(Bytes&) {  // JSON has none
+    return true;
+  }
+  bool start_object(std::size_t) {
+    if (depth_ == 1) {
+      metadata_ = name_ == metadata_name;
+      offsets_.clear();
+    } else if (depth_ > 1) {
+      other("object", "{");
+    }
+    if (depth_ == 1 || depth_ == 2) fields_[depth_ - 1].clear();
+    ++depth_;
+    return true;
+  }
+  bool key(std::string& text) {
+    nested();
+    if (depth_ == 1) {
+      name_ = text;
+      bool first = !metadata_seen_;
+      if (text == metadata_name)
+        metadata_seen_ = true;
+      else
+        std::tie(entry_, first) = out_.tensors.try_emplace(text);
+      if (!first) twice(text);
+    } else if (depth_ == 2 && metadata_) {
+      bool first = true;
+      std::tie(value_, first) = out_.metadata.try_emplace(text);
+      if (!first) twice(text);
+      if (out_.metadata.size() > most_metadata)
+        fail(where(name_), "holds more than " + std::to_string(most_metadata) + " strings, wanted at most that many");
+    } else {
+      std::vector<std::string>& fields = fields_[depth_ - 2];
+      if (std::find(fields.begin(), fields.end(), text) != fields.end()) twice(text);
+      if (fields.size() == most_fields)
+        fail(where(name_), "has more than " + std::to_string(most_fields) +
+                               " fields, wanted dtype, shape, data_offsets and few others");
+      fields.push_back(text);
+    }
+    if (depth_ == 2) field_ = text;
+    return true;
+  }
+  bool end_object() {
+    --depth_;
+    if (depth_ != 1 || std::exchange(metadata_, false)) return true;
+    const auto& fields = fields_[0];
+    if (std::find(fields.begin(), fields.end(), "dtype") == fields.end()) wrong_type("");
+    for (const char* list : {"shape", "data_offsets"})
+      if (std::find(fields.begin(), fields.end(), list) == fields.end()) no_list(list);
+    if (offsets_.size() != 2 || offsets_[0] > offsets_[1]) outside(name_, offsets_);
+    places.push_back({static_cast<std::size_t>(offsets_[0]), static_cast<std::size_t>(offsets_[1]), entry_});
+    return true;
+  }
+  bool start_array(std::size_t) {
+    if (depth_ == 2 && !metadata_ && field_ == "shape")
+      list_ = &entry_->second.shape;
+    else if (depth_ == 2 && !metadata_ && field_ == "data_offsets")
+      list_ = &offsets_;
+    else
+      other("array", "[");
+    ++depth_;
+    return true;
+  }
+  bool end_array() {
+    if (--depth_ == 2) list_ = nullptr;
+    return true;
+  }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception& problem) {
+    fail(file_, "the header is not JSON (" + printable(problem.what(), 300) + ")");
+  }
+
+ private:
+  static constexpr const char* metadata_name = "__metadata__";
+  static constexpr std::size_t most_fields = 64;
+
+  /// A value that is not what its place is for. Fields of other names may hold anything.
+  bool other(const char* type, const std::string& text) {
+    nested();
+    if (depth_ == 1) fail(where(name_), "found " + std::string(type) + ", wanted an object");
+    if (metadata_) fail(where(name_), in_quotes(field_) + " is " + type + ", wanted a string");
+    if (list_ != nullptr)
+      fail(where(name_), "'" + field_ + "' holds " + in_quotes(text) + ", wanted whole numbers from 0");
+    if (depth_ == 2 && field_ == "dtype") wrong_type("");
+    if (depth_ == 2 && (field_ == "shape" || field_ == "data_offsets")) no_list(field_);
+    return true;
+  }
+  void nested() const {
+    if (depth_ > 3) fail(file_, "the header is nested deeper than tensor, field, list");
+  }
+  [[noreturn]] void twice(const std::string& name) const {
+    fail(file_, "the header names " + in_quotes(name) + " twice, wanted each name once");
+  }
+  [[noreturn]] void wrong_type(const std::string& type) const {
+    fail(where(name_), "dtype is " + in_quotes(type) + ", wanted F64, F32, F16, BF16, I64, I32, U8 or BOOL");
+  }
+  [[noreturn]] void no_list(const std::string& field) const { fail(where(name_), "wanted an array '" + field + "'"); }
+
+  const std::string& file_;
+  std::size_t room_;
+  Safetensors& out_;
+  std::size_t depth_ = 0;
+  std::string name_, field_;                        // the keys that led here
+  std::array<std::vector<std::string>, 2> fields_;  // all keys of the objects that are open
+  bool metadata_ = false, metadata_seen_ = false;
+  std::map<std::string, Tensor>::iterator entry_;
+  std::map<std::string, std::string>::iterator value_;
+  std::vector<Index> offsets_, *list_ = nullptr;
+};
+
+/// Reads the header, which puts tensors without bytes into the file, and returns where their bytes lie.
+inline std::vector<SafetensorsHeader::Place> read_header(Source& source, std::size_t length, Safetensors& file) {
+  const std::string& name = source.name();
+  std::string text(length, ' ');
+  source.read(8, text.data(), text.size());
+  if (text.empty() || text[0] != '{') fail(name, "the header does not start with '{'");
+  // The parser takes a NUL for the end and would not look at what follows.
+  if (const std::size_t nul = text.find('\0'); nul != std::string::npos)
+    fail(name, "the header has a NUL at its byte " + std::to_string(nul) + ", wanted JSON padded with spaces");
+  SafetensorsHeader header(name, source.size() - 8 - length, file);
+  nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &header);
+  for (const auto& [begin, end, entry] : header.places) {
+    if (end > source.size() - 8 - length)
+      header.outside(entry->first, {static_cast<Index>(begin), static_cast<Index>(end)});
+    entry->second.check_bytes(header.where(entry->first), end - begin);
+  }
+  return std::move(header.places);
 }
 
 /// The tensors and metadata of a file, wherever its bytes are. Everything the header says is checked before the data is
@@ -90,58 +237,26 @@ inline Safetensors read_safetensors(Source& source) {
   if (length > size - 8)
     fail(name,
          "the header length is " + std::to_string(length) + ", but only " + std::to_string(size - 8) + " bytes follow");
-  if (length > 100'000'000)  // the format's own limit
-    fail(name, "the header length is " + std::to_string(length) + ", wanted at most 100000000");
-  const auto room = static_cast<std::size_t>(size - 8 - length);
-  std::string text(static_cast<std::size_t>(length), ' ');
-  source.read(8, text.data(), text.size());
-  if (text.empty() || text[0] != '{') fail(name, "the header does not start with '{'");
-  const nlohmann::json header = parse_header(name, text.data(), text.data() + text.size());
+  if (length > most_header)
+    fail(name, "the header length is " + std::to_string(length) + ", wanted at most " + std::to_string(most_header));
+  const std::size_t start = 8 + static_cast<std::size_t>(length), room = size - start;
 
   Safetensors file;
-  std::vector<std::pair<std::size_t, std::size_t>> spans;
-  std::vector<std::pair<std::size_t, Tensor*>> places;
-  for (const auto& [key, entry] : header.items()) {
-    const std::string where = name + ": " + in_quotes(key);
-    if (key == "__metadata__" && entry.is_null()) continue;  // the reference takes it for none
-    if (!entry.is_object()) fail(where, "found " + std::string(entry.type_name()) + ", wanted an object");
-    if (key == "__metadata__") {
-      for (const auto& [switch_name, value] : entry.items()) {
-        if (!value.is_string()) fail(where, in_quotes(switch_name) + " is " + value.type_name() + ", wanted a string");
-        file.metadata[switch_name] = value.get<std::string>();
-      }
-      continue;
-    }
-    const auto found = entry.find("dtype");
-    const std::string type = found != entry.end() && found->is_string() ? found->get<std::string>() : "";
-    const auto known =
-        std::find_if(dtypes.begin(), dtypes.end(), [&](const DTypeInfo& i) { return type == i.safetensors; });
-    if (known == dtypes.end())
-      fail(where, "dtype is " + in_quotes(type) + ", wanted F64, F32, F16, BF16, I64, I32, U8 or BOOL");
-    Tensor tensor(known->type, index_list(where, entry, "shape"), {});
-    const std::vector<Index> offsets = index_list(where, entry, "data_offsets");
-    if (offsets.size() != 2 || offsets[0] > offsets[1] || static_cast<std::size_t>(offsets[1]) > room)
-      fail(where, "data_offsets are " + shape_of(offsets) + ", wanted [begin, end] within the " + std::to_string(room) +
-                      " bytes of data");
-    const auto begin = static_cast<std::size_t>(offsets[0]), end = static_cast<std::size_t>(offsets[1]);
-    tensor.check_bytes(where, end - begin);
-    spans.emplace_back(begin, end);
-    places.emplace_back(begin, &file.tensors.emplace(key, std::move(tensor)).first->second);
-  }
-  std::sort(spans.begin(), spans.end());
+  auto places = read_header(source, static_cast<std::size_t>(length), file);
+  std::sort(places.begin(), places.end(),
+            [](const auto& a, const auto& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   std::size_t reached = 0;
-  for (const auto& [begin, end] : spans) {
-    if (begin != reached)
-      fail(name, "a tensor starts at byte " + std::to_string(begin) + " of the data, wanted " +
+  for (const auto& place : places) {
+    if (place.begin != reached)
+      fail(name, "a tensor starts at byte " + std::to_string(place.begin) + " of the data, wanted " +
                      std::to_string(reached) + ", the end of the one before");
-    reached = end;
+    reached = place.end;
   }
   if (reached != room)
     fail(name,
          "the tensors end at byte " + std::to_string(reached) + " of the data, wanted all " + std::to_string(room));
-  for (const auto& [begin, tensor] : places)
-    tensor->bytes =
-        source.bytes(static_cast<std::size_t>(8 + length) + begin, bytes_of(name, tensor->dtype, tensor->shape));
+  for (const auto& place : places)
+    place.entry->second.bytes = source.bytes(start + place.begin, place.end - place.begin);
   return file;
 }
 
@@ -151,11 +266,15 @@ inline std::pair<std::string, std::vector<const Tensor*>> safetensors_header(con
   for (const auto& [key, tensor] : file.tensors) {
     tensor.check("safetensors: " + in_quotes(key));
     if (key == "__metadata__") fail("safetensors", "'__metadata__' is not a name a tensor can have");
+    check_axes("safetensors: " + in_quotes(key), tensor.shape);
     order.emplace_back(key, &tensor);
   }
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
     return info(a.second->dtype).bytes > info(b.second->dtype).bytes;
   });
+  if (file.metadata.size() > most_metadata)
+    fail("safetensors", "found " + std::to_string(file.metadata.size()) + " metadata strings, wanted at most " +
+                            std::to_string(most_metadata));
   nlohmann::json header = nlohmann::json::object();
   if (!file.metadata.empty()) header["__metadata__"] = file.metadata;
   std::vector<const Tensor*> tensors;
@@ -174,6 +293,9 @@ inline std::pair<std::string, std::vector<const Tensor*>> safetensors_header(con
     fail("safetensors", std::string("a name or metadata string is not UTF-8 (") + problem.what() + ")");
   }
   text.resize((text.size() + 7) / 8 * 8, ' ');
+  if (text.size() > most_header)
+    fail("safetensors",
+         "the header has " + std::to_string(text.size()) + " bytes, wanted at most " + std::to_string(most_header));
   const auto length = static_cast<std::uint64_t>(text.size());
   text.insert(0, reinterpret_cast<const char*>(&length), 8);
   return {text, tensors};
@@ -183,9 +305,10 @@ inline std::pair<std::string, std::vector<const Tensor*>> safetensors_header(con
 
 /// Reads a safetensors file from memory; name stands in the messages. As in the reference implementation, tensors must
 /// lie one after another, without holes or overlap, and fill the file; only JSON's white space may pad the header; and
-/// a
-/// __metadata__ of null is none. Stricter than it: a name given twice is refused, extents whose product overflows are
-/// (even beside a 0), and the dtypes are F64 F32 F16 BF16 I64 I32 U8 BOOL. Throws FormatError for anything else.
+/// a __metadata__ of null is none. Stricter than it: a name given twice is refused, extents whose product overflows are
+/// (even beside a 0), the dtypes are F64 F32 F16 BF16 I64 I32 U8 BOOL, and a tensor has at most 64 axes and 64 fields,
+/// the metadata 65536 strings. Beside what it returns, reading takes memory of a few times the header. Throws
+/// FormatError for anything else.
 inline Safetensors parse_safetensors(const std::byte* data, std::size_t size, const std::string& name = "safetensors") {
   detail::Source source(data, size, name);
   return detail::read_safetensors(source);
@@ -199,7 +322,8 @@ inline Safetensors read_safetensors(const std::string& path) {
 }
 
 /// The bytes of a safetensors file. The header is padded so that the data starts at a multiple of 8; wide types come
-/// first, so that every tensor is aligned to its type. Throws FormatError for a tensor whose bytes are not its shape's.
+/// first, so that every tensor is aligned to its type. Throws FormatError for a tensor whose bytes are not its shape's,
+/// and for more than parse_safetensors reads.
 inline std::vector<std::byte> serialize_safetensors(const Safetensors& file) {
   const auto [header, tensors] = detail::safetensors_header(file);
   std::vector<std::byte> bytes;

@@ -71,6 +71,14 @@ inline std::size_t bytes_of(const std::string& file, DType type, const std::vect
   return empty ? 0 : product;
 }
 
+/// The axes that a file may give a tensor; as many as numpy and torch have, and no list of a hostile file fills memory.
+inline constexpr std::size_t most_axes = 64;
+
+inline void check_axes(const std::string& what, const std::vector<Index>& shape) {
+  if (shape.size() > most_axes)
+    fail(what, "found " + std::to_string(shape.size()) + " axes, wanted at most " + std::to_string(most_axes));
+}
+
 inline float half_to_float(std::uint16_t h) {
   const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
   const std::uint32_t exponent = (h >> 10) & 0x1fu, fraction = h & 0x3ffu;
