@@ -1,6 +1,7 @@
 // limpid: scores of explanations: what their definitions imply. The numbers are held by the golden cases.
 // SPDX-License-Identifier: MIT
 #include <cmath>
+#include <functional>
 #include <limpid/explain/metrics.hpp>
 
 #include "support/catch.hpp"
@@ -503,11 +504,11 @@ TEMPLATE_TEST_CASE("faithfulness correlates at any size, and with roundings alon
   };
   Mat<S> drops(1, n), r(1, n), flat = Mat<S>::Constant(1, n, S(0.3)), noise = flat;
   drops << S(0.5), S(0.25), S(-0.125), S(0), S(0.375), S(0.0625);
-  for (const double size : {most / 2, 1e20, 1.0, 1e-20, least * 64}) {
+  for (const double size : {most, 1e20, 1.0, 1e-20, least * 64}) {
     INFO("size " << size);
     r = S(size) * drops;
     CHECK(found(r, each, drops, 1) == Approx(1).epsilon(1e-14));
-    CHECK(found(r, {{0, 1}, {2, 3, 4}, {5}}, drops, 1) == Approx(1).epsilon(1e-14));
+    CHECK(found(r, {{0, 1, 4}, {2, 3}, {5}}, drops, 1) == Approx(1).epsilon(1e-14));  // the first sum may be infinite
     CHECK(found(r, each, r, 0) == Approx(1).epsilon(1e-14));
     CHECK(found(Mat<S>(-r), each, r, 0) == Approx(-1).epsilon(1e-14));
   }
@@ -518,7 +519,7 @@ TEMPLATE_TEST_CASE("faithfulness correlates at any size, and with roundings alon
   CHECK(found(r, each, Mat<S>(S(epsilon) * drops), 0.7) == 0);  // what the model's own roundings take
   CHECK(found(r, each, Mat<S>(S(epsilon) * drops), 0) == Approx(1).epsilon(1e-13));
   // sums of the same numbers, in other orders
-  r << S(0.1), S(0.2), S(-0.7), S(1), S(1), S(1);
+  r << S(0.1), S(0.2), S(-0.3), S(1), S(1), S(1);
   CHECK(found(r, threes, drops, 1) == 0);
   r(0, 2) = S(1e6);
   CHECK(found(r, {{0, 2}, {1, 2}, {3, 2}}, drops, 1) != 0);

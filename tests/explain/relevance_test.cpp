@@ -1,6 +1,7 @@
 // limpid: relevance sent down with the backward pass, against the matrices R that are written down.
 // SPDX-License-Identifier: MIT
 #include <cmath>
+#include <limpid/check/gradient.hpp>
 #include <limpid/explain/guidance.hpp>
 #include <limpid/explain/relevance.hpp>
 #include <limpid/op/softmax.hpp>
@@ -242,7 +243,7 @@ TEMPLATE_TEST_CASE("a rewriting step has the direction of its gradient, whatever
     CHECK(step(-3 * size, 4 * size, none, limpid::RewriteRule::sign) == (Mat<S>(2, 1) << S(-2), S(2)).finished());
     // the products are of ordinary size, or far from it, where neither factor says so
     for (const double other : {1 / size, most / 4, 1.0, 4 * least}) {
-      if (!(other <= most && other >= least)) continue;
+      if (!(other <= most && other >= 4 * least)) continue;
       Mat<S> region(2, 1), x;
       region << S(3 * (other / 4)), S(other);
       x = step(size, size, region, limpid::RewriteRule::l2);
@@ -252,7 +253,9 @@ TEMPLATE_TEST_CASE("a rewriting step has the direction of its gradient, whatever
       CHECK(step(size, size, region, limpid::RewriteRule::sign) == (Mat<S>(2, 1) << S(-2), S(2)).finished());
     }
     Mat<S> region = (Mat<S>(2, 1) << S(0), S(size)).finished();  // what may not change does not count
-    CHECK(step(most, least, region, limpid::RewriteRule::l2) == (Mat<S>(2, 1) << S(0), S(2)).finished());
+    const Mat<S> alone = step(most, least, region, limpid::RewriteRule::l2);
+    CHECK(alone(0, 0) == S(0));
+    CHECK(std::abs(double(alone(1, 0)) - 2) < unit);
   }
   // subnormal numbers, which some builds take for zero: the direction, or nothing
   const S tiny = std::numeric_limits<S>::denorm_min();

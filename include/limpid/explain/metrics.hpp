@@ -250,8 +250,9 @@ Segmentation segmentation(H&& heat_, const View<bool>& mask) {
     detail::to_order_of_one(h);
     const auto [low, high] = std::minmax_element(h.begin(), h.end());
     const bool flat = detail::is_constant(h, detail::epsilon_of<detail::ScalarOf<H>>());
-    const double least = *low, range = flat ? 0 : *high - *low;
-    for (double& x : h) x = detail::quotient(x - least, range);
+    const double least = *low, most = *high, range = flat ? 0 : most - least;
+    // the greatest is 1 to the last bit, also where a division becomes a product with 1 / range
+    for (double& x : h) x = x == most && !flat ? 1 : detail::quotient(x - least, range);
     const double mean = std::accumulate(h.begin(), h.end(), 0.0) / static_cast<double>(h.size());
     double both = 0, found = 0, wanted = 0;
     std::vector<std::pair<double, bool>> pool;

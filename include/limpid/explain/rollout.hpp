@@ -148,7 +148,7 @@ class Rollout {
 
   detail::SavedTurn take_turn(bool writes) const { return {&turn_, writes, "rollout", ""}; }
   S residual() const { return S(options_.residual); }
-  S share() const { return S(1) - residual(); }
+  S share() const { return S(1 - options_.residual); }
 
   template <class Op>
   void by_mean(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, HeadCall call) {
