@@ -1,6 +1,7 @@
 // limpid: scores of explanations: what their definitions imply. The numbers are held by the golden cases.
 // SPDX-License-Identifier: MIT
 #include <cmath>
+#include <functional>
 #include <limpid/explain/metrics.hpp>
 
 #include "support/catch.hpp"
@@ -361,5 +362,211 @@ TEST_CASE("scores are their definitions, where many entries are equal, none is o
     CHECK(same(s.f1[0], over(2 * hit[1], said + size)));
     // of thirds 1 - 1/3 and 2/3 are not the same number
     if (most - least != 3) CHECK(same(s.average_precision[0], average_precision(pool)));
+  }
+}
+
+namespace {
+
+/// A model whose answers are given, one a call.
+struct Answers {
+  std::vector<M> all;
+  std::size_t* next;
+  M operator()(const M&) const { return all.at((*next)++); }
+};
+
+M one_by(double p, double other = 0.25) {
+  M out(1, 2);
+  out << other, p;
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("empty lists and matrices are refused, by name") {
+  const M x = random(6, 2, 1), r = random(2, 3, 2), no_rows(0, 3), no_columns(2, 0);
+  const Mat<bool> mask(0, 3), narrow(2, 0);
+  const auto model = [](const M&) { return M(M::Zero(2, 3)); };
+  const limpid::Perturber<double> perturber(x, r, {}, {0, 1}, model);
+  CHECK_THROWS_WITH(perturber.curves({.fractions = {}}), "perturbation: no fractions, wanted at least one");
+  CHECK_THROWS_WITH(perturber.faithfulness_correlation({}), "perturbation: no subsets, wanted at least one");
+  CHECK(perturber.faithfulness_correlation({{}, {}}) == std::vector<double>{0, 0});
+  CHECK_THROWS_WITH(limpid::Perturber<double>(x, r, {}, {0, 1}, nullptr), "perturbation: no model, wanted a function");
+  CHECK_THROWS_AS(limpid::Perturber<double>(x, no_rows, {}, {}, model), limpid::ShapeError);
+  CHECK_THROWS_AS(limpid::Perturber<double>(x, no_columns, {}, {0, 1}, model), limpid::ShapeError);
+  CHECK_THROWS_WITH(limpid::segmentation(no_rows, mask),
+                    "segmentation: got 0 x 3 and 0 x 3, wanted two of the same shape, not empty");
+  CHECK_THROWS_WITH(limpid::segmentation(no_columns, narrow),
+                    "segmentation: got 2 x 0 and 2 x 0, wanted two of the same shape, not empty");
+  CHECK_THROWS_WITH(limpid::predicted_classes(no_columns), "predicted_classes: got 2 x 0, wanted at least one class");
+  const auto silent = [](const M&) { return M(2, 0); };
+  CHECK_THROWS_WITH(limpid::Perturber<double>(x, r, {}, {0, 1}, silent).curves(),
+                    "perturbation: the model returned 2 x 0, wanted 2 rows and a column for every class");
+  const std::vector<std::function<void()>> others = {[&] { limpid::pearson(no_rows, no_rows); },
+                                                     [&] { limpid::spearman(no_rows, no_rows); },
+                                                     [&] { limpid::top_k_overlap(no_rows, no_rows, 1); },
+                                                     [&] { limpid::gini(no_rows); },
+                                                     [&] { limpid::relevance_entropy(no_rows); },
+                                                     [&] { limpid::mass_accuracy(no_rows, mask); },
+                                                     [&] { limpid::rank_accuracy(no_rows, mask); },
+                                                     [&] { limpid::pointing(no_rows, mask); },
+                                                     [&] { limpid::relevance_order(no_rows); }};
+  for (const auto& other : others) CHECK(suite::error_of(other).find("not empty") != std::string::npos);
+}
+
+TEST_CASE("fractions: in [0, 1], rising, equal ones as well; an area without a span is 0") {
+  const M x = random(4, 2, 1), r = random(1, 4, 2);
+  const auto model = [](const M&) { return one_by(0.5); };
+  const limpid::Perturber<double> perturber(x, r, {}, {1}, model);
+  const double inf = std::numeric_limits<double>::infinity();
+  for (const double bad : {-0.1, 1.1, inf, -inf, std::nan("")})
+    for (const std::vector<double>& list : {std::vector<double>{bad}, {0.5, bad}, {bad, 0.5}, {0.2, bad, 0.4}})
+      CHECK(suite::error_of([&] { perturber.curves({.fractions = list}); }).find("perturbation: ") == 0);
+  for (const std::vector<double>& list : {std::vector<double>{0.5}, {0.5, 0.5}, {0}, {1}}) {
+    const limpid::Perturbation found = perturber.curves({.fractions = list});
+    CHECK(found.positive_auc == 0);
+    CHECK(found.positive_accuracy == std::vector<double>(list.size(), 1));
+    CHECK(found.aopc_comprehensiveness == 0);
+  }
+}
+
+TEST_CASE("what a model returns: NaN and infinite probabilities are refused with the call that gave them") {
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::nan("");
+  const M x = random(2, 2, 1), r = (M(1, 2) << 2, 1).finished();
+  const limpid::PerturbationOptions half{.fractions = {0.5}};
+  const std::vector<std::string> calls = {"without the 0 most relevant tokens", "with only the 0 most relevant tokens",
+                                          "without the 1 most relevant tokens", "with only the 1 most relevant tokens",
+                                          "without the 2 most relevant tokens", "with only the 2 most relevant tokens",
+                                          "without the 1 least relevant tokens"};
+  const auto wanted = [](const char* number, const char* at, const std::string& call) {
+    return std::string("perturbation: the model returned ") + number + " for class " + at + " of input 0 " + call +
+           ", wanted a finite number";
+  };
+  for (std::size_t bad = 0; bad < calls.size(); ++bad) {
+    std::size_t next = 0;
+    Answers answers{std::vector<M>(calls.size(), one_by(0.5)), &next};
+    const auto error = [&](const M& answer) {
+      next = 0, answers.all[bad] = answer;
+      return suite::error_of([&] { limpid::Perturber<double>(x, r, {}, {1}, answers).curves(half); });
+    };
+    CHECK(error(one_by(nan)).find(" for class 1 of input 0 " + calls[bad] + ", wanted a finite") != std::string::npos);
+    CHECK(error(one_by(0.5, nan)).find(" for class 0 of input 0 " + calls[bad]) != std::string::npos);
+    CHECK(error(one_by(inf)) == wanted("inf", "1", calls[bad]));
+    CHECK(error(one_by(-inf)) == wanted("-inf", "1", calls[bad]));
+    CHECK(error(one_by(1.7e308)) == "perturbation: the model returned 1.7e+308 for class 1 of input 0 " + calls[bad] +
+                                        ", wanted at most 8.98847e+307 in size");
+    CHECK(error(one_by(0.5, -inf)) == "");  // has a rank, and is in no sum
+  }
+  for (std::size_t bad = 0; bad < 3; ++bad) {
+    std::size_t next = 0;
+    Answers answers{std::vector<M>(3, one_by(0.5)), &next};
+    answers.all[bad] = one_by(inf);
+    const std::string call = bad == 0 ? "with all tokens" : "without the tokens of subset " + std::to_string(bad - 1);
+    CHECK(suite::error_of([&] {
+            limpid::Perturber<double>(x, r, {}, {1}, answers).faithfulness_correlation({{0}, {1}});
+          }) == wanted("inf", "1", call));
+  }
+}
+
+TEST_CASE("curves of numbers of any size have finite areas and means") {
+  const M x = random(3, 2, 1), r = random(1, 3, 2);
+  for (const double size : {8e307, 1.0, 1e-300}) {
+    int sign = 1;
+    const auto model = [&](const M&) { return one_by(size * (sign = -sign), -2 * size); };
+    const limpid::Perturbation found = limpid::Perturber<double>(x, r, {}, {1}, model).curves({.fractions = {0, 1}});
+    INFO("size " << size);
+    // deletion is -1 times size each time, insertion 1
+    CHECK(found.deletion_auc[0] / size == Approx(-1).epsilon(1e-14));
+    CHECK(found.insertion_auc[0] / size == Approx(1).epsilon(1e-14));
+    CHECK(found.comprehensiveness(0, 1) == 0);
+    CHECK(found.sufficiency(0, 1) == -2 * size);
+    CHECK(found.aopc_sufficiency == -2 * size);
+    CHECK(found.aopc_comprehensiveness == 0);
+  }
+}
+
+TEMPLATE_TEST_CASE("faithfulness correlates at any size, and with roundings alone not at all", "", float, double) {
+  using S = TestType;
+  const Index n = 6;
+  const double most = std::numeric_limits<S>::max(), least = std::numeric_limits<S>::min(),
+               epsilon = std::numeric_limits<S>::epsilon(), inf = std::numeric_limits<double>::infinity();
+  const Mat<S> x = Mat<S>::Ones(n, 1);
+  const std::vector<std::vector<Index>> each{{0}, {1}, {2}, {3}, {4}, {5}}, threes{{0, 1, 2}, {3, 4, 5}, {3, 1, 5}};
+  const auto found = [&](const Mat<S>& r, const std::vector<std::vector<Index>>& subsets, const Mat<S>& drops,
+                         double level) {  // of a model from which token j takes drops(j)
+    const auto model = [&](const Mat<S>& in) {
+      double p = level;
+      for (Index j = 0; j < n; ++j) p -= in(j, 0) == S(0) ? double(drops(0, j)) : 0.0;
+      Mat<S> out(1, 1);
+      out(0, 0) = S(p);
+      return out;
+    };
+    return limpid::Perturber<S>(x, r, {}, {0}, model).faithfulness_correlation(subsets)[0];
+  };
+  Mat<S> drops(1, n), r(1, n), flat = Mat<S>::Constant(1, n, S(0.3)), noise = flat;
+  drops << S(0.5), S(0.25), S(-0.125), S(0), S(0.375), S(0.0625);
+  for (const double size : {most, 1e20, 1.0, 1e-20, least * 64}) {
+    INFO("size " << size);
+    r = S(size) * drops;
+    CHECK(found(r, each, drops, 1) == Approx(1).epsilon(1e-14));
+    CHECK(found(r, {{0, 1, 4}, {2, 3}, {5}}, drops, 1) == Approx(1).epsilon(1e-14));  // the first sum may be infinite
+    CHECK(found(r, each, r, 0) == Approx(1).epsilon(1e-14));
+    CHECK(found(Mat<S>(-r), each, r, 0) == Approx(-1).epsilon(1e-14));
+  }
+  for (Index j = 0; j < n; j += 2) noise(0, j) = std::nextafter(noise(0, j), S(1));
+  CHECK(found(flat, each, drops, 1) == 0);
+  CHECK(found(noise, each, drops, 1) == 0);
+  CHECK(found(r, each, flat, 1) == 0);
+  CHECK(found(r, each, Mat<S>(S(epsilon) * drops), 0.7) == 0);  // what the model's own roundings take
+  CHECK(found(r, each, Mat<S>(S(epsilon) * drops), 0) == Approx(1).epsilon(1e-13));
+  // sums of the same numbers, in other orders
+  r << S(0.1), S(0.2), S(-0.3), S(-0.3), S(0.2), S(0.1);
+  CHECK(found(r, threes, drops, 1) == 0);
+  r(0, 2) = S(1e6);
+  CHECK(found(r, {{0, 2}, {1, 2}, {3, 2}}, drops, 1) != 0);
+  for (const double bad : {inf, -inf}) {
+    r(0, 4) = S(bad);
+    const std::string entry = std::string("perturbation: entry 4 is ") + (bad > 0 ? "" : "-") + "inf, wanted a finite";
+    CHECK(suite::error_of([&] { found(r, each, drops, 1); }).find(entry) == 0);
+  }
+}
+
+TEMPLATE_TEST_CASE("what is constant but for roundings has no ranks and no foreground either", "", float, double) {
+  using S = TestType;
+  const double inf = std::numeric_limits<double>::infinity();
+  Mat<bool> mask = Mat<bool>::Constant(1, 30, false);
+  mask.leftCols(7).setConstant(true);
+  suite::Random random(12);
+  const Mat<S> b = suite::random_matrix<S>(random, 1, 30);
+  for (const double level : {0.3, -7.7, 1e-20, 1e20}) {
+    Mat<S> a = Mat<S>::Constant(1, 30, S(level));
+    for (Index j = 0; j < 30; j += 2) a(0, j) = std::nextafter(a(0, j), S(0));
+    const Mat<S> zero = Mat<S>::Zero(1, 30);
+    INFO("level " << level);
+    CHECK(limpid::spearman(a, b) == 0);
+    CHECK(limpid::spearman(b, a) == 0);
+    const auto s = limpid::segmentation(a, mask), none = limpid::segmentation(zero, mask);
+    CHECK(s.pixel_accuracy == none.pixel_accuracy);
+    CHECK(s.foreground_iou == 0);
+    CHECK(s.mean_average_precision == none.mean_average_precision);
+    a(0, 3) += S(level) * S(1e-3);
+    CHECK(limpid::spearman(a, a) == Approx(1).epsilon(1e-14));
+    CHECK(limpid::segmentation(a, mask).foreground_iou > 0);
+  }
+  Mat<S> ends = b;
+  ends(0, 4) = S(inf);
+  CHECK(limpid::spearman(ends, ends) == Approx(1).epsilon(1e-14));
+  ends(0, 9) = S(-inf);
+  CHECK(limpid::spearman(ends, ends) == Approx(1).epsilon(1e-14));
+  ends.setConstant(S(inf));
+  CHECK(limpid::spearman(ends, b) == 0);
+}
+
+TEST_CASE("entropy of a share that is all but one keeps its digits") {
+  for (const double rest : {1e-3, 1e-9, 1e-17, 1e-40}) {
+    M a(1, 3);
+    a << rest / 2, -1, rest / 2;
+    const Real small = Real(rest) / 2 / (1 + Real(rest));
+    const Real wanted = -2 * small * std::log(small) + std::log1p(Real(rest)) / (1 + Real(rest));
+    CHECK(limpid::relevance_entropy(a) == Approx(double(wanted)).epsilon(1e-14));
   }
 }

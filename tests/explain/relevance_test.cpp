@@ -1,6 +1,7 @@
 // limpid: relevance sent down with the backward pass, against the matrices R that are written down.
 // SPDX-License-Identifier: MIT
 #include <cmath>
+#include <limpid/check/gradient.hpp>
 #include <limpid/explain/guidance.hpp>
 #include <limpid/explain/relevance.hpp>
 #include <limpid/op/softmax.hpp>
@@ -221,4 +222,83 @@ TEST_CASE("a rewriting step keeps to its length, radius, bounds and region") {
   CHECK_THROWS_WITH(
       limpid::rewrite_step(gradient, start, {}, x, {.radius = -1}),
       "rewrite_step: radius is -1.000000, low -inf and high inf, wanted radius at least 0 and low at most high");
+}
+
+TEMPLATE_TEST_CASE("a rewriting step has the direction of its gradient, whatever the size of the numbers", "", float,
+                   double) {
+  using S = TestType;
+  const double most = std::numeric_limits<S>::max(), least = std::numeric_limits<S>::min();
+  const auto step = [](double first, double second, const Mat<S>& region, limpid::RewriteRule rule) {
+    Mat<S> x = Mat<S>::Zero(2, 1), gradient(2, 1);
+    const Mat<S> start = x;
+    gradient << S(first), S(second);
+    limpid::rewrite_step(gradient, start, region, x, {.step = 2, .rule = rule});
+    return x;
+  };
+  const Mat<S> none(0, 0), wanted = (Mat<S>(2, 1) << S(1.2), S(1.6)).finished();
+  const double unit = 4 * double(std::numeric_limits<S>::epsilon());
+  for (const double size : {most / 5, most / 1e3, 1e20, 1.0, 1e-20, least * 1e3, least}) {
+    INFO("size " << size);
+    CHECK(distance(step(3 * size, 4 * size, none, limpid::RewriteRule::l2), wanted) < unit);
+    CHECK(step(-3 * size, 4 * size, none, limpid::RewriteRule::sign) == (Mat<S>(2, 1) << S(-2), S(2)).finished());
+    // the products are of ordinary size, or far from it, where neither factor says so
+    for (const double other : {1 / size, most / 4, 1.0, 4 * least}) {
+      if (!(other <= most && other >= 4 * least)) continue;
+      Mat<S> region(2, 1), x;
+      region << S(3 * (other / 4)), S(other);
+      x = step(size, size, region, limpid::RewriteRule::l2);
+      INFO("region " << other);
+      CHECK(distance(x, wanted) < 2 * unit);
+      region << S(-other), S(other / 4);
+      CHECK(step(size, size, region, limpid::RewriteRule::sign) == (Mat<S>(2, 1) << S(-2), S(2)).finished());
+    }
+    Mat<S> region = (Mat<S>(2, 1) << S(0), S(size)).finished();  // what may not change does not count
+    const Mat<S> alone = step(most, least, region, limpid::RewriteRule::l2);
+    CHECK(alone(0, 0) == S(0));
+    CHECK(std::abs(double(alone(1, 0)) - 2) < unit);
+  }
+  // subnormal numbers, which some builds take for zero: the direction, or nothing
+  const S tiny = std::numeric_limits<S>::denorm_min();
+  const Mat<S> moved = step(double(tiny * 30), double(tiny * 40), none, limpid::RewriteRule::l2);
+  CHECK((distance(moved, wanted) < unit || moved == Mat<S>::Zero(2, 1)));
+}
+
+TEST_CASE("a rewriting step refuses numbers that are not finite, and leaves x alone then") {
+  const double inf = std::numeric_limits<double>::infinity(), none_such = std::nan("");
+  const M good = M::Ones(2, 2), column = M::Ones(2, 1);
+  for (const limpid::RewriteRule rule : {limpid::RewriteRule::l2, limpid::RewriteRule::sign})
+    for (const double bad : {inf, -inf, none_such}) {
+      const auto error = [&](const M& gradient, const M& start, const M& region, limpid::RewriteOptions options) {
+        M x = good;
+        options.rule = rule;
+        const std::string found = suite::error_of([&] { limpid::rewrite_step(gradient, start, region, x, options); });
+        CHECK(x == good);
+        return found;
+      };
+      M broken = good, part = column;
+      broken(1, 0) = bad, part(1, 0) = bad;
+      CHECK(error(broken, good, column, {}).find("rewrite_step: gradient is ") == 0);
+      CHECK(error(good, broken, column, {}).find("rewrite_step: start is ") == 0);
+      CHECK(error(good, good, part, {}).find("rewrite_step: region is ") == 0);
+      CHECK(error(good, good, column, {.step = bad}).find("rewrite_step: step is ") == 0);
+      M x = broken;
+      CHECK(suite::error_of([&] {
+              limpid::rewrite_step(good, good, {}, x, {.rule = rule});
+            }).find("rewrite_step: x is ") == 0);
+    }
+  M x = good;
+  CHECK_THROWS_WITH(
+      limpid::rewrite_step(good, good, {}, x, {.radius = none_such}),
+      "rewrite_step: radius is nan, low -inf and high inf, wanted radius at least 0 and low at most high");
+  CHECK_THROWS_WITH(limpid::rewrite_step(good, good, {}, x, {.low = inf}),
+                    "rewrite_step: radius is inf, low inf and high inf, wanted finite numbers between low and high");
+  Mat<float> y = Mat<float>::Ones(2, 2);
+  const Mat<float> same = y;
+  CHECK(suite::error_of([&] {
+          limpid::rewrite_step(same, same, {}, y, {.step = 1e300});
+        }).find("rewrite_step: step is 1e+300") == 0);
+  CHECK(suite::error_of([&] {
+          limpid::rewrite_step(same, same, {}, y, {.high = -1e300});
+        }).find("rewrite_step: radius is inf, low -inf") == 0);
+  CHECK(y == same);
 }

@@ -160,3 +160,17 @@ TEST_CASE("rollout refuses what it cannot mean") {
   CHECK_THROWS_WITH(rollout.start_gradient(drows),
                     "rollout: a gradient wants RolloutOptions{.gradient = true} and Fuse::mean");
 }
+
+TEST_CASE("rollout in float: the maps keep a share that is lost beside a residual of all but 1") {
+  const Mat<float> q = Mat<float>::Zero(2, 3);
+  Mat<float> out(2, 3);
+  const auto op = limpid::softmax();
+  limpid::Saved<std::remove_const_t<decltype(op)>, float> saved;
+  limpid::forward(op, qkv(q, q, q), out, {.saved = &saved});
+  for (const Fuse fuse : {Fuse::mean, Fuse::max}) {
+    Rollout<float> rollout({.residual = 1 - 1e-9, .fuse = fuse});
+    rollout.start(2, 0);
+    rollout.layer(op, qkv(q, q, q), saved);
+    CHECK(std::abs(double(rollout.rows()(0, 1)) / 0.5e-9 - 1) < 1e-6);
+  }
+}

@@ -196,6 +196,107 @@ TEST_CASE("small alpha: the gradient of R^c is its Neumann series") {
   CHECK(distance(dx, series) < 10 * alpha * alpha * alpha);
 }
 
+namespace {
+
+using Real = long double;
+
+/// 1/2 logdet(I + alpha x^T x) by elimination that never adds the 1.
+template <class S>
+Real rate_apart(const Mat<S>& x, Real alpha) {
+  const Mat<Real> y = x.template cast<Real>();
+  Mat<Real> a = alpha * product_tn(y, y);
+  Real sum = 0;
+  for (Index k = 0; k < a.rows(); ++k) {
+    sum += std::log1p(a(k, k)) / 2;
+    for (Index i = k + 1; i < a.rows(); ++i)
+      for (Index j = k + 1; j < a.rows(); ++j) a(i, j) -= a(i, k) * a(k, j) / (1 + a(k, k));
+  }
+  return sum;
+}
+/// |found - wanted| over the largest wanted.
+template <class S>
+double relative(const Mat<S>& found, const Mat<Real>& wanted) {
+  return distance(found, wanted) / double(wanted.cwiseAbs().maxCoeff());
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("coding rates of small numbers have all their digits, value and gradient", "", float, double) {
+  using S = TestType;
+  const double digits = 8 * std::numeric_limits<S>::epsilon();
+  for (const Index n : {1, 3, 9, 30}) {
+    const Mat<S> u = orthonormal(9, 9, 5).cast<S>();
+    for (const double scale : {1.0, 1e-3, 1e-6, 1e-9, 1e-15}) {
+      INFO("n " << n << ", scale " << scale);
+      const Mat<S> x = (scale * random(n, 9, std::uint64_t(n))).cast<S>();
+      const Real alpha = Real(9) / (Real(n) * Real(0.01));
+      CHECK(std::abs(limpid::coding_rate(x) / double(rate_apart(x, alpha)) - 1) < 1e-13);
+      const CodingRateOptions three{.heads = 3};
+      Real parts = 0;
+      for (Index k = 0; k < 3; ++k) {
+        const Mat<S> uk = u.middleCols(3 * k, 3);
+        parts += rate_apart(product(x, uk), alpha / 3);
+      }
+      CHECK(std::abs(limpid::subspace_coding_rate(x, u, three) / double(parts) - 1) < 50 * digits);
+      if (scale > 1e-6) continue;  // the series ends where its next term is below the last digit
+      const Mat<Real> y = x.template cast<Real>();
+      Mat<S> dx = x;
+      limpid::coding_rate_backward(x, 1, dx);
+      CHECK(relative(dx, alpha * (y - alpha * product(y, product_tn(y, y)))) < digits);
+      Mat<S> du = u;
+      limpid::subspace_coding_rate_backward(x, u, 1, dx, du, three);
+      const Mat<Real> v = u.template cast<Real>();
+      CHECK(relative(du, alpha / 3 * product(product_tn(y, y), v)) < 1e-7 + 50 * digits);
+    }
+  }
+}
+
+TEST_CASE("coding rates where squares of tokens or 1 / eps2 have no number of their own") {
+  const M x = random(4, 3, 1);
+  for (const double scale : {1e-160, 1e-200, 1e-290}) {
+    const double eps2 = 1e-300;
+    const M small = scale * x;
+    const Real alpha = Real(3) / (4 * Real(eps2));
+    M wanted = x, dx = x;
+    // of the order 1e-19 and less: the trace alone
+    const Real rate = alpha * Real(scale) * Real(scale) * Real(x.squaredNorm()) / 2;
+    CHECK(std::abs(limpid::coding_rate(small, {.eps2 = eps2}) / double(rate) - 1) < 1e-13);
+    limpid::coding_rate_backward(small, 1, dx, {.eps2 = eps2});
+    wanted = double(alpha) * small;
+    CHECK(distance(dx / wanted(0, 0), wanted / wanted(0, 0)) < 1e-13);
+  }
+  const M large = 1e100 * x;
+  M dx = x;
+  CHECK(limpid::coding_rate(large, {.eps2 = 1e300}) / 1e-100 == Approx(3.0 / 8 * x.squaredNorm()).epsilon(1e-13));
+  limpid::coding_rate_backward(large, 1, dx, {.eps2 = 1e300});
+  CHECK(distance(dx * 1e200, 0.75 * x) < 1e-13);
+}
+
+TEMPLATE_TEST_CASE("a normalised coding rate with a large eps2 has a gradient: what is across the rows", "", float,
+                   double) {
+  using S = TestType;
+  for (const Index n : {3, 9, 30})
+    for (const double eps2 : {1e9, 1e12, 1e20}) {
+      INFO("n " << n << ", eps2 " << eps2);
+      const Mat<S> x = random(n, 9, std::uint64_t(n)).cast<S>();
+      Mat<Real> y = x.template cast<Real>(), wanted;
+      for (Index i = 0; i < n; ++i) y.row(i) /= std::sqrt(limpid::detail::dot(&y(i, 0), &y(i, 0), 9));
+      const Real alpha = Real(9) / (Real(n) * Real(eps2));
+      wanted = -alpha * alpha * product(y, product_tn(y, y));
+      for (Index i = 0; i < n; ++i) {
+        const Real along = limpid::detail::dot(&y(i, 0), &wanted(i, 0), 9);
+        const Mat<Real> own = x.row(i).template cast<Real>();
+        wanted.row(i) = (wanted.row(i) - along * y.row(i)) / std::sqrt(limpid::detail::dot(&own(0, 0), &own(0, 0), 9));
+      }
+      const double unit = double(wanted.cwiseAbs().maxCoeff());
+      if (unit < 1e-30 && sizeof(S) == 4) continue;  // a float's last digits
+      Mat<S> dx = x;
+      limpid::coding_rate_backward(x, 1, dx, {.eps2 = eps2, .normalise = true});
+      CHECK(relative(dx, wanted) < 1e-8 + 8 * double(std::numeric_limits<S>::epsilon()));
+      CHECK(std::abs(limpid::coding_rate(x, {.eps2 = eps2, .normalise = true}) * eps2 / 4.5 - 1) < 1e-8);
+    }
+}
+
 TEST_CASE("the attention step of the papers raises the plain R^c; normalised, the exact theorem leaves it alone") {
   const auto data = limpid::subspace_data<double>({.tokens = 50, .classes = 4, .width = 8, .delta = 1});
   const CodingRateOptions options{.eps2 = 0.5, .heads = 4};

@@ -210,6 +210,110 @@ TEST_CASE("A stack of PID layers and a decoding cache are for one call at a time
   CHECK(cache.size() == 6);
 }
 
+TEST_CASE("A rollout is for one call at a time, and so is what its layers saved") {
+  const M q = random(n, width, 1), k = random(n, width, 2), v = random(n, width, 3), drows = random(1, n, 4);
+  const auto op = limpid::softmax();
+  limpid::Saved<std::remove_const_t<decltype(op)>, float> saved;
+  const auto forward = [&](limpid::ExecutorRef e) {
+    M out = v;
+    limpid::forward(op, qkv(q, k, v), out, {.saved = &saved, .executor = e});
+  };
+  forward({});
+  limpid::Rollout<float> rollout({.gradient = true});
+  const auto layer = [&](limpid::ExecutorRef e) { rollout.layer(op, qkv(q, k, v), saved, {.executor = e}); };
+  const auto gradient = [&](limpid::ExecutorRef e) {
+    M dq = q;
+    rollout.gradient(op, qkv(q, k, v), saved, {.q = dq, .k = {}, .v = {}}, {.executor = e});
+  };
+  const std::vector<std::function<void(limpid::ExecutorRef)>> others = {
+      layer,
+      gradient,
+      [&](limpid::ExecutorRef) { rollout.start(n, 1); },
+      [&](limpid::ExecutorRef) { rollout.start(drows); },
+      [&](limpid::ExecutorRef) { rollout.rows(); },
+      [&](limpid::ExecutorRef) { rollout.start_gradient(drows); }};
+  for (const auto& other : others) {
+    rollout.start(n, 3);
+    for (int l = 0; l < 6; ++l) layer({});
+    const M before = rollout.rows();
+    const auto check = [&](const std::function<void(limpid::ExecutorRef)>& first) {
+      for (const std::string& text : during(first, other))
+        CHECK(text == "rollout is in use by another call, wanted one call at a time, or one for each");
+      for (const std::string& text : during(first, forward))
+        CHECK(text.find("softmax: saved is in use by another call") == 0);
+    };
+    check(layer);
+    CHECK(rollout.rows() != before);
+    rollout.start_gradient(drows);
+    check(gradient);
+    gradient({});
+  }
+}
+
+namespace {
+
+/// A number that calls something when it is assigned or added to.
+struct Caller {
+  float value = 0;
+  static std::function<void()>& other() {
+    static std::function<void()> call;
+    return call;
+  }
+  static void ring() {
+    if (const auto once = std::exchange(other(), nullptr)) once();
+  }
+  Caller() = default;
+  Caller(float v) : value(v) {}  // NOLINT: implicit, as for any number
+  Caller(const Caller&) = default;
+  Caller& operator=(const Caller& b) {
+    ring();
+    value = b.value;
+    return *this;
+  }
+  Caller& operator+=(const Caller& b) {
+    ring();
+    value += b.value;
+    return *this;
+  }
+  [[maybe_unused]] friend Caller operator+(const Caller& a, const Caller& b) { return {a.value + b.value}; }
+};
+
+}  // namespace
+
+template <>
+struct Eigen::NumTraits<Caller> : Eigen::NumTraits<float> {
+  using Real = Caller;
+  using NonInteger = Caller;
+  using Nested = Caller;
+};
+
+TEST_CASE("A relevance is for one call at a time") {
+  limpid::Relevance<Caller> relevance({5, 3});
+  const std::vector<std::function<void()>> writers = {[&] { relevance.start(2, 0); }, [&] { relevance.ask(0, 1); },
+                                                      [&] { relevance.stage(); }};
+  std::vector<std::function<void()>> others = writers;
+  others.push_back([&] { relevance.of(1); });
+  for (const auto& first : writers)
+    for (const auto& second : others)
+      for (const bool own_thread : {true, false}) {
+        relevance.start(1, 0);
+        relevance.ask(0, 1);
+        std::string text;
+        bool asked = false;
+        Caller::other() = [&] {
+          asked = true;
+          const auto call = [&] { text = error_of(second); };
+          own_thread ? call() : std::thread(call).join();
+        };
+        first();
+        CHECK(asked);
+        CHECK(text == "relevance is in use by another call, wanted one call at a time, or one for each");
+        second();  // and is free again
+        CHECK_THROWS_WITH(relevance.ask(2), "relevance: stream is 2, wanted it in [0, 2)");
+        second();
+      }
+}
+
 TEST_CASE("The workspace of an operator's call is refused inside it, that of a layer's serves what it is made of") {
   const M x = random(20, width, 1), w = random(width, width, 2), dout = random(20, width, 3);
   M out = x, second = x, alone = x;

@@ -203,6 +203,15 @@ TEST_CASE("A pool may be used inside its own tasks, several levels deep, and ins
     });
     CHECK(sum == 7 * (4950 + 3 * (45 + 2 * 10)));
   }
+  std::atomic<int> apart{0};
+  pool.run(2, [&](Index, int) {  // also where a thread is free
+    const auto own = std::this_thread::get_id();
+    pool.run(20, [&](Index, int worker) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      apart += worker != 0 || std::this_thread::get_id() != own;
+    });
+  });
+  CHECK(apart == 0);
   const Problem p;
   limpid::Serial serial;
   const Results wanted = run(p, serial);
@@ -247,32 +256,117 @@ TEST_CASE("A task of one pool that calls another one, which is busy, does not wa
   CHECK(sum == 4 * 45);
 }
 
-TEST_CASE("A call of a pool from another thread begins no task before the one that is at work has ended.") {
+namespace {
+
+/// Waits until something holds, for so long that it would never.
+template <class Condition>
+bool comes_true(const Condition& holds) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!holds())
+    if (std::chrono::steady_clock::now() > end)
+      return false;
+    else
+      std::this_thread::yield();
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("A call of a pool from another thread does not wait for the one that is at work.") {
   limpid::ThreadPool pool(3);
   for (int times = 0; times < 3; ++times) {
-    std::atomic<int> begun{0}, ended{0}, early{0};
-    std::atomic<bool> called{false};
+    std::atomic<int> begun{0}, apart{0}, in_time{0};
+    std::atomic<bool> done{false};
     std::thread first([&] {
       pool.run(3, [&](Index, int) {
         ++begun;
-        while (!called) std::this_thread::yield();
-        std::this_thread::sleep_for(std::chrono::milliseconds(100));
-        ++ended;
+        in_time += comes_true([&] { return done.load(); });
       });
     });
     while (begun != 3) std::this_thread::yield();
-    std::thread second([&] {
-      called = true;
-      pool.run(3, [&](Index, int) { early += ended != 3; });
-    });
+    CHECK(sum_of(pool, 50) == 1225);
+    const auto own = std::this_thread::get_id();
+    pool.run(10, [&](Index, int) { apart += std::this_thread::get_id() != own; });
+    done = true;
     first.join();
-    second.join();
-    CHECK(ended == 3);
-    CHECK(early == 0);
+    CHECK(apart == 0);  // all of the pool's threads were at work
+    CHECK(in_time == 3);
   }
 }
 
-TEST_CASE("Calls of one pool from several threads wait for each other, and none is lost.") {
+TEST_CASE("A thread of a pool that has nothing to do helps whichever call has tasks left.") {
+  limpid::ThreadPool pool(4);
+  for (int times = 0; times < 3; ++times) {
+    std::atomic<int> begun{0}, both{0}, in_time{0};
+    std::atomic<bool> done{false};
+    std::thread first([&] {
+      pool.run(2, [&](Index, int) {  // two of the pool's three at most
+        ++begun;
+        in_time += comes_true([&] { return done.load(); });
+      });
+    });
+    while (begun != 2) std::this_thread::yield();
+    pool.run(2, [&](Index, int) {
+      ++both;
+      in_time += comes_true([&] { return both == 2; });
+    });
+    done = true;
+    first.join();
+    CHECK(in_time == 4);
+    CHECK(sum_of(pool, 100) == 4950);
+  }
+}
+
+TEST_CASE("A task may wait for a thread that uses the same executor, with the bits of a serial call.") {
+  const Problem p;
+  limpid::Serial serial;
+  const Results wanted = run(p, serial);
+  const auto check = [&](auto& executor) {
+    std::atomic<int> same{0}, sums{0};
+    executor.run(4, [&](Index, int) {
+      std::thread other([&] {
+        sums += sum_of(executor, 30) == 435;
+        executor.run(3, [&](Index, int) {
+          std::thread third([&] { same += run(p, executor).same_bits(wanted); });
+          third.join();
+        });
+      });
+      other.join();
+    });
+    CHECK(sums == 4);
+    CHECK(same == 12);
+    CHECK(sum_of(executor, 100) == 4950);
+  };
+  for (int threads : {2, 3}) {
+    limpid::ThreadPool pool(threads);
+    for (int times = 0; times < 3; ++times) check(pool);
+    limpid::ThreadPool outer(2);  // and with another pool between
+    std::atomic<Index> sum{0};
+    pool.run(3, [&](Index, int) {
+      std::thread([&] {
+        outer.run(3, [&](Index, int) { std::thread([&] { sum += sum_of(pool, 10); }).join(); });
+      }).join();
+    });
+    CHECK(sum == 9 * 45);
+  }
+#if defined(LIMPID_TEST_OPENMP)
+  limpid::OpenMP team(3);
+  check(team);
+#endif
+}
+
+#if defined(LIMPID_TEST_OPENMP)
+TEST_CASE("A task on an OpenMP team may throw while the caller is in a critical section of the program's own.") {
+  limpid::OpenMP team(3);
+  std::string found;
+#pragma omp critical
+  found = suite::error_of([&] { team.run(4, [](Index, int) { throw std::runtime_error("task"); }); });
+  CHECK(found == "task");
+}
+#endif
+
+TEST_CASE(
+    "Calls of one pool from several threads go on side by side: none is lost, and the bits are a serial call's.") {
   limpid::ThreadPool pool(3);
   std::atomic<int> right{0};
   std::vector<std::thread> callers;
@@ -282,6 +376,37 @@ TEST_CASE("Calls of one pool from several threads wait for each other, and none 
     });
   for (std::thread& t : callers) t.join();
   CHECK(right == 800);
+
+  const Problem p;
+  limpid::Serial serial;
+  const Results wanted = run(p, serial);
+  callers.clear(), right = 0;
+  for (int c = 0; c < 3; ++c)
+    callers.emplace_back([&] {
+      for (int times = 0; times < 3; ++times) right += run(p, pool).same_bits(wanted);
+    });
+  for (std::thread& t : callers) t.join();
+  CHECK(right == 9);
+}
+
+TEST_CASE("An exception of a task is its own call's, while other calls of the pool go on.") {
+  limpid::ThreadPool pool(3);
+  std::atomic<int> right{0};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 4; ++c)
+    callers.emplace_back([&, c] {
+      for (int times = 0; times < 100; ++times) {
+        const std::string mine = std::to_string(c);
+        const auto throwing = [&] {
+          pool.run(10, [&](Index task, int) {
+            if (task == times % 10) throw std::runtime_error(mine);
+          });
+        };
+        right += c % 2 == 0 ? suite::error_of(throwing) == mine : sum_of(pool, 30) == 435;
+      }
+    });
+  for (std::thread& t : callers) t.join();
+  CHECK(right == 400);
 }
 
 TEST_CASE("A task that throws inside a task, or in many at once, surfaces once, and the pool serves on.") {

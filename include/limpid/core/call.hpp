@@ -28,7 +28,7 @@ struct SavedState {
   Dims dims;
   typename Op::template Keep<Mat<S>> kept;
   bool filled = false;
-  Turn turn;
+  mutable Turn turn;
 };
 
 }  // namespace detail

@@ -38,7 +38,7 @@ class OpenMP {
       try {
         task(t, omp_get_thread_num());
       } catch (...) {
-#pragma omp critical
+#pragma omp critical(limpid_openmp_error)
         error = std::current_exception();
       }
     }

@@ -25,9 +25,10 @@ inline namespace LIMPID_ABI {
 /// one for 100 us, yielding, then sleep. The first exception of a task comes out of run, and the pool serves on. A
 /// program that uses it links its platform's thread library (Threads::Threads in CMake).
 ///
-/// run may be called from anywhere: calls from several threads wait for each other; inside a task of this pool, or of
-/// another one while this one is busy, tasks run one after the other on the calling thread, and so they do in the child
-/// of a fork, which has no threads but its own. No call waits for itself.
+/// run may be called from anywhere. Calls from several threads go on side by side: each caller is at work on its own
+/// tasks at once, and the pool's threads help the first call that has tasks left. So a call ends whatever other calls
+/// wait for, also one made by a thread that a task of this pool waits for. Inside a task of this pool tasks run one
+/// after the other on the calling thread, and so they do in the child of a fork, which has no threads but its own.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads = static_cast<int>(std::thread::hardware_concurrency()))
@@ -56,15 +57,6 @@ class ThreadPool {
       for (Index t = 0; t < count; ++t) task(t, 0);
       return;
     }
-    std::unique_lock<std::mutex> one_call(crew_->calls, std::defer_lock);
-    if (Inside::any()) {
-      if (!one_call.try_lock()) {
-        for (Index t = 0; t < count; ++t) task(t, 0);
-        return;
-      }
-    } else {
-      one_call.lock();
-    }
     crew_->run(count, &task, [](const void* f, Index t, int worker) {
       (*static_cast<std::remove_reference_t<Task>*>(const_cast<void*>(f)))(t, worker);
     });
@@ -80,7 +72,6 @@ class ThreadPool {
     ~Inside() { innermost() = outer_; }
     Inside(const Inside&) = delete;
     Inside& operator=(const Inside&) = delete;
-    static bool any() { return innermost() != nullptr; }
     static bool holds(const Crew* crew) {
       for (const Inside* i = innermost(); i; i = i->outer_)
         if (i->crew_ == crew) return true;
@@ -96,10 +87,20 @@ class ThreadPool {
     const Inside* outer_;
   };
 
+  /// A call of run, which outlives what is done for it.
+  struct Job {
+    const void* object;
+    void (*call)(const void*, Index, int);
+    Index count;
+    std::atomic<Index> next{0};
+    std::atomic<int> helpers{0};  // threads other than the caller's
+    std::exception_ptr error = nullptr;
+    Job* after = nullptr;
+  };
+
   /// The threads and what they share.
   struct Crew {
     std::vector<std::thread> threads;
-    std::mutex calls;
 
     bool is_ours() const {
 #if defined(__unix__) || defined(__APPLE__)
@@ -117,39 +118,48 @@ class ThreadPool {
       for (std::thread& t : threads) t.join();
     }
 
-    void run(Index tasks, const void* f, void (*caller)(const void*, Index, int)) {
+    void run(Index count, const void* object, void (*call)(const void*, Index, int)) {
+      Job job{object, call, count};
       {
         const std::lock_guard<std::mutex> lock(mutex);
-        object = f, call = caller;
-        next.store(0, std::memory_order_relaxed);
-        count = tasks;
-        busy.store(static_cast<int>(threads.size()));
-        error = nullptr;
+        Job** last = &jobs;
+        while (*last) last = &(*last)->after;
+        *last = &job;
         ++round;
       }
       wake.notify_all();
-      work(0);
-      const auto finished = [this] { return busy.load() == 0; };
+      work(job, 0);
+      {
+        const std::lock_guard<std::mutex> lock(mutex);
+        Job** place = &jobs;
+        while (*place != &job) place = &(*place)->after;
+        *place = job.after;  // from now on nobody begins to help
+      }
+      const auto finished = [&] { return job.helpers.load() == 0; };
       wait_a_moment(finished);
       std::unique_lock<std::mutex> lock(mutex);
       done.wait(lock, finished);
-      if (error) std::rethrow_exception(std::exchange(error, nullptr));
+      if (job.error) std::rethrow_exception(std::exchange(job.error, nullptr));
     }
 
     void serve(int worker) {
       unsigned long seen = 0;
       const auto called = [&] { return stop.load() || round.load() != seen; };
+      std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
       for (;;) {
         wait_a_moment(called);
-        {
-          std::unique_lock<std::mutex> lock(mutex);
-          wake.wait(lock, called);
-          if (stop) return;
-          seen = round;
+        lock.lock();
+        wake.wait(lock, called);
+        if (stop) return;
+        seen = round;
+        while (Job* job = unfinished()) {
+          ++job->helpers;
+          lock.unlock();
+          work(*job, worker);
+          lock.lock();
+          if (--job->helpers == 0) done.notify_all();
         }
-        work(worker);
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (--busy == 0) done.notify_one();
+        lock.unlock();
       }
     }
 
@@ -162,29 +172,31 @@ class ThreadPool {
       while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
     }
 
-    void work(int worker) {
+    /// The first job that has tasks left.
+    Job* unfinished() const {
+      Job* job = jobs;
+      while (job && job->next.load() >= job->count) job = job->after;
+      return job;
+    }
+
+    void work(Job& job, int worker) {
       const Inside inside(this);
-      for (Index t = next.fetch_add(1); t < count; t = next.fetch_add(1)) {
+      for (Index t = job.next.fetch_add(1); t < job.count; t = job.next.fetch_add(1)) {
         try {
-          call(object, t, worker);
+          job.call(job.object, t, worker);
         } catch (...) {
           const std::lock_guard<std::mutex> lock(mutex);
-          if (!error) error = std::current_exception();
-          next.store(count);  // no further tasks: their result would be thrown away
+          if (!job.error) job.error = std::current_exception();
+          job.next.store(job.count);  // no further tasks: their result would be thrown away
         }
       }
     }
 
     std::mutex mutex;
     std::condition_variable wake, done;
-    std::atomic<Index> next{0};
-    Index count = 0;
-    const void* object = nullptr;
-    void (*call)(const void*, Index, int) = nullptr;
-    std::atomic<int> busy{0};  // threads other than the caller's
+    Job* jobs = nullptr;  // in the order of the calls
     std::atomic<unsigned long> round{0};
     std::atomic<bool> stop{false};
-    std::exception_ptr error;
 #if defined(__unix__) || defined(__APPLE__)
     const pid_t process = getpid();
 #endif

@@ -87,8 +87,9 @@ struct RewriteOptions {
 ///   d = region * gradient;   d / |d|_2 (l2) or sign(d);   x <- clip(clip(x + step d, start +- radius), low, high)
 ///
 /// x, start, gradient (rows x c), region (rows x 1, zero where nothing may change; empty: everywhere). A gradient of
-/// zero changes nothing. Throws ShapeError where shapes or options do not fit. After Cui, Fan and Chen 2026
-/// (2605.11392); the formulas are ours.
+/// zero changes nothing; one of any other size has its direction. Throws ShapeError where shapes or options do not fit,
+/// or a number is infinite or NaN; nothing has changed then. After Cui, Fan and Chen 2026 (2605.11392); the formulas
+/// are ours.
 template <class X>
 void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> start, View<detail::ScalarOf<X>> region,
                   X&& x_, const RewriteOptions& options) {
@@ -100,23 +101,70 @@ void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> 
                   detail::shape_text(gradient.rows, gradient.cols) + ", start " +
                   detail::shape_text(start.rows, start.cols) + " and region " +
                   detail::shape_text(region.rows, region.cols) + ", wanted one shape, and region a column or empty");
-  if (!(options.radius >= 0) || !(options.low <= options.high))
+  detail::check_finite<S>("rewrite_step", "step", options.step);
+  const auto refuse = [&](const char* wanted) {
     detail::raise("rewrite_step: radius is " + std::to_string(options.radius) + ", low " + std::to_string(options.low) +
-                  " and high " + std::to_string(options.high) + ", wanted radius at least 0 and low at most high");
-  using std::sqrt;
-  const auto direction = [&](Index i, Index j) {
-    return region.given() ? region(i, 0) * gradient(i, j) : gradient(i, j);
+                  " and high " + std::to_string(options.high) + ", wanted " + wanted);
   };
-  detail::Wide<S> square(0);
-  for (Index i = 0; i < x.rows; ++i)
-    for (Index j = 0; j < x.cols; ++j) square += detail::Wide<S>(direction(i, j)) * detail::Wide<S>(direction(i, j));
-  const S length = S(sqrt(square));
+  if (!(options.radius >= 0) || !(options.low <= options.high)) refuse("radius at least 0 and low at most high");
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  if (S(options.low) == S(inf) || S(options.high) == S(-inf)) refuse("finite numbers between low and high");
+  detail::check_parameters<S>("rewrite_step", "gradient", gradient);
+  detail::check_parameters<S>("rewrite_step", "start", start);
+  detail::check_parameters<S>("rewrite_step", "region", region);
+  detail::check_parameters<S>("rewrite_step", "x", View<S>(x));
+  using std::sqrt;
+  using W = detail::Wide<S>;
+  const auto weight = [&](Index i) { return region.given() ? region(i, 0) : S(1); };
+  // d over 2^exponent. As it is, unless its square or 1 / |d| would over- or underflow.
+  bool plain = true;
+  int exponent = 0;
+  const auto direction = [&](Index i, Index j) {
+    if constexpr (std::is_floating_point_v<S>)
+      if (!plain) {
+        int first = 0, second = 0;
+        const W product = std::frexp(W(weight(i)), &first) * std::frexp(W(gradient(i, j)), &second);
+        return std::ldexp(product, first + second - exponent);
+      }
+    return W(weight(i)) * W(gradient(i, j));
+  };
+  const auto square = [&] {
+    W sum(0);
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index j = 0; j < x.cols; ++j) {
+        const W d = direction(i, j);
+        sum += d * d;
+      }
+    return sum;
+  };
+  W length(0);
+  if (options.rule == RewriteRule::l2) {
+    length = square();
+    if constexpr (std::is_floating_point_v<S>) {
+      using Limits = std::numeric_limits<W>;
+      plain = length > Limits::min() / Limits::epsilon() && length < Limits::max() * Limits::epsilon();
+      if (!plain) {
+        exponent = std::numeric_limits<int>::min();
+        for (Index i = 0; i < x.rows; ++i)
+          for (Index j = 0; j < x.cols; ++j) {
+            if (weight(i) == S(0) || gradient(i, j) == S(0)) continue;
+            int first = 0, second = 0;
+            std::frexp(weight(i), &first), std::frexp(gradient(i, j), &second);
+            exponent = std::max(exponent, first + second);
+          }
+        if (exponent == std::numeric_limits<int>::min()) return;  // a gradient of zero
+        length = square();
+      }
+    }
+    length = sqrt(length);
+  }
   const auto clip = [](S value, S low, S high) { return std::min(std::max(value, low), high); };
   for (Index i = 0; i < x.rows; ++i)
     for (Index j = 0; j < x.cols; ++j) {
-      const S d = direction(i, j);
-      if (d == S(0)) continue;  // bit for bit what it was
-      const S along = options.rule == RewriteRule::l2 ? d / length : (d > S(0) ? S(1) : S(-1));
+      const S w = weight(i), g = gradient(i, j);
+      if (w == S(0) || g == S(0)) continue;  // bit for bit what it was
+      const S along =
+          options.rule == RewriteRule::l2 ? S(direction(i, j) / length) : ((w > S(0)) == (g > S(0)) ? S(1) : S(-1));
       const S moved =
           clip(x(i, j) + S(options.step) * along, start(i, j) - S(options.radius), start(i, j) + S(options.radius));
       x(i, j) = clip(moved, S(options.low), S(options.high));

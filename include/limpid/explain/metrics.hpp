@@ -45,20 +45,23 @@ std::vector<double> numbers(const char* what, const View<S>& r, bool infinite_to
 }
 
 /// Times a power of two that brings the largest into [1/2, 1): sums and squares of what is left neither over- nor
-/// underflow. Ratios stay what they are.
-inline void to_order_of_one(std::vector<double>& x) {
+/// underflow. Ratios stay what they are. Returned: the exponent that takes it back.
+inline int to_order_of_one(std::vector<double>& x) {
   double largest = 0;
   for (const double v : x) largest = std::max(largest, std::abs(v));
-  if (!(largest > 0) || std::isinf(largest)) return;
+  if (!(largest > 0) || std::isinf(largest)) return 0;
   int exponent = 0;
   std::frexp(largest, &exponent);
   for (double& v : x) v = std::ldexp(v, -exponent);
+  return exponent;
 }
 
-/// Whether entries differ by no more than four roundings of the largest, in a scalar with this epsilon.
-inline bool is_constant(const std::vector<double>& x, double epsilon) {
+/// Whether entries differ by no more than four roundings of the largest, in a scalar with this epsilon. made_of: the
+/// size of the numbers they are sums or differences of, where that is larger.
+inline bool is_constant(const std::vector<double>& x, double epsilon, double made_of = 0) {
   const auto [low, high] = std::minmax_element(x.begin(), x.end());
-  return *high - *low <= 4 * epsilon * std::max(std::abs(*low), std::abs(*high));
+  if (std::isinf(*low) || std::isinf(*high)) return *low == *high;
+  return *high - *low <= 4 * epsilon * std::max({std::abs(*low), std::abs(*high), made_of});
 }
 template <class S>
 double epsilon_of() {
@@ -84,7 +87,7 @@ namespace detail {
 
 template <class A, class B>
 void check_rows(const char* what, const A& a, const B& b) {
-  if (a.rows != b.rows || a.cols != b.cols || a.cols < 1)
+  if (a.rows != b.rows || a.cols != b.cols || a.rows < 1 || a.cols < 1)
     raise(std::string(what) + ": got " + shape_text(a.rows, a.cols) + " and " + shape_text(b.rows, b.cols) +
           ", wanted two of the same shape, not empty");
 }
@@ -92,9 +95,8 @@ void check_rows(const char* what, const A& a, const B& b) {
 /// a / b, and 0 where b is 0.
 inline double quotient(double a, double b) { return b == 0 ? 0 : a / b; }
 
-/// epsilon: of the scalar that a and b are given in; what differs by roundings alone correlates with nothing.
-inline double pearson(std::vector<double> a, std::vector<double> b, double epsilon) {
-  if (a.empty() || is_constant(a, epsilon) || is_constant(b, epsilon)) return 0;
+/// 0 where one has equal entries only. What differs by roundings alone is for the caller to tell.
+inline double pearson(std::vector<double> a, std::vector<double> b) {
   const auto centred = [](std::vector<double>& x) {
     to_order_of_one(x);
     for (int again = 0; again < 2; ++again) {  // the first mean is rounded
@@ -125,21 +127,25 @@ inline std::vector<double> mean_ranks(const std::vector<double>& x) {
 }  // namespace detail
 
 /// Correlation of two explanations, or of two of anything, in [-1, 1]; 0 where one is constant to within four
-/// roundings. Right for numbers of any size; infinite ones are refused.
+/// roundings, which correlate with nothing. Right for numbers of any size; infinite ones are refused.
 template <class A, class B>
 double pearson(A&& a_, B&& b_) {
   const View<detail::ScalarOf<A>> a(std::forward<A>(a_)), b(std::forward<B>(b_));
   detail::check_rows("pearson", a, b);
-  const double epsilon = std::max(detail::epsilon_of<detail::ScalarOf<A>>(), detail::epsilon_of<detail::ScalarOf<B>>());
-  return detail::pearson(detail::numbers("pearson", a), detail::numbers("pearson", b), epsilon);
+  const std::vector<double> x = detail::numbers("pearson", a), y = detail::numbers("pearson", b);
+  const double epsilon = detail::epsilon_of<detail::ScalarOf<A>>();
+  if (detail::is_constant(x, epsilon) || detail::is_constant(y, epsilon)) return 0;
+  return detail::pearson(x, y);
 }
 /// The same of their ranks, ties sharing the mean of theirs.
 template <class A, class B>
 double spearman(A&& a_, B&& b_) {
   const View<detail::ScalarOf<A>> a(std::forward<A>(a_)), b(std::forward<B>(b_));
   detail::check_rows("spearman", a, b);
-  return detail::pearson(detail::mean_ranks(detail::numbers("spearman", a, true)),
-                         detail::mean_ranks(detail::numbers("spearman", b, true)), detail::epsilon_of<double>());
+  const std::vector<double> x = detail::numbers("spearman", a, true), y = detail::numbers("spearman", b, true);
+  const double epsilon = detail::epsilon_of<detail::ScalarOf<A>>();
+  if (detail::is_constant(x, epsilon) || detail::is_constant(y, epsilon)) return 0;
+  return detail::pearson(detail::mean_ranks(x), detail::mean_ranks(y));
 }
 
 /// |first k of a and first k of b| / k, both most relevant first.
@@ -176,10 +182,17 @@ double relevance_entropy(R&& r_) {
   double sum = 0, entropy = 0;
   std::vector<double> all = detail::numbers("relevance_entropy", r);
   detail::to_order_of_one(all);
-  for (const double x : all) sum += std::abs(x);
-  for (const double x : all)
-    if (const double q = detail::quotient(std::abs(x), sum); q > 0) entropy -= q * std::log(q);
-  return entropy;
+  for (double& x : all) sum += x = std::abs(x);
+  const auto top = std::max_element(all.begin(), all.end());
+  const double most = *top;
+  double rest = 0;
+  *top = 0;
+  for (const double x : all) {
+    rest += x;
+    if (const double q = detail::quotient(x, sum); q > 0) entropy -= q * std::log(q);
+  }
+  // of the largest share: where it is all but 1 its logarithm is what the others have
+  return sum > 0 ? entropy + most / sum * std::log1p(rest / most) : 0;
 }
 
 /// Localisation on an object, mask (1 x n) true where it is: share of the positive relevance that lies on it.
@@ -217,7 +230,7 @@ bool pointing(R&& r_, const View<bool>& mask) {
 }
 
 /// A set of heat maps against ground truth, an image a row (N x pixels; bring them to one size first). With
-/// H = (heat - min) / (max - min), 0 where flat, the foreground is where H exceeds its mean.
+/// H = (heat - min) / (max - min), 0 where flat to within four roundings, the foreground is where H exceeds its mean.
 struct Segmentation {
   double pixel_accuracy = 0;                                    ///< correct pixels / pixels, over the whole set
   double background_iou = 0, foreground_iou = 0, mean_iou = 0;  ///< intersections and unions summed over the set
@@ -236,8 +249,10 @@ Segmentation segmentation(H&& heat_, const View<bool>& mask) {
     std::vector<double> h = detail::numbers("segmentation", heat.block(image, 0, 1, heat.cols));
     detail::to_order_of_one(h);
     const auto [low, high] = std::minmax_element(h.begin(), h.end());
-    const double least = *low, range = *high - *low;
-    for (double& x : h) x = detail::quotient(x - least, range);
+    const bool flat = detail::is_constant(h, detail::epsilon_of<detail::ScalarOf<H>>());
+    const double least = *low, most = *high, range = flat ? 0 : most - least;
+    // the greatest is 1 to the last bit, also where a division becomes a product with 1 / range
+    for (double& x : h) x = x == most && !flat ? 1 : detail::quotient(x - least, range);
     const double mean = std::accumulate(h.begin(), h.end(), 0.0) / static_cast<double>(h.size());
     double both = 0, found = 0, wanted = 0;
     std::vector<std::pair<double, bool>> pool;
@@ -281,17 +296,20 @@ struct PerturbationOptions {
 struct Perturbation {
   std::vector<double> probability;                           ///< p0, an input each
   std::vector<double> positive_accuracy, negative_accuracy;  ///< by fraction: lower is better, higher is better
-  double positive_auc = 0, negative_auc = 0;                 ///< trapezoids over the fractions' span
+  double positive_auc = 0, negative_auc = 0;                 ///< trapezoids over the fractions' span, 0 without one
   Mat<double> deletion, insertion;                           ///< B x (n + 1): p without, or with only, the first k
   std::vector<double> deletion_auc, insertion_auc;           ///< lower is better, higher is better
   Mat<double> comprehensiveness, sufficiency;                ///< B x fractions: p0 - p without, p0 - p with only
   double aopc_comprehensiveness = 0, aopc_sufficiency = 0;   ///< their means
 };
 
-/// The class the model finds most probable, an input each (the first of equal ones); probabilities B x C.
+/// The class the model finds most probable, an input each (the first of equal ones); probabilities B x C, C at least 1.
 template <class P>
 std::vector<Index> predicted_classes(P&& probabilities_) {
   const View<detail::ScalarOf<P>> probabilities(std::forward<P>(probabilities_));
+  if (probabilities.cols < 1)
+    detail::raise("predicted_classes: got " + detail::shape_text(probabilities.rows, probabilities.cols) +
+                  ", wanted at least one class");
   std::vector<Index> out;
   for (Index b = 0; b < probabilities.rows; ++b) {
     for (Index c = 0; c < probabilities.cols; ++c)
@@ -308,6 +326,8 @@ std::vector<Index> predicted_classes(P&& probabilities_) {
 
 /// Inputs of which tokens are replaced by a baseline, and the model that sees them: x (B n) x D, r B x n, baseline 1 x
 /// D or empty for zeros, target a class an input, model a function of a Mat<S> like x that returns probabilities B x C.
+/// A probability that is NaN, or of a target and infinite or so large that differences are, is refused with the call of
+/// the model that gave it.
 template <class S>
 class Perturber {
  public:
@@ -315,6 +335,7 @@ class Perturber {
 
   Perturber(const View<S>& x, const View<S>& r, const View<S>& baseline, std::vector<Index> target, Model model)
       : x_(x), r_(r), baseline_(baseline), target_(std::move(target)), model_(std::move(model)) {
+    if (!model_) detail::raise("perturbation: no model, wanted a function");
     if (r.cols < 1 || r.rows < 1 || x.rows != r.rows * r.cols)
       detail::raise("perturbation: x is " + detail::shape_text(x.rows, x.cols) + " and r " +
                     detail::shape_text(r.rows, r.cols) + ", wanted x to have a row for every entry of r");
@@ -338,8 +359,10 @@ class Perturber {
     out.deletion.resize(batch, n + 1), out.insertion.resize(batch, n + 1);
     std::vector<double> right(static_cast<std::size_t>(n + 1));
     for (Index k = 0; k <= n; ++k) {
-      right[static_cast<std::size_t>(k)] = see(removed(RemovalOrder::positive, k, false), out.deletion, k);
-      see(removed(RemovalOrder::positive, k, true), out.insertion, k);
+      const auto without = [k] { return "without the " + detail::text_of(k) + " most relevant tokens"; };
+      const auto only = [k] { return "with only the " + detail::text_of(k) + " most relevant tokens"; };
+      right[static_cast<std::size_t>(k)] = see(removed(RemovalOrder::positive, k, false), without, out.deletion, k);
+      see(removed(RemovalOrder::positive, k, true), only, out.insertion, k);
     }
     for (Index b = 0; b < batch; ++b) {
       out.probability.push_back(out.deletion(b, 0));
@@ -349,8 +372,9 @@ class Perturber {
     out.comprehensiveness.resize(batch, count), out.sufficiency.resize(batch, count);
     for (Index t = 0; t < count; ++t) {
       const Index k = taken[static_cast<std::size_t>(t)];
+      const auto without = [k] { return "without the " + detail::text_of(k) + " least relevant tokens"; };
       out.positive_accuracy.push_back(right[static_cast<std::size_t>(k)]);
-      out.negative_accuracy.push_back(see(removed(RemovalOrder::negative, k, false), unused, 0));
+      out.negative_accuracy.push_back(see(removed(RemovalOrder::negative, k, false), without, unused, 0));
       for (Index b = 0; b < batch; ++b) {
         out.comprehensiveness(b, t) = out.deletion(b, 0) - out.deletion(b, k);
         out.sufficiency(b, t) = out.deletion(b, 0) - out.insertion(b, k);
@@ -358,42 +382,62 @@ class Perturber {
     }
     out.positive_auc = area(options.fractions, out.positive_accuracy);
     out.negative_auc = area(options.fractions, out.negative_accuracy);
-    out.aopc_comprehensiveness = out.comprehensiveness.mean(), out.aopc_sufficiency = out.sufficiency.mean();
+    out.aopc_comprehensiveness = mean(out.comprehensiveness), out.aopc_sufficiency = mean(out.sufficiency);
     return out;
   }
 
   /// Correlation, over the subsets of tokens given, of their relevance and of what removing them takes from p; an input
-  /// each. Subsets of one token: the faithfulness estimate; first 1, 2, ... of the order: sensitivity-n.
+  /// each. Subsets of one token: the faithfulness estimate; first 1, 2, ... of the order: sensitivity-n. 0 where one of
+  /// the two is constant to within four roundings of what it is made of.
   std::vector<double> faithfulness_correlation(const std::vector<std::vector<Index>>& subsets) const {
     const Index batch = r_.rows, n = r_.cols;
-    Mat<double> before(batch, 1), after(batch, 1);
-    see(copied(), before, 0);
-    std::vector<std::vector<double>> sums(static_cast<std::size_t>(batch)), drops = sums;
-    for (const std::vector<Index>& subset : subsets) {
-      Mat<S> x = copied();
-      for (const Index j : subset) {
+    if (subsets.empty()) detail::raise("perturbation: no subsets, wanted at least one");
+    for (const std::vector<Index>& subset : subsets)
+      for (const Index j : subset)
         if (j < 0 || j >= n)
           detail::raise("perturbation: token " + detail::text_of(j) + " in a subset, wanted it in [0, " +
                         detail::text_of(n) + ")");
+    for (Index b = 0; b < batch; ++b) detail::numbers("perturbation", r_.block(b, 0, 1, n));  // of sums, all finite
+    Mat<double> p(batch, static_cast<Index>(subsets.size()) + 1);
+    see(
+        copied(), [] { return std::string("with all tokens"); }, p, 0);
+    for (std::size_t s = 0; s < subsets.size(); ++s) {
+      Mat<S> x = copied();
+      for (const Index j : subsets[s])
         for (Index b = 0; b < batch; ++b) replace(x, b, j);
-      }
-      see(x, after, 0);
-      for (Index b = 0; b < batch; ++b) {
-        double sum = 0;
-        for (const Index j : subset) sum += static_cast<double>(r_(b, j));
-        sums[static_cast<std::size_t>(b)].push_back(sum);
-        drops[static_cast<std::size_t>(b)].push_back(before(b, 0) - after(b, 0));
-      }
+      const auto without = [s] { return "without the tokens of subset " + detail::text_of(s); };
+      see(x, without, p, static_cast<Index>(s) + 1);
     }
     std::vector<double> out;
-    for (std::size_t b = 0; b < sums.size(); ++b)
-      out.push_back(detail::pearson(sums[b], drops[b], detail::epsilon_of<S>()));
+    for (Index b = 0; b < batch; ++b) {
+      std::vector<double> terms;
+      for (const std::vector<Index>& subset : subsets)
+        for (const Index j : subset) terms.push_back(static_cast<double>(r_(b, j)));
+      detail::to_order_of_one(terms);
+      std::vector<double> sums, drops;
+      double largest_sum = 0, largest_p = std::abs(p(b, 0));
+      const double epsilon = detail::epsilon_of<S>();
+      auto term = terms.begin();
+      for (std::size_t s = 0; s < subsets.size(); ++s) {
+        double sum = 0, size = 0;
+        for (std::size_t i = 0; i < subsets[s].size(); ++i, ++term) sum += *term, size += std::abs(*term);
+        const double after = p(b, static_cast<Index>(s) + 1);
+        sums.push_back(sum), drops.push_back(p(b, 0) - after);
+        // the order of a sum moves it by a rounding a term
+        size *= 1 + static_cast<double>(subsets[s].size()) * detail::epsilon_of<double>() / (4 * epsilon);
+        largest_sum = std::max(largest_sum, size), largest_p = std::max(largest_p, std::abs(after));
+      }
+      const bool constant =
+          detail::is_constant(sums, epsilon, largest_sum) || detail::is_constant(drops, epsilon, largest_p);
+      out.push_back(constant ? 0 : detail::pearson(sums, drops));
+    }
     return out;
   }
 
  private:
   std::vector<Index> counts(const PerturbationOptions& options) const {
     std::vector<Index> out;
+    if (options.fractions.empty()) detail::raise("perturbation: no fractions, wanted at least one");
     if (!std::is_sorted(options.fractions.begin(), options.fractions.end()))
       detail::raise("perturbation: fractions fall, wanted them rising");
     for (const double f : options.fractions) {
@@ -422,33 +466,55 @@ class Perturber {
     }
     return x;
   }
-  /// Column k of p becomes the targets' probabilities; returned: how often the target is the class predicted.
-  double see(const Mat<S>& x, Mat<double>& p, Index k) const {
+  /// Column k of p becomes the targets' probabilities; returned: how often the target is the class predicted. what()
+  /// says what has been done to x.
+  template <class What>
+  double see(const Mat<S>& x, const What& what, Mat<double>& p, Index k) const {
     const Mat<S> probabilities = model_(x);
-    if (probabilities.rows() != r_.rows)
+    if (probabilities.rows() != r_.rows || probabilities.cols() < 1)
       detail::raise("perturbation: the model returned " +
                     detail::shape_text(probabilities.rows(), probabilities.cols()) + ", wanted " +
-                    detail::text_of(r_.rows) + " rows");
-    const std::vector<Index> found = predicted_classes(probabilities);
-    double right = 0;
+                    detail::text_of(r_.rows) + " rows and a column for every class");
     for (Index b = 0; b < r_.rows; ++b) {
       const Index wanted = target_[static_cast<std::size_t>(b)];
       if (wanted < 0 || wanted >= probabilities.cols())
         detail::raise("perturbation: target is " + detail::text_of(wanted) + ", wanted it in [0, " +
                       detail::text_of(probabilities.cols()) + ")");
+      for (Index c = 0; c < probabilities.cols(); ++c) {
+        const double found = static_cast<double>(probabilities(b, c));
+        const bool fits = c == wanted ? std::abs(found) <= most : !std::isnan(found);
+        if (!fits)
+          detail::raise("perturbation: the model returned " + detail::number_text(found) + " for class " +
+                        detail::text_of(c) + " of input " + detail::text_of(b) + " " + what() + ", wanted " +
+                        (std::isfinite(found) ? "at most " + detail::number_text(most) + " in size"
+                                              : std::string("a finite number")));
+      }
       p(b, k) = static_cast<double>(probabilities(b, wanted));
-      right += found[static_cast<std::size_t>(b)] == wanted;
     }
+    const std::vector<Index> found = predicted_classes(probabilities);
+    double right = 0;
+    for (Index b = 0; b < r_.rows; ++b)
+      right += found[static_cast<std::size_t>(b)] == target_[static_cast<std::size_t>(b)];
     return right / static_cast<double>(r_.rows);
   }
+  static constexpr double most = std::numeric_limits<double>::max() / 2;  // two of them have a difference
+
+  /// Of numbers of any size: sums do not overflow.
+  static double mean(const Mat<double>& values) {
+    std::vector<double> all(values.data(), values.data() + values.size());
+    const int exponent = detail::to_order_of_one(all);
+    return std::ldexp(std::accumulate(all.begin(), all.end(), 0.0) / static_cast<double>(all.size()), exponent);
+  }
   static double area(const Mat<double>& curve, Index b) {
-    const Index n = curve.cols() - 1;
-    return (curve.row(b).sum() - (curve(b, 0) + curve(b, n)) / 2) / static_cast<double>(n);
+    std::vector<double> y(curve.row(b).data(), curve.row(b).data() + curve.cols());
+    const int exponent = detail::to_order_of_one(y);
+    const double sum = std::accumulate(y.begin(), y.end(), 0.0) - (y.front() + y.back()) / 2;
+    return std::ldexp(sum / static_cast<double>(y.size() - 1), exponent);
   }
   static double area(const std::vector<double>& f, const std::vector<double>& y) {
     double sum = 0;
     for (std::size_t t = 0; t + 1 < f.size(); ++t) sum += (y[t] + y[t + 1]) / 2 * (f[t + 1] - f[t]);
-    return f.empty() ? 0 : detail::quotient(sum, f.back() - f.front());
+    return detail::quotient(sum, f.back() - f.front());
   }
 
   View<S> x_, r_, baseline_;

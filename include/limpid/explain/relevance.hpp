@@ -35,7 +35,9 @@ inline namespace LIMPID_ABI {
 ///
 /// Where gradients are of no interest `grad` may be empty. Of operators with several passes (twicing, boosting) A is
 /// the map of one pass. Kept: a row for every stream and for every attention of a stage, reused; nothing is allocated
-/// after the first explanation. Error in double: within 1e-12 of the dense formula, as a test asserts.
+/// after the first explanation. One call at a time, though several may read; a backward pass that ask() spoke for
+/// writes to it until it ends, and stage() and start() want all of these ended. Another call meanwhile throws
+/// ShapeError. Error in double: within 1e-12 of the dense formula, as a test asserts.
 template <class S>
 class Relevance {
  public:
@@ -51,7 +53,8 @@ class Relevance {
 
   /// Explain this token of this stream, in every item.
   void start(Index token, Index stream = 0) {
-    const Mat<S>& explained = of(stream);
+    const detail::SavedTurn turn = take_turn(true);
+    const Mat<S>& explained = at(stream);
     if (token < 0 || token >= explained.cols())
       detail::raise("relevance: token is " + detail::text_of(token) + ", wanted it in [0, " +
                     detail::text_of(explained.cols()) + ")");
@@ -63,7 +66,8 @@ class Relevance {
   /// What to tell the backward pass of an attention by which the tokens of `to` attend to those of `from`. Valid until
   /// stage().
   BackwardCall<S> ask(Index to = 0, Index from = 0) {
-    const Mat<S>&queries = of(to), &keys = of(from);
+    const detail::SavedTurn turn = take_turn(true);
+    const Mat<S>&queries = at(to), &keys = at(from);
     if (used_ == asked_.size()) asked_.emplace_back();
     auto& [stream, emitted] = asked_[used_++];
     stream = static_cast<std::size_t>(from);
@@ -75,6 +79,7 @@ class Relevance {
 
   /// Ends a stage: what its attentions have emitted is added, all at once.
   void stage() {
+    const detail::SavedTurn turn = take_turn(true);
     for (std::size_t a = 0; a < used_; ++a) rho_[asked_[a].first] += asked_[a].second;
     used_ = 0;
   }
@@ -82,17 +87,24 @@ class Relevance {
   /// Relevance of the tokens of a stream so far, batch x n. After the first stage of the model it is the explanation;
   /// the explained token's own entry holds the 1 of the identity.
   const Mat<S>& of(Index stream = 0) const {
+    const detail::SavedTurn turn = take_turn(false);
+    return at(stream);
+  }
+
+ private:
+  detail::SavedTurn take_turn(bool writes) const { return {&turn_, writes, "relevance", ""}; }
+  const Mat<S>& at(Index stream) const {
     if (stream < 0 || stream >= static_cast<Index>(rho_.size()))
       detail::raise("relevance: stream is " + detail::text_of(stream) + ", wanted it in [0, " +
                     detail::text_of(static_cast<Index>(rho_.size())) + ")");
     return rho_[static_cast<std::size_t>(stream)];
   }
 
- private:
   Part part_;
   std::vector<Mat<S>> rho_;
   std::vector<std::pair<std::size_t, Mat<S>>> asked_;  // where to, and what was emitted
   std::size_t used_ = 0;
+  mutable detail::Turn turn_;
 };
 
 }  // namespace LIMPID_ABI

@@ -38,7 +38,8 @@ struct RolloutOptions {
 /// Any operator's effective map will do, so twicing's shares may be negative. Self-attention only, n = m: for more
 /// streams see Relevance. Kept: r x n numbers for r rows, with max and min two blocks of rows of a map; nothing is
 /// allocated after the first layer. Cost of a layer and head, plain attention's forward being 4 n² d: about
-/// n² (2 d + 2 r), as much again for the row sums if normalised.
+/// n² (2 d + 2 r), as much again for the row sums if normalised. One call at a time, another one meanwhile, on whatever
+/// thread, throws ShapeError; several may read.
 /// Error in double: rows within 1e-14 of the formula, gradients within 1e-8 of central differences, as tests assert.
 template <class S>
 class Rollout {
@@ -50,6 +51,7 @@ class Rollout {
 
   /// The row of one token of n.
   void start(Index n, Index token) {
+    const detail::SavedTurn turn = take_turn(true);
     if (token < 0 || token >= n)
       detail::raise("rollout: token is " + detail::text_of(token) + ", wanted it in [0, " + detail::text_of(n) + ")");
     rows_.setZero(1, n);
@@ -58,6 +60,7 @@ class Rollout {
   }
   /// Rows of your own (r x n); the identity gives the whole of C.
   void start(View<S> rows) {
+    const detail::SavedTurn turn = take_turn(true);
     rows_.resize(rows.rows, rows.cols);
     detail::copy<S>(rows, rows_);
     layers_ = 0;
@@ -67,6 +70,7 @@ class Rollout {
   /// ShapeError where n differs from m or from what was started with.
   template <class Op>
   void layer(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, HeadCall call = {}) {
+    const detail::SavedTurn turn = take_turn(true), saved_turn(&saved, false, detail::operator_name(op));
     const Dims& d = saved.dims;
     if (saved.filled && (d.n != d.m || d.n != rows_.cols()))
       detail::raise(detail::operator_name(op) + ": rollout over a map " + detail::shape_text(d.n, d.m) + ", wanted " +
@@ -81,7 +85,10 @@ class Rollout {
   }
 
   /// r x n.
-  const Mat<S>& rows() const { return rows_; }
+  const Mat<S>& rows() const {
+    const detail::SavedTurn turn = take_turn(false);
+    return rows_;
+  }
 
   /// Gradients of a scalar of rows() with respect to the queries and keys of the layers, drows (r x n) being that with
   /// respect to rows(). Then one call of gradient() a layer, from the first to the last:
@@ -91,6 +98,7 @@ class Rollout {
   /// so dA_h = share w^T u is the gradient of attention whose values are u: no n x n array here either. Wants
   /// options.gradient and Fuse::mean; maps whose rows sum to 1 or are empty, as then the division passes no gradient.
   void start_gradient(View<S> drows) {
+    const detail::SavedTurn turn = take_turn(true);
     if (!options_.gradient || options_.fuse != Fuse::mean)
       detail::raise("rollout: a gradient wants RolloutOptions{.gradient = true} and Fuse::mean");
     if (drows.rows != rows_.rows() || drows.cols != rows_.cols())
@@ -104,6 +112,7 @@ class Rollout {
   template <class Op>
   void gradient(const Op& op, Inputs<Op, S> in, const Saved<Op, S>& saved, const Grads<Op, S>& grad,
                 const BackwardCall<S>& call = {}) {
+    const detail::SavedTurn turn = take_turn(true), saved_turn(&saved, false, detail::operator_name(op));
     const Dims& d = saved.dims;
     if (left_ == 0) detail::raise("rollout: gradient() of more layers than the rollout went through");
     if (d.batch != 1 || d.n != u_.rows())
@@ -137,8 +146,9 @@ class Rollout {
  private:
   static constexpr Index block = 16;  // rows of a map at a time, where heads are fused entry by entry
 
+  detail::SavedTurn take_turn(bool writes) const { return {&turn_, writes, "rollout", ""}; }
   S residual() const { return S(options_.residual); }
-  S share() const { return S(1) - residual(); }
+  S share() const { return S(1 - options_.residual); }
 
   template <class Op>
   void by_mean(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, HeadCall call) {
@@ -204,6 +214,7 @@ class Rollout {
   std::vector<Step> trail_;
   Index layers_ = 0, left_ = 0;
   Workspace workspace_;
+  mutable detail::Turn turn_;
 };
 
 }  // namespace LIMPID_ABI

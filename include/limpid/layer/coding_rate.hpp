@@ -27,7 +27,7 @@ class OneRate {
 
   OneRate(const char* name, const Context& context, View<S> x, const CodingRateOptions& options)
       : context_(context), alpha_(x.rows == 0 ? W(0) : W(double(x.cols)) / (W(double(x.rows)) * W(options.eps2))) {
-    using std::log;
+    using std::log1p;
     using std::sqrt;
     if (!row_is_finite(&alpha_, 1))
       raise(std::string(name) + ": eps2 is " + number_text(options.eps2) +
@@ -50,6 +50,14 @@ class OneRate {
         inverse_(i, 0) = W(1) / largest / norm;
       }
     }
+    // alpha = share unit^2, y times unit: squares over- or underflow with what they are of the rate, not before
+    if constexpr (std::is_floating_point_v<W>)
+      if (!options.normalise) {
+        int exponent = 0;
+        const W fraction = std::frexp(alpha_, &exponent);
+        unit_ = std::ldexp(W(1), exponent / 2), share_ = std::ldexp(fraction, exponent % 2);
+        y_ *= unit_;
+      }
     const Index size = std::min(x.rows, x.cols);  // both determinants agree: the smaller one
     if (size == 0) return;
     Mat<W> gram(size, size);
@@ -57,7 +65,9 @@ class OneRate {
       multiply<P, Walk::rows, true>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
     else
       multiply<P, Walk::columns, false>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
-    gram *= alpha_;
+    gram *= share_;
+    if (options.normalise && alpha_ < W(1)) gram_ = gram;
+    const Mat<W> diagonal = gram.diagonal();
     gram.diagonal().array() += W(1);
     W largest(0), least(0);  // what is left of the diagonal is at least 1, but for what rounding makes of it
     for (Index i = 0; i < size; ++i) largest = std::max(largest, gram(i, i));
@@ -65,7 +75,9 @@ class OneRate {
     for (Index i = 0; i < size; ++i) {
       const W pivot = cholesky_.matrixLLT()(i, i);
       least = i == 0 ? pivot : std::min(least, pivot);
-      value_ += log(pivot);
+      // log pivot^2, without the 1 in which a small pivot^2 - 1 would lose its digits
+      const auto before = cholesky_.matrixLLT().row(i).head(i);
+      value_ += log1p(diagonal(i, 0) - dot(before.data(), before.data(), i)) / W(2);
     }
     const W rounding = W(double(size)) * W(std::numeric_limits<W>::epsilon()) * largest;
     const bool right = cholesky_.info() == Eigen::Success && row_is_finite(&value_, 1) && least * least > rounding;
@@ -80,15 +92,21 @@ class OneRate {
   Mat<W> gradient(W g) const {
     Mat<W> d;
     if (y_.size() == 0) return y_;
-    if (y_.rows() < y_.cols()) {
-      d = y_;
+    // Of unit rows only what is across them counts. Where alpha is small (I + alpha y y^T)^-1 y is all but y itself,
+    // and what is across lies in the digits that differ: without y, -(I + alpha y y^T)^-1 alpha y y^T y.
+    const bool across = gram_.size() > 0, by_rows = y_.rows() < y_.cols();
+    d = y_;
+    if (across)
+      multiply<P, Walk::rows, false>(context_, View<W>(by_rows ? gram_ : y_), View<W>(by_rows ? y_ : gram_),
+                                     MutView<W>(d), false);
+    if (by_rows) {
       solve(d);
     } else {
-      Mat<W> turned = y_.transpose();
+      Mat<W> turned = d.transpose();
       solve(turned);
       d = turned.transpose();
     }
-    d *= g * alpha_;
+    d *= g * (share_ * unit_) * W(across ? -1 : 1);
     if (inverse_.size() > 0)  // y = x / |x|: dx = (dy - y <y, dy>) / |x|
       for (Index i = 0; i < d.rows(); ++i) {
         const W along = dot(d.row(i).data(), y_.row(i).data(), d.cols());
@@ -118,8 +136,8 @@ class OneRate {
   }
 
   Context context_;
-  W alpha_, value_ = 0;
-  Mat<W> y_, inverse_;
+  W alpha_, share_ = alpha_, unit_ = 1, value_ = 0;
+  Mat<W> y_, inverse_, gram_;
   Eigen::LLT<Mat<W>> cholesky_;
 };
 
