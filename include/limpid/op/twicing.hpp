@@ -258,8 +258,9 @@ class TwicingCache {
   template <class P>
   static void row(Arena& arena, const Op& op, const Inputs<Op, S>& head, MutView<S> residuals, MutView<S> out, At at) {
     using std::exp;
-    const auto prepared = op.score.prepare(arena, head, at);
-    const auto& s = prepared.scores;
+    auto prepared = op.score.prepare(arena, head, at);
+    auto& s = prepared.scores;
+    s.settle(arena);
     const Index m = at.m, dv = head.v.cols, now = m - 1;
     S* a = arena.take<S>(m);
     if (s.by_pair())
@@ -269,7 +270,7 @@ class TwicingCache {
     S top = detail::minus_infinity<S>(), total(0);
     for (Index j = 0; j < m; ++j) {
       const S score = (s.by_pair() ? a[j] : a[j] * s.scale) + (s.bias ? s.bias[j] : S(0));
-      a[j] = s.kept(0, j) ? s.mods->value(score, s.place(0, j)) : detail::minus_infinity<S>();
+      a[j] = s.kept(0, j) ? s.value(score, 0, j) : detail::minus_infinity<S>();
       if (!(a[j] <= top)) top = a[j];  // a NaN that is kept shows
     }
     for (Index j = 0; j < m; ++j) total += a[j] = a[j] == detail::minus_infinity<S>() ? S(0) : exp(a[j] - top);
