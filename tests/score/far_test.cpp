@@ -104,6 +104,7 @@ std::vector<std::pair<std::string, std::function<S(Index, Index)>>> kinds() {
           {"the lowest first", [=](Index j, Index m) { return j < m / 3 ? -most<S> : little(j); }},
           {"the lowest last", [=](Index j, Index m) { return j < m / 3 ? little(j) : -most<S>; }},
           {"both ends", [](Index j, Index) { return j % 2 == 0 ? -most<S> : most<S>; }},
+          {"the lowest, then the largest", [](Index j, Index m) { return j < m - 20 ? -most<S> : most<S>; }},
           {"about -5000", [=](Index j, Index) { return S(-5000) + little(j); }},
           {"a ramp", [](Index j, Index) { return S(48 * j); }},
           {"2000 at a key that few see", [=](Index j, Index) { return j == 5 ? S(2000) : little(j); }},
@@ -236,6 +237,26 @@ TEMPLATE_TEST_CASE("Two biases of the lowest number, each on keys of its own, co
         bound);
 }
 
+TEMPLATE_TEST_CASE("A few queries that see keys of their own count amounts from keys of their own.", "", float,
+                   double) {
+  using S = TestType;
+  suite::Sizes s;
+  s.n = 5, s.m = 300, s.d = 8, s.dv = 8, s.batch = s.heads = s.kv_heads = 1;
+  const auto p = problem<S>(s, 6);
+  Mat<S> keys = Mat<S>::Constant(1, s.m, -most<S>), last = keys;
+  for (Index i = 0; i < s.n; ++i) last(0, s.m - s.n + i) = -most<S> + most<S> / S(8) * S(i);
+  const auto seen = [&](Index i) { return s.m - s.n + i + 1; };
+  const auto causally = [&](const Mat<S>& b) {
+    return limpid::forward(softmax(chain(causal(), key_bias(b))), qkv(p.q, p.k, p.v));
+  };
+  const double bound = 64 * static_cast<double>(std::numeric_limits<S>::epsilon());
+  CHECK(distance(causally(keys), limpid::forward(softmax(causal()), qkv(p.q, p.k, p.v))) < bound);
+  const Mat<S> out = causally(last);  // the first row sees the lowest alone, every other one its own key most of all
+  CHECK(distance(out.row(0),
+                 limpid::forward(softmax(), qkv(p.q.topRows(1), p.k.topRows(seen(0)), p.v.topRows(seen(0))))) < bound);
+  for (Index i = 1; i < s.n; ++i) CHECK(distance(out.row(i), p.v.row(seen(i) - 1)) < bound);
+}
+
 namespace {
 
 /// Rows that see keys of the lowest number alone are as without the bias, all others as if these keys were masked: with
@@ -364,6 +385,8 @@ TEST_CASE("A number of the user's beyond the scalar of the scores counts as its 
   const Mat<float> out = finite_rows(chain(limpid::alibi_symmetric(slope)), p);
   for (Index i = 0; i < s.n; ++i) CHECK(distance(out.row(i), p.v.row(i + s.m - s.n)) == 0);
   CHECK(finite_rows(chain(causal(), limpid::alibi(slope)), p) == out);
+  // minus infinity masks, a double too
+  CHECK(limpid::forward(softmax(limpid::additive([=](const At&) { return none; })), qkv(p.q, p.k, p.v)).isZero(0));
   // a derivative as well
   const auto steep = [](double d) {
     return limpid::score_mod([](float x, const At&) { return x; }, [=](float, const At&) { return d; });

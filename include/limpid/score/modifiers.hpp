@@ -422,7 +422,8 @@ KeyBias<typename std::remove_cvref_t<B>::Scalar> key_bias(B&& b, DB&& db) {
 
 /// ALiBi (Press, Smith, Lewis 2022, arXiv 2108.12409): S - slope (p_i - j), p_i the query's position; slopes is a row
 /// or column of H numbers, or one for all heads. Meant for causal use; the symmetric form |p_i - j| is our own
-/// extension. dslope += - sum_ij dS_ij gap_ij. Slopes are finite numbers.
+/// extension. dslope += - sum_ij dS_ij gap_ij. Slopes are numbers whose products with gaps are finite, else ShapeError;
+/// scores that would fall below all numbers stay the lowest, and are not masked.
 template <class S, bool Symmetric>
 struct Alibi : Modifier {
   static constexpr bool values = Symmetric, starts = !Symmetric, sinks = true;
@@ -532,7 +533,7 @@ struct ClipOffset {
 };
 
 /// S + table[map(j - p_i)], table 1 x L for all heads or H x L (Shaw et al. 2018, arXiv 1803.02155; T5 buckets are
-/// another map). dtable += the sum of dS over the pairs of an entry.
+/// another map). dtable += the sum of dS over the pairs of an entry. Entries far from 0 as in KeyBias.
 template <class S, class Map>
 struct Relative : Modifier {
   static constexpr bool values = true, tables = true, sinks = true;
@@ -596,7 +597,8 @@ auto relative(A&& table, DA&& dtable, Map map = {}) {
 }
 
 /// S + table: a dense bias n x m for all, (H n) x m one a head, or (B H n) x m; dtable the same shape, added to.
-/// The one thing here that is n x m, because the user brought it.
+/// The one thing here that is n x m, because the user brought it. Every sweep looks it through for entries far from 0,
+/// which count as in KeyBias.
 template <class S>
 struct Bias : Modifier {
   static constexpr bool values = true, tables = true, sinks = true;
@@ -712,10 +714,10 @@ struct Chain {
     each_at([&](const auto& m, Index place) {
       using One = std::remove_cvref_t<decltype(m)>;
       if (One::is_mask || masked) return;
-      const bool apart = One::tables && place >= first && m.is_table();
-      const S next = apart ? m.template amount<S>(a) : m.value(s, a);
+      const bool table = One::tables && place >= first && m.is_table();
+      const S next = table ? m.template amount<S>(a) : m.value(s, a);
       masked = next == detail::minus_infinity<S>();
-      if (!apart) s = next;
+      if (!table) s = next;
     });
     return masked ? detail::minus_infinity<S>() : detail::plus(s, above<S>(a, from));
   }
@@ -732,10 +734,10 @@ struct Chain {
       if constexpr (std::remove_cvref_t<decltype(m)>::tables) {
         if (place < first || !m.is_table()) return;
         const S one = S(part) * m.template amount<S>(a);
-        sum += from < 0 ? one : one - S(part) * m.template amount<S>(other);
+        sum += detail::apart(from < 0 ? one : one - S(part) * m.template amount<S>(other));
       }
     });
-    return detail::finite_product(sum, S(1 / part));
+    return detail::finite_product(detail::apart(sum), S(1 / part));
   }
   /// Whether there are several such tables: their far amounts may cancel.
   bool sums_tables() const {
@@ -778,10 +780,10 @@ struct Chain {
     each([&](const auto& m) {
       using One = std::remove_cvref_t<decltype(m)>;
       if (!One::starts || masked) return;
-      const bool apart = One::tables && m.is_table();
-      const S next = apart ? m.template amount<S>(a) : m.template start<S>(a, q0);
+      const bool table = One::tables && m.is_table();
+      const S next = table ? m.template amount<S>(a) : m.template start<S>(a, q0);
       masked = next == detail::minus_infinity<S>();
-      if (!apart) s = detail::plus(s, next);
+      if (!table) s = detail::plus(s, next);
     });
     return masked ? detail::minus_infinity<S>() : detail::plus(s, above<S>(a, from));
   }
