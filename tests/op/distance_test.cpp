@@ -340,6 +340,39 @@ TEMPLATE_TEST_CASE("what a score function takes out of near pairs does not show,
   CHECK(odd.dv == finite.dv);
 }
 
+TEMPLATE_TEST_CASE("near pairs whose rows count biases from keys of their own", "", float, double) {
+  using S = TestType;
+  suite::Random random(9);
+  const Index n = 70;
+  const Mat<double> pairs = suite::random_matrix<double>(random, n, 40) * 2,
+                    apart = suite::random_matrix<double>(random, n, 40) * 0.2;
+  Mat<S> k(n, 40), out(n, 2), map(n, n);
+  for (Index i = 0; i < n; ++i) k.row(i) = (pairs.row(i / 2) + apart.row(i)).template cast<S>();
+  const Mat<S> v = suite::random_matrix<S>(random, n, 2), h = Mat<S>::Constant(1, 1, 3);
+  Mat<S> bias = Mat<S>::Constant(1, n, std::numeric_limits<S>::lowest());
+  for (Index j = 20; j < n; ++j) bias(j) = j < 40 ? S(-3e4) : S(double(j % 3));
+  const auto op = nlm(limpid::chain(limpid::causal(), limpid::key_bias(bias)));
+  using Op = std::remove_const_t<decltype(op)>;
+  limpid::Call<Op, S> call;
+  call.map = &map;
+  limpid::forward(op, limpid::Inputs<Op, S>{.q = k, .k = k, .v = v, .h = h}, out, call);
+  for (Index i = 0; i < n; ++i) {
+    Mat<long double> a(1, i + 1);
+    const auto added = [&](Index j) { return static_cast<long double>(bias(j)); };
+    long double most = added(0), total = 0;
+    for (Index j = 1; j <= i; ++j) most = std::max(most, added(j));
+    for (Index j = 0; j <= i; ++j) {
+      const long double far = (k.row(i) - k.row(j)).template cast<long double>().squaredNorm();
+      total += a(j) = std::exp((added(j) - most) - far / 9);
+    }
+    a /= total;
+    INFO("row " << i);
+    const double bound = 128 * double(std::numeric_limits<S>::epsilon());
+    CHECK(suite::distance(out.row(i), a * v.topRows(i + 1).template cast<long double>()) < bound);
+    CHECK(suite::distance(map.row(i).head(i + 1), a) < bound);
+  }
+}
+
 TEMPLATE_TEST_CASE("near pairs at places whose distance overflows have no weight", "", float, double) {
   using S = TestType;
   const S far = std::sqrt(std::numeric_limits<S>::max()) * 2;

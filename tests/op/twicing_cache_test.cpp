@@ -62,6 +62,15 @@ TEST_CASE("decoding works over other maps, with ALiBi, with windows, and with to
   CHECK(decoding_error(twicing(causal() & even), 40, many) < 1e-13);
 }
 
+TEST_CASE("decoding has the digits of scores whose biases are all the lowest number") {
+  const Mat<double> low = Mat<double>::Constant(1, 9, std::numeric_limits<double>::lowest());
+  CHECK(decoding_error(twicing(limpid::chain(causal(), limpid::relative(low))), 40, many) < 1e-13);
+  Mat<double> some = low;
+  some(0, 2) = 3, some(0, 3) = -2000;
+  CHECK(decoding_error(twicing(limpid::chain(causal(), limpid::relative(some), limpid::relative(low))), 40, many) <
+        1e-13);
+}
+
 TEST_CASE("decoding turns rotary keys once, before they are cached") {
   suite::Random random(6);
   const Index n = 30;

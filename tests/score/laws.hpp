@@ -87,7 +87,7 @@ struct AnyMask : limpid::Modifier {
 /// A modifier of any type that changes scores by pair (Values), or adds an amount a key.
 template <class S, bool Values>
 struct Any : limpid::Modifier {
-  static constexpr bool values = Values, starts = !Values, sinks = true;
+  static constexpr bool values = Values, starts = !Values, tables = true, sinks = true;
 
   struct Asked {
     virtual ~Asked() = default;
@@ -95,7 +95,10 @@ struct Any : limpid::Modifier {
     virtual S slope(S, const At&) const = 0;
     virtual S start(const At&, Index) const = 0;
     virtual S shift(const At&, Index) const = 0;
-    virtual S level(const At&) const = 0;
+    virtual bool adds() const = 0;
+    virtual bool is_table() const = 0;
+    virtual S amount(const At&) const = 0;
+    virtual limpid::Far far(const At&) const = 0;
     virtual void sink(const At&, S, S*) const = 0;
     virtual bool wants_sink() const = 0;
     virtual Index sink_size(Index, Index) const = 0;
@@ -113,7 +116,10 @@ struct Any : limpid::Modifier {
     S slope(S s, const At& a) const override { return m.slope(s, a); }
     S start(const At& a, Index q0) const override { return M::starts ? m.template start<S>(a, q0) : S(0); }
     S shift(const At& a, Index q0) const override { return M::starts ? m.template shift<S>(a, q0) : S(0); }
-    S level(const At& a) const override { return m.template level<S>(a); }
+    bool adds() const override { return m.adds(); }
+    bool is_table() const override { return m.is_table(); }
+    S amount(const At& a) const override { return m.template amount<S>(a); }
+    limpid::Far far(const At& a) const override { return m.template far<S>(a); }
     void sink(const At& a, S ds, S* sum) const override {
       if constexpr (M::sinks) m.sink(a, ds, sum);
     }
@@ -146,9 +152,15 @@ struct Any : limpid::Modifier {
   S shift(const At& a, Index q0) const {
     return of ? of->shift(a, q0) : S(0);
   }
+  bool adds() const { return !of || of->adds(); }
+  bool is_table() const { return of && of->is_table(); }
   template <class T>
-  S level(const At& a) const {
-    return of ? of->level(a) : S(0);
+  S amount(const At& a) const {
+    return of ? of->amount(a) : S(0);
+  }
+  template <class T>
+  limpid::Far far(const At& a) const {
+    return of ? of->far(a) : limpid::Far{};
   }
   void sink(const At& a, S ds, S* sum) const { of->sink(a, ds, sum); }
   bool wants_sink() const { return of && of->wants_sink(); }

@@ -256,6 +256,105 @@ TEMPLATE_TEST_CASE("A scale so large that sums of scores overflow is refused; on
   CHECK(r.out.allFinite());
 }
 
+TEMPLATE_TEST_CASE("Parameters whose sums, products or powers overflow are refused by name", "", float, double) {
+  using S = TestType;
+  const S most = std::numeric_limits<S>::max(), limit = most / S(0x1p20);
+  Rows<S> r;
+  // (1 - alpha)^order
+  for (const auto& [alpha, order] : std::vector<std::pair<double, Index>>{
+           {double(limit) * 0.95, 5}, {-double(limit) * 0.95, 2}, {3.0, 2000}, {2.001, Index(1) << 20}}) {
+    const std::string found = r.error(limpid::twicing({.order = order, .alpha = alpha}));
+    INFO(alpha << ", " << order << ": " << found);
+    CHECK(found.find("twicing: alpha is ") == 0);
+    CHECK(found.find("wanted (1 - alpha)^order to be at most ") != std::string::npos);
+  }
+  for (const auto& [alpha, order] :
+       std::vector<std::pair<double, Index>>{{double(limit) * 0.95, 1}, {3.0, 60}, {2.0, 300}, {0.5, 1000}}) {
+    INFO(alpha << ", " << order);
+    CHECK(r.error(limpid::twicing({.order = order, .alpha = alpha})) == "");
+    CHECK(r.out.allFinite());
+  }
+  // the same of boosting's steps, in each scheme
+  using Scheme = limpid::BoostingScheme;
+  const limpid::QKV<limpid::View<S>> plain = qkv(r.q, r.k, r.v);
+  for (const Scheme scheme : {Scheme::diffusion, Scheme::l2boost, Scheme::sos})
+    for (const auto& [tau, steps, fits] : std::vector<std::tuple<S, Index, bool>>{{most, 1, false},
+                                                                                  {limit / 2, 2, false},
+                                                                                  {S(3), 2000, false},
+                                                                                  {S(3), 20, true},
+                                                                                  {S(1), 300, true},
+                                                                                  {most, 0, true}}) {
+      const auto op = limpid::boosting({.scheme = scheme, .steps = steps});
+      limpid::Inputs<std::remove_const_t<decltype(op)>, S> in = plain;
+      const Mat<S> number = Mat<S>::Constant(1, 1, tau), small = Mat<S>::Constant(1, 1, S(0.5));
+      in.tau = number;
+      if (scheme == Scheme::sos) in.rho = small;
+      const std::string found = error_of([&] { limpid::forward(op, in, r.out); });
+      INFO(int(scheme) << ", tau " << tau << ", steps " << steps << ": " << found);
+      CHECK(found.find(fits ? "" : "boosting: tau is ") == 0);
+      CHECK(found.empty() == fits);
+      if (fits) CHECK(r.out.allFinite());
+    }
+  // gains of a controller and their products, as options and as arrays
+  const auto controlled = [&](limpid::PidOptions options, S given) {
+    const auto op = limpid::pid(options);
+    limpid::Inputs<std::remove_const_t<decltype(op)>, S> in = plain;
+    const Mat<S> number = Mat<S>::Constant(1, 1, given);
+    in.reference = in.integral = in.v_prev = r.v;
+    if (given != S(0)) in.lambda_d = number;
+    const std::string found = error_of([&] { limpid::forward(op, in, r.out); });
+    if (found.empty()) CHECK(r.out.allFinite());
+    return found;
+  };
+  const double far = double(limit) * 0.9;
+  CHECK(controlled({.lambda_p = double(most)}, S(0)).find("pid: lambda_p is ") == 0);
+  CHECK(controlled({.lambda_d = -double(most)}, S(0)).find("pid: lambda_d is ") == 0);
+  CHECK(controlled({.lambda_p = far, .lambda_i = far}, S(0)).find("pid: lambda_p is ") == 0);
+  CHECK(controlled({.lambda_p = far, .beta = 2}, S(0)).find("pid: lambda_p is ") == 0);
+  CHECK(controlled({}, most).find("pid: lambda_p is ") == 0);
+  CHECK(controlled({.lambda_p = far / 4, .lambda_i = far / 4, .lambda_d = far / 4, .beta = 1}, S(0)) == "");
+
+  const Mat<S> wide = Mat<S>::Random(6, 8), large = Mat<S>::Constant(1, 1, most);
+  limpid::Inputs<std::remove_const_t<decltype(limpid::differential())>, S> mixed = qkv(wide, wide, r.v);
+  mixed.lambda = large;
+  CHECK(error_of([&] { limpid::forward(limpid::differential(), mixed, r.out); }).find("differential: lambda is ") == 0);
+  mixed.lambda = {};
+  const S root = std::sqrt(std::log(limit)) + S(1);  // exp(root^2) is finite, but no factor
+  const Mat<S> vector = Mat<S>::Constant(1, 1, root), none = Mat<S>::Zero(1, 1);
+  mixed.lambda_q1 = mixed.lambda_k1 = vector, mixed.lambda_q2 = mixed.lambda_k2 = none;
+  CHECK(error_of([&] {
+          limpid::forward(limpid::differential(), mixed, r.out);
+        }).find("differential: the four vectors of lambda make ") == 0);
+
+  Mat<S> next = r.v, one = Mat<S>::Ones(1, 1), w = Mat<S>::Identity(4, 4);
+  limpid::AotArgs<limpid::View<S>> aot;
+  aot.x = r.v, aot.u = w, aot.eta = large;
+  CHECK(error_of([&] { limpid::aot(limpid::mssa(), {.heads = 2}).forward(aot, r.out); }).find("aot layer: eta is ") ==
+        0);
+  limpid::IstaArgs<limpid::View<S>> ista;
+  ista.x = r.v, ista.dictionary = w, ista.eta = large;
+  CHECK(error_of([&] { limpid::Ista{}.forward(ista, r.out); }).find("ista: eta is ") == 0);
+  CHECK(error_of([&] {
+          limpid::boosting_block(
+              {.x = r.v, .u = r.v, .tau = one, .rho = large},
+              [](limpid::View<S> from, limpid::MutView<S> to) { limpid::detail::copy<S>(from, to); }, r.out, next);
+        }).find("boosting block: tau is ") == 0);
+}
+
+TEST_CASE("ALiBi: slopes times gaps are finite, or refused") {
+  // more tokens than 2^20 make gaps that even slopes within the limit of factors would overflow with
+  const float slope = std::numeric_limits<float>::max() / 0x1p21F;
+  Mat<float> slopes = Mat<float>::Constant(1, 1, slope);
+  const limpid::detail::Name op = "softmax";
+  const auto refused = [&](const auto& modifier, Index n, Index m) {
+    return error_of([&] { modifier.check(op.text, 1, 1, n, m); });
+  };
+  const Index many = Index(1) << 20;
+  CHECK(refused(limpid::alibi(slopes), many / 2, many) == "");
+  CHECK(refused(limpid::alibi(slopes), many, 2 * many).find("softmax: an ALiBi slope is 1.6") == 0);
+  CHECK(refused(limpid::alibi_symmetric(slopes), 1, 4 * many).find("softmax: an ALiBi slope is 1.6") == 0);
+}
+
 TEST_CASE("Bases and positions of rotary and sinusoidal encodings have angles that are numbers, or are refused") {
   Mat<double> x = Mat<double>::Ones(3, 64), out = x;
   const double tiny = std::numeric_limits<double>::denorm_min(), largest = std::numeric_limits<double>::max();

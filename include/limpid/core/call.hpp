@@ -379,11 +379,17 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
     op.template forward<P, S>(context, head, out.block(b * d.n, h * width, d.n, width), keep, at);
     if (call.lse) {
       const Lse<S> kept = lse_of(keep.lse);
-      const S level = op.modifiers().template level<S>(at);
+      const Index* from = references<S>(context.arena(), op.modifiers(), at);
       for (Index i = 0; i < d.n; ++i) {
         using std::log;
         const bool none = kept.top[i] == -minus_infinity<S>();
-        (*call.lse)(t, i) = none ? minus_infinity<S>() : (kept.top[i] - log(kept.inverse[i])) + level;
+        S sum = none ? minus_infinity<S>() : kept.top[i] - log(kept.inverse[i]);
+        if (!none && from != nullptr && from[i] >= 0) {
+          At pair = at;
+          pair.q = i, pair.k = from[i];
+          sum = std::max(sum + op.modifiers().template above<S>(pair, -1), lowest_number<S>());
+        }
+        (*call.lse)(t, i) = sum;
       }
       complete_lse(op, context, head, at, call.lse->data() + t * d.n);
     }

@@ -67,16 +67,25 @@ void check_finite(Name op, const char* option, double value, bool fits = true, c
         (fits && std::isfinite(value) ? " in the scalar of the arrays" : ""));
 }
 
-/// An option that multiplies sums: so far from the end of S that they do not reach it.
+/// What may multiply sums: numbers so far from the end of S that sums do not reach it. Infinity where S says nothing.
+template <class S>
+double largest_factor() {
+  if constexpr (std::numeric_limits<S>::is_specialized) return double(std::numeric_limits<S>::max() / S(0x1p20));
+  return std::numeric_limits<double>::infinity();
+}
+template <class S, class... More>
+bool are_factors(const S& number, const More&... more) {
+  if constexpr (std::is_constructible_v<double, S>)
+    if (!(std::abs(double(number)) <= largest_factor<S>())) return false;
+  return (are_factors(more) && ...);
+}
+/// An option that does.
 template <class S>
 void check_factor(Name op, const char* option, double value) {
   check_finite<S>(op, option, value);
-  if constexpr (std::numeric_limits<S>::is_specialized) {
-    const double most = double(std::numeric_limits<S>::max() / S(0x1p20));
-    if (std::abs(value) > most)
-      raise(op.text + std::string(": ") + option + " is " + number_text(value) + ", wanted at most " +
-            number_text(most) + " in size");
-  }
+  if (const double most = largest_factor<S>(); std::abs(value) > most)
+    raise(op.text + std::string(": ") + option + " is " + number_text(value) + ", wanted at most " + number_text(most) +
+          " in size");
 }
 
 /// How many steps a filter may take: more are a slip, and their memory would not fit into any machine's.

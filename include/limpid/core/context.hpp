@@ -181,7 +181,7 @@ class KeyGuard {
   using S = typename P::Scalar;
 
   KeyGuard(Arena& arena, Scores<S, Mods>& scores, View<S>& x) : scores_(&scores), bad_k_(scores.k), bad_x_(x) {
-    scores.settle();
+    scores.settle(arena);
     if (!scores.can_mask()) return;
     if (Mods::values && !clean(scores.q)) {
       queries_ = arena.take<Index>(scores.n());

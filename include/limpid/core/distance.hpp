@@ -120,7 +120,8 @@ typename P::Scalar score_of_parts(const PartsOfScores<typename P::Scalar>& parts
   return sum < lowest_number<S>() ? lowest_number<S>() : sum;
 }
 
-/// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given.
+/// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given. start:
+/// the additive parts of keys; null: each row has its own.
 template <class P, bool KeysAreLanes, class Mods>
 LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t,
                                      Index vectors, const typename P::Scalar* start) {
@@ -143,7 +144,12 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
     for (Index l = 0; l < lanes; ++l) {
       if (!(row[l] == infinity)) continue;
       const Index i = t.q0 + (KeysAreLanes ? r : l), j = t.k0 + (KeysAreLanes ? l : r);
-      const S s = score_of_parts<P>(scores.parts, scores.q.row(i), scores.k.row(j)) + start[KeysAreLanes ? l : r];
+      S added;
+      if (start == nullptr)
+        scores.starts(t.q0, j, 1, &added, i);
+      else
+        added = start[KeysAreLanes ? l : r];
+      const S s = score_of_parts<P>(scores.parts, scores.q.row(i), scores.k.row(j)) + added;
       row[l] = s < lowest_number<S>() ? lowest_number<S>() : s;
     }
   }

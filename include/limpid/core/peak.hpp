@@ -69,9 +69,15 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       if constexpr (Mods::irregular)
         if (scores.mods->cover(scores.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile, width, first, rows, b, nk};
+      const bool mixed = scores.mixed(first, rows);
+      if (mixed) starts_by_row<P, false>(scores, t, vectors, start);
       scores.starts(first, b, nk, start);
-      product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                             StoreScores<P>{tile, width, scores.scale, start});
+      if (mixed)
+        product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
+                               AddScores<P>{tile, width, scores.scale});
+      else
+        product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
+                               StoreScores<P>{tile, width, scores.scale, start});
       if constexpr (Mods::values) value_tile<P, false>(scores, t);
       drop_keys<P, false>(scores, start, t, minus_infinity<S>());
       if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());

@@ -206,9 +206,10 @@ Interval queries_that_see(const Scores<S, Mods>& scores, Index q0, Index q1, Ind
 /// the tile and the factor of its row.
 template <class P>
 struct TileRows {
-  typename P::Scalar *start, *top, *factor;
+  typename P::Scalar *start, *buffer, *top, *factor;
   explicit TileRows(Arena& arena)
       : start(arena.take<typename P::Scalar>(PullBlocks<P>::keys)),
+        buffer(arena.take<typename P::Scalar>(PullBlocks<P>::keys)),
         top(arena.take<typename P::Scalar>(PullBlocks<P>::queries)),
         factor(arena.take<typename P::Scalar>(PullBlocks<P>::queries)) {}
 };
@@ -232,10 +233,15 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
   }
   const View<S> q = scores.product_q();
   const S* rows = q.row(t.q0);
-  if (Mods::values || scores.by_pair()) {
+  const bool mixed = scores.mixed(t.q0, t.nq);
+  if (Mods::values || scores.by_pair() || mixed) {
+    if (mixed) starts_by_row<P, true>(scores, t, vectors, row.buffer);
     if (scores.by_pair()) {
       if constexpr (are_distances<Mods>)
-        tile_by_pair<P, true>(scores, t, vectors, rows, q.stride, keys_transposed, start);
+        tile_by_pair<P, true>(scores, t, vectors, rows, q.stride, keys_transposed, mixed ? nullptr : start);
+    } else if (mixed) {
+      product<P, Walk::rows>(t.nq, vectors, q.cols, rows, q.stride, keys_transposed, t.ld,
+                             AddScores<P>{t.data, t.ld, scale});
     } else {
       product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
                              fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
@@ -476,7 +482,7 @@ class PullGuard {
 
   PullGuard(Arena& arena, PullPlan<S, Mods, M>& plan)
       : plan_(plan), bad_left_(plan.left), bad_right_(plan.right), bad_x_(plan.x) {
-    for (auto& map : plan.maps) map.scores.settle();
+    for (auto& map : plan.maps) map.scores.settle(arena);
     if (std::none_of(plan.maps.begin(), plan.maps.end(), [](const auto& map) { return map.scores.can_mask(); })) return;
     bool clean = all_finite<P>(plan.left) && all_finite<P>(plan.right);
     if (plan.dv.given()) clean = clean && all_finite<P>(plan.x);

@@ -27,7 +27,15 @@ struct Interval {
 /// What a mask does to a whole block of pairs.
 enum class Cover { none, some, all };
 
+/// Whether there are amounts so far above or below 0 that sums with them lose digits of scores.
+struct Far {
+  bool above = false, below = false;
+  bool any() const { return above || below; }
+};
+
 namespace detail {
+
+inline constexpr double far_amount = 1024;
 
 /// What makes scores the weights of a softmax again: A_ij = exp(s_ij - top_i) inverse_i, the maximum of a row and one
 /// over its sum. Two arrays of n numbers, as in one, the log-sum-exp, a float has lost the digits of the sum where
@@ -73,7 +81,7 @@ using PartsOfScores = std::array<ScorePart<S>, 2>;
 template <class M>
 struct Distances {
   static constexpr bool intervals = M::intervals, irregular = M::irregular, values = M::values, starts = M::starts,
-                        sinks = M::sinks;
+                        tables = M::tables, sinks = M::sinks;
 };
 template <class Mods>
 struct ModifiersOf {
@@ -88,6 +96,108 @@ struct ModifiersOf<Distances<M>> {
 template <class Mods>
 inline constexpr bool are_distances = ModifiersOf<Mods>::distances;
 
+/// Whether masks keep a pair.
+template <class Mods>
+bool keeps_place(const Mods& mods, const At& a) {
+  if constexpr (Mods::intervals) {
+    const Interval in = mods.interval(a);
+    if (a.k < in.begin || a.k >= in.end) return false;
+  }
+  if constexpr (Mods::irregular)
+    if (!mods.keep(a)) return false;
+  return true;
+}
+
+/// Finds for every query of a head the key that amounts of tables are counted from. Biases near the lowest number of
+/// all keys that a row sees would swallow the scores that they are added to; what they have in common changes no
+/// weight and is left out. A key serves that need not be seen, nor be one row's own: what is seen must have amounts
+/// near its own. As a rule no key is wanted, and of a row one pair is looked at, or none of a head.
+template <class S, class Mods>
+class References {
+ public:
+  References(Arena& arena, const Mods& mods, const At& at, const Far& far)
+      : mods_(mods), at_(at), far_(far), amounts_(alike ? arena.take<S>(at.m) : nullptr) {}
+
+  /// The key for row i, -1: none, as amounts are not far; `before` is what the row before it had.
+  Index of_row(Index i, Index before) {
+    constexpr int most_tries = 8;  // each ends at a higher amount; few are that far apart
+    Index from = before;
+    for (int tries = 0; tries < most_tries; ++tries) {
+      const Seen seen = highest(i, from);
+      if (seen.key < 0 && from < 0) return from;
+      if (seen.key >= 0 && is_near(seen.amount)) return from;
+      from = tries == 0 && before >= 0 ? -1 : seen.key;
+    }
+    return from;
+  }
+
+ private:
+  static constexpr bool alike = !Mods::values;  // amounts are those of keys, the same for all rows
+  struct Seen {
+    Index key = -1;
+    S amount = S(0);
+  };
+  static bool is_near(const S& amount) { return amount > S(-far_amount) && amount < S(far_amount); }
+
+  /// Of the keys that row i sees the one with the highest amount, as counted from key `from`.
+  Seen highest(Index i, Index from) {
+    At a = at_;
+    a.q = i;
+    Interval in{0, a.m};
+    if constexpr (Mods::intervals) in = mods_.interval(a);
+    const Index begin = std::max<Index>(0, in.begin), end = std::min(a.m, in.end);
+    const S most = -minus_infinity<S>();
+    Seen seen;
+    const auto look = [&](Index j, const S& amount) {
+      if (!(amount < most && -most < amount) || (seen.key >= 0 && !(seen.amount < amount))) return;
+      a.k = j;
+      if (keeps_place(mods_, a) && !(mods_.value(S(0), a) == minus_infinity<S>())) seen = {j, amount};
+    };
+    const bool any_will_do = from < 0 && !far_.above;  // that is near, as none is much higher
+    if (any_will_do && last_ >= begin && last_ < end) look(last_, amount(i, last_, from));
+    for (Index j = begin; j < end && !(any_will_do && seen.key >= 0 && is_near(seen.amount)); ++j)
+      look(j, amount(i, j, from));
+    last_ = seen.key;
+    return seen;
+  }
+  S amount(Index i, Index j, Index from) {
+    At a = at_;
+    if constexpr (alike) {
+      if (from != counted_from_)
+        for (a.k = 0; a.k < a.m; ++a.k) amounts_[a.k] = mods_.template above<S>(a, from);
+      counted_from_ = from;
+      return amounts_[j];
+    }
+    a.q = i, a.k = j;
+    return mods_.template above<S>(a, from);
+  }
+
+  const Mods& mods_;
+  At at_;
+  Far far_;
+  S* amounts_;
+  Index counted_from_ = -2, last_ = -1;
+};
+
+/// The keys of all rows, at of the head; null: no row has one, and amounts may be added to scores one by one.
+template <class S, class Mods>
+const Index* references(Arena& arena, const Mods& mods, const At& at) {
+  if constexpr (Mods::tables) {
+    const Far far = mods.template far<S>(at);
+    if (!far.any() || at.n == 0) return nullptr;
+    Index* keys = arena.take<Index>(at.n);
+    References<S, Mods> find(arena, mods, at, far);
+    bool any = mods.sums_tables();
+    for (Index i = 0; i < at.n; ++i) {
+      const bool alike = !Mods::values && !Mods::intervals && !Mods::irregular && i > 0;  // rows see and add the same
+      keys[i] = alike ? keys[0] : find.of_row(i, i == 0 ? -1 : keys[i - 1]);
+      any = any || keys[i] >= 0;
+    }
+    return any ? keys : nullptr;
+  }
+  return nullptr;
+}
+
 /// The scores of one head, in natural units; bias (one number a key) may be null. Where parts are given (by_pair) they
 /// say what a score is, and scale is that of the gradients alone.
 template <class S, class Mods>
@@ -96,10 +206,10 @@ struct Scores {
   S scale = S(1);
   const S* bias = nullptr;
   const typename ModifiersOf<Mods>::type* mods = nullptr;
-  At at;           // batch and head
-  S level = S(0);  // what all keys have in common, taken off their additive part; set by settle()
+  At at;  // batch and head
   PartsOfScores<S> parts = {};
   View<S> middle_q = {}, middle_k = {};  // q and k, parts with halves about their middle; empty if there is none
+  const Index* from = nullptr;  // for every query the key that amounts are counted from, see References; or none
   bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
   bool near_alone() const { return are_distances<Mods> && middle_q.data != nullptr; }
   /// The rows that products are made of.
@@ -113,9 +223,15 @@ struct Scores {
   bool can_mask() const {
     return Mods::intervals || Mods::irregular || Mods::values || bias != nullptr || Mods::starts;
   }
-  /// Before a sweep: biases near the lowest number of all keys would swallow the scores that they are added to. Their
-  /// common part changes no weight and is left out; a log-sum-exp that is shown gets it back.
-  void settle() { level = mods->template level<S>(place(0, 0)); }
+  /// Before a sweep, whose arena it is. What rows leave out a log-sum-exp that is shown gets back.
+  void settle(Arena& arena) { from = references<S>(arena, *mods, place(0, 0)); }
+  /// Whether rows of [q0, q0 + nq) count amounts of keys from different ones, so that `starts` does not serve them all.
+  bool mixed(Index q0, Index nq) const {
+    if constexpr (Mods::tables && Mods::starts && !Mods::values) {
+      if (from != nullptr) return std::any_of(from + q0, from + q0 + nq, [&](Index key) { return key != from[q0]; });
+    }
+    return false;
+  }
 
   /// Every key that some query of [q0, q1) may see: intervals move one way with the query.
   Interval hull(Index q0, Index q1) const {
@@ -129,36 +245,41 @@ struct Scores {
 
   /// The additive part of keys [k0, k0 + nk) as seen by queries counted from q0. Only minus infinity is no key: what
   /// would become it by a sum stays the lowest number.
-  void starts(Index q0, Index k0, Index nk, S* out) const {
+  void starts(Index q0, Index k0, Index nk, S* out) const { starts(q0, k0, nk, out, q0); }
+  /// The same for row i alone.
+  void starts(Index q0, Index k0, Index nk, S* out, Index i) const {
     if (bias)
       copy_row<Native<S>>(bias + k0, out, nk);
     else
       std::fill(out, out + nk, S(0));
     if constexpr (Mods::starts && !Mods::values) {
-      const S lowest = lowest_number<S>(), none = minus_infinity<S>();
-      for (Index r = 0; r < nk; ++r) {
-        const S added = mods->template start<S>(place(q0, k0 + r), q0);
-        if (out[r] == none || added == none)
-          out[r] = none;
-        else
-          out[r] = std::max(out[r] + (added - level), lowest);
-      }
+      const auto add = [&](const auto& start) {
+        const S lowest = lowest_number<S>(), none = minus_infinity<S>();
+        for (Index r = 0; r < nk; ++r) {
+          const S added = start(place(q0, k0 + r));
+          if (out[r] == none || added == none)
+            out[r] = none;
+          else
+            out[r] = std::max(out[r] + added, lowest);
+        }
+      };
+      if (from == nullptr)
+        add([&](const At& a) { return mods->template start<S>(a, q0); });
+      else
+        add([&](const At& a) { return mods->template start<S>(a, q0, from[i]); });
     }
   }
-  /// What `starts` leaves out beside the level, as it is the same for all keys of a row; to be taken off a maximum.
+  /// What `starts` leaves out besides, as it is the same for all keys of a row; to be taken off a maximum.
   S shift(Index i, Index q0) const {
     if constexpr (Mods::starts && !Mods::values) return mods->template shift<S>(place(i, 0), q0);
     return S(0);
   }
-  bool kept(Index i, Index j) const {
-    const At a = place(i, j);
-    if constexpr (Mods::intervals) {
-      const Interval in = mods->interval(a);
-      if (j < in.begin || j >= in.end) return false;
-    }
-    if constexpr (Mods::irregular)
-      if (!mods->keep(a)) return false;
-    return true;
+  bool kept(Index i, Index j) const { return keeps_place(*mods, place(i, j)); }
+  /// The score of a pair, from what it is before modifiers.
+  S value(S s, Index i, Index j) const {
+    if constexpr (Mods::tables)
+      if (from != nullptr) return mods->value(s, place(i, j), from[i]);
+    return mods->value(s, place(i, j));
   }
   /// Whether a pair counts: no mask drops it, and nothing adds minus infinity to its score.
   bool keeps(Index i, Index j) const {
@@ -172,6 +293,32 @@ template <class S>
 struct Tile {
   S* data;
   Index ld, q0, nq, k0, nk;
+};
+
+/// Of rows that are mixed the additive parts, row by row, into a tile that is as wide as so many vectors. buffer: of a
+/// row.
+template <class P, bool KeysAreLanes, class Mods>
+void starts_by_row(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t, Index vectors,
+                   typename P::Scalar* buffer) {
+  using S = typename P::Scalar;
+  for (Index i = 0; i < (KeysAreLanes ? t.nq : vectors * P::lanes); ++i) {
+    if (i < t.nq) scores.starts(t.q0, t.k0, t.nk, buffer, t.q0 + i);
+    for (Index j = 0; j < (KeysAreLanes ? vectors * P::lanes : t.nk); ++j)
+      t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = i < t.nq && j < t.nk ? buffer[j] : S(0);
+  }
+}
+
+/// scale times a product, added to what stands there.
+template <class P>
+struct AddScores {
+  using S = typename P::Scalar;
+  S* out;
+  Index ld;
+  S scale;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    S* p = out + r * ld + lane;
+    P::store(p, P::fma(acc, P::set(scale), P::load(p)));
+  }
 };
 
 /// Writes `fill` where a key's additive part is minus infinity: chosen, not summed, as inf - inf would be NaN.
@@ -249,17 +396,22 @@ void value_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typen
   using S = typename P::Scalar;
   const auto mods = *scores.mods;
   const Index outer = KeysAreLanes ? t.nq : t.nk, inner = KeysAreLanes ? t.nk : t.nq;
-  At a = scores.place(t.q0, t.k0);
-  for (Index o = 0; o < outer; ++o) {
-    S* row = t.data + o * t.ld;
-    (KeysAreLanes ? a.q : a.k) = (KeysAreLanes ? t.q0 : t.k0) + o;
-    const Index first = KeysAreLanes ? t.k0 : t.q0;
-    for (Index l = 0; l < inner; ++l) {
-      At here = a;
-      (KeysAreLanes ? here.k : here.q) = first + l;
-      row[l] = mods.value(row[l], here);
+  const auto each = [&](const auto& value) {
+    At a = scores.place(t.q0, t.k0);
+    for (Index o = 0; o < outer; ++o) {
+      S* row = t.data + o * t.ld;
+      (KeysAreLanes ? a.q : a.k) = (KeysAreLanes ? t.q0 : t.k0) + o;
+      const Index first = KeysAreLanes ? t.k0 : t.q0;
+      for (Index l = 0; l < inner; ++l) {
+        At here = a;
+        (KeysAreLanes ? here.k : here.q) = first + l;
+        row[l] = value(row[l], here);
+      }
     }
-  }
+  };
+  if constexpr (Mods::tables)
+    if (scores.from != nullptr) return each([&](S s, const At& a) { return mods.value(s, a, scores.from[a.q]); });
+  each([&](S s, const At& a) { return mods.value(s, a); });
 }
 
 }  // namespace detail

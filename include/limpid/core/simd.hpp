@@ -80,6 +80,16 @@ inline constexpr bool quick_memory = true;
 inline constexpr bool quick_memory = false;
 #endif
 
+/// The same number, rounded by itself: a compiler that may reassociate (-funsafe-math-optimizations) would take it
+/// apart. Goes through memory.
+template <class S>
+LIMPID_INLINE S apart(S s) {
+#if defined(__GNUC__)
+  if constexpr (std::is_floating_point_v<S>) asm("" : "+m"(s));
+#endif
+  return s;
+}
+
 /// The width-one policy.
 template <class S>
 struct OneLane {

@@ -174,12 +174,14 @@ class SmoothBlock {
       if constexpr (Mods::irregular)
         if (scores_.mods->cover(scores_.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile_, width, first, rows, b, nk};
+      const bool mixed = scores_.mixed(first, rows);
+      if (mixed) starts_by_row<P, false>(scores_, t, vectors, start_);
       scores_.starts(first, b, nk, start_);
       const S* panel = qt_ + p * d * width;
       S *top = top_ + p * width, *sum = sum_ + p * width;
       if constexpr (Online || Mods::values) {
-        if (scores_.by_pair())
-          distances(t, vectors, panel);
+        if (scores_.by_pair() || mixed)
+          scores_by_pair(t, vectors, panel, mixed);
         else
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
                                  StoreScores<P>{tile_, width, scores_.scale, start_});
@@ -195,8 +197,8 @@ class SmoothBlock {
             online_step<P, 1>(tile_ + l, width, nk, top + l, sum + l, alpha_ + l, part(p, b, nk));
         }
       } else {
-        if (scores_.by_pair()) {
-          distances(t, vectors, panel);
+        if (scores_.by_pair() || mixed) {
+          scores_by_pair(t, vectors, panel, mixed);
           weights_from_scores<P>(tile_, width, nk, vectors, top);
         } else {
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
@@ -232,12 +234,14 @@ class SmoothBlock {
   }
 
  private:
-  /// The scores of a tile where they are summed by pair.
-  void distances(const Tile<S>& t, Index vectors, const S* panel) {
-    if constexpr (are_distances<Mods>) {
-      const View<S> k = scores_.product_k();
-      tile_by_pair<P, false>(scores_, t, vectors, k.row(t.k0), k.stride, panel, start_);
-    }
+  /// The scores of a tile where distances are summed by pair, or rows are mixed: then it holds their additive parts.
+  void scores_by_pair(const Tile<S>& t, Index vectors, const S* panel, bool mixed) {
+    const View<S> k = scores_.product_k();
+    if constexpr (are_distances<Mods>)
+      if (scores_.by_pair())
+        return tile_by_pair<P, false>(scores_, t, vectors, k.row(t.k0), k.stride, panel, mixed ? nullptr : start_);
+    product<P, Walk::rows>(t.nk, vectors, k.cols, k.row(t.k0), k.stride, panel, width,
+                           AddScores<P>{tile_, width, scores_.scale});
   }
   Index first_of(Index p) const { return q0_ + p * width; }
   Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }
@@ -265,8 +269,8 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   Arena& common = context.arena();
   ArenaScope scope(common);
   const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
-  const bool few =
-      !maps[0].scores.by_pair() && FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
+  const bool few = !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
+                   FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
   bool wanted = !few;
   if constexpr (P::lanes > 1)

@@ -196,6 +196,9 @@ struct Aot {
     if (in.eta.given() && (in.eta.rows != 1 || in.eta.cols != 1))
       detail::raise(std::string(layer) + ": eta is " + detail::shape_text(in.eta.rows, in.eta.cols) + ", wanted 1 x 1");
     detail::check_parameters(layer, "eta", in.eta);
+    if (!detail::are_factors(step(in)))
+      detail::raise(std::string(layer) + ": eta is " + detail::number_text(step(in)) + ", wanted at most " +
+                    detail::number_text(detail::largest_factor<S>()) + " in size");
     if (!norm && (in.gamma.given() || in.beta.given()))
       detail::raise(std::string(layer) + ": gamma or beta is given, but norm is false");
     detail::check_norm<S>(layer, in.x, in.gamma, in.beta, eps);

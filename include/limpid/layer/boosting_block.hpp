@@ -35,9 +35,9 @@ struct BoostingBlockNumbers {
     if (in.rho.given()) rho = in.rho(0, 0);
     check_parameters("boosting block", "tau", in.tau), check_parameters("boosting block", "rho", in.rho);
     kappa = tau * rho + tau - S(1);
-    if (!row_is_finite(&kappa, 1))
+    if (!are_factors(tau, rho, kappa))
       raise("boosting block: tau is " + number_text(tau) + " and rho " + number_text(rho) +
-            ", wanted numbers whose product is finite");
+            ", wanted numbers that are at most " + number_text(largest_factor<S>()) + " in size, their product too");
   }
 };
 

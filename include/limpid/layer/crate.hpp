@@ -185,9 +185,11 @@ struct Ista {
       raise("ista: dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
             shape_text(in.x.cols, in.x.cols) + ", square as x has columns");
     detail::check_rows("ista", in);
-    if (const S least = value(in.eta, eta) * value(in.lambda, lambda); !detail::row_is_finite(&least, 1))
-      raise("ista: eta is " + detail::number_text(value(in.eta, eta)) + " and lambda " +
-            detail::number_text(value(in.lambda, lambda)) + ", wanted numbers whose product is finite");
+    const S step = value(in.eta, eta), threshold = value(in.lambda, lambda);
+    if (!detail::are_factors(step, threshold, step * threshold))
+      raise("ista: eta is " + detail::number_text(step) + " and lambda " + detail::number_text(threshold) +
+            ", wanted numbers that are at most " + detail::number_text(detail::largest_factor<S>()) +
+            " in size, their product too");
     if (out.rows != in.x.rows || out.cols != in.x.cols)
       raise(std::string("ista: ") + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
             shape_text(in.x.rows, in.x.cols) + " as x");

@@ -55,10 +55,10 @@ struct Boosting {
       detail::raise(std::string(name) + ": rho is given, but only the scheme sos has one");
     detail::check_parameters(name, "tau", head.tau), detail::check_parameters(name, "rho", head.rho);
     const auto r = recurrence(head);
-    if (!detail::row_is_finite(&r.z, 1))
-      detail::raise(std::string(name) + ": tau is " + detail::number_text(r.s) + " and rho " +
-                    detail::number_text(head.rho.given() ? head.rho(0, 0) : decltype(r.s)(1)) +
-                    ", wanted numbers whose product is finite");
+    if (!detail::stays_in_range(r))
+      detail::raise(std::string(name) + ": tau is " + detail::number_text(r.s) + ", rho " +
+                    detail::number_text(head.rho.given() ? head.rho(0, 0) : decltype(r.s)(1)) + " and steps " +
+                    detail::text_of(options.steps) + ", wanted numbers whose products and powers do not overflow");
     score.check(name, dims, head);
   }
   template <class In>
@@ -162,8 +162,8 @@ struct Boosting {
 /// the last in a pull_back of inner width (sweeps) dv. Memory O(n (d + (T + 1) dv)). Effective map and relevance as in
 /// twicing(). Golden cases: double within 2e-14 of the largest entry, float within 3 times the error of the plain float
 /// formula (gradients of tau and rho, sums that mostly cancel, are as exact as its on average). Throws ShapeError where
-/// shapes do not fit, n and m differ, steps is negative or above 2^20, tau or rho is not finite, or rho is given to a
-/// scheme without one.
+/// shapes do not fit, n and m differ, steps is negative or above 2^20, tau or rho is not finite or so large that steps
+/// overflow, or rho is given to a scheme without one.
 template <class Score>
 auto boosting(const Softmax<Score>& map, BoostingOptions options = {}) {
   return Boosting<Score>{map.score, options};

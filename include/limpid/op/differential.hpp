@@ -107,13 +107,17 @@ struct LambdaMix {
     check_scalar(name, "z", in.z);
     check_pair(name, "lambda_q1", "lambda_k1", in.lambda_q1, in.lambda_k1);
     check_pair(name, "lambda_q2", "lambda_k2", in.lambda_q2, in.lambda_k2);
-    if (vectors == 0) return;
     using S = typename decltype(In::q)::Scalar;
+    if (in.lambda.given() && row_is_finite(in.lambda.data, 1) && !are_factors(in.lambda(0, 0)))
+      raise(op + (": lambda is " + number_text(in.lambda(0, 0)) + ", wanted at most " +
+                  number_text(largest_factor<S>()) + " in size"));
+    if (vectors == 0) return;
     check_parameters(op, "lambda_q1", in.lambda_q1), check_parameters(op, "lambda_k1", in.lambda_k1);
     check_parameters(op, "lambda_q2", in.lambda_q2), check_parameters(op, "lambda_k2", in.lambda_k2);
     const S lambda = lambda_from<S>(LambdaMix::vectors(in), 0);
-    if (!row_is_finite(&lambda, 1))
-      raise(op + (": the four vectors of lambda make " + number_text(lambda) + ", wanted a finite number"));
+    if (!are_factors(lambda))
+      raise(op + (": the four vectors of lambda make " + number_text(lambda) + ", wanted a number of at most " +
+                  number_text(largest_factor<S>()) + " in size"));
   }
 
   template <class S, class In>

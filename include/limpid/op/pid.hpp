@@ -182,10 +182,10 @@ struct Pid {
     if (!(options.ema > 0 && options.ema <= 1))
       raise(op + ": ema is " + std::to_string(options.ema) + ", wanted a number in (0, 1]");
     using S = typename decltype(In::v)::Scalar;
-    detail::check_finite<S>(op, "lambda_p", options.lambda_p);
-    detail::check_finite<S>(op, "lambda_i", options.lambda_i);
-    detail::check_finite<S>(op, "lambda_d", options.lambda_d);
-    detail::check_finite<S>(op, "beta", options.beta);
+    detail::check_factor<S>(op, "lambda_p", options.lambda_p);
+    detail::check_factor<S>(op, "lambda_i", options.lambda_i);
+    detail::check_factor<S>(op, "lambda_d", options.lambda_d);
+    detail::check_factor<S>(op, "beta", options.beta);
     detail::visit_pid_gains([&](const char* field, Role, const auto& x) { detail::check_scalar(name, field, x); },
                             head);
     detail::visit_pid_state(
@@ -203,12 +203,13 @@ struct Pid {
       raise(op + ": n is " + text_of(dims.n) + " and m " + text_of(dims.m) +
             ", wanted n <= m, as each query's own value is controlled");
     const detail::PidController<S> c(options, head);
-    const S numbers[] = {c.on_error(), c.on_v(), c.on_r()};
-    if (detail::row_is_finite(&c.p, 1) && detail::row_is_finite(&c.i, 1) && detail::row_is_finite(&c.d, 1) &&
-        detail::row_is_finite(&c.beta, 1) && !detail::row_is_finite(numbers, 3))
+    const S gains[] = {c.p, c.i, c.d, c.beta};
+    if (detail::row_is_finite(gains, 4) &&
+        !detail::are_factors(c.p, c.i, c.d, c.beta, c.p + c.i, c.p + c.i + c.d, c.beta * c.p, c.beta * (c.p + c.i)))
       raise(op + ": lambda_p is " + detail::number_text(c.p) + ", lambda_i " + detail::number_text(c.i) +
             ", lambda_d " + detail::number_text(c.d) + " and beta " + detail::number_text(c.beta) +
-            ", wanted numbers whose sums and products are finite");
+            ", wanted numbers that are at most " + detail::number_text(detail::largest_factor<S>()) +
+            " in size, their sums and products too");
   }
   template <class In>
   Index out_width(const In& head) const {
@@ -325,9 +326,9 @@ struct Pid {
 /// {.beta = 1}), pid(nlm(), {.variant = PidVariant::lagged_ema}).
 ///
 /// Kept: the row log-sum-exp and A V. Cost of the map plus 10 n dv flop. Throws ShapeError where shapes do not fit,
-/// where state is given without reference, and for an ema outside (0, 1]. The paper's stability results are of
-/// continuous depth: a step of the P term takes an eigenvalue mu of A to mu - lambda_p and shrinks only where that is
-/// inside (-1, 1).
+/// where state is given without reference, for an ema outside (0, 1], and for gains so large that their sums or
+/// products with beta overflow. The paper's stability results are of continuous depth: a step of the P term takes an
+/// eigenvalue mu of A to mu - lambda_p and shrinks only where that is inside (-1, 1).
 template <class Score>
 auto pid(const Softmax<Score>& map, PidOptions options = {}) {
   return Pid<Score>{map.score, options};

@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "../score/kernel.hpp"
 #include "softmax.hpp"
 
@@ -264,6 +267,19 @@ struct RecurrenceKeep {
     f(Kept::rows, (op.steps() + 1) * head.v.cols, false, k.kept...);
   }
 };
+
+/// Whether steps stay in range of the scalar where the map has the eigenvalues 0 and 1, as maps nearly have: elsewhere,
+/// what rounding leaves in such a direction would overflow after so many.
+template <class S>
+bool stays_in_range(const Recurrence<S>& r) {
+  if (r.steps == 0) return true;
+  if (!are_factors(r.z, r.s, r.s * r.x, r.s * r.y)) return false;
+  if constexpr (std::is_constructible_v<double, S> && std::numeric_limits<S>::is_specialized) {
+    const double growth = std::max({1.0, std::abs(double(r.z)), std::abs(double(r.s * r.y + r.z))});
+    return double(r.steps) * std::log2(growth) <= std::log2(largest_factor<S>());
+  }
+  return true;
+}
 
 inline void check_square(const char* op, const Dims& dims) {
   if (dims.n != dims.m)

@@ -32,7 +32,12 @@ struct Twicing {
   void check(const Dims& dims, const In& head) const {
     detail::check_square(name, dims);
     detail::check_steps(name, "order", order);
-    detail::check_factor<typename decltype(In::q)::Scalar>(name, "alpha", alpha);
+    using S = typename decltype(In::q)::Scalar;
+    detail::check_factor<S>(name, "alpha", alpha);
+    if (!detail::stays_in_range(recurrence<S>()))
+      detail::raise(std::string(name) + ": alpha is " + detail::number_text(alpha) + " and order " +
+                    detail::text_of(order) + ", wanted (1 - alpha)^order to be at most " +
+                    detail::number_text(detail::largest_factor<S>()) + " in size");
     score.check(name, dims, head);
   }
   template <class In>
@@ -114,7 +119,7 @@ struct Twicing {
 /// order 1); backward order sweeps of A^T and a pull_back of inner width (order + 1) dv, which does one more: 16
 /// against 10 n^2 d flop at order 1 and dv = d. Memory O(n (d + (order + 1) dv)). Golden cases: double within 1e-15 of
 /// the largest entry, float within 3 times the error of the plain float formula. Throws ShapeError where shapes do not
-/// fit, n and m differ, or order is negative or above 2^20.
+/// fit, n and m differ, order is negative or above 2^20, or alpha so large that (1 - alpha)^order overflows.
 ///
 /// Limits: eigenvalues go l -> 1 - (1 - l)^2. This sharpens a spectrum in [0, 1], as nlm() with k = q has; a softmax
 /// map may have negative eigenvalues, and these grow, at worst from -1 to -3.
@@ -258,8 +263,9 @@ class TwicingCache {
   template <class P>
   static void row(Arena& arena, const Op& op, const Inputs<Op, S>& head, MutView<S> residuals, MutView<S> out, At at) {
     using std::exp;
-    const auto prepared = op.score.prepare(arena, head, at);
-    const auto& s = prepared.scores;
+    auto prepared = op.score.prepare(arena, head, at);
+    auto& s = prepared.scores;
+    s.settle(arena);
     const Index m = at.m, dv = head.v.cols, now = m - 1;
     S* a = arena.take<S>(m);
     if (s.by_pair())
@@ -269,7 +275,7 @@ class TwicingCache {
     S top = detail::minus_infinity<S>(), total(0);
     for (Index j = 0; j < m; ++j) {
       const S score = (s.by_pair() ? a[j] : a[j] * s.scale) + (s.bias ? s.bias[j] : S(0));
-      a[j] = s.kept(0, j) ? s.mods->value(score, s.place(0, j)) : detail::minus_infinity<S>();
+      a[j] = s.kept(0, j) ? s.value(score, 0, j) : detail::minus_infinity<S>();
       if (!(a[j] <= top)) top = a[j];  // a NaN that is kept shows
     }
     for (Index j = 0; j < m; ++j) total += a[j] = a[j] == detail::minus_infinity<S>() ? S(0) : exp(a[j] - top);

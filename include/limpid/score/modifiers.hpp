@@ -23,6 +23,7 @@ struct Modifier {
   static constexpr bool irregular = false;  ///< a mask that must be asked pair by pair
   static constexpr bool values = false;     ///< changes a score by more than an amount per key
   static constexpr bool starts = false;     ///< adds an amount per key (up to a constant of the row)
+  static constexpr bool tables = false;     ///< may add entries of an array of the user's, which may be any numbers
   static constexpr bool sinks = false;      ///< may collect a gradient of its own
   Interval interval(const At& a) const { return {0, a.m}; }
   bool keep(const At&) const { return true; }
@@ -43,10 +44,18 @@ struct Modifier {
   S shift(const At&, Index) const {
     return S(0);
   }
-  /// What all keys of a batch item have in common in `start`, where that is so much that sums with it lose digits.
+  /// Whether a value is the score plus an amount that does not hang on it.
+  bool adds() const { return false; }
+  /// Whether that amount is an entry of a table.
+  bool is_table() const { return false; }
+  /// What a table adds to the score of a pair, and whether any entry for this head and item is far.
   template <class S>
-  S level(const At&) const {
+  S amount(const At&) const {
     return S(0);
+  }
+  template <class S>
+  Far far(const At&) const {
+    return {};
   }
   template <class S>
   void sink(const At&, S, S*) const {}
@@ -78,6 +87,51 @@ S plus(S s, S amount) {
   if (sum < lowest && !(s < lowest)) return lowest;
   if (sum > -lowest && !(s > -lowest) && !(amount > -lowest)) return -lowest;
   return sum;
+}
+
+/// A number of the user's as the scalar of the scores. One that is finite stays finite: a double below all floats is no
+/// mask, nor is one above them infinite.
+template <class S, class X>
+LIMPID_INLINE S taken(const X& x) {
+  using Theirs = std::numeric_limits<X>;
+  using Own = std::numeric_limits<S>;
+  if constexpr (std::is_floating_point_v<X> && Own::is_specialized && Theirs::max_exponent > Own::max_exponent) {
+    constexpr X most = X(Own::max());
+    if (x > most && x <= Theirs::max()) return Own::max();
+    if (x < -most && x >= Theirs::lowest()) return Own::lowest();
+  }
+  return S(x);
+}
+
+/// A product that overflows is the largest number of its sign.
+template <class S>
+S finite_product(S a, S b) {
+  const S product = a * b, most = -lowest_number<S>();
+  if (product > most && !(a > most)) return most;
+  return product < -most && !(a < -most) ? -most : product;
+}
+
+/// Whether any of count numbers is far; those that are not finite are not.
+template <class S>
+Far far_of(const S* numbers, Index count) {
+  using P = Native<S>;
+  const auto look = [&](auto policy, Index c, auto& up, auto& down) {
+    using L = decltype(policy);
+    const auto zero = L::set(S(0)), x = L::load(numbers + c), size = L::if_less(x, zero, zero - x, x);
+    const auto finite = L::if_less(size, L::set(-minus_infinity<S>()), x, zero);
+    up = L::max(up, finite), down = L::max(down, zero - finite);
+  };
+  auto up = P::set(S(0)), down = up;
+  S most(0), least(0);
+  Index c = 0;
+  for (; c + P::lanes <= count; c += P::lanes) look(P{}, c, up, down);
+  for (; c < count; ++c) look(OneLane<S>{}, c, most, least);
+  S lane[P::lanes];
+  P::store(lane, P::largest(up));
+  most = std::max(most, lane[0]);
+  P::store(lane, P::largest(down));
+  least = std::max(least, lane[0]);
+  return {!(most < S(far_amount)), !(least < S(far_amount))};
 }
 
 [[noreturn, gnu::cold]] inline void raise_modifier(const char* op, const char* name, Index rows, Index cols,
@@ -260,15 +314,18 @@ detail::NotMask<A> operator!(A a) {
   return detail::NotMask<A>(std::move(a));
 }
 
-/// S + f(at); minus infinity masks the pair. No gradient reaches what f looks at: see bias for a table that learns.
+/// S + f(at); minus infinity masks the pair, and a finite number beyond the scalar of the scores counts as its largest
+/// of that sign. No gradient reaches what f looks at: see bias for a table that learns. Amounts are added to scores as
+/// they are, as nothing is known of f: where all keys that a row sees have the lowest number, they count alike.
 template <class F>
 struct Additive : Modifier {
   static constexpr bool values = true;
   F f;
   explicit Additive(F f_) : f(std::move(f_)) {}
+  bool adds() const { return true; }
   template <class S>
   S value(S s, const At& a) const {
-    return detail::plus(s, S(f(a)));
+    return detail::plus(s, detail::taken<S>(f(a)));
   }
 };
 template <class F>
@@ -279,6 +336,9 @@ Additive<F> additive(F f) {
 struct NoDerivative {};
 
 /// A score function of the user's own: f(s, at), and its derivative df(s, at) with respect to s for the backward pass.
+/// Minus infinity masks the pair; a finite number beyond the scalar of the scores counts as its largest of that sign.
+/// Where biases come before it, f is given the rounded sums: with the lowest number on all keys that a row sees, these
+/// are all alike. Biases that come after it have their say, see KeyBias.
 template <class F, class D>
 struct ScoreFunction : Modifier {
   static constexpr bool values = true;
@@ -287,13 +347,13 @@ struct ScoreFunction : Modifier {
   ScoreFunction(F f_, D df_) : f(std::move(f_)), df(std::move(df_)) {}
   template <class S>
   S value(S s, const At& a) const {
-    return S(f(s, a));
+    return detail::taken<S>(f(s, a));
   }
   template <class S>
   S slope(S s, const At& a) const {
     static_assert(!std::is_same_v<D, NoDerivative>,
                   "limpid: backward needs the derivative of the score function; write score_mod(f, df)");
-    if constexpr (!std::is_same_v<D, NoDerivative>) return S(df(s, a));
+    if constexpr (!std::is_same_v<D, NoDerivative>) return detail::taken<S>(df(s, a));
     return s;
   }
 };
@@ -303,32 +363,32 @@ ScoreFunction<F, D> score_mod(F f, D df = {}) {
 }
 
 /// S + b_j for every key: b is 1 x m, or B x m for one row a batch item. db the same shape, added to: db_j += sum_i
-/// dS_ij. Minus infinity, and nothing else, masks a key: where even the largest finite b_j is far from 0, as the lowest
-/// number that some models write for a mask is, differences of b count, not their rounded sums with S.
+/// dS_ij. Minus infinity, and nothing else, masks a key. Where all keys that a row sees have biases far from 0, as the
+/// lowest number that some models write for a mask is, differences of b count, not their rounded sums with S; so it is
+/// with relative() and bias() too, and with several of them.
 template <class S>
 struct KeyBias : Modifier {
-  static constexpr bool starts = true, sinks = true;
+  static constexpr bool starts = true, tables = true, sinks = true;
   View<S> b;
   MutView<S> db;
   Index row(const At& a) const { return b.rows == 1 ? 0 : a.batch; }
+  bool adds() const { return true; }
+  bool is_table() const { return true; }
+  template <class T>
+  T amount(const At& a) const {
+    return detail::taken<T>(b(row(a), a.k));
+  }
   template <class T>
   T value(T s, const At& a) const {
-    return detail::plus(s, T(b(row(a), a.k)));
+    return detail::plus(s, amount<T>(a));
   }
   template <class T>
   T start(const At& a, Index) const {
-    return T(b(row(a), a.k));
+    return amount<T>(a);
   }
   template <class T>
-  T level(const At& a) const {
-    constexpr double far = 1024;
-    const T none = detail::minus_infinity<T>();
-    T most = none;
-    for (Index j = 0; j < b.cols; ++j) {
-      const T one = T(b(row(a), j));
-      if (one < -none && most < one) most = one;
-    }
-    return most == none || (most < T(far) && most > T(-far)) ? T(0) : most;
+  Far far(const At& a) const {
+    return detail::far_of(b.row(row(a)), b.cols);
   }
   template <class T>
   void sink(const At& a, T ds, T* sum) const {
@@ -362,7 +422,8 @@ KeyBias<typename std::remove_cvref_t<B>::Scalar> key_bias(B&& b, DB&& db) {
 
 /// ALiBi (Press, Smith, Lewis 2022, arXiv 2108.12409): S - slope (p_i - j), p_i the query's position; slopes is a row
 /// or column of H numbers, or one for all heads. Meant for causal use; the symmetric form |p_i - j| is our own
-/// extension. dslope += - sum_ij dS_ij gap_ij. Slopes are finite numbers.
+/// extension. dslope += - sum_ij dS_ij gap_ij. Slopes are numbers whose products with gaps are finite, else ShapeError;
+/// scores that would fall below all numbers stay the lowest, and are not masked.
 template <class S, bool Symmetric>
 struct Alibi : Modifier {
   static constexpr bool values = Symmetric, starts = !Symmetric, sinks = true;
@@ -374,18 +435,29 @@ struct Alibi : Modifier {
     const T g = T(a.position() - a.k);
     return Symmetric && g < T(0) ? -g : g;
   }
+  bool adds() const { return true; }
+  template <class T>
+  T slope_at(const At& a) const {
+    if constexpr (std::is_same_v<S, T> || !std::is_constructible_v<double, T>) {
+      return T(slope_of(a.head));  // its products with gaps are finite, see check
+    } else {
+      const double most = detail::largest_factor<T>() * 0x1p20 / double(a.n + a.m + 1);
+      const double slope = double(slope_of(a.head));
+      return T(slope > most ? most : (slope < -most ? -most : slope));
+    }
+  }
   template <class T>
   T value(T s, const At& a) const {
-    return s - T(slope_of(a.head)) * gap<T>(a);
+    return detail::plus(s, -slope_at<T>(a) * gap<T>(a));
   }
   // slope (j - p of the first query): small for near keys, so that float keeps its digits; the rest is a row constant
   template <class T>
   T start(const At& a, Index q0) const {
-    return T(slope_of(a.head)) * T(a.k - (q0 + a.m - a.n));
+    return slope_at<T>(a) * T(a.k - (q0 + a.m - a.n));
   }
   template <class T>
   T shift(const At& a, Index q0) const {
-    return T(slope_of(a.head)) * T(a.q - q0);
+    return slope_at<T>(a) * T(a.q - q0);
   }
   template <class T>
   void sink(const At& a, T ds, T* sum) const {
@@ -397,15 +469,19 @@ struct Alibi : Modifier {
   void flush(const At& a, const T* sum) const {
     *entry(dslopes, a.head) += S(*sum);
   }
-  void check(const char* op, Index, Index h, Index, Index) const {
+  void check(const char* op, Index, Index h, Index n, Index m) const {
     const Index count = slopes.rows * slopes.cols;
     if (count != 1 && count != h)
       detail::raise_modifier(op, "ALiBi slopes", slopes.rows, slopes.cols,
                              "one number a head, H = " + detail::text_of(h));
     if constexpr (std::is_constructible_v<double, S>)
       for (Index i = 0; i < count; ++i)
-        if (const double slope = double(*entry(slopes, i)); !std::isnan(slope))  // which comes out, as from any table
+        if (const double slope = double(*entry(slopes, i)); !std::isnan(slope)) {  // which comes out, as from any table
           detail::check_factor<S>(op, "an ALiBi slope", slope);
+          if (const double most = detail::largest_factor<S>() * 0x1p20 / double(n + m + 1); std::abs(slope) > most)
+            detail::raise(std::string(op) + ": an ALiBi slope is " + detail::number_text(slope) + ", wanted at most " +
+                          detail::number_text(most) + " in size, as gaps are that wide");
+        }
     if (dslopes.given() && dslopes.rows * dslopes.cols != count)
       detail::raise_modifier(op, "gradient of the ALiBi slopes", dslopes.rows, dslopes.cols,
                              detail::text_of(count) + " numbers");
@@ -457,18 +533,28 @@ struct ClipOffset {
 };
 
 /// S + table[map(j - p_i)], table 1 x L for all heads or H x L (Shaw et al. 2018, arXiv 1803.02155; T5 buckets are
-/// another map). dtable += the sum of dS over the pairs of an entry.
+/// another map). dtable += the sum of dS over the pairs of an entry. Entries far from 0 as in KeyBias.
 template <class S, class Map>
 struct Relative : Modifier {
-  static constexpr bool values = true, sinks = true;
+  static constexpr bool values = true, tables = true, sinks = true;
   View<S> table;
   MutView<S> dtable;
   Map map;
   Index entry(const At& a) const { return map(a.k - a.position(), table.cols); }
   Index row(const At& a) const { return table.rows == 1 ? 0 : a.head; }
+  bool adds() const { return true; }
+  bool is_table() const { return true; }
+  template <class T>
+  T amount(const At& a) const {
+    return detail::taken<T>(table(row(a), entry(a)));
+  }
   template <class T>
   T value(T s, const At& a) const {
-    return detail::plus(s, T(table(row(a), entry(a))));
+    return detail::plus(s, amount<T>(a));
+  }
+  template <class T>
+  Far far(const At& a) const {
+    return detail::far_of(table.row(row(a)), table.cols);
   }
   template <class T>
   void sink(const At& a, T ds, T* sum) const {
@@ -511,10 +597,11 @@ auto relative(A&& table, DA&& dtable, Map map = {}) {
 }
 
 /// S + table: a dense bias n x m for all, (H n) x m one a head, or (B H n) x m; dtable the same shape, added to.
-/// The one thing here that is n x m, because the user brought it.
+/// The one thing here that is n x m, because the user brought it. Every sweep looks it through for entries far from 0,
+/// which count as in KeyBias.
 template <class S>
 struct Bias : Modifier {
-  static constexpr bool values = true, sinks = true;
+  static constexpr bool values = true, tables = true, sinks = true;
   View<S> table;
   MutView<S> dtable;
   Index heads = 1, batch = 1;
@@ -522,9 +609,24 @@ struct Bias : Modifier {
     if (table.rows == a.n) return a.q;
     return table.rows == heads * a.n ? a.head * a.n + a.q : (a.batch * heads + a.head) * a.n + a.q;
   }
+  bool adds() const { return true; }
+  bool is_table() const { return true; }
+  template <class T>
+  T amount(const At& a) const {
+    return detail::taken<T>(table(row(a), a.k));
+  }
   template <class T>
   T value(T s, const At& a) const {
-    return detail::plus(s, T(table(row(a), a.k)));
+    return detail::plus(s, amount<T>(a));
+  }
+  template <class T>
+  Far far(At a) const {
+    Far all;
+    for (a.q = 0; a.q < a.n && !(all.above && all.below); ++a.q) {
+      const Far one = detail::far_of(table.row(row(a)), table.cols);
+      all = {all.above || one.above, all.below || one.below};
+    }
+    return all;
   }
   template <class T>
   void sink(const At& a, T ds, T*) const {
@@ -561,7 +663,8 @@ auto bias(A&& table, DA&& dtable) {
 template <class... M>
 struct Chain {
   static constexpr bool intervals = (M::intervals || ...), irregular = (M::irregular || ...),
-                        values = (M::values || ...), starts = (M::starts || ...), sinks = (M::sinks || ...);
+                        values = (M::values || ...), starts = (M::starts || ...), tables = (M::tables || ...),
+                        sinks = (M::sinks || ...);
   std::tuple<M...> parts;
 
   Interval interval(const At& a) const {
@@ -602,6 +705,59 @@ struct Chain {
     });
     return s;
   }
+  /// The same, of tables only what they have above their entries for key `from`: a number for the row, which changes no
+  /// weight, is left out. from < 0: nothing is.
+  template <class S>
+  S value(S s, const At& a, Index from) const {
+    const Index first = first_amount();
+    bool masked = false;
+    each_at([&](const auto& m, Index place) {
+      using One = std::remove_cvref_t<decltype(m)>;
+      if (One::is_mask || masked) return;
+      const bool table = One::tables && place >= first && m.is_table();
+      const S next = table ? m.template amount<S>(a) : m.value(s, a);
+      masked = next == detail::minus_infinity<S>();
+      if (!table) s = next;
+    });
+    return masked ? detail::minus_infinity<S>() : detail::plus(s, above<S>(a, from));
+  }
+  /// What tables after the last score function add to a pair, less what they add to the pair of key `from` (if that is
+  /// no key: nothing) in the same row. Each amount counts on its own, so that none is lost beside larger ones.
+  template <class S>
+  S above(const At& a, Index from) const {
+    constexpr double part = 1.0 / 256;  // as differences and sums of the largest numbers overflow
+    At other = a;
+    other.k = from;
+    const Index first = first_amount();
+    S sum(0);
+    each_at([&](const auto& m, Index place) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::tables) {
+        if (place < first || !m.is_table()) return;
+        const S one = S(part) * m.template amount<S>(a);
+        sum += detail::apart(from < 0 ? one : one - S(part) * m.template amount<S>(other));
+      }
+    });
+    return detail::finite_product(detail::apart(sum), S(1 / part));
+  }
+  /// Whether there are several such tables: their far amounts may cancel.
+  bool sums_tables() const {
+    const Index first = first_amount();
+    Index count = 0;
+    each_at([&](const auto& m, Index place) { count += place >= first && m.is_table() ? 1 : 0; });
+    return count > 1;
+  }
+  /// Whether there are any such amounts that are far.
+  template <class S>
+  Far far(const At& a) const {
+    const Index first = first_amount();
+    Far all;
+    each_at([&](const auto& m, Index place) {
+      if (place < first) return;
+      const Far one = m.template far<S>(a);
+      all = {all.above || one.above, all.below || one.below};
+    });
+    return all;
+  }
   template <class S>
   S start(const At& a, Index q0) const {
     S s(0);
@@ -616,17 +772,25 @@ struct Chain {
     });
     return s;
   }
+  /// Tables counted from a key, as above.
+  template <class S>
+  S start(const At& a, Index q0, Index from) const {
+    S s(0);
+    bool masked = false;
+    each([&](const auto& m) {
+      using One = std::remove_cvref_t<decltype(m)>;
+      if (!One::starts || masked) return;
+      const bool table = One::tables && m.is_table();
+      const S next = table ? m.template amount<S>(a) : m.template start<S>(a, q0);
+      masked = next == detail::minus_infinity<S>();
+      if (!table) s = detail::plus(s, next);
+    });
+    return masked ? detail::minus_infinity<S>() : detail::plus(s, above<S>(a, from));
+  }
   template <class S>
   S shift(const At& a, Index q0) const {
     S s(0);
     each([&](const auto& m) { s += m.template shift<S>(a, q0); });
-    return s;
-  }
-  /// Of what `start` adds; nothing is left out where scores are changed by value.
-  template <class S>
-  S level(const At& a) const {
-    S s(0);
-    if constexpr (starts && !values) each([&](const auto& m) { s = detail::plus(s, m.template level<S>(a)); });
     return s;
   }
   /// Gradient of the raw score from that of the final one, feeding the sinks on its way. s is the raw score.
@@ -674,6 +838,19 @@ struct Chain {
   template <class F>
   LIMPID_INLINE void each(F&& f) const {
     std::apply([&](const auto&... m) { (f(m), ...); }, parts);
+  }
+  template <class F>
+  LIMPID_INLINE void each_at(F&& f) const {
+    Index place = 0;
+    each([&](const auto& m) { f(m, place++); });
+  }
+  /// The place after the last modifier whose result is not the score and an amount.
+  Index first_amount() const {
+    Index first = 0;
+    each_at([&](const auto& m, Index place) {
+      if (!std::remove_cvref_t<decltype(m)>::is_mask && !m.adds()) first = place + 1;
+    });
+    return first;
   }
   template <std::size_t I, class S>
   LIMPID_INLINE S pull_from(S s, S ds, const At& a, S* sums) const {
