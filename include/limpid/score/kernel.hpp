@@ -131,8 +131,13 @@ View<S> rows_that_show(Arena& arena, View<S> v) {
 /// how_summed().
 template <class S, class Mods>
 void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
-  constexpr Index most = 33;
+  constexpr Index most = 33, few = 8;
   const Index w = term.k.cols, m = term.k.rows;
+  if (term.q.rows <= few) {  // to look through the keys would take longer
+    term.by_pair = true;
+    term.q = rows_that_show(arena, term.q), term.k = rows_that_show(arena, term.k);
+    return;
+  }
   S* middle = arena.take<S>(w);
   const bool all_seen = !scores.can_mask() && holds_finite(term.k);
   Index* seen = arena.take<Index>(m);
