@@ -29,8 +29,9 @@ struct KernelTerm {
   bool distance = false;
   S coefficient = S(1);
   S unit = S(1);
-  bool by_pair = false;        // a distance summed from differences, of arrays as they were given
-  View<S> middle_q, middle_k;  // by pair, if near pairs alone are: the arrays about their middle, |row|^2 / 2 of them
+  bool by_pair = false;  // a distance summed from differences, of arrays as they were given
+  // by pair, if near pairs alone are: the arrays about their middle, and |row|^2 / 2 of them
+  View<S> middle_q = {}, middle_k = {};
   S *half_q = nullptr, *half_k = nullptr;
   bool near_alone() const { return half_q != nullptr; }
   bool given() const { return q.cols > 0; }
