@@ -233,8 +233,31 @@ TEMPLATE_TEST_CASE("Two biases of the lowest number, each on keys of its own, co
   const Mat<S> wanted = limpid::forward(softmax(), qkv(p.q, p.k, p.v));
   const double bound = 64 * static_cast<double>(std::numeric_limits<S>::epsilon());
   CHECK(distance(limpid::forward(softmax(chain(key_bias(odd), key_bias(even))), qkv(p.q, p.k, p.v)), wanted) < bound);
+  const Mat<S> against = -pairs;  // amounts that cancel
+  CHECK(distance(limpid::forward(softmax(chain(limpid::bias(against), key_bias(odd))), qkv(p.q, p.k, p.v)), wanted) <
+        bound);
   CHECK(distance(limpid::forward(softmax(chain(limpid::bias(pairs), key_bias(even))), qkv(p.q, p.k, p.v)), wanted) <
         bound);
+}
+
+TEMPLATE_TEST_CASE("Every row of a bias is looked through for what is far.", "", float, double) {
+  using S = TestType;
+  suite::Sizes s;
+  s.n = 6, s.m = 300, s.d = 8, s.dv = 8, s.batch = s.heads = s.kv_heads = 1;
+  const auto p = problem<S>(s, 7);
+  const Mat<S> plain = limpid::forward(softmax(), qkv(p.q, p.k, p.v));
+  const double bound = 64 * static_cast<double>(std::numeric_limits<S>::epsilon());
+  Mat<S> pairs = Mat<S>::Zero(s.n, s.m);
+  pairs.bottomRows(4).setConstant(-most<S>);
+  CHECK(distance(limpid::forward(softmax(limpid::bias(pairs)), qkv(p.q, p.k, p.v)), plain) < bound);
+  pairs.setZero();
+  pairs.row(0).setConstant(-most<S>);
+  pairs.bottomRows(2).setConstant(S(0x1p20));  // but for one key, which then has no weight
+  pairs(5, 0) = S(0);
+  const Mat<S> out = limpid::forward(softmax(limpid::bias(pairs)), qkv(p.q, p.k, p.v));
+  CHECK(distance(out.topRows(5), plain.topRows(5)) < bound);
+  CHECK(distance(out.row(5), limpid::forward(softmax(), qkv(p.q.bottomRows(1), p.k.bottomRows(s.m - 1),
+                                                            p.v.bottomRows(s.m - 1)))) < bound);
 }
 
 TEMPLATE_TEST_CASE("A few queries that see keys of their own count amounts from keys of their own.", "", float,
