@@ -9,6 +9,7 @@
 // (b - a)^2, and columns come in one order. All of this page is our own.
 #pragma once
 
+#include "context.hpp"
 #include "scores.hpp"
 #include "tile.hpp"
 

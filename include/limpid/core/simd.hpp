@@ -80,16 +80,6 @@ inline constexpr bool quick_memory = true;
 inline constexpr bool quick_memory = false;
 #endif
 
-/// The same number, rounded by itself: a compiler that may reassociate (-funsafe-math-optimizations) would take it
-/// apart. Goes through memory.
-template <class S>
-LIMPID_INLINE S apart(S s) {
-#if defined(__GNUC__)
-  if constexpr (std::is_floating_point_v<S>) asm("" : "+m"(s));
-#endif
-  return s;
-}
-
 /// The width-one policy.
 template <class S>
 struct OneLane {
@@ -99,10 +89,16 @@ struct OneLane {
   LIMPID_INLINE static V load(const S* p) { return *p; }
   LIMPID_INLINE static void store(S* p, const V& v) { *p = v; }
   LIMPID_INLINE static V set(const S& s) { return s; }
-  /// The same number, which a compiler that may reassociate cannot take apart.
+  /// The same number, which a compiler that may reassociate (-funsafe-math-optimizations) cannot take apart.
   LIMPID_INLINE static V keep(V v) {
-#if defined(__SSE2__) && defined(__GNUC__)
-    if constexpr (std::is_same_v<S, float> || std::is_same_v<S, double>) asm("" : "+x"(v));
+#if defined(__GNUC__)
+#if defined(__SSE2__)
+    if constexpr (std::is_same_v<S, float> || std::is_same_v<S, double>) {
+      asm("" : "+x"(v));
+      return v;
+    }
+#endif
+    if constexpr (std::is_floating_point_v<S>) asm("" : "+m"(v));
 #endif
     return v;
   }

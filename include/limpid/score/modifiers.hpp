@@ -734,10 +734,10 @@ struct Chain {
       if constexpr (std::remove_cvref_t<decltype(m)>::tables) {
         if (place < first || !m.is_table()) return;
         const S one = S(part) * m.template amount<S>(a);
-        sum += detail::apart(from < 0 ? one : one - S(part) * m.template amount<S>(other));
+        sum += detail::OneLane<S>::keep(from < 0 ? one : one - S(part) * m.template amount<S>(other));
       }
     });
-    return detail::finite_product(detail::apart(sum), S(1 / part));
+    return detail::finite_product(detail::OneLane<S>::keep(sum), S(1 / part));
   }
   /// Whether there are several such tables: their far amounts may cancel.
   bool sums_tables() const {
