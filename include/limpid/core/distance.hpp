@@ -124,7 +124,8 @@ typename P::Scalar score_of_parts(const PartsOfScores<typename P::Scalar>& parts
 /// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given. start:
 /// the additive parts of keys; null: each row has its own.
 template <class P, bool KeysAreLanes, class Mods>
-LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t,
+LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& scores,
+                                     const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t,
                                      Index vectors, const typename P::Scalar* start) {
   using S = typename P::Scalar;
   using V = typename P::V;
@@ -150,19 +151,19 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
         scores.starts(t.q0, j, 1, &added, i);
       else
         added = start[KeysAreLanes ? l : r];
-      const S s = score_of_parts<P>(scores.parts, scores.q.row(i), scores.k.row(j)) + added;
+      const S s = score_of_parts<P>(parts, scores.q.row(i), scores.k.row(j)) + added;
       row[l] = s < lowest_number<S>() ? lowest_number<S>() : s;
     }
   }
 }
 
-/// The scores of a tile where they are summed by pair.
+/// The scores of a tile where they are summed by pair, or some parts of them.
 template <class P, bool KeysAreLanes, class Mods>
-void tile_by_pair(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t, Index vectors,
-                  const typename P::Scalar* rows, Index stride, const typename P::Scalar* transposed,
-                  const typename P::Scalar* start) {
-  tile_of_parts<P, KeysAreLanes>(scores.parts, t, vectors, rows, stride, transposed, start);
-  if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, t, vectors, start);
+void tile_by_pair(const Scores<typename P::Scalar, Mods>& scores, const PartsOfScores<typename P::Scalar>& parts,
+                  const Tile<typename P::Scalar>& t, Index vectors, const typename P::Scalar* rows, Index stride,
+                  const typename P::Scalar* transposed, const typename P::Scalar* start) {
+  tile_of_parts<P, KeysAreLanes>(parts, t, vectors, rows, stride, transposed, start);
+  if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, parts, t, vectors, start);
 }
 
 /// Rows as whole vectors with zeros in the columns that are no differences: what AddDifference takes off.

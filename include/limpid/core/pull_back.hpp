@@ -63,12 +63,14 @@ struct Emission {
 };
 
 /// Asked of a pull_back: sum_ij dS_ij |q_i - k_j|^2, a bandwidth's gradient. By pair, as dS is large where the distance
-/// is small: from sums of dS k and dS it would cancel. sums: one a chunk of keys, for the reader to add.
+/// is small: from sums of dS k and dS it would cancel. sums: one a chunk of keys, for the reader to add. part: where
+/// the scores are summed by pair, what makes a tile of these distances.
 template <class S>
 struct Moment {
   static constexpr Index parts = most_chunks, widest = 8;  // wider rows than that cost too much
   View<S> q, k;
   Wide<S>* sums = nullptr;
+  ScorePart<S> part = {};
 };
 
 template <class P>
@@ -238,7 +240,8 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
     if (mixed) starts_by_row<P, true>(scores, t, vectors, row.buffer);
     if (scores.by_pair()) {
       if constexpr (are_distances<Mods>)
-        tile_by_pair<P, true>(scores, t, vectors, rows, q.stride, keys_transposed, mixed ? nullptr : start);
+        tile_by_pair<P, true>(scores, scores.parts, t, vectors, rows, q.stride, keys_transposed,
+                              mixed ? nullptr : start);
     } else if (mixed) {
       product<P, Walk::rows>(t.nq, vectors, q.cols, rows, q.stride, keys_transposed, t.ld,
                              AddScores<P>{t.data, t.ld, scale});
@@ -312,6 +315,21 @@ LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_tile(const Tile<typename P::S
   return total;
 }
 
+/// The same of distances that are there, a tile like that of dS.
+template <class P>
+LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_tiles(const Tile<typename P::Scalar>& t,
+                                                         const typename P::Scalar* distances) {
+  using S = typename P::Scalar;
+  Wide<S> total = 0;
+  for (Index i = 0; i < t.nq; ++i)
+    total += Wide<S>(sum_lanes<P>(t.nk, [&](auto policy, Index j) {
+      using L = decltype(policy);
+      const typename L::V ds = L::load(t.data + i * t.ld + j), zero = L::set(S(0));
+      return L::if_equal(ds, zero, zero, ds * L::load(distances + i * t.ld + j));  // a masked pair may lie anywhere
+    }));
+  return total;
+}
+
 /// Everything of a pull_back that does not change from chunk to chunk.
 template <class S, class Mods, int M>
 struct PullPlan {
@@ -361,8 +379,16 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
   S* x_copy = arena.take<S>(padded<P>(w) * rows);
   const TileRows<P> row(arena);
   std::array<S*, 2> moment_keys = {};
-  for (std::size_t p = 0; p < 2; ++p)
-    if (plan.moments[p].sums) moment_keys[p] = arena.take<S>(plan.moments[p].k.cols * ld);
+  S *distances = nullptr, *no_start = nullptr;
+  for (std::size_t p = 0; p < 2; ++p) {
+    if (!plan.moments[p].sums) continue;
+    if (plan.moments[p].part.cols == 0) {
+      moment_keys[p] = arena.take<S>(plan.moments[p].k.cols * ld);
+    } else if (!distances) {
+      distances = take_tile(), no_start = arena.take<S>(ld);
+      clear(no_start, ld);
+    }
+  }
   const auto near = NextRows<P>::none(total);
   const bool sinking = Mods::sinks && plan.maps[0].scores.mods->wants_sink();
 
@@ -420,10 +446,18 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
           }
         }
         if constexpr (are_distances<Mods> && M == 1)
-          for (std::size_t p = 0; p < 2; ++p)
-            if (moment_keys[p])
-              plan.moments[p].sums[chunk] +=
-                  moment_of_tile<P>({ds[t], ld, q0, nq, k0, nk}, plan.moments[p].q, moment_keys[p]);
+          for (std::size_t p = 0; p < 2; ++p) {
+            const auto& moment = plan.moments[p];
+            const Tile<S> of_ds{ds[t], ld, q0, nq, k0, nk};
+            if (moment_keys[p]) {
+              moment.sums[chunk] += moment_of_tile<P>(of_ds, moment.q, moment_keys[p]);
+            } else if (moment.sums) {
+              const View<S> q = map.scores.product_q();
+              tile_by_pair<P, true>(map.scores, {moment.part}, {distances, ld, q0, nq, k0, nk}, vectors, q.row(q0),
+                                    q.stride, keys[t].transposed, no_start);
+              moment.sums[chunk] += moment_of_tiles<P>(of_ds, distances);
+            }
+          }
         if (map.dbias)
           for (Index i = 0; i < nq; ++i) add_row<P>(ds[t] + i * ld, map.dbias + k0, nk);
         const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;

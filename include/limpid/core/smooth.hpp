@@ -239,7 +239,8 @@ class SmoothBlock {
     const View<S> k = scores_.product_k();
     if constexpr (are_distances<Mods>)
       if (scores_.by_pair())
-        return tile_by_pair<P, false>(scores_, t, vectors, k.row(t.k0), k.stride, panel, mixed ? nullptr : start_);
+        return tile_by_pair<P, false>(scores_, scores_.parts, t, vectors, k.row(t.k0), k.stride, panel,
+                                      mixed ? nullptr : start_);
     product<P, Walk::rows>(t.nk, vectors, k.cols, k.row(t.k0), k.stride, panel, width,
                            AddScores<P>{tile_, width, scores_.scale});
   }

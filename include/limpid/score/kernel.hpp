@@ -33,6 +33,7 @@ struct KernelTerm {
   // by pair, if near pairs alone are: the arrays about their middle, and |row|^2 / 2 of them
   View<S> middle_q = {}, middle_k = {};
   S *half_q = nullptr, *half_k = nullptr;
+  std::size_t part = 0;  // by pair: its place in the parts of the scores
   bool near_alone() const { return half_q != nullptr; }
   bool given() const { return q.cols > 0; }
   S weight() const { return distance ? S(2) * coefficient : coefficient; }  // of <q, k>
@@ -263,13 +264,15 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   PartsOfScores<S> parts = {};
   std::size_t used = 0;
   for (Index t = 0; t < p.count; ++t) {
-    const auto& term = p.terms[static_cast<std::size_t>(t)];
+    auto& term = p.terms[static_cast<std::size_t>(t)];
     const Index w = term.q.cols;
     const S weight = any_by_pair ? S(1) : term.weight();  // in the parts, as products round what differences must not
     for (Index i = 0; i < n; ++i) scale_row<Native<S>>(weight, term.q.row(i), q.row(i) + first, w);
-    if (any_by_pair && w > 0)
+    if (any_by_pair && w > 0) {
+      term.part = used;
       parts[used++] = {first,       w,          term.by_pair, term.by_pair ? -term.coefficient : term.weight(),
                        term.half_q, term.half_k};
+    }
     for (Index j = 0; j < m; ++j) copy_row<Native<S>>(term.k.row(j), k.row(j) + first, w);
     first += w;
   }
@@ -329,6 +332,7 @@ template <class S, class Mods>
 PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
                               const std::array<KernelGradient<S>, 2>& g) {
   PullTargets<S> to;
+  constexpr Index narrow = 4;  // the loop over the pairs of a tile is as quick as a product
   const Index n = p.scores.n(), m = p.scores.m(), width = p.scores.q.cols;
   if (p.scores.bias) to.dbias = arena.take<S>(m);
   for (Index t = 0; t < p.count; ++t) {
@@ -338,6 +342,10 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
     auto& moment = to.moments[static_cast<std::size_t>(t)];
     moment = {term.q, term.k, arena.take<Wide<S>>(Moment<S>::parts)};
     std::fill(moment.sums, moment.sums + Moment<S>::parts, Wide<S>(0));
+    if (term.by_pair && term.q.cols > narrow) {
+      moment.part = p.scores.parts[term.part];
+      moment.part.factor = S(1);
+    }
   }
   to.direct = !p.joined() && !g[0].coefficient && p.terms[0].unit == S(1);
   if (to.direct) {
