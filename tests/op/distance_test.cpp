@@ -340,6 +340,66 @@ TEMPLATE_TEST_CASE("what a score function takes out of near pairs does not show,
   CHECK(odd.dv == finite.dv);
 }
 
+namespace {
+
+/// Results of the first eight of 40 queries, alone (by pair at once) and among the others, whose dout is zero.
+template <class S, class Op>
+void check_few(const Op& op, bool dots) {
+  suite::Random random(12);
+  const Case<S> p = clusters<S>(40, 2, 20, false);
+  const auto normal = [&](Index rows, Index cols) { return suite::random_matrix<S>(random, rows, cols); };
+  const Mat<S> a = normal(37, 3), b = normal(70, 3), hr = Mat<S>::Constant(1, 1, p.h), hs = hr;
+  Mat<S> g = normal(37, 5);
+  g.bottomRows(29).setZero();
+  struct Run {
+    Mat<S> out, dq, dk, dv, da, db, dhr, dhs;
+  };
+  const auto run = [&](Index n) {
+    const Mat<S> q = p.q.topRows(n), places = a.topRows(n), dout = g.topRows(n);
+    Run r{Mat<S>(n, 5), q, p.k, p.v, places, b, hr, hs};
+    limpid::Inputs<Op, S> in{.q = q, .k = p.k, .v = p.v, .h_range = hr};
+    typename Op::template Args<limpid::MutView<S>> grads{.q = r.dq, .k = r.dk, .v = r.dv, .h_range = r.dhr};
+    if (dots)
+      in.a = places, in.b = b, grads.a = r.da, grads.b = r.db;
+    else
+      in.pq = places, in.pk = b, in.h_space = hs, grads.pq = r.da, grads.pk = r.db, grads.h_space = r.dhs;
+    limpid::Saved<Op, S> saved;
+    limpid::Call<Op, S> call;
+    call.saved = &saved;
+    limpid::forward(op, in, r.out, call);
+    limpid::backward(op, in, saved, dout, grads);
+    return r;
+  };
+  const Run alone = run(8), among = run(37);
+  const auto same = [](const auto& x, const Mat<S>& y) {
+    return suite::distance(x, y) <
+           64 * double(std::numeric_limits<S>::epsilon()) * (1 + double(y.cwiseAbs().maxCoeff()));
+  };
+  CHECK(same(among.out.topRows(8), alone.out));
+  CHECK(same(among.dq.topRows(8), alone.dq));
+  CHECK(among.dq.bottomRows(29).isZero(0));
+  CHECK(same(among.dk, alone.dk));
+  CHECK(same(among.dv, alone.dv));
+  CHECK(same(among.da.topRows(8), alone.da));
+  CHECK(same(among.db, alone.db));
+  CHECK(same(among.dhr, alone.dhr));
+  if (!dots) CHECK(same(among.dhs, alone.dhs));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a few queries, by pair, give what they give among others, where near pairs alone are by pair", "",
+                   float, double) {
+  using limpid::ContentKernel, limpid::SpatialKernel;
+  check_few<TestType>(limpid::bilateral({.content = ContentKernel::dist, .spatial = SpatialKernel::dot}), true);
+  check_few<TestType>(limpid::bilateral({.content = ContentKernel::dist, .spatial = SpatialKernel::gauss}), false);
+  Mat<TestType> bias = Mat<TestType>::Zero(1, 70);
+  bias(0, 3) = -std::numeric_limits<TestType>::infinity(), bias(0, 5) = 1;
+  check_few<TestType>(limpid::bilateral(limpid::key_bias(bias),
+                                        {.content = ContentKernel::dist, .spatial = SpatialKernel::dot, .pscale = 0.7}),
+                      true);
+}
+
 TEMPLATE_TEST_CASE("near pairs whose rows count biases from keys of their own", "", float, double) {
   using S = TestType;
   suite::Random random(9);
