@@ -5,9 +5,12 @@
 // lose none. They cost a subtraction more a column, so they are for those calls that need them, see score/kernel.hpp,
 // and of wide rows only for near pairs: there a tile is made of products about a middle, as (|q|^2 + |k|^2) / 2 -
 // <q, k> = |q - k|^2 / 2, and a pair for which this is less than half of the first term, so that more than a digit is
-// lost, is made again from the differences. A pair has the same bits whichever side stands in the lanes: (a - b)^2 =
+// lost, is made again from the differences; so are gradients, sum_j dS_ij k_j - (sum_j dS_ij) q_i about the middle. A
+// pair has the same bits whichever side stands in the lanes: (a - b)^2 =
 // (b - a)^2, and columns come in one order. All of this page is our own.
 #pragma once
+
+#include <utility>
 
 #include "context.hpp"
 #include "scores.hpp"
@@ -121,12 +124,18 @@ typename P::Scalar score_of_parts(const PartsOfScores<typename P::Scalar>& parts
   return sum < lowest_number<S>() ? lowest_number<S>() : sum;
 }
 
+/// The near pairs of a tile, by their places in it.
+struct NearPairs {
+  Index* places;
+  Index count = 0;
+};
+
 /// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given. start:
-/// the additive parts of keys; null: each row has its own.
+/// the additive parts of keys; null: each row has its own. found: which they are; may be null.
 template <class P, bool KeysAreLanes, class Mods>
 LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& scores,
                                      const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t,
-                                     Index vectors, const typename P::Scalar* start) {
+                                     Index vectors, const typename P::Scalar* start, NearPairs* found) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const Index rows = KeysAreLanes ? t.nq : t.nk, lanes = KeysAreLanes ? t.nk : t.nq;
@@ -145,6 +154,7 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
     if (!(largest_of(r, r + 1) == infinity)) continue;
     for (Index l = 0; l < lanes; ++l) {
       if (!(row[l] == infinity)) continue;
+      if (found) found->places[found->count++] = r * t.ld + l;
       const Index i = t.q0 + (KeysAreLanes ? r : l), j = t.k0 + (KeysAreLanes ? l : r);
       S added;
       if (start == nullptr)
@@ -161,9 +171,45 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
 template <class P, bool KeysAreLanes, class Mods>
 void tile_by_pair(const Scores<typename P::Scalar, Mods>& scores, const PartsOfScores<typename P::Scalar>& parts,
                   const Tile<typename P::Scalar>& t, Index vectors, const typename P::Scalar* rows, Index stride,
-                  const typename P::Scalar* transposed, const typename P::Scalar* start) {
+                  const typename P::Scalar* transposed, const typename P::Scalar* start, NearPairs* found = nullptr) {
+  if (found) found->count = 0;
   tile_of_parts<P, KeysAreLanes>(parts, t, vectors, rows, stride, transposed, start);
-  if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, parts, t, vectors, start);
+  if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, parts, t, vectors, start, found);
+}
+
+/// The gradients of near pairs, dS being taken out of the tile (keys in lanes): dq += dS (k - q), dk += dS (q - k) in
+/// columns that are distances, dq += dS k, dk += dS q in others. dq and dk begin at the tile's rows; may be null.
+template <class P, class Mods>
+LIMPID_NOINLINE void pull_near_pairs(const Scores<typename P::Scalar, Mods>& scores, const NearPairs& near,
+                                     const Tile<typename P::Scalar>& ds, typename P::Scalar* dq, Index dq_stride,
+                                     typename P::Scalar* dk, Index dk_stride) {
+  using S = typename P::Scalar;
+  for (Index f = 0; f < near.count; ++f) {
+    const Index i = near.places[f] / ds.ld, j = near.places[f] % ds.ld;
+    const S g = std::exchange(ds.data[near.places[f]], S(0));
+    if (g == S(0)) continue;  // a masked pair may hold anything
+    const S *q = scores.q.row(ds.q0 + i), *k = scores.k.row(ds.k0 + j);
+    const auto add = [&](const ScorePart<S>& part, const S* own, const S* other, S* to) {
+      for_lanes<P>(part.cols, [&](auto policy, Index c) {
+        using L = decltype(policy);
+        const Index at = part.first + c;
+        const typename L::V x = part.differences ? L::load(other + at) - L::load(own + at) : L::load(other + at);
+        L::store(to + at, L::fma(L::set(g), x, L::load(to + at)));
+      });
+    };
+    for (const auto& part : scores.parts) {
+      if (dq) add(part, q, k, dq + i * dq_stride);
+      if (dk) add(part, k, q, dk + j * dk_stride);
+    }
+  }
+}
+
+/// to -= weight row, in columns of which near pairs alone are differences.
+template <class P>
+void take_off_middle(const PartsOfScores<typename P::Scalar>& parts, typename P::Scalar weight,
+                     const typename P::Scalar* row, typename P::Scalar* to) {
+  for (const auto& part : parts)
+    if (part.near_alone()) add_scaled_row<P>(to + part.first, -weight, row + part.first, to + part.first, part.cols);
 }
 
 /// Rows as whole vectors with zeros in the columns that are no differences: what AddDifference takes off.
@@ -172,7 +218,7 @@ void rows_taken_off(const PartsOfScores<S>& parts, const S* rows, Index stride, 
   const Index width = padded<P>(cols);
   clear(out, count * width);
   for (const auto& part : parts)
-    if (part.differences)
+    if (part.differences && !part.near_alone())
       for (Index i = 0; i < count; ++i)
         std::copy(rows + i * stride + part.first, rows + i * stride + part.first + part.cols,
                   out + i * width + part.first);
@@ -183,7 +229,8 @@ void rows_taken_off(const PartsOfScores<S>& parts, const S* rows, Index stride, 
 template <class P, Walk W, class S = typename P::Scalar>
 void add_differences(const PartsOfScores<S>& parts, Index rows, Index vectors, Index inner, const S* a, Index lda,
                      const S* b, Index ldb, const S* own, Index own_ld, S* out, Index ld) {
-  const Index plain = parts[0].differences ? 0 : parts[0].cols / P::lanes, at = plain * P::lanes;
+  const bool products = !parts[0].differences || parts[0].near_alone();
+  const Index plain = products ? parts[0].cols / P::lanes : 0, at = plain * P::lanes;
   if (plain > 0) product<P, W>(rows, plain, inner, a, lda, b, ldb, Accumulate<P>{out, ld});
   if (vectors > plain)
     product<P, W>(rows, vectors - plain, inner, a, lda, b + at, ldb, Accumulate<P>{out + at, ld},

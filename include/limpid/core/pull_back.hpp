@@ -179,11 +179,12 @@ struct KeyPanel {
 
   KeyPanel(Arena& arena, Index d_)
       : transposed(arena.take<S>(d_ * width)), copy(arena.take<S>(padded<P>(d_) * width)), d(d_) {}
-  /// Keys [k0, k0 + nk): products are made of one array, and gradients of another where distances are of near pairs.
+  /// Keys [k0, k0 + nk).
   template <class Mods>
   void load(const Scores<S, Mods>& scores, Index k0, Index nk) {
-    transpose_into<P>(scores.product_k().block(k0, 0, nk, d), transposed, width);
-    whole_rows<P>(scores.k.block(k0, 0, nk, d), copy, rows, stride);
+    const View<S> block = scores.product_k().block(k0, 0, nk, d);
+    transpose_into<P>(block, transposed, width);
+    whole_rows<P>(block, copy, rows, stride);
   }
 };
 
@@ -209,6 +210,7 @@ Interval queries_that_see(const Scores<S, Mods>& scores, Index q0, Index q1, Ind
 template <class P>
 struct TileRows {
   typename P::Scalar *start, *buffer, *top, *factor;
+  NearPairs* near = nullptr;  // wanted, if not null
   explicit TileRows(Arena& arena)
       : start(arena.take<typename P::Scalar>(PullBlocks<P>::keys)),
         buffer(arena.take<typename P::Scalar>(PullBlocks<P>::keys)),
@@ -241,7 +243,7 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
     if (scores.by_pair()) {
       if constexpr (are_distances<Mods>)
         tile_by_pair<P, true>(scores, scores.parts, t, vectors, rows, q.stride, keys_transposed,
-                              mixed ? nullptr : start);
+                              mixed ? nullptr : start, row.near);
     } else if (mixed) {
       product<P, Walk::rows>(t.nq, vectors, q.cols, rows, q.stride, keys_transposed, t.ld,
                              AddScores<P>{t.data, t.ld, scale});
@@ -377,7 +379,14 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
   S* da = Emit ? take_tile() : nullptr;
   S* dv_block = arena.take<S>(padded<P>(w) * ld);
   S* x_copy = arena.take<S>(padded<P>(w) * rows);
-  const TileRows<P> row(arena);
+  TileRows<P> row(arena);
+  NearPairs near_pairs = {};
+  S* taken = nullptr;  // of keys: sums of dS of far pairs
+  if (plan.maps[0].scores.near_alone()) {
+    near_pairs.places = arena.take<Index>(rows * ld);
+    row.near = &near_pairs;
+    taken = arena.take<S>(ld);
+  }
   std::array<S*, 2> moment_keys = {};
   S *distances = nullptr, *no_start = nullptr;
   for (std::size_t p = 0; p < 2; ++p) {
@@ -408,6 +417,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
       if (const View<S>& k = plan.moments[p].k; moment_keys[p])
         transpose_into<P>(k.block(k0, 0, nk, k.cols), moment_keys[p], ld);
     clear(dv_block, padded<P>(w) * ld);
+    if (taken) clear(taken, ld);
     if constexpr (Emit) clear(plan.emission.c + k0, nk);
 
     for (Index block = 0; block < n; block += rows) {
@@ -462,6 +472,19 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
           for (Index i = 0; i < nq; ++i) add_row<P>(ds[t] + i * ld, map.dbias + k0, nk);
         const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
         const bool by_pair = map.scores.by_pair();
+        const View<S> q = map.scores.product_q();
+        if constexpr (are_distances<Mods> && M == 1)
+          if (taken) {
+            pull_near_pairs<P>(map.scores, near_pairs, {ds[t], ld, q0, nq, k0, nk},
+                               dq[t].given() ? dq[t].row(q0) : nullptr, dq[t].stride,
+                               map.dk.given() ? dk_block[t] : nullptr, padded<P>(d));
+            for (Index i = 0; i < nq; ++i) {
+              const S* of_row = ds[t] + i * ld;
+              add_row<P>(of_row, taken, nk);
+              if (dq[t].given())
+                take_off_middle<P>(map.scores.parts, row_sum<P>(of_row, nk), q.row(q0 + i), dq[t].row(q0 + i));
+            }
+          }
         if (by_pair && dq[t].given()) {
           if constexpr (are_distances<Mods>) {
             rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy[t]);
@@ -473,7 +496,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
                                  fetching(next(dq[t]), Accumulate<P>{dq[t].row(q0), dq[t].stride}));
         }
         if (map.dk.given()) {
-          whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
+          whole_rows<P>(q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
           if (by_pair) {
             if constexpr (are_distances<Mods>)
               add_differences<P, Walk::columns>(map.scores.parts, nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
@@ -497,6 +520,11 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
       const auto& map = plan.maps[t];
       if (!map.dk.given()) continue;
       const Index d = map.scores.k.cols;
+      if constexpr (are_distances<Mods>)
+        if (taken)
+          for (Index j = 0; j < nk; ++j)
+            take_off_middle<P>(map.scores.parts, taken[j], map.scores.product_k().row(k0 + j),
+                               dk_block[t] + j * padded<P>(d));
       deliver_scaled<P>(View<S>(dk_block[t], nk, d, padded<P>(d)), map.scores.scale, map.dk.block(k0, 0, nk, d),
                         plan.accumulate_k);
     }

@@ -36,6 +36,11 @@ LIMPID_INLINE typename P::Scalar sum_lanes(Index count, const F& f) {
   return P::sum(sum) + rest;
 }
 
+template <class P>
+typename P::Scalar row_sum(const typename P::Scalar* x, Index count) {
+  return sum_lanes<P>(count, [&](auto policy, Index c) { return decltype(policy)::load(x + c); });
+}
+
 /// to = from.
 template <class P>
 LIMPID_INLINE void copy_row(const typename P::Scalar* from, typename P::Scalar* to, Index count) {

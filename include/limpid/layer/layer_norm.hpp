@@ -38,11 +38,6 @@ struct LayerNormCall {
 
 namespace detail {
 
-template <class P>
-typename P::Scalar row_sum(const typename P::Scalar* x, Index count) {
-  return sum_lanes<P>(count, [&](auto policy, Index c) { return decltype(policy)::load(x + c); });
-}
-
 /// Of unit x, unit a power of two: the mean, as rounded and what that leaves off, and 1 / sqrt(var + eps). unit is 1
 /// but where squares of x would leave the scalar's range.
 template <class S>
