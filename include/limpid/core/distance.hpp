@@ -141,11 +141,17 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
   const Index rows = KeysAreLanes ? t.nq : t.nk, lanes = KeysAreLanes ? t.nk : t.nq;
   const S infinity = -minus_infinity<S>();
   const auto largest_of = [&](Index begin, Index end) {
-    V top = P::set(S(0));
-    for (Index r = begin; r < end; ++r)
+    V top = P::set(S(0)), second = top;  // side by side, as each waits for the one before it
+    Index r = begin;
+    for (; r + 2 <= end; r += 2)
+      for (Index v = 0; v < vectors; ++v) {
+        const S* at = t.data + r * t.ld + v * P::lanes;
+        top = P::max(top, P::load(at)), second = P::max(second, P::load(at + t.ld));
+      }
+    for (; r < end; ++r)
       for (Index v = 0; v < vectors; ++v) top = P::max(top, P::load(t.data + r * t.ld + v * P::lanes));
     S each[P::lanes];
-    P::store(each, P::largest(top));
+    P::store(each, P::largest(P::max(top, second)));
     return each[0];
   };
   if (!(largest_of(0, rows) == infinity)) return;

@@ -105,9 +105,8 @@ template <class S>
 S* halves_of(Arena& arena, View<S> v) {
   using std::isfinite;
   S* half = arena.take<S>(v.rows + ScorePart<S>::behind);
-  row_dots<Native<S>>(v, v, half);
   for (Index i = 0; i < v.rows; ++i) {
-    half[i] = half[i] / S(2);
+    half[i] = squared_norm(v, i) / S(2);
     if (!isfinite(half[i]) && !row_is_finite(v.row(i), v.cols)) half[i] = S(std::numeric_limits<double>::quiet_NaN());
   }
   std::fill(half + v.rows, half + v.rows + ScorePart<S>::behind, S(0));
@@ -175,8 +174,9 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
     term.middle_k = all_seen ? k : without_bad_rows(arena, k);
     term.half_q = half_q, term.half_k = half_k;
   }
-  term.q = term.by_pair ? rows_that_show(arena, term.q) : q;
-  term.k = term.by_pair ? rows_that_show(arena, term.k) : k;
+  const auto as_given = [&](View<S> v, bool finite) { return finite ? v : rows_that_show(arena, v); };
+  term.q = term.by_pair ? as_given(term.q, all_ask) : q;
+  term.k = term.by_pair ? as_given(term.k, all_seen) : k;
 }
 
 /// A bandwidth whose square would overflow: rows and bandwidth by a power of two, as their quotient alone counts.
@@ -291,12 +291,13 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   if (std::any_of(parts.begin(), parts.end(), [](const auto& part) { return part.near_alone(); })) {
     const auto about = [&](View<S> from, auto middle_of) {
       const MutView<S> to = arena.matrix<S>(from.rows, width);
-      copy<S>(from, to);
       Index column = 0;
       for (Index t = 0; t < p.count; ++t) {
         const auto& term = p.terms[static_cast<std::size_t>(t)];
-        if (term.near_alone()) copy<S>(middle_of(term), to.block(0, column, from.rows, term.q.cols));
-        column += term.q.cols;
+        const Index w = term.q.cols;
+        copy<S>(term.near_alone() ? middle_of(term) : from.block(0, column, from.rows, w),
+                to.block(0, column, from.rows, w));
+        column += w;
       }
       return View<S>(to);
     };
