@@ -1,8 +1,6 @@
 // limpid: the bounds of the readers, by lists of exact lengths: every truncation, every header length near the size,
 // and every extent at its extremes. The bytes end where memory ends, so that one byte too many stops the test.
 // SPDX-License-Identifier: MIT
-#include <zlib.h>
-
 #include <limits>
 #include <limpid/io/idx.hpp>
 #include <limpid/io/image.hpp>
@@ -11,6 +9,7 @@
 
 #include "support/catch.hpp"
 #include "support/files.hpp"
+#include "support/zlib.hpp"
 
 using namespace limpid::io;
 using limpid::Index;
@@ -40,19 +39,7 @@ std::string npy_header(const std::string& descr, bool fortran, const std::string
   return "{'descr': " + descr + ", 'fortran_order': " + (fortran ? "True" : "False") + ", 'shape': " + shape + ", }\n";
 }
 
-std::string gzip(const std::string& text) {
-  z_stream stream{};
-  deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
-  std::string out(text.size() + 100, '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  stream.avail_in = static_cast<uInt>(text.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  deflate(&stream, Z_FINISH);
-  out.resize(out.size() - stream.avail_out);
-  deflateEnd(&stream);
-  return out;
-}
+std::string gzip(const std::string& text) { return suite::deflated(text, 15 + 16); }
 
 /// What the two readers of a format say of a file, in memory that ends with it and on disk, which must be the same.
 struct Both {

@@ -1,8 +1,6 @@
 // limpid: files that are small and would fill the memory or the day: lists without end, texts packed a thousand to one,
 // tensors by the thousand.
 // SPDX-License-Identifier: MIT
-#include <zlib.h>
-
 #include <algorithm>
 #include <chrono>
 #include <limits>
@@ -13,6 +11,7 @@
 
 #include "support/catch.hpp"
 #include "support/files.hpp"
+#include "support/zlib.hpp"
 
 using namespace limpid::io;
 using limpid::Index;
@@ -73,20 +72,6 @@ std::string npy_header(const std::string& shape) {
   return "{'descr': '|u1', 'fortran_order': False, 'shape': (" + shape + "), }";
 }
 
-std::string packed(const std::string& text, int window = 15) {
-  z_stream stream{};
-  deflateInit2(&stream, 9, Z_DEFLATED, window, 8, Z_DEFAULT_STRATEGY);
-  std::string out(text.size() / 500 + 1000, '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  stream.avail_in = static_cast<uInt>(text.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  deflate(&stream, Z_FINISH);
-  out.resize(out.size() - stream.avail_out);
-  deflateEnd(&stream);
-  return out;
-}
-
 std::string chunk(const std::string& name, const std::string& data) {
   const std::string body = name + data;
   return big_endian(data.size()) + body +
@@ -96,7 +81,7 @@ std::string chunk(const std::string& name, const std::string& data) {
 std::vector<std::byte> one_pixel(const std::string& chunks) {
   return bytes_of(std::string("\x89PNG\r\n\x1a\n") +
                   chunk("IHDR", big_endian(1) + big_endian(1) + std::string("\10\0\0\0\0", 5)) + chunks +
-                  chunk("IDAT", packed(std::string("\0\63", 2))) + chunk("IEND", ""));
+                  chunk("IDAT", suite::deflated(std::string("\0\63", 2))) + chunk("IEND", ""));
 }
 
 }  // namespace
@@ -264,14 +249,14 @@ TEST_CASE("npy: what is no literal of Python is refused", "[io]") {
 }
 
 TEST_CASE("png: chunks beside the pixels are skipped, whatever they would unpack to", "[io]") {
-  const std::string text = packed(std::string(7 * mega, 'a'));
+  const std::string text = suite::deflated(std::string(7 * mega, 'a'));
   const std::string keyword("k\0", 2), method(1, '\0');
   std::string profile(7 * mega, '\0');
   profile.replace(0, 4, big_endian(profile.size())), profile.replace(12, 8, "GRAYXYZ "), profile.replace(36, 4, "acsp");
   const std::pair<const char*, std::string> bombs[] = {
       {"zTXt", repeated(chunk("zTXt", keyword + method + text), 8)},
       {"iTXt", repeated(chunk("iTXt", keyword + std::string("\1\0\0\0", 4) + text), 8)},
-      {"iCCP", chunk("iCCP", keyword + method + packed(profile))},
+      {"iCCP", chunk("iCCP", keyword + method + suite::deflated(profile))},
       {"tEXt", repeated(chunk("tEXt", keyword + std::string(mega, 'a')), 8)},
       {"sPLT", chunk("sPLT", keyword + "\10" + std::string(6 * mega, 'a'))},
       {"eXIf", chunk("eXIf", "II*" + std::string(8 * mega, 'a'))},
@@ -304,7 +289,7 @@ TEST_CASE("png: more than a million rows or columns", "[io]") {
 TEST_CASE("idx: a packed file takes the memory of its shape", "[io]") {
   const suite::TemporaryFolder folder;
   const std::string path = folder / "file", head("\0\0\10\1\0\0\0\5abcde", 13);
-  limpid::io::detail::write_file(path, bytes_of(packed(head + std::string(32 * mega, 'a'), 15 + 16)));
+  limpid::io::detail::write_file(path, bytes_of(suite::deflated(head + std::string(32 * mega, 'a'), 15 + 16)));
   Answer found = answer([&] { read_idx(path); });
   CHECK(contains(found.says, "goes on after its last entry"));
   CHECK(found.memory < 2 * mega);
@@ -312,7 +297,7 @@ TEST_CASE("idx: a packed file takes the memory of its shape", "[io]") {
   CHECK(found.says == "read");
   CHECK(found.memory < 2 * mega);
   std::string lies =
-      packed(std::string("\0\0\10\1\1\0\0\0abc", 11), 15 + 16);  // 16 MiB, and noise that could hold them
+      suite::deflated(std::string("\0\0\10\1\1\0\0\0abc", 11), 15 + 16);  // 16 MiB, and noise that could hold them
   lies += std::string(20000, '\0');
   limpid::io::detail::write_file(path, bytes_of(lies));
   found = answer([&] { read_idx(path); });

@@ -6,8 +6,8 @@
 // and of wide rows only for near pairs: there a tile is made of products about a middle, as (|q|^2 + |k|^2) / 2 -
 // <q, k> = |q - k|^2 / 2, and a pair for which this is less than half of the first term, so that more than a digit is
 // lost, is made again from the differences; so are gradients, sum_j dS_ij k_j - (sum_j dS_ij) q_i about the middle. A
-// pair has the same bits whichever side stands in the lanes: (a - b)^2 =
-// (b - a)^2, and columns come in one order. All of this page is our own.
+// pair has the same bits whichever side stands in the lanes: (a - b)^2 = (b - a)^2, and columns come in one order. All
+// of this page is our own.
 #pragma once
 
 #include <utility>

@@ -319,8 +319,8 @@ LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_tile(const Tile<typename P::S
 
 /// The same of distances that are there, a tile like that of dS.
 template <class P>
-LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_tiles(const Tile<typename P::Scalar>& t,
-                                                         const typename P::Scalar* distances) {
+LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_distances(const Tile<typename P::Scalar>& t,
+                                                             const typename P::Scalar* distances) {
   using S = typename P::Scalar;
   Wide<S> total = 0;
   for (Index i = 0; i < t.nq; ++i)
@@ -465,7 +465,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
               const View<S> q = map.scores.product_q();
               tile_by_pair<P, true>(map.scores, {moment.part}, {distances, ld, q0, nq, k0, nk}, vectors, q.row(q0),
                                     q.stride, keys[t].transposed, no_start);
-              moment.sums[chunk] += moment_of_tiles<P>(of_ds, distances);
+              moment.sums[chunk] += moment_of_distances<P>(of_ds, distances);
             }
           }
         if (map.dbias)

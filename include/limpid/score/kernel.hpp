@@ -228,8 +228,8 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     }
   for (Index t = 0; t < p.count; ++t) {
     auto& term = p.terms[static_cast<std::size_t>(t)];
-    if (any_by_pair && p.whole && term.distance &&
-        !term.by_pair) {  // a score function gets the constants of rows this way
+    // a score function gets the constants of rows this way
+    if (any_by_pair && p.whole && term.distance && !term.by_pair) {
       term = terms[static_cast<std::size_t>(t)];
       term.by_pair = true;
       term.q = rows_that_show(arena, term.q), term.k = rows_that_show(arena, term.k);
