@@ -35,6 +35,7 @@ struct Far {
 
 namespace detail {
 
+/// From this size on an amount is far: beside it a float keeps 13 bits behind the point.
 inline constexpr double far_amount = 1024;
 
 /// What makes scores the weights of a softmax again: A_ij = exp(s_ij - top_i) inverse_i, the maximum of a row and one
