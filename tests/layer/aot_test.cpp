@@ -169,3 +169,21 @@ TEST_CASE("aot layer says what does not fit") {
   p.eta = M::Zero(1, 2);
   CHECK_THROWS_WITH(aot(mssa(), {.heads = 2}).forward(p, out), "aot layer: eta is 1 x 2, wanted 1 x 1");
 }
+
+TEST_CASE("aot layer: what a layer without norm kept is refused by one with") {
+  AotArgs<M> p = parameters(1);
+  p.x = random(5, 6, 30);
+  const M dout = random(5, 6, 31);
+  M out(5, 6), dx(5, 6);
+  limpid::AotSaved<std::remove_cvref_t<decltype(mssa())>, double> saved;
+  const auto normed = aot(mssa(), {.heads = 2}), plain = aot(mssa(), {.heads = 2, .norm = false});
+  AotArgs<View<double>> in;
+  in.x = p.x, in.u = p.u, in.wo = p.wo, in.eta = p.eta;
+  AotArgs<limpid::MutView<double>> grad;
+  grad.x = dx;
+  normed.forward(in, out, {1, &saved});
+  plain.forward(in, out, {1, &saved});
+  CHECK_THROWS_WITH(normed.backward(in, saved, dout, grad), Catch::Contains("aot layer: saved is of a norm of 0 x"));
+  normed.forward(in, out, {1, &saved});
+  normed.backward(in, saved, dout, grad);
+}

@@ -80,6 +80,21 @@ TEST_CASE("ista does not raise its objective where tokens are not negative and e
   }
 }
 
+TEST_CASE("ista: what no forward call has filled, or one without norm, is refused") {
+  const M x = random(7, 6, 1), w = random(6, 6, 2), dout = random(7, 6, 3);
+  M out(7, 6), dx(7, 6);
+  limpid::IstaSaved<double> saved;
+  IstaArgs<limpid::View<double>> in;
+  in.x = x, in.dictionary = w;
+  IstaArgs<limpid::MutView<double>> grad;
+  grad.x = dx;
+  CHECK_THROWS_WITH(Ista{}.backward(in, saved, dout, grad), Catch::Contains("residual of 0 x 0, wanted 7 x 6"));
+  plain_ista(0.1, 0.1).forward(in, out, {1, &saved});
+  CHECK_THROWS_WITH(Ista{}.backward(in, saved, dout, grad), Catch::Contains("ista: saved is of a norm of 0 x"));
+  Ista{}.forward(in, out, {1, &saved});
+  Ista{}.backward(in, saved, dout, grad);
+}
+
 TEST_CASE("ista and crate: central differences agree for every parameter") {
   IstaArgs<M> p{random(7, 6, 1), random(6, 6, 2),        random(1, 6, 3),
                 random(1, 6, 4), M::Constant(1, 1, 0.3), M::Constant(1, 1, 0.2)};

@@ -136,12 +136,30 @@ TEMPLATE_TEST_CASE("layer norm: rows with a few roundings of spread have one, an
   alone(0, 500) += S(42 * rounding);
   limpid::layer_norm(alone, View<S>(), View<S>(), y, {.eps = 0});
   CHECK(double(y(0, 500)) == Approx(std::sqrt(999.0)).epsilon(1e-4));
+  // with an eps the spread of a row that is all but flat counts
+  for (Index width : {2, 3, 5, 64})
+    for (double offset : {1e6, 3e4, 1.0})
+      for (double share : {0.01, 1.0, 100.0}) {
+        Mat<S> x = Mat<S>::Constant(1, width, S(offset));
+        x(0, 1) = std::nextafter(x(0, 1), std::numeric_limits<S>::max());
+        const double step = double(x(0, 1)) - double(x(0, 0));
+        check_all<S>(x, share * step * step);
+      }
   Mat<S> steps(1, 4);
   steps << 1, 2, 3, 4;
   using Limits = std::numeric_limits<S>;
   for (double scale : {double(Limits::min()), double(Limits::min()) * 1e4, double(Limits::min()) * 1e9})
     for (double eps : {double(Limits::min()), double(Limits::min()) * 1e4, double(Limits::min()) * 1e8, 1e-30, 1e-12})
       check_all<S>(S(scale) * steps, eps);
+}
+
+TEST_CASE("layer norm: what was kept of rows of another width is refused") {
+  const Mat<double> wide = Mat<double>::Random(5, 8), x = Mat<double>::Random(5, 4);
+  Mat<double> y(5, 8), dx(5, 4);
+  limpid::LayerNormSaved<double> saved;
+  limpid::layer_norm(wide, View<double>(), View<double>(), y, {.saved = &saved});
+  CHECK_THROWS_WITH(limpid::layer_norm_backward(x, View<double>(), saved, x, {.x = dx}),
+                    Catch::Contains("layer_norm: saved is of a norm of 5 x 8, wanted one of x, 5 x 4"));
 }
 
 TEST_CASE("layer norm: eps that is negative or no number is refused by name") {

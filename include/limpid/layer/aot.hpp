@@ -108,6 +108,7 @@ struct Aot {
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
+    if (call.saved && !norm) call.saved->norm.statistics.resize(0, 4);  // of an earlier call
     View<S> h = in.x;
     if (norm) {
       const MutView<S> to = workspace.common().template matrix<S>(in.x.rows, in.x.cols);
@@ -131,6 +132,7 @@ struct Aot {
                    in, grad);
     detail::refuse_overlap("aot layer", "the gradient of x", View<S>(grad.x), "dout", dout);
     const detail::SavedTurn saved_turn(&saved, false, "aot layer");
+    if (norm) detail::check_saved_norm<S>("aot layer", saved.norm, in.x);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);

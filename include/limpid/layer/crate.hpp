@@ -75,6 +75,7 @@ struct Ista {
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
+    if (call.saved && !norm) call.saved->norm.statistics.resize(0, 4);  // of an earlier call
     const LayerForward<LayerNormSaved<S>> with{1, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor};
     const View<S> b = normed<S>(in, with);
     const MutView<S> e = detail::room<S>(workspace, call.saved ? &call.saved->residual : nullptr, b.rows, b.cols);
@@ -109,7 +110,10 @@ struct Ista {
     Args<S>::visit([&](const char* field, const View<S>& p,
                        const MutView<S>& g) { detail::check_gradient<S>("ista", field, g, p); },
                    in, grad);
-    detail::check_gradient<S>("ista", "saved, its residual,", e, in.x);
+    if (e.rows != in.x.rows || e.cols != in.x.cols)
+      detail::raise("ista: saved holds a residual of " + detail::shape_text(e.rows, e.cols) + ", wanted " +
+                    detail::shape_text(in.x.rows, in.x.cols));
+    if (norm) detail::check_saved_norm<S>("ista", saved.norm, in.x);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);

@@ -18,6 +18,7 @@ inline namespace LIMPID_ABI {
 template <class S>
 struct LayerNormSaved {
   Mat<S> statistics;
+  Index width = 0;  ///< of those rows
   mutable detail::Turn turn;
 };
 
@@ -64,7 +65,7 @@ bool is_flat(const S* x, Index count) {
 }
 
 /// The mean is corrected by the mean of what is left without it, as its rounding would else be all the spread that a
-/// constant row has. A flat row has no spread: inverse is 0 then, unless there is an eps.
+/// constant row has. Without an eps a flat row has no spread, and inverse is 0.
 template <class P, class S = typename P::Scalar>
 RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
   using std::sqrt;
@@ -89,7 +90,7 @@ RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
       first = first + off;  // where the mean is rounded by as much as the entries are apart
     }
     const bool small = variance <= S(4) * epsilon * epsilon * first * first;  // as that of a flat row, at most
-    spread = (small && is_flat(x, count) ? S(0) : variance) + added;
+    spread = added == S(0) && small && is_flat(x, count) ? S(0) : variance + added;
     return RowStatistics<S>{first, off, spread == S(0) ? S(0) : S(1) / sqrt(spread), unit};
   };
   const RowStatistics<S> plain = of(S(1), S(eps));
@@ -200,6 +201,14 @@ void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta, double e
   check_parameters(op, "beta", beta);
 }
 
+/// That saved was filled by a forward call of such an x.
+template <class S>
+void check_saved_norm(const char* op, const LayerNormSaved<S>& saved, View<S> x) {
+  if (saved.statistics.rows() != x.rows || saved.width != x.cols)
+    raise(std::string(op) + ": saved is of a norm of " + shape_text(saved.statistics.rows(), saved.width) +
+          ", wanted one of x, " + shape_text(x.rows, x.cols));
+}
+
 }  // namespace detail
 
 /// y = gamma o (x - mean) / sqrt(var + eps) + beta for every row, biased variance (Ba, Kiros, Hinton 2016, arXiv
@@ -222,6 +231,7 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
   MutView<S> statistics;
   if (call.saved) {
     call.saved->statistics.resize(vx.rows, 4);
+    call.saved->width = vx.cols;
     statistics = call.saved->statistics;
   }
   detail::with_context({false, call.workspace, call.executor}, [&](const auto& context) {
@@ -239,9 +249,7 @@ void layer_norm_backward(X&& x, G&& gamma, const LayerNormSaved<S>& saved, Dy&& 
   const detail::SavedTurn saved_turn(&saved, false, "layer_norm");
   const View<S> vx(std::forward<X>(x)), vg(std::forward<G>(gamma)), vdy(std::forward<Dy>(dy)), s(saved.statistics);
   detail::check_norm<S>("layer_norm", vx, vg, {}, 0);
-  if (s.rows != vx.rows)
-    detail::raise("layer_norm: saved belongs to " + detail::text_of(s.rows) + " rows, x has " +
-                  detail::text_of(vx.rows));
+  detail::check_saved_norm<S>("layer_norm", saved, vx);
   detail::check_gradient<S>("layer_norm", "y", vdy, vx);
   detail::check_gradient<S>("layer_norm", "x", grad.x, vx);
   detail::check_bias<S>("layer_norm: gradient", "gamma", grad.gamma, vx.cols);
