@@ -194,6 +194,13 @@ void refuse_overlap(Name op, const char* written, const Out& out, const char* re
     raise(op + ": " + written + " shares memory with " + read + "; results are written while inputs are read");
 }
 
+/// The same against every input.
+template <class Op, class S>
+void refuse_inputs(Name op, const char* written, View<S> out, const Inputs<Op, S>& in) {
+  Inputs<Op, S>::visit([&](const char* field, Role, const View<S>& v) { refuse_overlap(op, written, out, field, v); },
+                       in);
+}
+
 /// How a call spreads: over heads, each on one worker, or over the tasks inside one head after the other. The bits are
 /// the same either way; many heads are better spread whole.
 inline bool spread_over_heads(Index heads, int workers) {
@@ -328,8 +335,15 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
   const Name name = operator_name(operation);
   const Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
   check_call<Op, S>(operation, in, d, out, "out");
-  Inputs<Op, S>::visit(
-      [&](const char* field, Role, const View<S>& v) { refuse_overlap(name, "out", View<S>(out), field, v); }, in);
+  refuse_inputs<Op, S>(name, "out", out, in);
+  const auto refuse_asked = [&](const char* asked, const Mat<S>* m, const char* other, const Mat<S>* also) {
+    if (!m) return;
+    refuse_inputs<Op, S>(name, asked, View<S>(*m), in);
+    refuse_overlap(name, asked, View<S>(*m), "out", View<S>(out));
+    if (m == also) raise(name + ": " + asked + " and " + other + " are one matrix, wanted two");
+  };
+  refuse_asked("lse", call.lse, "map", call.map);
+  refuse_asked("map", call.map, "lse", call.lse);
   if (call.map && (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch))
     raise(name + ": map was asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
           text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
@@ -425,9 +439,8 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
           raise(name + ": gradient of " + field + " is " + shape_text(g.rows, g.cols) + ", wanted " +
                 shape_text(x.rows, x.cols));
         refuse_overlap(name, "a gradient", View<S>(g), "dout", dout);
-        Inputs<Op, S>::visit(
-            [&](const char* read, Role, const View<S>& v) { refuse_overlap(name, "a gradient", View<S>(g), read, v); },
-            in);
+        refuse_inputs<Op, S>(name, "a gradient", g, in);
+        refuse_overlap(name, "relevance", View<S>(call.relevance), "a gradient", View<S>(g));
         Grads<Op, S>::visit(
             [&](const char* other, Role, const MutView<S>& o) {
               if (o.data != g.data || std::string(other) != field)
@@ -443,6 +456,11 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
   if (emits && (call.relevance_weights.rows != d.batch || call.relevance_weights.cols != d.n))
     raise(name + ": relevance_weights is " + shape_text(call.relevance_weights.rows, call.relevance_weights.cols) +
           ", wanted " + shape_text(d.batch, d.n));
+  if (emits) {
+    refuse_inputs<Op, S>(name, "relevance", call.relevance, in);
+    refuse_overlap(name, "relevance", View<S>(call.relevance), "dout", dout);
+    refuse_overlap(name, "relevance", View<S>(call.relevance), "relevance_weights", View<S>(call.relevance_weights));
+  }
   const Op op = bound<Op, S>(operation, d);
 
   Workspace own;
@@ -527,10 +545,12 @@ inline constexpr bool has_entropy = requires(const Op& op, const Context& contex
   op.template entropy<Native<S>, S>(context, head, keep, out, at);
 };
 
-/// Runs look(context, head inputs, head kept, at) for one head of a saved forward pass.
+/// Runs look(context, head inputs, head kept, at) for one head of a saved forward pass; out is what it writes to.
 template <class Op, class S, class Look>
-void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call, Look&& look) {
+void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call,
+                 const MutView<S>& out, Look&& look) {
   const Name name = operator_name(operation);
+  refuse_inputs<Op, S>(name, "out", out, in);
   const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
@@ -585,7 +605,7 @@ template <class Op, class S, class Out>
 void map_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Index q0, Index k0,
                Out&& out, const HeadCall& call = {}) {
   const MutView<S> to(std::forward<Out>(out));
-  detail::look_inside(op, in, saved, call,
+  detail::look_inside(op, in, saved, call, to,
                       [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
                         if (q0 < 0 || k0 < 0 || to.rows > at.n - q0 || to.cols > at.m - k0)
                           detail::raise(detail::operator_name(op) + ": map block " +
@@ -602,7 +622,7 @@ void map_left(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved
   const View<S> w(std::forward<X>(x));
   const MutView<S> to(std::forward<Out>(out));
   detail::look_inside(
-      op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+      op, in, saved, call, to, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
         if (w.cols != at.n || to.cols != at.m || w.rows != to.rows)
           detail::raise(detail::operator_name(op) + ": map_left got x " + detail::shape_text(w.rows, w.cols) +
                         " and out " + detail::shape_text(to.rows, to.cols) + ", wanted r x " + detail::text_of(at.n) +
@@ -624,11 +644,12 @@ void map_right(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Save
   const View<S> v(std::forward<X>(x));
   const MutView<S> to(std::forward<Out>(out));
   detail::look_inside(
-      op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+      op, in, saved, call, to, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
         if (v.rows != at.m || to.rows != at.n || v.cols != to.cols)
           detail::raise(detail::operator_name(op) + ": map_right got x " + detail::shape_text(v.rows, v.cols) +
                         " and out " + detail::shape_text(to.rows, to.cols) + ", wanted " + detail::text_of(at.m) +
                         " x c and " + detail::text_of(at.n) + " x c");
+        detail::refuse_overlap(detail::operator_name(op), "out", View<S>(to), "x", v);
         o.template apply<detail::Native<S>, S>(context, head, keep, v, to, at);
       });
 }
@@ -643,7 +664,7 @@ void map_entropy(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Sa
                 "twicing and boosting has entries of either sign");
   const MutView<S> to(std::forward<Out>(out));
   detail::look_inside(
-      op, in, saved, call, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
+      op, in, saved, call, to, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
         if (to.rows != at.n || to.cols != 1)
           detail::raise(detail::operator_name(op) + ": map_entropy got out " + detail::shape_text(to.rows, to.cols) +
                         ", wanted " + detail::shape_text(at.n, 1));

@@ -211,9 +211,9 @@ struct Mssa {
   static S part_of(Part part, S x) {
     switch (part) {
       case Part::pos:
-        return x > S(0) ? x : S(0);
+        return x < S(0) ? S(0) : x;  // a NaN has to show
       case Part::neg:
-        return x < S(0) ? -x : S(0);
+        return x > S(0) ? S(0) : -x;
       case Part::abs:
         return x < S(0) ? -x : x;
       case Part::signed_:
