@@ -501,3 +501,53 @@ TEST_CASE("a score function sees the score of far clusters, and gradients do not
   CHECK((dp[0] - dp[1]).cwiseAbs().maxCoeff() < 1e-12);
   static_assert(sizeof(Op) > 0);
 }
+
+TEST_CASE("with ALiBi the map of far clusters, made again from what was kept, has rows that sum to 1") {
+  Case<float> p = clusters<float>(49, 1e3, 7, true);
+  p.q.topRows(9).array() += 700;  // far from every key
+  const Mat<float> slope = Mat<float>::Constant(1, 1, 0.3F);
+  const auto op = nlm(limpid::alibi(slope));
+  using Op = std::remove_const_t<decltype(op)>;
+  const Mat<float> h = Mat<float>::Constant(1, 1, p.h), g = Mat<float>::Ones(37, 5);
+  Mat<float> out(37, 5), map, dv(70, 5);
+  const limpid::Inputs<Op, float> in{.q = p.q, .k = p.k, .v = p.v, .h = h};
+  limpid::Saved<Op, float> saved;
+  limpid::Call<Op, float> call;
+  call.map = &map, call.saved = &saved;
+  limpid::forward(op, in, out, call);
+  for (Index i = 0; i < 37; ++i) CHECK(std::abs(map.row(i).sum() - 1) < 8 * std::numeric_limits<float>::epsilon());
+  limpid::backward(op, in, saved, g, typename Op::template Args<limpid::MutView<float>>{.v = dv});
+  CHECK((map.transpose() * g - dv).cwiseAbs().maxCoeff() < 1e-4F);
+}
+
+TEST_CASE("a place that is NaN, of a key that nobody sees or of a query that keeps nothing, does not show") {
+  suite::Random random(8);
+  const auto normal = [&](Index cols) { return suite::random_matrix<double>(random, 9, cols); };
+  for (Index d : {3, 17, 40}) {
+    const Mat<double> q = 100 * normal(d), k = 100 * normal(d), v = normal(3), pq = normal(2), pk = normal(2);
+    limpid::Mat<bool> keep = limpid::Mat<bool>::Ones(9, 9);
+    keep.row(0).setConstant(false), keep.col(8).setConstant(false);
+    const Mat<double> g = Mat<double>::Ones(9, 3);
+    const auto op = nlm(limpid::mask_matrix(keep));
+    using Op = std::remove_const_t<decltype(op)>;
+    const auto run = [&](const Mat<double>& places_q, const Mat<double>& places_k) {
+      const limpid::Inputs<Op, double> in{.q = q, .k = k, .v = v, .pq = places_q, .pk = places_k};
+      Mat<double> out(9, 3), all(9, 2 * d + 7);
+      limpid::Saved<Op, double> saved;
+      limpid::Call<Op, double> call;
+      call.saved = &saved;
+      limpid::forward(op, in, out, call);
+      limpid::backward(op, in, saved, g,
+                       typename Op::template Args<limpid::MutView<double>>{.q = all.leftCols(d),
+                                                                           .k = all.middleCols(d, d),
+                                                                           .v = all.middleCols(2 * d, 3),
+                                                                           .pq = all.middleCols(2 * d + 3, 2),
+                                                                           .pk = all.rightCols(2)});
+      return (Mat<double>(9, 2 * d + 10) << out, all).finished();
+    };
+    const Mat<double> right = run(pq, pk);
+    Mat<double> odd_q = pq, odd_k = pk;
+    odd_q(0, 0) = odd_k(8, 0) = std::numeric_limits<double>::quiet_NaN();
+    CHECK(run(odd_q, odd_k) == right);
+  }
+}

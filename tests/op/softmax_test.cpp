@@ -199,3 +199,75 @@ TEMPLATE_TEST_CASE("A score function does not bring back a key that was masked b
                   qkv(c.q, c.k, c.v), out);
   CHECK(out == wanted);
 }
+
+TEMPLATE_TEST_CASE("With ALiBi weights of logits of 1e5 are made again as they were, wherever a block begins", "",
+                   float, double) {
+  using S = TestType;
+  const Index n = 200, m = 230, d = 5;
+  Case<S> c(n, m, d, 3, 1e5);
+  c.dout = Mat<S>::Ones(n, 3);
+  const Mat<S> slope = Mat<S>::Constant(1, 1, S(0.3)), weights = Mat<S>::Ones(1, n);
+  const auto check = [&](const auto& op) {
+    using Op = std::remove_cvref_t<decltype(op)>;
+    limpid::Saved<Op, S> saved;
+    Mat<S> out(n, 3), map, dv(m, 3), mass(1, m), block(53, 61);
+    limpid::forward(op, qkv(c.q, c.k, c.v), out, {.saved = &saved, .map = &map});
+    const double unit = double(std::numeric_limits<S>::epsilon());
+    CHECK(distance(map.rowwise().sum(), Mat<S>::Ones(n, 1)) < 8 * unit);
+    CHECK(distance(map * c.v, out) < 16 * unit);
+    limpid::backward(op, qkv(c.q, c.k, c.v), saved, c.dout, {.v = dv});
+    CHECK(distance(dv, (map.transpose() * c.dout).eval()) < 256 * unit);
+    limpid::map_left(op, qkv(c.q, c.k, c.v), saved, weights, mass);
+    CHECK(distance(mass, (weights * map).eval()) < 256 * unit);
+    limpid::map_block(op, qkv(c.q, c.k, c.v), saved, 37, 101, block);
+    CHECK(block == map.block(37, 101, 53, 61));
+  };
+  check(softmax(limpid::alibi(slope)));
+  check(softmax(limpid::chain(limpid::causal(), limpid::alibi(slope))));
+}
+
+TEST_CASE("What is asked for besides may not lie over what is read or written") {
+  Case<double> c(9, 9, 4, 4, 1);
+  const auto op = softmax();
+  using Op = std::remove_const_t<decltype(op)>;
+  limpid::Saved<Op, double> saved;
+  Mat<double> out(9, 4), dq(9, 4), square = Mat<double>::Ones(9, 9), weights = Mat<double>::Ones(1, 9);
+  limpid::forward(op, qkv(c.q, c.k, c.v), out, {.saved = &saved});
+  const auto refused = [](const auto& call, const char* text) { CHECK_THROWS_WITH(call(), Catch::Contains(text)); };
+  const auto with = [&](Mat<double>* lse, Mat<double>* map) {
+    return [&op, &c, &out, lse, map] { limpid::forward(op, qkv(c.q, c.k, c.v), out, {.lse = lse, .map = map}); };
+  };
+  const Mat<double> q = c.q, k = c.k;
+  refused(with(&c.k, nullptr), "softmax: lse shares memory with k");
+  refused(with(nullptr, &out), "softmax: map shares memory with out");
+  refused(with(&square, &square), "softmax: lse and map are one matrix");
+  refused([&] { limpid::map_right(op, qkv(c.q, c.k, c.v), saved, square, square); }, "out shares memory with x");
+  refused([&] { limpid::map_block(op, qkv(c.q, c.k, c.v), saved, 0, 0, c.k.leftCols(3)); }, "shares memory with k");
+  const auto emits = [&](auto&& relevance) {
+    return [&op, &c, &saved, &dq, &weights, relevance] {
+      limpid::backward(op, qkv(c.q, c.k, c.v), saved, c.dout, {.q = dq},
+                       {.relevance_weights = weights, .relevance = relevance});
+    };
+  };
+  c.dout = Mat<double>::Ones(9, 4);
+  refused(emits(limpid::MutView<double>(dq.data(), 1, 9, 9)), "relevance shares memory with a gradient");
+  refused(emits(limpid::MutView<double>(c.dout.data(), 1, 9, 9)), "relevance shares memory with dout");
+  refused(emits(limpid::MutView<double>(c.v.data(), 1, 9, 9)), "relevance shares memory with v");
+  CHECK((c.q == q && c.k == k));
+}
+
+TEMPLATE_TEST_CASE("A value or dout that is NaN shows in every part of relevance", "", float, double) {
+  using S = TestType;
+  Case<S> c(4, 4, 3, 3, 1);
+  c.v(1, 0) = std::numeric_limits<S>::quiet_NaN();
+  const auto op = softmax();
+  using Op = std::remove_const_t<decltype(op)>;
+  limpid::Saved<Op, S> saved;
+  Mat<S> out(4, 3), dq(4, 3), weights = Mat<S>::Ones(1, 4), relevance(1, 4);
+  limpid::forward(op, qkv(c.q, c.k, c.v), out, {.saved = &saved});
+  for (const auto part : {limpid::Part::pos, limpid::Part::neg, limpid::Part::abs, limpid::Part::signed_}) {
+    limpid::backward(op, qkv(c.q, c.k, c.v), saved, c.dout, {.q = dq},
+                     {.relevance_weights = weights, .relevance = relevance, .part = part});
+    CHECK(std::isnan(relevance(0, 1)));
+  }
+}

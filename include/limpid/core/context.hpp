@@ -154,7 +154,7 @@ View<S> without_bad_rows(Arena& arena, View<S> v) {
   return c;
 }
 
-/// Scores of such copies. Rows about a middle are finite as they are, and |row|^2 shows those that were not.
+/// Scores of such copies. Half of |row|^2 shows one that is not finite.
 template <class S, class Mods>
 void without_bad_queries(Arena& arena, Scores<S, Mods>& scores) {
   scores.q = without_bad_rows(arena, scores.q);

@@ -59,15 +59,65 @@ struct StorePart {
 };
 
 /// The same for a part of which near pairs alone are differences; these become infinity here, see make_near_pairs().
+/// `beside` has a few columns that are differences. Neither part is so large that a sum with the lowest number would
+/// change it, see score/kernel.hpp.
 template <class P, bool KeysAreLanes>
 struct StoreFarPart {
   using S = typename P::Scalar;
-  StorePart<P, KeysAreLanes> store;
-  const S *half_rows, *half_lanes;
-  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    const typename P::V half = P::set(half_rows[r]) + P::load(half_lanes + lane), apart = half - acc;
-    const typename P::V none = P::set(-minus_infinity<S>() / store.factor);
-    store(r, lane, P::if_less(half, acc + acc, none, apart + apart));
+  using V = typename P::V;
+  S* out;
+  Index ld;
+  S twice;
+  const S *half_rows, *half_lanes, *start;
+  struct Beside {
+    const S* rows;
+    Index stride;
+    const S* lanes;
+    Index cols;
+    S factor;
+  } beside;
+  template <int R, int N>
+  LIMPID_INLINE void tile(Index r0, Index lane, const V (&acc)[R][N]) const {
+    constexpr int group = P::registers == 32 && R % 4 == 0 ? 4 : 1;  // rows whose squares find room beside acc
+    const V infinity = P::set(-minus_infinity<S>());
+    S* p = out + r0 * ld + lane;
+    const S *half_row = half_rows + r0, *half_lane = half_lanes + lane, *own = beside.rows + r0 * beside.stride;
+    const S* added = start == nullptr ? nullptr : start + (KeysAreLanes ? lane : r0);
+    LIMPID_UNROLL(16)
+    for (int g = 0; g < R; g += group) {
+      V squares[group][N];
+      LIMPID_UNROLL(4)
+      for (int r = 0; r < group; ++r) {
+        LIMPID_UNROLL(4)
+        for (int v = 0; v < N; ++v) squares[r][v] = P::set(S(0));
+      }
+      const S* lanes_of = beside.lanes + lane;
+      for (Index c = 0; c < beside.cols; ++c, lanes_of += ld) {
+        V other[N];
+        LIMPID_UNROLL(4)
+        for (int v = 0; v < N; ++v) other[v] = P::load(lanes_of + v * P::lanes);
+        LIMPID_UNROLL(4)
+        for (int r = 0; r < group; ++r) {
+          const V one = P::set(own[r * beside.stride + c]);
+          LIMPID_UNROLL(4)
+          for (int v = 0; v < N; ++v) squares[r][v] = P::fma(other[v] - one, other[v] - one, squares[r][v]);
+        }
+      }
+      own += group * beside.stride;
+      LIMPID_UNROLL(4)
+      for (int r = 0; r < group; ++r, p += ld) {
+        LIMPID_UNROLL(4)
+        for (int v = 0; v < N; ++v) {
+          const Index l = v * P::lanes;
+          const V half = P::set(half_row[g + r]) + P::load(half_lane + l),
+                  apart = half - acc[g + r][v];  // |q - k|^2 / 2
+          const V before =
+              added == nullptr ? P::load(p + l) : (KeysAreLanes ? P::load(added + l) : P::set(added[g + r]));
+          const V s = P::fma(apart, P::set(twice), P::fma(squares[r][v], P::set(beside.factor), before));
+          P::store(p + l, P::if_less(apart, acc[g + r][v], infinity, s));  // apart is less than a half of half
+        }
+      }
+    }
   }
 };
 
@@ -77,22 +127,35 @@ template <class P, bool KeysAreLanes>
 void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t, Index vectors,
                    const typename P::Scalar* a, Index lda, const typename P::Scalar* transposed,
                    const typename P::Scalar* start) {
+  using S = typename P::Scalar;
   const Index rows = KeysAreLanes ? t.nq : t.nk;
-  for (std::size_t step = 0; step < 2 * parts.size(); ++step) {
-    const auto& part = parts[step % parts.size()];
-    if (part.cols == 0 || part.near_alone() != (step >= parts.size())) continue;
+  const auto left = [&](const ScorePart<S>& part) { return a + part.first; };
+  const auto right = [&](const ScorePart<S>& part) { return transposed + part.first * t.ld; };
+  const auto differs = [&](const ScorePart<S>& part) { return part.differences && !part.near_alone(); };
+  const ScorePart<S>* beside = nullptr;  // goes with the other part
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const auto &part = parts[p], &other = parts[1 - p];
+    if (part.cols == 0 || part.near_alone()) continue;
+    if (differs(part) && other.near_alone()) {
+      beside = &part;
+      continue;
+    }
     const StorePart<P, KeysAreLanes> store{t.data, t.ld, part.factor, start};
     start = nullptr;
-    const auto *left = a + part.first, *right = transposed + part.first * t.ld;
-    if (part.near_alone())
-      product<P, Walk::rows>(
-          rows, vectors, part.cols, left, lda, right, t.ld,
-          StoreFarPart<P, KeysAreLanes>{store, KeysAreLanes ? part.half_q + t.q0 : part.half_k + t.k0,
-                                        KeysAreLanes ? part.half_k + t.k0 : part.half_q + t.q0});
-    else if (part.differences)
-      product<P, Walk::rows>(rows, vectors, part.cols, left, lda, right, t.ld, store, AddSquare<P>());
+    if (part.differences)
+      product<P, Walk::rows>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store, AddSquare<P>());
     else
-      product<P, Walk::rows>(rows, vectors, part.cols, left, lda, right, t.ld, store);
+      product<P, Walk::rows>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
+  }
+  for (const auto& part : parts) {
+    if (part.cols == 0 || !part.near_alone()) continue;
+    StoreFarPart<P, KeysAreLanes> store{t.data, t.ld, S(2) * part.factor, part.half_q + t.q0, part.half_k + t.k0,
+                                        start,  {}};
+    if (!KeysAreLanes) std::swap(store.half_rows, store.half_lanes);
+    const ScorePart<S>& by = beside ? *beside : part;
+    store.beside = {left(by), lda, right(by), beside ? by.cols : 0, by.factor};
+    start = nullptr;
+    product<P, Walk::rows>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
   }
 }
 
@@ -111,23 +174,34 @@ typename P::Scalar vector_distance(const typename P::Scalar* a, const typename P
   return total;
 }
 
+/// The columns of a row that make a part of the scores, as they were given.
+template <class S, class Mods>
+const S* part_of_query(const Scores<S, Mods>& scores, const ScorePart<S>& part, Index i) {
+  return part.near_alone() ? part.q.row(i) : scores.q.row(i) + part.first;
+}
+template <class S, class Mods>
+const S* part_of_key(const Scores<S, Mods>& scores, const ScorePart<S>& part, Index j) {
+  return part.near_alone() ? part.k.row(j) : scores.k.row(j) + part.first;
+}
+
 /// The score of one pair from its parts, before the additive part of its key.
-template <class P>
-typename P::Scalar score_of_parts(const PartsOfScores<typename P::Scalar>& parts, const typename P::Scalar* q,
-                                  const typename P::Scalar* k) {
+template <class P, class Mods>
+typename P::Scalar score_of_parts(const Scores<typename P::Scalar, Mods>& scores,
+                                  const PartsOfScores<typename P::Scalar>& parts, Index i, Index j) {
   using S = typename P::Scalar;
   S sum(0);
-  for (const auto& part : parts)
-    if (part.cols > 0)
-      sum += part.factor * (part.differences ? vector_distance<P>(q + part.first, k + part.first, part.cols)
-                                             : vector_dot<P>(q + part.first, k + part.first, part.cols));
+  for (const auto& part : parts) {
+    if (part.cols == 0) continue;
+    const S *q = part_of_query(scores, part, i), *k = part_of_key(scores, part, j);
+    sum += part.factor * (part.differences ? vector_distance<P>(q, k, part.cols) : vector_dot<P>(q, k, part.cols));
+  }
   return sum < lowest_number<S>() ? lowest_number<S>() : sum;
 }
 
-/// The near pairs of a tile, by their places in it.
+/// The near pairs of a tile, by their places in it; those of its rows that are looked at begin at `first`.
 struct NearPairs {
   Index* places;
-  Index count = 0;
+  Index count = 0, first = 0;
 };
 
 /// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given. start:
@@ -135,11 +209,12 @@ struct NearPairs {
 template <class P, bool KeysAreLanes, class Mods>
 LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& scores,
                                      const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t,
-                                     Index vectors, const typename P::Scalar* start, NearPairs* found) {
+                                     Index vectors, const typename P::Scalar* start, NearPairs* found = nullptr) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const Index rows = KeysAreLanes ? t.nq : t.nk, lanes = KeysAreLanes ? t.nk : t.nq;
   const S infinity = -minus_infinity<S>();
+  constexpr Index some = 4;
   const auto largest_of = [&](Index begin, Index end) {
     V top = P::set(S(0)), second = top;  // side by side, as each waits for the one before it
     Index r = begin;
@@ -154,20 +229,21 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
     P::store(each, P::largest(P::max(top, second)));
     return each[0];
   };
-  if (!(largest_of(0, rows) == infinity)) return;
+  bool any = false;
   for (Index r = 0; r < rows; ++r) {
     S* row = t.data + r * t.ld;
-    if (!(largest_of(r, r + 1) == infinity)) continue;
+    if (r % some == 0) any = largest_of(r, std::min(rows, r + some)) == infinity;
+    if (!any) continue;
     for (Index l = 0; l < lanes; ++l) {
       if (!(row[l] == infinity)) continue;
-      if (found) found->places[found->count++] = r * t.ld + l;
+      if (found) found->places[found->count++] = found->first + r * t.ld + l;
       const Index i = t.q0 + (KeysAreLanes ? r : l), j = t.k0 + (KeysAreLanes ? l : r);
       S added;
       if (start == nullptr)
-        scores.starts(t.q0, j, 1, &added, i);
+        scores.starts(origin_of<P>(t.q0), j, 1, &added, i);
       else
         added = start[KeysAreLanes ? l : r];
-      const S s = score_of_parts<P>(parts, scores.q.row(i), scores.k.row(j)) + added;
+      const S s = score_of_parts<P>(scores, parts, i, j) + added;
       row[l] = s < lowest_number<S>() ? lowest_number<S>() : s;
     }
   }
@@ -178,7 +254,6 @@ template <class P, bool KeysAreLanes, class Mods>
 void tile_by_pair(const Scores<typename P::Scalar, Mods>& scores, const PartsOfScores<typename P::Scalar>& parts,
                   const Tile<typename P::Scalar>& t, Index vectors, const typename P::Scalar* rows, Index stride,
                   const typename P::Scalar* transposed, const typename P::Scalar* start, NearPairs* found = nullptr) {
-  if (found) found->count = 0;
   tile_of_parts<P, KeysAreLanes>(parts, t, vectors, rows, stride, transposed, start);
   if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, parts, t, vectors, start, found);
 }
@@ -194,16 +269,17 @@ LIMPID_NOINLINE void pull_near_pairs(const Scores<typename P::Scalar, Mods>& sco
     const Index i = near.places[f] / ds.ld, j = near.places[f] % ds.ld;
     const S g = std::exchange(ds.data[near.places[f]], S(0));
     if (g == S(0)) continue;  // a masked pair may hold anything
-    const S *q = scores.q.row(ds.q0 + i), *k = scores.k.row(ds.k0 + j);
-    const auto add = [&](const ScorePart<S>& part, const S* own, const S* other, S* to) {
+    const auto add = [&](const ScorePart<S>& part, const S* own, const S* other, S* row) {
+      S* to = row + part.first;
       for_lanes<P>(part.cols, [&](auto policy, Index c) {
         using L = decltype(policy);
-        const Index at = part.first + c;
-        const typename L::V x = part.differences ? L::load(other + at) - L::load(own + at) : L::load(other + at);
-        L::store(to + at, L::fma(L::set(g), x, L::load(to + at)));
+        const typename L::V x = part.differences ? L::load(other + c) - L::load(own + c) : L::load(other + c);
+        L::store(to + c, L::fma(L::set(g), x, L::load(to + c)));
       });
     };
     for (const auto& part : scores.parts) {
+      if (part.cols == 0) continue;
+      const S *q = part_of_query(scores, part, ds.q0 + i), *k = part_of_key(scores, part, ds.k0 + j);
       if (dq) add(part, q, k, dq + i * dq_stride);
       if (dk) add(part, k, q, dk + j * dk_stride);
     }

@@ -182,7 +182,7 @@ struct KeyPanel {
   /// Keys [k0, k0 + nk).
   template <class Mods>
   void load(const Scores<S, Mods>& scores, Index k0, Index nk) {
-    const View<S> block = scores.product_k().block(k0, 0, nk, d);
+    const View<S> block = scores.k.block(k0, 0, nk, d);
     transpose_into<P>(block, transposed, width);
     whole_rows<P>(block, copy, rows, stride);
   }
@@ -218,24 +218,23 @@ struct TileRows {
         factor(arena.take<typename P::Scalar>(PullBlocks<P>::queries)) {}
 };
 
-/// Weights of queries [q0, q0 + nq) and keys [k0, k0 + nk), keys in lanes, each row times weight (may be null); raw
-/// (may be null) gets the scores before modifiers, for their derivative.
+/// weights_tile of rows that count amounts of keys from one.
 template <class P, class Mods>
-void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
-                  const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
-                  const typename P::Scalar* keys_transposed, const TileRows<P>& row, typename P::Scalar* raw,
-                  const NextRows<P>& next) {
+void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
+                     const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
+                     const typename P::Scalar* keys_transposed, const TileRows<P>& row, typename P::Scalar* raw,
+                     const NextRows<P>& next) {
   using S = typename P::Scalar;
-  const Index vectors = (t.nk + P::lanes - 1) / P::lanes;
+  const Index vectors = (t.nk + P::lanes - 1) / P::lanes, origin = origin_of<P>(t.q0);
   const S scale = scores.scale;
   S* start = row.start;
-  scores.starts(t.q0, t.k0, t.nk, start);
+  scores.starts(origin, t.k0, t.nk, start, t.q0);
   for (Index j = t.nk; j < vectors * P::lanes; ++j) start[j] = S(0);
   for (Index i = 0; i < t.nq; ++i) {
-    row.top[i] = lse.top[t.q0 + i] + scores.shift(t.q0 + i, t.q0);
+    row.top[i] = lse.top[t.q0 + i] + scores.shift(t.q0 + i, origin);
     row.factor[i] = weight ? weight[t.q0 + i] * lse.inverse[t.q0 + i] : lse.inverse[t.q0 + i];
   }
-  const View<S> q = scores.product_q();
+  const View<S> q = scores.q;
   const S* rows = q.row(t.q0);
   const bool mixed = scores.mixed(t.q0, t.nq);
   if (Mods::values || scores.by_pair() || mixed) {
@@ -269,6 +268,26 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
   if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));
 }
 
+/// Weights of queries [q0, q0 + nq) and keys [k0, k0 + nk), keys in lanes, each row times weight (may be null); raw
+/// (may be null) gets the scores before modifiers, for their derivative.
+template <class P, class Mods>
+void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
+                  const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
+                  const typename P::Scalar* keys_transposed, const TileRows<P>& row, typename P::Scalar* raw,
+                  const NextRows<P>& next) {
+  if (row.near) row.near->count = 0;
+  if constexpr (!Mods::shifts) {
+    weights_of_rows<P>(scores, lse, weight, t, keys_transposed, row, raw, next);
+  } else {
+    for (Index q0 = t.q0, end = t.q0 + t.nq; q0 < end;) {
+      const Index first = q0 - t.q0, nq = std::min(end, origin_of<P>(q0) + panel_of<P>) - q0;
+      if (row.near) row.near->first = first * t.ld;
+      weights_of_rows<P>(scores, lse, weight, {t.data + first * t.ld, t.ld, q0, nq, t.k0, t.nk}, keys_transposed, row,
+                         raw ? raw + first * t.ld : nullptr, {next.rows + first * next.stride, next.stride});
+      q0 += nq;
+    }
+  }
+}
 template <class P>
 void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar* weights, const typename P::Scalar* da,
                     const Emission<typename P::Scalar>& e) {
@@ -280,8 +299,8 @@ void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar*
     for (Index i = 0; i < t.nq; ++i) {
       const V weight = P::load(weights + i * t.ld + j);
       V x = P::if_equal(weight, zero, zero, weight * P::load(da + i * t.ld + j));
-      if (e.part == Part::pos) x = P::max(zero, x);
-      if (e.part == Part::neg) x = P::max(zero, zero - x);
+      if (e.part == Part::pos) x = P::max(x, zero);  // the first where it is NaN, which has to show
+      if (e.part == Part::neg) x = P::max(zero - x, zero);
       if (e.part == Part::abs) x = P::max(x, zero - x);
       sum = P::fma(x, P::set(e.w[t.q0 + i]), sum);
     }
@@ -462,7 +481,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
             if (moment_keys[p]) {
               moment.sums[chunk] += moment_of_tile<P>(of_ds, moment.q, moment_keys[p]);
             } else if (moment.sums) {
-              const View<S> q = map.scores.product_q();
+              const View<S> q = map.scores.q;
               tile_by_pair<P, true>(map.scores, {moment.part}, {distances, ld, q0, nq, k0, nk}, vectors, q.row(q0),
                                     q.stride, keys[t].transposed, no_start);
               moment.sums[chunk] += moment_of_distances<P>(of_ds, distances);
@@ -472,7 +491,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
           for (Index i = 0; i < nq; ++i) add_row<P>(ds[t] + i * ld, map.dbias + k0, nk);
         const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
         const bool by_pair = map.scores.by_pair();
-        const View<S> q = map.scores.product_q();
+        const View<S> q = map.scores.q;
         if constexpr (are_distances<Mods> && M == 1)
           if (taken) {
             pull_near_pairs<P>(map.scores, near_pairs, {ds[t], ld, q0, nq, k0, nk},
@@ -523,8 +542,7 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
       if constexpr (are_distances<Mods>)
         if (taken)
           for (Index j = 0; j < nk; ++j)
-            take_off_middle<P>(map.scores.parts, taken[j], map.scores.product_k().row(k0 + j),
-                               dk_block[t] + j * padded<P>(d));
+            take_off_middle<P>(map.scores.parts, taken[j], map.scores.k.row(k0 + j), dk_block[t] + j * padded<P>(d));
       deliver_scaled<P>(View<S>(dk_block[t], nk, d, padded<P>(d)), map.scores.scale, map.dk.block(k0, 0, nk, d),
                         plan.accumulate_k);
     }

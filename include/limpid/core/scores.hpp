@@ -63,8 +63,8 @@ Lse<const S> lse_of(const View<S>& kept, Index t = 0) {
 }
 
 /// Columns of q and k that make a part of the scores: factor <q_i, k_j>, or factor |q_i - k_j|^2 by differences. Where
-/// halves are given, of |row|^2 about a middle, only near pairs are differences, and the others are made of products of
-/// rows about it (core/distance.hpp); each has zeros behind it for a whole panel of lanes.
+/// halves are given, of |row|^2, only near pairs are differences, of the part's own q and k, and the others are made of
+/// products (core/distance.hpp); each has zeros behind it for a whole panel of lanes.
 template <class S>
 struct ScorePart {
   static constexpr Index behind = 128;
@@ -72,6 +72,7 @@ struct ScorePart {
   bool differences = false;
   S factor = S(0);
   const S *half_q = nullptr, *half_k = nullptr;
+  View<S> q = {}, k = {};
   bool near_alone() const { return half_q != nullptr; }
 };
 template <class S>
@@ -82,7 +83,7 @@ using PartsOfScores = std::array<ScorePart<S>, 2>;
 template <class M>
 struct Distances {
   static constexpr bool intervals = M::intervals, irregular = M::irregular, values = M::values, starts = M::starts,
-                        tables = M::tables, sinks = M::sinks;
+                        shifts = M::shifts, tables = M::tables, sinks = M::sinks;
 };
 template <class Mods>
 struct ModifiersOf {
@@ -96,6 +97,16 @@ struct ModifiersOf<Distances<M>> {
 };
 template <class Mods>
 inline constexpr bool are_distances = ModifiersOf<Mods>::distances;
+
+/// Queries that go through the registers together, and the first of those that query i is among: amounts of keys that
+/// hang on the query's place are counted from it, in every sweep, as scores near 1e5 are rounded to 1/128 and their
+/// weights are made more than once.
+template <class P>
+inline constexpr Index panel_of = P::lanes* P::tile_vectors;
+template <class P>
+Index origin_of(Index i) {
+  return i / panel_of<P> * panel_of<P>;
+}
 
 /// Whether masks keep a pair.
 template <class Mods>
@@ -209,13 +220,9 @@ struct Scores {
   const typename ModifiersOf<Mods>::type* mods = nullptr;
   At at;  // batch and head
   PartsOfScores<S> parts = {};
-  View<S> middle_q = {}, middle_k = {};  // q and k, parts with halves about their middle; empty if there is none
   const Index* from = nullptr;  // for every query the key that amounts are counted from, see References; or none
   bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
-  bool near_alone() const { return are_distances<Mods> && middle_q.data != nullptr; }
-  /// The rows that products are made of.
-  View<S> product_q() const { return near_alone() ? middle_q : q; }
-  View<S> product_k() const { return near_alone() ? middle_k : k; }
+  bool near_alone() const { return are_distances<Mods> && (parts[0].near_alone() || parts[1].near_alone()); }
 
   Index n() const { return q.rows; }
   Index m() const { return k.rows; }
@@ -272,8 +279,18 @@ struct Scores {
   }
   /// What `starts` leaves out besides, as it is the same for all keys of a row; to be taken off a maximum.
   S shift(Index i, Index q0) const {
-    if constexpr (Mods::starts && !Mods::values) return mods->template shift<S>(place(i, 0), q0);
+    if constexpr (Mods::shifts && !Mods::values) return mods->template shift<S>(place(i, 0), q0);
     return S(0);
+  }
+  /// Keeps what a row was summed with, counted from q0: later sweeps add the shift again, and may find a maximum that
+  /// is a rounding away.
+  void keep(Lse<S> lse, Index i, Index q0, const S& top, const S& inverse) const {
+    lse.top[i] = top, lse.inverse[i] = inverse;
+    if constexpr (Mods::shifts && !Mods::values) {
+      using std::exp;
+      const S taken = shift(i, q0), found = OneLane<S>::keep(lse.top[i] = top - taken) + taken;
+      if (found != top && found - top == found - top) lse.inverse[i] = inverse * exp(found - top);
+    }
   }
   bool kept(Index i, Index j) const { return keeps_place(*mods, place(i, j)); }
   /// The score of a pair, from what it is before modifiers.
@@ -303,7 +320,7 @@ void starts_by_row(const Scores<typename P::Scalar, Mods>& scores, const Tile<ty
                    typename P::Scalar* buffer) {
   using S = typename P::Scalar;
   for (Index i = 0; i < (KeysAreLanes ? t.nq : vectors * P::lanes); ++i) {
-    if (i < t.nq) scores.starts(t.q0, t.k0, t.nk, buffer, t.q0 + i);
+    if (i < t.nq) scores.starts(origin_of<P>(t.q0), t.k0, t.nk, buffer, t.q0 + i);
     for (Index j = 0; j < (KeysAreLanes ? vectors * P::lanes : t.nk); ++j)
       t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = i < t.nq && j < t.nk ? buffer[j] : S(0);
   }

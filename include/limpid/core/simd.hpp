@@ -233,7 +233,11 @@ struct Simd {
   /// The larger one; a where one of them is NaN. Spelt out: g++ would compare and choose.
   LIMPID_INLINE static V max(V a, V b) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    return a < b ? b : a;
+    // with a mask, of all lanes: without, g++ 12 warns of what its header leaves unset
+    if constexpr (sizeof(S) == 4)
+      return (V)_mm512_maskz_max_ps(__mmask16(-1), (__m512)b, (__m512)a);
+    else
+      return (V)_mm512_maskz_max_pd(__mmask8(-1), (__m512d)b, (__m512d)a);
 #elif defined(__AVX__)
     if constexpr (sizeof(S) == 4)
       return (V)_mm256_max_ps((__m256)b, (__m256)a);

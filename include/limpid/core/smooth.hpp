@@ -22,7 +22,7 @@ namespace detail {
 // Block sizes matter little (anchors: within 3 %); these keep a block of scores in the first cache.
 template <class P>
 struct SmoothBlocks {
-  static constexpr Index panel = P::lanes * P::tile_vectors;  // queries that go through the registers together
+  static constexpr Index panel = panel_of<P>;
   static constexpr Index panels = P::lanes == 1 ? 8 : (128 + panel - 1) / panel;
   static constexpr Index queries = panel * panels, keys = 128;
 };
@@ -84,18 +84,30 @@ struct Fetched {
   }
 };
 
-/// One block of scores becomes weights against the running maximum; alpha is what older sums shrink by.
-template <class P, int N>
+/// One block of scores becomes weights against the running maximum; alpha is what older sums shrink by. at_infinity is
+/// called where a score is infinite, to replace it.
+template <class P, int N, class AtInfinity>
 LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, typename P::Scalar* running_max,
                                  typename P::Scalar* running_sum, typename P::Scalar* alpha,
-                                 const Fetched<typename P::Scalar>& fetched) {
+                                 const Fetched<typename P::Scalar>& fetched, const AtInfinity& at_infinity) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const V none = P::set(minus_infinity<S>());
   V top[N], base[N], sum[N];
-  for (int v = 0; v < N; ++v) top[v] = P::load(s + v * P::lanes), sum[v] = P::set(S(0));
-  for (Index j = 1; j < nk; ++j)
-    for (int v = 0; v < N; ++v) top[v] = P::max(top[v], P::load(s + j * ld + v * P::lanes));
+  const auto find_top = [&] {
+    for (int v = 0; v < N; ++v) top[v] = P::load(s + v * P::lanes);
+    for (Index j = 1; j < nk; ++j)
+      for (int v = 0; v < N; ++v) top[v] = P::max(top[v], P::load(s + j * ld + v * P::lanes));
+  };
+  find_top();
+  if constexpr (!std::is_same_v<AtInfinity, std::nullptr_t>) {
+    V all = P::set(S(0));
+    for (int v = 0; v < N; ++v) all = P::max(all, top[v]);  // past what is NaN, whose query is lost anyway
+    S largest[P::lanes];
+    P::store(largest, P::largest(all));
+    if (largest[0] == -minus_infinity<S>()) at_infinity(), find_top();
+  }
+  for (int v = 0; v < N; ++v) sum[v] = P::set(S(0));
   for (int v = 0; v < N; ++v) {
     const V old = P::load(running_max + v * P::lanes);
     top[v] = P::max(old, top[v]);
@@ -149,7 +161,7 @@ class SmoothBlock {
     alpha_ = arena.take<S>(width);
     for (Index p = 0; p < count_; ++p) {
       const Index first = first_of(p), rows = rows_of(p);
-      transpose_into<P>(scores_.product_q().block(first, 0, rows, d), qt_ + p * d * width, width);
+      transpose_into<P>(scores_.q.block(first, 0, rows, d), qt_ + p * d * width, width);
       for (Index l = 0; l < width; ++l) {
         top_[p * width + l] = minus_infinity<S>();
         sum_[p * width + l] = S(0);
@@ -190,11 +202,22 @@ class SmoothBlock {
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
         if constexpr (!Online) {
           weights_from_scores<P>(tile_, width, nk, vectors, top);
-        } else if (vectors == P::tile_vectors) {
-          online_step<P, P::tile_vectors>(tile_, width, nk, top, sum, alpha_, part(p, b, nk));
         } else {
-          for (Index l = 0; l < vectors * P::lanes; l += P::lanes)
-            online_step<P, 1>(tile_ + l, width, nk, top + l, sum + l, alpha_ + l, part(p, b, nk));
+          const auto step = [&](const auto& at_infinity) {
+            if (vectors == P::tile_vectors) {
+              online_step<P, P::tile_vectors>(tile_, width, nk, top, sum, alpha_, part(p, b, nk), at_infinity);
+            } else {
+              for (Index l = 0; l < vectors * P::lanes; l += P::lanes)
+                online_step<P, 1>(tile_ + l, width, nk, top + l, sum + l, alpha_ + l, part(p, b, nk), at_infinity);
+            }
+          };
+          if constexpr (top_finds_near)
+            step([&] {
+              if (scores_.near_alone())
+                make_near_pairs<P, false>(scores_, scores_.parts, t, vectors, mixed ? nullptr : start_);
+            });
+          else
+            step(nullptr);
         }
       } else {
         if (scores_.by_pair() || mixed) {
@@ -223,8 +246,7 @@ class SmoothBlock {
           const bool none = total == S(0);
           alpha_[l] = none ? S(0) : S(1) / total;
           if (!map_.lse.given()) continue;
-          map_.lse.top[first + l] = none ? -minus_infinity<S>() : top_[p * width + l] - scores_.shift(first + l, first);
-          map_.lse.inverse[first + l] = alpha_[l];
+          scores_.keep(map_.lse, first + l, first, none ? -minus_infinity<S>() : top_[p * width + l], alpha_[l]);
         } else {
           alpha_[l] = map_.known.inverse[first + l];
         }
@@ -234,13 +256,20 @@ class SmoothBlock {
   }
 
  private:
+  /// Whether near pairs are left at infinity until a block's maximum is known, which finds them.
+  static constexpr bool top_finds_near = Online && are_distances<Mods> && !Mods::values;
+
   /// The scores of a tile where distances are summed by pair, or rows are mixed: then it holds their additive parts.
   void scores_by_pair(const Tile<S>& t, Index vectors, const S* panel, bool mixed) {
-    const View<S> k = scores_.product_k();
+    const View<S> k = scores_.k;
     if constexpr (are_distances<Mods>)
-      if (scores_.by_pair())
-        return tile_by_pair<P, false>(scores_, scores_.parts, t, vectors, k.row(t.k0), k.stride, panel,
-                                      mixed ? nullptr : start_);
+      if (scores_.by_pair()) {
+        const S* start = mixed ? nullptr : start_;
+        tile_of_parts<P, false>(scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start);
+        if (scores_.near_alone() && !top_finds_near)
+          make_near_pairs<P, false>(scores_, scores_.parts, t, vectors, start);
+        return;
+      }
     product<P, Walk::rows>(t.nk, vectors, k.cols, k.row(t.k0), k.stride, panel, width,
                            AddScores<P>{tile_, width, scores_.scale});
   }

@@ -64,8 +64,12 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
     b += ldb;
   }
   const Epilogue finish = epilogue;  // a copy of its own: what is stored cannot change it
-  LIMPID_UNROLL(16)
-  for (int r = 0; r < R; ++r) finish_row<P, N>(finish, r0 + r, v0 * P::lanes, acc[r]);
+  if constexpr (requires { finish.template tile<R, N>(r0, v0, acc); }) {
+    finish.template tile<R, N>(r0, v0 * P::lanes, acc);
+  } else {
+    LIMPID_UNROLL(16)
+    for (int r = 0; r < R; ++r) finish_row<P, N>(finish, r0 + r, v0 * P::lanes, acc[r]);
+  }
 }
 
 template <class P, Walk W, int N, class Step, class Epilogue>

@@ -269,7 +269,7 @@ class TwicingCache {
     const Index m = at.m, dv = head.v.cols, now = m - 1;
     S* a = arena.take<S>(m);
     if (s.by_pair())
-      for (Index j = 0; j < m; ++j) a[j] = detail::score_of_parts<P>(s.parts, s.q.row(0), s.k.row(j));
+      for (Index j = 0; j < m; ++j) a[j] = detail::score_of_parts<P>(s, s.parts, 0, j);
     else
       detail::row_dots<P>(View<S>(s.q.data, m, s.q.cols, 0), s.k, a);
     S top = detail::minus_infinity<S>(), total(0);

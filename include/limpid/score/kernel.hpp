@@ -29,11 +29,10 @@ struct KernelTerm {
   bool distance = false;
   S coefficient = S(1);
   S unit = S(1);
-  bool by_pair = false;  // a distance summed from differences, of arrays as they were given
-  // by pair, if near pairs alone are: the arrays about their middle, and |row|^2 / 2 of them
-  View<S> middle_q = {}, middle_k = {};
-  S *half_q = nullptr, *half_k = nullptr;
-  std::size_t part = 0;  // by pair: its place in the parts of the scores
+  bool by_pair = false;                    // a distance summed from differences, of arrays as they were given
+  bool bounded = true;                     // by pair: scores stay above the lowest number by far
+  S *half_q = nullptr, *half_k = nullptr;  // by pair, if near pairs alone are, see ScorePart
+  std::size_t part = 0;                    // by pair: its place in the parts of the scores
   bool near_alone() const { return half_q != nullptr; }
   bool given() const { return q.cols > 0; }
   S weight() const { return distance ? S(2) * coefficient : coefficient; }  // of <q, k>
@@ -62,30 +61,43 @@ bool any_query_keeps(const Scores<S, Mods>& scores, Index j) {
 /// How a distance is summed: 2 c <q, k> - c |k|^2, or from differences, of all pairs or of the near ones.
 enum class Summed { reduced, near_by_pair, by_pair };
 
+/// Scores below this leave the lowest number as it is, whichever is added to it. In float's range for all types.
+inline constexpr double largest_score = 1e30;
+
+/// Those of an array's rows that have a say: all, or a list.
+struct SomeRows {
+  const Index* rows;  // null: all
+  Index count;
+  Index operator[](Index i) const { return rows ? rows[i] : i; }
+};
+
 /// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are centred, asking
 /// and seen are the rows that have a say. The reduced score is rounded in units of c max|q| max|k|, the score itself in
 /// units of c |q - k|^2, and what equal rows, as where queries are the keys, give to a gradient is none at all. Where
 /// the first is small nothing is lost. Else near pairs need differences: which costs least for all pairs of narrow
 /// rows, and of wide ones where near pairs are many, by a look at some, spread over both arrays. That look is of time
-/// alone. Squares that overflow are left to the differences.
+/// alone. Squares that overflow are left to the differences. bounded: no score is below -largest_score.
 template <class S>
-Summed how_summed(S coefficient, View<S> q, const S* half_q, const Index* asking, Index askers, View<S> k,
-                  const S* half_k, const Index* seen, Index count) {
+Summed how_summed(S coefficient, View<S> q, const S* half_q, const SomeRows& asking, View<S> k, const S* half_k,
+                  const SomeRows& seen, bool& bounded) {
   using std::sqrt;
-  constexpr double nothing = 0.5, largest = 1e30, smallest = 1e-25;
+  constexpr double nothing = 0.5, smallest = 1e-25;
   constexpr Index narrow = 16, fewest = 16, most = 256, many = 16;  // one pair in so many
   double far_q = 0, far_k = 0;
-  for (Index i = 0; i < askers; ++i) far_q = std::max(far_q, 2 * double(half_q[asking[i]]));
-  for (Index s = 0; s < count; ++s) far_k = std::max(far_k, 2 * double(half_k[seen[s]]));
-  if (double(coefficient) * sqrt(far_q) * sqrt(far_k) <= nothing || count == 0 || askers == 0) return Summed::reduced;
-  if (q.cols <= narrow || !(std::max(far_q, far_k) < largest) || std::min(far_q, far_k) < smallest)
-    return Summed::by_pair;
-  const Index pairs = std::clamp(askers * count / 64, fewest, most);
-  const Index rows = std::min<Index>(askers, 8), each = pairs / rows;
+  for (Index i = 0; i < asking.count; ++i) far_q = std::max(far_q, 2 * double(half_q[asking[i]]));
+  for (Index s = 0; s < seen.count; ++s) far_k = std::max(far_k, 2 * double(half_k[seen[s]]));
+  if (double(coefficient) * sqrt(far_q) * sqrt(far_k) <= nothing || asking.count == 0 || seen.count == 0)
+    return Summed::reduced;
+  const double far = std::max(far_q, far_k);
+  bounded = std::max(far, 4 * far * double(coefficient)) < largest_score;
+  if (q.cols <= narrow || !bounded || std::min(far_q, far_k) < smallest) return Summed::by_pair;
+  const Index pairs = std::clamp(asking.count * seen.count / 64, fewest, most);
+  const Index rows = std::min<Index>(asking.count, 8), each = pairs / rows;
   Index near = 0;
   for (Index r = 0; r < rows; ++r)
     for (Index s = 0; s < each; ++s) {
-      const Index i = asking[r * askers / rows], j = seen[((s * rows + r) * count / (each * rows)) % count];
+      const Index i = asking[r * asking.count / rows],
+                  j = seen[((s * rows + r) * seen.count / (each * rows)) % seen.count];
       const S d = vector_distance<Native<S>>(q.row(i), k.row(j), q.cols);
       if (i != j && d < half_q[i] + half_k[j]) ++near;  // queries may be the keys
     }
@@ -100,17 +112,48 @@ bool keeps_any_key(const Scores<S, Mods>& scores, Index i) {
   return false;
 }
 
-/// |row|^2 / 2, NaN of a row that is not finite; zeros behind them.
+/// The median of each column, of up to 33 of those rows that are finite.
 template <class S>
-S* halves_of(Arena& arena, View<S> v) {
-  using std::isfinite;
-  S* half = arena.take<S>(v.rows + ScorePart<S>::behind);
-  for (Index i = 0; i < v.rows; ++i) {
-    half[i] = squared_norm(v, i) / S(2);
-    if (!isfinite(half[i]) && !row_is_finite(v.row(i), v.cols)) half[i] = S(std::numeric_limits<double>::quiet_NaN());
+S* middle_of(Arena& arena, View<S> v, const SomeRows& some) {
+  using P = Native<S>;
+  constexpr Index most = 33;
+  S* middle = arena.take<S>(v.cols);
+  const S* rows[most];
+  const Index steps = std::min(some.count, most);
+  Index count = 0;
+  for (Index s = 0; s < steps; ++s) {
+    const S* row = v.row(some[steps < 2 ? 0 : s * (some.count - 1) / (steps - 1)]);
+    if (row_is_finite(row, v.cols)) rows[count++] = row;
   }
-  std::fill(half + v.rows, half + v.rows + ScorePart<S>::behind, S(0));
-  return half;
+  for_lanes<P>(v.cols, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    typename L::V column[most];
+    for (Index s = 0; s < count; ++s) column[s] = L::load(rows[s] + c);
+    for (Index least = 0; least < count / 2 + 1; ++least)  // the least of those that are left goes to the front
+      for (Index s = count - 1; s > least; --s) {
+        const typename L::V a = column[s - 1], b = column[s];
+        column[s - 1] = L::if_less(a, b, a, b), column[s] = L::if_less(a, b, b, a);
+      }
+    L::store(middle + c, count == 0 ? L::set(S(0)) : column[count / 2]);
+  });
+  return middle;
+}
+
+/// Rows about their middle, and |row|^2 / 2 of each, NaN of a row that is not finite, zeros behind them. Whether all
+/// rows are finite.
+template <class S>
+bool about_middle(View<S> from, const S* middle, MutView<S> to, S* half) {
+  using std::isfinite;
+  bool fine = true;
+  for (Index i = 0; i < from.rows; ++i) {
+    add_scaled_row<Native<S>>(from.row(i), S(-1), middle, to.row(i), from.cols);
+    half[i] = squared_norm<S>(to, i) / S(2);
+    if (isfinite(half[i]) || row_is_finite(from.row(i), from.cols)) continue;
+    half[i] = S(std::numeric_limits<double>::quiet_NaN());
+    fine = false;
+  }
+  std::fill(half + from.rows, half + from.rows + ScorePart<S>::behind, S(0));
+  return fine;
 }
 
 /// Rows that are not finite as rows of NaN: infinity lies infinitely far from all, which would be no weight, or the
@@ -126,57 +169,47 @@ View<S> rows_that_show(Arena& arena, View<S> v) {
   return shown;
 }
 
-/// The arrays of a distance term about the middle of its keys: the median, column by column, of up to 33 of them, so
-/// that one that lies far away, which some queries may not see, cannot spoil the digits of the others. A key that no
-/// query keeps, or that is not finite, has no say at all. Or the term by pair, its arrays as they are, see
-/// how_summed().
+/// The arrays of a distance term about the middle of its keys, which is the median of some, so that one that lies far
+/// away, which some queries may not see, cannot spoil the digits of the others. A key that no query keeps, or that is
+/// not finite, has no say at all, nor has such a query. Or the term by pair, its arrays as they are, see how_summed();
+/// if near pairs alone are, products of q_to and k_to make the others.
 template <class S, class Mods>
-void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores) {
-  constexpr Index most = 33, few = 8;
-  const Index w = term.k.cols, m = term.k.rows;
-  if (term.q.rows <= few) {  // to look through the keys would take longer
+void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores, MutView<S> q_to, MutView<S> k_to) {
+  constexpr Index few = 8;
+  const Index w = term.k.cols, n = term.q.rows, m = term.k.rows;
+  if (n <= few) {  // to look through the keys would take longer
     term.by_pair = true;
     term.q = rows_that_show(arena, term.q), term.k = rows_that_show(arena, term.k);
     return;
   }
-  S* middle = arena.take<S>(w);
-  const bool all_seen = !scores.can_mask() && holds_finite(term.k);
-  Index* seen = arena.take<Index>(m);
-  Index count = 0;
-  for (Index j = 0; j < m; ++j)
-    if (all_seen || (row_is_finite(term.k.row(j), w) && (!scores.can_mask() || any_query_keeps(scores, j))))
-      seen[count++] = j;
-  const Index used = std::min(count, most);
-  S sample[most];
-  for (Index c = 0; c < w; ++c) {
-    for (Index s = 0; s < used; ++s) sample[s] = term.k(seen[used < 2 ? 0 : s * (count - 1) / (used - 1)], c);
-    std::nth_element(sample, sample + used / 2, sample + used);
-    middle[c] = used == 0 ? S(0) : sample[used / 2];
-  }
-  const auto shifted = [&](View<S> from) {
-    MutView<S> to = arena.matrix<S>(from.rows, w);
-    for (Index i = 0; i < from.rows; ++i) add_scaled_row<Native<S>>(from.row(i), S(-1), middle, to.row(i), w);
-    return View<S>(to);
+  const bool can_mask = scores.can_mask();
+  const auto rows_where = [&](Index count, const auto& counts) {
+    Index* rows = arena.take<Index>(count);
+    Index found = 0;
+    for (Index i = 0; i < count; ++i)
+      if (counts(i)) rows[found++] = i;
+    return SomeRows{rows, found};
   };
-  const View<S> q = shifted(term.q), k = shifted(term.k);
-  // nor has a query that keeps no key
-  const bool all_ask = !scores.can_mask() && holds_finite(term.q);
-  Index* asking = arena.take<Index>(term.q.rows);
-  Index askers = 0;
-  for (Index i = 0; i < term.q.rows; ++i)
-    if (all_ask || (row_is_finite(term.q.row(i), w) && (!scores.can_mask() || keeps_any_key(scores, i))))
-      asking[askers++] = i;
-  S *half_q = halves_of(arena, q), *half_k = halves_of(arena, k);
-  const Summed summed = how_summed(term.coefficient, q, half_q, asking, askers, k, half_k, seen, count);
+  const auto key_counts = [&](Index j) { return row_is_finite(term.k.row(j), w) && any_query_keeps(scores, j); };
+  const auto query_counts = [&](Index i) {
+    return row_is_finite(term.q.row(i), w) && (!can_mask || keeps_any_key(scores, i));
+  };
+  // without a mask a key that is not finite leaves nothing to be known of any query
+  const SomeRows seen = can_mask ? rows_where(m, key_counts) : SomeRows{nullptr, m};
+  const S* middle = middle_of(arena, term.k, seen);
+  S *half_q = arena.take<S>(n + ScorePart<S>::behind), *half_k = arena.take<S>(m + ScorePart<S>::behind);
+  const bool fine_q = about_middle(term.q, middle, q_to, half_q), fine_k = about_middle(term.k, middle, k_to, half_k);
+  const SomeRows asking = can_mask || !fine_q ? rows_where(n, query_counts) : SomeRows{nullptr, n};
+  const Summed summed = how_summed<S>(term.coefficient, q_to, half_q, asking, k_to, half_k, seen, term.bounded);
   term.by_pair = summed != Summed::reduced;
-  if (summed == Summed::near_by_pair) {
-    term.middle_q = all_ask ? q : without_bad_rows(arena, q);
-    term.middle_k = all_seen ? k : without_bad_rows(arena, k);
+  if (!term.by_pair) {
+    term.q = q_to, term.k = k_to;
+  } else if (summed == Summed::by_pair) {
+    if (!fine_q) term.q = rows_that_show(arena, term.q);
+    if (!fine_k) term.k = rows_that_show(arena, term.k);
+  } else {
     term.half_q = half_q, term.half_k = half_k;
   }
-  const auto as_given = [&](View<S> v, bool finite) { return finite ? v : rows_that_show(arena, v); };
-  term.q = term.by_pair ? as_given(term.q, all_ask) : q;
-  term.k = term.by_pair ? as_given(term.k, all_seen) : k;
 }
 
 /// A bandwidth whose square would overflow: rows and bandwidth by a power of two, as their quotient alone counts.
@@ -220,18 +253,35 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     p.terms[static_cast<std::size_t>(p.count++)] = term;
   }
   p.whole = Mods::values && any_distance;
+  const auto columns_of = [&](const auto& of_terms, const auto& f) {  // f(number, first column) of every term
+    Index first = 0;
+    for (std::size_t t = 0; t < static_cast<std::size_t>(p.count); ++t) f(t, first), first += of_terms[t].q.cols;
+  };
+  MutView<S> q, k;  // all terms side by side
+  if (p.joined() || any_distance) {
+    const Index room = width + (p.whole ? 1 : 0);
+    q = arena.matrix<S>(n, room), k = arena.matrix<S>(m, room);
+  }
   bool any_by_pair = false, reduced = false;
-  for (Index t = 0; t < p.count; ++t)
-    if (auto& term = p.terms[static_cast<std::size_t>(t)]; term.distance) {
-      centre(arena, term, Scores<S, Distances<Mods>>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at});
-      any_by_pair |= term.by_pair;
-    }
+  columns_of(p.terms, [&](std::size_t t, Index first) {
+    auto& term = p.terms[t];
+    if (!term.distance) return;
+    const Index w = term.q.cols;
+    centre(arena, term, Scores<S, Distances<Mods>>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at},
+           q.block(0, first, n, w), k.block(0, first, m, w));
+    any_by_pair |= term.by_pair;
+  });
+  const bool bounded = p.terms[0].bounded && p.terms[1].bounded;
   for (Index t = 0; t < p.count; ++t) {
     auto& term = p.terms[static_cast<std::size_t>(t)];
     // a score function gets the constants of rows this way
     if (any_by_pair && p.whole && term.distance && !term.by_pair) {
       term = terms[static_cast<std::size_t>(t)];
       term.by_pair = true;
+      term.q = rows_that_show(arena, term.q), term.k = rows_that_show(arena, term.k);
+    }
+    if (!bounded && term.near_alone()) {
+      term.half_q = term.half_k = nullptr;
       term.q = rows_that_show(arena, term.q), term.k = rows_that_show(arena, term.k);
     }
     reduced |= term.distance && !term.by_pair;
@@ -251,59 +301,44 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
       if (isfinite(square) || row_is_finite(term.k.row(j), term.k.cols)) bias[j] -= term.coefficient * square;
     }
   }
+  const Index used = width + (p.whole ? 1 : 0);
+  q = q.block(0, 0, n, used), k = k.block(0, 0, m, used);
+  const auto part_of = [&](const KernelTerm<S>& term, Index first) {
+    return ScorePart<S>{first,       term.q.cols, term.by_pair, term.by_pair ? -term.coefficient : term.weight(),
+                        term.half_q, term.half_k, term.q,       term.k};
+  };
   if (!p.joined()) {
-    p.scores = {p.terms[0].q, p.terms[0].k, p.terms[0].weight(), bias, &mods, at};
     const auto& term = p.terms[0];
-    if (any_by_pair) p.scores.parts[0] = {0, term.q.cols, true, -term.coefficient, term.half_q, term.half_k};
-    p.scores.middle_q = term.middle_q, p.scores.middle_k = term.middle_k;
+    const bool near = term.near_alone();
+    p.scores = {near ? View<S>(q) : term.q, near ? View<S>(k) : term.k, term.weight(), bias, &mods, at};
+    if (any_by_pair) p.scores.parts[0] = part_of(term, 0);
     return p;
   }
-  if (p.whole) ++width;
-  MutView<S> q = arena.matrix<S>(n, width), k = arena.matrix<S>(m, width);
-  Index first = 0;
-  PartsOfScores<S> parts = {};
-  std::size_t used = 0;
-  for (Index t = 0; t < p.count; ++t) {
-    auto& term = p.terms[static_cast<std::size_t>(t)];
+  // weights, if they are not in the parts, as products round what differences must not
+  const MutView<S> weighted = any_by_pair ? q : arena.matrix<S>(n, used);
+  std::size_t parts = 0;
+  columns_of(p.terms, [&](std::size_t t, Index first) {
+    auto& term = p.terms[t];
     const Index w = term.q.cols;
-    const S weight = any_by_pair ? S(1) : term.weight();  // in the parts, as products round what differences must not
-    for (Index i = 0; i < n; ++i) scale_row<Native<S>>(weight, term.q.row(i), q.row(i) + first, w);
-    if (any_by_pair && w > 0) {
-      term.part = used;
-      parts[used++] = {first,       w,          term.by_pair, term.by_pair ? -term.coefficient : term.weight(),
-                       term.half_q, term.half_k};
-    }
-    for (Index j = 0; j < m; ++j) copy_row<Native<S>>(term.k.row(j), k.row(j) + first, w);
-    first += w;
-  }
+    const bool there = term.distance && (!term.by_pair || term.near_alone());  // centre() put it there
+    if (!there) copy<S>(term.k, k.block(0, first, m, w));
+    if (!any_by_pair)
+      for (Index i = 0; i < n; ++i) scale_row<Native<S>>(term.weight(), term.q.row(i), weighted.row(i) + first, w);
+    else if (!there)
+      copy<S>(term.q, weighted.block(0, first, n, w));
+    if (any_by_pair && w > 0) term.part = parts, p.scores.parts[parts++] = part_of(term, first);
+  });
   if (p.whole) {
-    for (Index j = 0; j < m; ++j) k(j, first) = S(1);
+    for (Index j = 0; j < m; ++j) k(j, width) = S(1);
     for (Index i = 0; i < n; ++i) {
-      q(i, first) = S(0);
+      weighted(i, width) = S(0);
       for (Index t = 0; t < p.count; ++t) {
         const auto& term = p.terms[static_cast<std::size_t>(t)];
-        if (term.distance) q(i, first) -= term.coefficient * squared_norm(term.q, i);
+        if (term.distance) weighted(i, width) -= term.coefficient * squared_norm(term.q, i);
       }
     }
   }
-  p.scores = {q, k, S(1), bias, &mods, at};
-  p.scores.parts = parts;
-  if (std::any_of(parts.begin(), parts.end(), [](const auto& part) { return part.near_alone(); })) {
-    const auto about = [&](View<S> from, auto middle_of) {
-      const MutView<S> to = arena.matrix<S>(from.rows, width);
-      Index column = 0;
-      for (Index t = 0; t < p.count; ++t) {
-        const auto& term = p.terms[static_cast<std::size_t>(t)];
-        const Index w = term.q.cols;
-        copy<S>(term.near_alone() ? middle_of(term) : from.block(0, column, from.rows, w),
-                to.block(0, column, from.rows, w));
-        column += w;
-      }
-      return View<S>(to);
-    };
-    p.scores.middle_q = about(q, [](const auto& term) { return term.middle_q; });
-    p.scores.middle_k = about(k, [](const auto& term) { return term.middle_k; });
-  }
+  p.scores.q = weighted, p.scores.k = k, p.scores.bias = bias, p.scores.mods = &mods, p.scores.at = at;
   return p;
 }
 
@@ -343,10 +378,7 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
     auto& moment = to.moments[static_cast<std::size_t>(t)];
     moment = {term.q, term.k, arena.take<Wide<S>>(Moment<S>::parts)};
     std::fill(moment.sums, moment.sums + Moment<S>::parts, Wide<S>(0));
-    if (term.by_pair && term.q.cols > narrow) {
-      moment.part = p.scores.parts[term.part];
-      moment.part.factor = S(1);
-    }
+    if (term.by_pair && term.q.cols > narrow) moment.part = p.scores.parts[term.part];
   }
   to.direct = !p.joined() && !g[0].coefficient && p.terms[0].unit == S(1);
   if (to.direct) {
@@ -412,7 +444,8 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
       }
     if (const auto& moment = from.moments[static_cast<std::size_t>(t)]; moment.sums != nullptr) {
       to.sum_ds_s = 0;
-      for (Index c = 0; c < Moment<S>::parts; ++c) to.sum_ds_s -= Wide<S>(term.coefficient) * moment.sums[c];
+      const Wide<S> each = moment.part.cols > 0 ? Wide<S>(1) : -Wide<S>(term.coefficient);
+      for (Index c = 0; c < Moment<S>::parts; ++c) to.sum_ds_s += each * moment.sums[c];
     }
     first += w;
   }

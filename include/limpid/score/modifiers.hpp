@@ -659,12 +659,25 @@ auto bias(A&& table, DA&& dtable) {
   return m;
 }
 
+namespace detail {
+
+/// Whether a modifier's amounts are counted from a query, which leaves a constant out of a row: it has a shift of its
+/// own.
+template <class M>
+inline constexpr bool has_shift = M::starts;
+template <class M>
+requires requires { &M::template shift<float>; }
+inline constexpr bool has_shift<M> =
+    M::starts && !std::is_same_v<decltype(&M::template shift<float>), float (Modifier::*)(const At&, Index) const>;
+
+}  // namespace detail
+
 /// Modifiers one after the other. The engine sees only this.
 template <class... M>
 struct Chain {
   static constexpr bool intervals = (M::intervals || ...), irregular = (M::irregular || ...),
-                        values = (M::values || ...), starts = (M::starts || ...), tables = (M::tables || ...),
-                        sinks = (M::sinks || ...);
+                        values = (M::values || ...), starts = (M::starts || ...),
+                        shifts = (detail::has_shift<M> || ...), tables = (M::tables || ...), sinks = (M::sinks || ...);
   std::tuple<M...> parts;
 
   Interval interval(const At& a) const {
