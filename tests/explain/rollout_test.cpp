@@ -174,3 +174,20 @@ TEST_CASE("rollout in float: the maps keep a share that is lost beside a residua
     CHECK(std::abs(double(rollout.rows()(0, 1)) / 0.5e-9 - 1) < 1e-6);
   }
 }
+
+TEST_CASE("A map that is NaN shows in a rollout, whichever head it is and however heads are fused") {
+  for (const Fuse fuse : {Fuse::mean, Fuse::max, Fuse::min})
+    for (const Index head : {0, 1}) {
+      Stack stack(limpid::softmax(), 1, 2, 4);
+      stack.q[0](2, head * stack.d) = std::numeric_limits<double>::quiet_NaN();
+      M out(4, 2 * stack.d);
+      limpid::forward(stack.op, stack.in(0), out, {.heads = 2, .saved = &stack.saved[0]});
+      RolloutOptions options;
+      options.fuse = fuse;
+      Rollout<double> rollout(options);
+      rollout.start(4, 2);
+      rollout.layer(stack.op, stack.in(0), stack.saved[0]);
+      INFO("head " << head);
+      CHECK(rollout.rows().array().isNaN().all());
+    }
+}

@@ -187,8 +187,12 @@ class Rollout {
         map_block(op, in, saved, q0, 0, call.head == 0 ? fused : own, call);
         if (call.head == 0) continue;
         for (Index i = 0; i < count; ++i)
-          for (Index j = 0; j < n; ++j)
-            fused(i, j) = (options_.fuse == Fuse::max) == (fused(i, j) < own(i, j)) ? own(i, j) : fused(i, j);
+          for (Index j = 0; j < n; ++j) {
+            S& a = fused(i, j);
+            const S& b = own(i, j);
+            const bool stays = a != a || (options_.fuse == Fuse::max ? b <= a : b >= a);  // a NaN of either shows
+            if (!stays) a = b;
+          }
       }
       for (Index i = 0; i < count; ++i) {
         S sum = residual();
