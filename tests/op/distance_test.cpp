@@ -502,22 +502,29 @@ TEST_CASE("a score function sees the score of far clusters, and gradients do not
   static_assert(sizeof(Op) > 0);
 }
 
-TEST_CASE("with ALiBi the map of far clusters, made again from what was kept, has rows that sum to 1") {
-  Case<float> p = clusters<float>(49, 1e3, 7, true);
-  p.q.topRows(9).array() += 700;  // far from every key
-  const Mat<float> slope = Mat<float>::Constant(1, 1, 0.3F);
-  const auto op = nlm(limpid::alibi(slope));
-  using Op = std::remove_const_t<decltype(op)>;
-  const Mat<float> h = Mat<float>::Constant(1, 1, p.h), g = Mat<float>::Ones(37, 5);
-  Mat<float> out(37, 5), map, dv(70, 5);
-  const limpid::Inputs<Op, float> in{.q = p.q, .k = p.k, .v = p.v, .h = h};
-  limpid::Saved<Op, float> saved;
-  limpid::Call<Op, float> call;
-  call.map = &map, call.saved = &saved;
-  limpid::forward(op, in, out, call);
-  for (Index i = 0; i < 37; ++i) CHECK(std::abs(map.row(i).sum() - 1) < 8 * std::numeric_limits<float>::epsilon());
-  limpid::backward(op, in, saved, g, typename Op::template Args<limpid::MutView<float>>{.v = dv});
-  CHECK((map.transpose() * g - dv).cwiseAbs().maxCoeff() < 1e-4F);
+TEMPLATE_TEST_CASE("with ALiBi the map of queries far from all keys, made again from what was kept, has rows of 1", "",
+                   float, double) {
+  using S = TestType;
+  const Index n = 64, m = 2;
+  for (Index d : {1, 20})
+    for (double x : {1e3, 1e4, 1e5}) {
+      INFO("width " << d << ", " << x << " bandwidths apart");
+      Mat<S> q(n, d), k(m, d), v = Mat<S>::Ones(m, 1), out(n, 1), map, dv(m, 1);
+      for (Index i = 0; i < n; ++i) q.row(i).setConstant(S((x + double(i)) / std::sqrt(double(d))));
+      k.row(0).setZero(), k.row(1).setConstant(S(1e-4));
+      const Mat<S> slope = Mat<S>::Constant(1, 1, S(0.3)), h = Mat<S>::Ones(1, 1), g = Mat<S>::Ones(n, 1);
+      const auto op = nlm(limpid::alibi(slope));
+      using Op = std::remove_const_t<decltype(op)>;
+      const limpid::Inputs<Op, S> in{.q = q, .k = k, .v = v, .h = h};
+      limpid::Saved<Op, S> saved;
+      limpid::Call<Op, S> call;
+      call.map = &map, call.saved = &saved;
+      limpid::forward(op, in, out, call);
+      const S rounding = 8 * std::numeric_limits<S>::epsilon();
+      CHECK((map.rowwise().sum().array() - 1).abs().maxCoeff() < rounding);
+      limpid::backward(op, in, saved, g, typename Op::template Args<limpid::MutView<S>>{.v = dv});
+      CHECK(std::abs(dv.sum() - S(n)) < S(n) * rounding);
+    }
 }
 
 TEST_CASE("a place that is NaN, of a key that nobody sees or of a query that keeps nothing, does not show") {

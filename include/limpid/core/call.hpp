@@ -39,7 +39,8 @@ struct SavedState {
 template <class Op, class S>
 using Saved = detail::SavedState<std::remove_const_t<Op>, S>;
 
-/// What a forward call may be asked besides. Asking never changes a bit of out.
+/// What a forward call may be asked besides. Asking never changes a bit of out. lse and map are resized; throws
+/// ShapeError where one lies over an input, out or the other.
 template <class Op, class S>
 struct Call {
   Index batch = 1, heads = 1;
@@ -59,13 +60,14 @@ struct BackwardCall {
   Workspace* workspace = nullptr;
   ExecutorRef executor = {};
   /// Relevance beside the gradients: relevance (B x m) = mean over heads of sum_i w_i part(A_ij dA_ij), w (B x n)
-  /// given.
+  /// given. ShapeError where it lies over an input, dout, w or a gradient.
   View<S> relevance_weights = {};
   MutView<S> relevance = {};
   Part part = Part::pos;
 };
 
-/// One head of a filled Saved, for the looks inside.
+/// One head of a filled Saved, for the looks inside. These throw ShapeError where out has a wrong shape or lies over an
+/// input, map_right also where it lies over x.
 struct HeadCall {
   Index head = 0, item = 0;
   Workspace* workspace = nullptr;

@@ -154,7 +154,7 @@ View<S> without_bad_rows(Arena& arena, View<S> v) {
   return c;
 }
 
-/// Scores of such copies. Half of |row|^2 shows one that is not finite.
+/// Scores of such copies, halves of |row|^2 included, which are NaN for such rows.
 template <class S, class Mods>
 void without_bad_queries(Arena& arena, Scores<S, Mods>& scores) {
   scores.q = without_bad_rows(arena, scores.q);

@@ -131,12 +131,12 @@ void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<ty
   const Index rows = KeysAreLanes ? t.nq : t.nk;
   const auto left = [&](const ScorePart<S>& part) { return a + part.first; };
   const auto right = [&](const ScorePart<S>& part) { return transposed + part.first * t.ld; };
-  const auto differs = [&](const ScorePart<S>& part) { return part.differences && !part.near_alone(); };
+
   const ScorePart<S>* beside = nullptr;  // goes with the other part
   for (std::size_t p = 0; p < parts.size(); ++p) {
     const auto &part = parts[p], &other = parts[1 - p];
     if (part.cols == 0 || part.near_alone()) continue;
-    if (differs(part) && other.near_alone()) {
+    if (part.differences && other.near_alone()) {
       beside = &part;
       continue;
     }

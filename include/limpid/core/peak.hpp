@@ -92,7 +92,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
     for (Index l = 0; l < rows; ++l) {
       const bool none = sum[l] == S(0);
       weight[first + l] = none ? S(0) : S(1) / sum[l];
-      scores.keep(lse, first + l, first, none ? -minus_infinity<S>() : top[l], weight[first + l]);
+      scores.store_lse(lse, first + l, first, none ? -minus_infinity<S>() : top[l], weight[first + l]);
     }
   });
   if (guard.found()) guard.poison(MutView<S>(lse.top, n, 0, 0), lse);

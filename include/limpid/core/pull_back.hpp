@@ -218,7 +218,7 @@ struct TileRows {
         factor(arena.take<typename P::Scalar>(PullBlocks<P>::queries)) {}
 };
 
-/// weights_tile of rows that count amounts of keys from one.
+/// weights_tile of rows that count amounts of keys from one query.
 template <class P, class Mods>
 void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
                      const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
@@ -288,6 +288,7 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
     }
   }
 }
+
 template <class P>
 void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar* weights, const typename P::Scalar* da,
                     const Emission<typename P::Scalar>& e) {

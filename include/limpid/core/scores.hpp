@@ -284,7 +284,7 @@ struct Scores {
   }
   /// Keeps what a row was summed with, counted from q0: later sweeps add the shift again, and may find a maximum that
   /// is a rounding away.
-  void keep(Lse<S> lse, Index i, Index q0, const S& top, const S& inverse) const {
+  void store_lse(Lse<S> lse, Index i, Index q0, const S& top, const S& inverse) const {
     lse.top[i] = top, lse.inverse[i] = inverse;
     if constexpr (Mods::shifts && !Mods::values) {
       using std::exp;

@@ -246,7 +246,7 @@ class SmoothBlock {
           const bool none = total == S(0);
           alpha_[l] = none ? S(0) : S(1) / total;
           if (!map_.lse.given()) continue;
-          scores_.keep(map_.lse, first + l, first, none ? -minus_infinity<S>() : top_[p * width + l], alpha_[l]);
+          scores_.store_lse(map_.lse, first + l, first, none ? -minus_infinity<S>() : top_[p * width + l], alpha_[l]);
         } else {
           alpha_[l] = map_.known.inverse[first + l];
         }
@@ -265,9 +265,10 @@ class SmoothBlock {
     if constexpr (are_distances<Mods>)
       if (scores_.by_pair()) {
         const S* start = mixed ? nullptr : start_;
-        tile_of_parts<P, false>(scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start);
-        if (scores_.near_alone() && !top_finds_near)
-          make_near_pairs<P, false>(scores_, scores_.parts, t, vectors, start);
+        if constexpr (top_finds_near)
+          tile_of_parts<P, false>(scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start);
+        else
+          tile_by_pair<P, false>(scores_, scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start);
         return;
       }
     product<P, Walk::rows>(t.nk, vectors, k.cols, k.row(t.k0), k.stride, panel, width,

@@ -64,6 +64,7 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
     b += ldb;
   }
   const Epilogue finish = epilogue;  // a copy of its own: what is stored cannot change it
+  // All at once where it takes them so (`tile`): an epilogue with many addresses would keep them in vector registers.
   if constexpr (requires { finish.template tile<R, N>(r0, v0, acc); }) {
     finish.template tile<R, N>(r0, v0 * P::lanes, acc);
   } else {

@@ -239,7 +239,8 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
   });
 }
 
-/// The gradients that grad names, from dy; saved comes from the forward call.
+/// The gradients that grad names, from dy; saved comes from the forward call. Throws ShapeError where shapes do not
+/// fit, saved is of other rows, or a gradient shares memory with x or dy.
 ///
 ///     dx = r (t - mean(t) - xh mean(t o xh)),   t = gamma o dy,   xh = (x - mean) r
 ///     dgamma = sum of dy o xh over rows,   dbeta = sum of dy

@@ -191,15 +191,14 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores, Mu
     return SomeRows{rows, found};
   };
   const auto key_counts = [&](Index j) { return row_is_finite(term.k.row(j), w) && any_query_keeps(scores, j); };
-  const auto query_counts = [&](Index i) {
-    return row_is_finite(term.q.row(i), w) && (!can_mask || keeps_any_key(scores, i));
-  };
-  // without a mask a key that is not finite leaves nothing to be known of any query
+  const auto query_counts = [&](Index i) { return row_is_finite(term.q.row(i), w) && keeps_any_key(scores, i); };
+  // Without a mask a key that is not finite leaves nothing to be known of any query, and such a query, whose half is
+  // NaN, only of itself.
   const SomeRows seen = can_mask ? rows_where(m, key_counts) : SomeRows{nullptr, m};
   const S* middle = middle_of(arena, term.k, seen);
   S *half_q = arena.take<S>(n + ScorePart<S>::behind), *half_k = arena.take<S>(m + ScorePart<S>::behind);
   const bool fine_q = about_middle(term.q, middle, q_to, half_q), fine_k = about_middle(term.k, middle, k_to, half_k);
-  const SomeRows asking = can_mask || !fine_q ? rows_where(n, query_counts) : SomeRows{nullptr, n};
+  const SomeRows asking = can_mask ? rows_where(n, query_counts) : SomeRows{nullptr, n};
   const Summed summed = how_summed<S>(term.coefficient, q_to, half_q, asking, k_to, half_k, seen, term.bounded);
   term.by_pair = summed != Summed::reduced;
   if (!term.by_pair) {
@@ -253,9 +252,9 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     p.terms[static_cast<std::size_t>(p.count++)] = term;
   }
   p.whole = Mods::values && any_distance;
-  const auto columns_of = [&](const auto& of_terms, const auto& f) {  // f(number, first column) of every term
+  const auto each_term = [&](const auto& f) {  // f(number, its first column)
     Index first = 0;
-    for (std::size_t t = 0; t < static_cast<std::size_t>(p.count); ++t) f(t, first), first += of_terms[t].q.cols;
+    for (std::size_t t = 0; t < static_cast<std::size_t>(p.count); ++t) f(t, first), first += p.terms[t].q.cols;
   };
   MutView<S> q, k;  // all terms side by side
   if (p.joined() || any_distance) {
@@ -263,7 +262,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     q = arena.matrix<S>(n, room), k = arena.matrix<S>(m, room);
   }
   bool any_by_pair = false, reduced = false;
-  columns_of(p.terms, [&](std::size_t t, Index first) {
+  each_term([&](std::size_t t, Index first) {
     auto& term = p.terms[t];
     if (!term.distance) return;
     const Index w = term.q.cols;
@@ -317,7 +316,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   // weights, if they are not in the parts, as products round what differences must not
   const MutView<S> weighted = any_by_pair ? q : arena.matrix<S>(n, used);
   std::size_t parts = 0;
-  columns_of(p.terms, [&](std::size_t t, Index first) {
+  each_term([&](std::size_t t, Index first) {
     auto& term = p.terms[t];
     const Index w = term.q.cols;
     const bool there = term.distance && (!term.by_pair || term.near_alone());  // centre() put it there
