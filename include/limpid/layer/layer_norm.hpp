@@ -25,7 +25,7 @@ struct LayerNormSaved {
 /// Where the gradients of a layer norm go; an empty one is not computed.
 template <class S>
 struct LayerNormGrads {
-  MutView<S> x, gamma, beta;
+  MutView<S> x{}, gamma{}, beta{};
 };
 
 /// What a call of layer_norm may be told.
