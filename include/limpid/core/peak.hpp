@@ -17,20 +17,27 @@ LIMPID_NOINLINE void peak_step(const typename P::Scalar* s, Index ld, Index nk, 
   using V = typename P::V;
   const V none = P::set(minus_infinity<S>());
   V top[N], base[N], sum[N], at[N];
+  LIMPID_UNROLL(16)
   for (int v = 0; v < N; ++v) top[v] = P::load(s + v * P::lanes), sum[v] = at[v] = P::set(S(0));
-  for (Index j = 1; j < nk; ++j)
+  for (Index j = 1; j < nk; ++j) {
+    LIMPID_UNROLL(16)
     for (int v = 0; v < N; ++v) top[v] = P::max(top[v], P::load(s + j * ld + v * P::lanes));
+  }
+  LIMPID_UNROLL(16)
   for (int v = 0; v < N; ++v) {
     P::store(block_max + v * P::lanes, top[v]);
     const V newer = P::max(P::load(running_max + v * P::lanes), top[v]);
     base[v] = P::if_equal(newer, none, P::set(S(0)), newer);
   }
-  for (Index j = 0; j < nk; ++j)
+  for (Index j = 0; j < nk; ++j) {
+    LIMPID_UNROLL(16)
     for (int v = 0; v < N; ++v) {
       const V x = P::load(s + j * ld + v * P::lanes);
       sum[v] = sum[v] + P::exp(x - base[v]);
       at[v] = P::if_less(x, top[v], at[v], P::set(S(j)));
     }
+  }
+  LIMPID_UNROLL(16)
   for (int v = 0; v < N; ++v) {
     S *m = running_max + v * P::lanes, *l = running_sum + v * P::lanes;
     P::store(l, P::fma(P::load(l), P::exp(P::load(m) - base[v]), sum[v]));

@@ -95,19 +95,25 @@ LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, type
   const V none = P::set(minus_infinity<S>());
   V top[N], base[N], sum[N];
   const auto find_top = [&] {
+    LIMPID_UNROLL(16)
     for (int v = 0; v < N; ++v) top[v] = P::load(s + v * P::lanes);
-    for (Index j = 1; j < nk; ++j)
+    for (Index j = 1; j < nk; ++j) {
+      LIMPID_UNROLL(16)
       for (int v = 0; v < N; ++v) top[v] = P::max(top[v], P::load(s + j * ld + v * P::lanes));
+    }
   };
   find_top();
   if constexpr (!std::is_same_v<AtInfinity, std::nullptr_t>) {
     V all = P::set(S(0));
+    LIMPID_UNROLL(16)
     for (int v = 0; v < N; ++v) all = P::max(all, top[v]);  // past what is NaN, whose query is lost anyway
     S largest[P::lanes];
     P::store(largest, P::largest(all));
     if (largest[0] == -minus_infinity<S>()) at_infinity(), find_top();
   }
+  LIMPID_UNROLL(16)
   for (int v = 0; v < N; ++v) sum[v] = P::set(S(0));
+  LIMPID_UNROLL(16)
   for (int v = 0; v < N; ++v) {
     const V old = P::load(running_max + v * P::lanes);
     top[v] = P::max(old, top[v]);
@@ -118,13 +124,16 @@ LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, type
   for (Index j = 0; j < nk; ++j) {
     fetched.template fetch<P>(j, SmoothBlocks<P>::keys);
     V e[N];
+    LIMPID_UNROLL(16)
     for (int v = 0; v < N; ++v) e[v] = P::load(s + j * ld + v * P::lanes) - base[v];
     P::template exp_each<N>(e);
+    LIMPID_UNROLL(16)
     for (int v = 0; v < N; ++v) {
       sum[v] = sum[v] + e[v];
       P::store(s + j * ld + v * P::lanes, e[v]);
     }
   }
+  LIMPID_UNROLL(16)
   for (int v = 0; v < N; ++v) {
     S* l = running_sum + v * P::lanes;
     P::store(l, P::fma(P::load(l), P::load(alpha + v * P::lanes), sum[v]));

@@ -110,6 +110,7 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
     LIMPID_UNROLL(4)
     for (int t = 0; t < T; ++t) {
       const S* key[G];
+      LIMPID_UNROLL(16)
       for (int r = 0; r < G; ++r) {
         const Index at = j + (woven ? t + r * apart : t * G + r);
         key[r] = k.row(at < k.rows ? at : j);
@@ -255,6 +256,7 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
   const Index strand = k.rows / 4;
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
+    LIMPID_UNROLL(16)
     for (int r = 0; r < R; ++r) key[r] = k.row(FewQueries::in_strands<P>(j + (j + r < k.rows ? r : 0), strand));
     LIMPID_UNROLL(4)
     for (int first = 0; first < all; first += Q) {
@@ -298,10 +300,14 @@ LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename
   using V = typename P::V;
   constexpr int all = 4 * W, Q = all / P::lanes;
   V most[Q], base[Q], total[Q];
+  LIMPID_UNROLL(16)
   for (int v = 0; v < Q; ++v) most[v] = P::set(minus_infinity<S>()), total[v] = P::set(S(0));
-  for (const S* p = tile; p < tile + keys * W; p += all)
+  for (const S* p = tile; p < tile + keys * W; p += all) {
+    LIMPID_UNROLL(16)
     for (int v = 0; v < Q; ++v) most[v] = P::max(most[v], P::load(p + v * P::lanes));
+  }
   S lane[all], old[all];
+  LIMPID_UNROLL(16)
   for (int v = 0; v < Q; ++v) P::store(lane + v * P::lanes, most[v]);
   for (int i = 0; i < W; ++i) {
     S* four = lane + 4 * i;
@@ -309,6 +315,7 @@ LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename
     top[i] = std::max(top[i], *std::max_element(four, four + 4));
     std::fill_n(four, 4, top[i] == minus_infinity<S>() ? S(0) : top[i]);
   }
+  LIMPID_UNROLL(16)
   for (int v = 0; v < Q; ++v) {
     base[v] = P::load(lane + v * P::lanes);
     P::store(old + v * P::lanes, P::exp(P::load(old + v * P::lanes) - base[v]));
@@ -319,12 +326,14 @@ LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename
       for (Index c = 0; c < x.cols; c += line_of<S>) FewQueries::fetch<P>(row + c, ahead);
     }
     S* p = tile + j * W;
+    LIMPID_UNROLL(16)
     for (int v = 0; v < Q; ++v) {
       const V e = P::exp(P::load(p + v * P::lanes) - base[v]);
       total[v] = total[v] + e;
       P::store(p + v * P::lanes, e);
     }
   }
+  LIMPID_UNROLL(16)
   for (int v = 0; v < Q; ++v) P::store(lane + v * P::lanes, total[v]);
   for (int i = 0; i < W; ++i) {
     alpha[i] = old[4 * i];
