@@ -69,6 +69,7 @@ struct StoreFarPart {
   Index ld;
   S twice;
   const S *half_rows, *half_lanes, *start;
+  S* top;  // of every lane the largest score so far; null: not wanted
   struct Beside {
     const S* rows;
     Index stride;
@@ -83,6 +84,9 @@ struct StoreFarPart {
     S* p = out + r0 * ld + lane;
     const S *half_row = half_rows + r0, *half_lane = half_lanes + lane, *own = beside.rows + r0 * beside.stride;
     const S* added = start == nullptr ? nullptr : start + (KeysAreLanes ? lane : r0);
+    V most[N];
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) most[v] = KeysAreLanes || !top ? infinity : P::load(top + lane + v * P::lanes);
     LIMPID_UNROLL(16)
     for (int g = 0; g < R; g += group) {
       V squares[group][N];
@@ -114,19 +118,24 @@ struct StoreFarPart {
           const V before =
               added == nullptr ? P::load(p + l) : (KeysAreLanes ? P::load(added + l) : P::set(added[g + r]));
           const V s = P::fma(apart, P::set(twice), P::fma(squares[r][v], P::set(beside.factor), before));
-          P::store(p + l, P::if_less(apart, acc[g + r][v], infinity, s));  // apart is less than a half of half
+          const V score = P::if_less(apart, acc[g + r][v], infinity, s);  // apart is less than a half of half
+          P::store(p + l, score);
+          if constexpr (!KeysAreLanes) most[v] = P::max(most[v], score);
         }
       }
     }
+    if (KeysAreLanes || !top) return;
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) P::store(top + lane + v * P::lanes, most[v]);
   }
 };
 
 /// A tile of scores from their parts: queries in rows, a, and keys in lanes, transposed, or the other way round. Those
-/// parts that may leave an infinity come last.
+/// parts that may leave an infinity come last, and look for the largest score of every lane (top; may be null).
 template <class P, bool KeysAreLanes>
 void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t, Index vectors,
                    const typename P::Scalar* a, Index lda, const typename P::Scalar* transposed,
-                   const typename P::Scalar* start) {
+                   const typename P::Scalar* start, typename P::Scalar* top = nullptr) {
   using S = typename P::Scalar;
   const Index rows = KeysAreLanes ? t.nq : t.nk;
   const auto left = [&](const ScorePart<S>& part) { return a + part.first; };
@@ -149,8 +158,8 @@ void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<ty
   }
   for (const auto& part : parts) {
     if (part.cols == 0 || !part.near_alone()) continue;
-    StoreFarPart<P, KeysAreLanes> store{t.data, t.ld, S(2) * part.factor, part.half_q + t.q0, part.half_k + t.k0,
-                                        start,  {}};
+    StoreFarPart<P, KeysAreLanes> store{t.data, t.ld, S(2) * part.factor, part.half_q + t.q0, part.half_k + t.k0, start,
+                                        top,    {}};
     if (!KeysAreLanes) std::swap(store.half_rows, store.half_lanes);
     const ScorePart<S>& by = beside ? *beside : part;
     store.beside = {left(by), lda, right(by), beside ? by.cols : 0, by.factor};

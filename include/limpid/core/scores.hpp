@@ -210,8 +210,8 @@ const Index* references(Arena& arena, const Mods& mods, const At& at) {
   return nullptr;
 }
 
-/// The scores of one head, in natural units; bias (one number a key) may be null. Where parts are given (by_pair) they
-/// say what a score is, and scale is that of the gradients alone.
+/// The scores of one head, in natural units; bias (one number a key, of distances alone) may be null. Where parts are
+/// given (by_pair) they say what a score is, and scale is that of the gradients alone.
 template <class S, class Mods>
 struct Scores {
   View<S> q, k;
@@ -221,6 +221,8 @@ struct Scores {
   At at;  // batch and head
   PartsOfScores<S> parts = {};
   const Index* from = nullptr;  // for every query the key that amounts are counted from, see References; or none
+  /// Whether anything may be added to products.
+  static constexpr bool adds = Mods::starts || are_distances<Mods>;
   bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
   bool near_alone() const { return are_distances<Mods> && (parts[0].near_alone() || parts[1].near_alone()); }
 

@@ -39,6 +39,38 @@ struct StoreScores {
   }
 };
 
+/// The same, and the largest score of every query so far, to be had while scores are in registers. Without starts that
+/// are all 0, for which there is no register with AVX2.
+template <class P, bool Starts>
+struct StoreAndFindTop {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  S* out;
+  Index ld;
+  S scale;
+  const S* start;
+  S* top;
+  template <int R, int N>
+  LIMPID_INLINE void tile(Index r0, Index lane, const V (&acc)[R][N]) const {
+    V most[N];
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) most[v] = P::load(top + lane + v * P::lanes);
+    LIMPID_UNROLL(16)
+    for (int r = 0; r < R; ++r) {
+      S* row = out + (r0 + r) * ld + lane;
+      const V added = P::set(Starts ? start[r0 + r] : S(0));
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < N; ++v) {
+        const V score = Starts ? P::fma(acc[r][v], P::set(scale), added) : acc[r][v] * P::set(scale);
+        P::store(row + v * P::lanes, score);
+        most[v] = P::max(most[v], score);
+      }
+    }
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) P::store(top + lane + v * P::lanes, most[v]);
+  }
+};
+
 template <class P>
 struct StoreKnown {  // exp(score - top), queries in lanes
   using S = typename P::Scalar;
@@ -84,12 +116,14 @@ struct Fetched {
   }
 };
 
-/// One block of scores becomes weights against the running maximum; alpha is what older sums shrink by. at_infinity is
-/// called where a score is infinite, to replace it.
+/// One block of scores becomes weights against the running maximum; alpha is what older sums shrink by. found: the
+/// largest scores so far, or null where they are still to be found. at_infinity is called where a score is infinite, to
+/// replace it.
 template <class P, int N, class AtInfinity>
-LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, typename P::Scalar* running_max,
-                                 typename P::Scalar* running_sum, typename P::Scalar* alpha,
-                                 const Fetched<typename P::Scalar>& fetched, const AtInfinity& at_infinity) {
+LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, const typename P::Scalar* found,
+                                 typename P::Scalar* running_max, typename P::Scalar* running_sum,
+                                 typename P::Scalar* alpha, const Fetched<typename P::Scalar>& fetched,
+                                 const AtInfinity& at_infinity) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const V none = P::set(minus_infinity<S>());
@@ -102,7 +136,12 @@ LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, type
       for (int v = 0; v < N; ++v) top[v] = P::max(top[v], P::load(s + j * ld + v * P::lanes));
     }
   };
-  find_top();
+  if (found) {
+    LIMPID_UNROLL(16)
+    for (int v = 0; v < N; ++v) top[v] = P::load(found + v * P::lanes);
+  } else {
+    find_top();
+  }
   if constexpr (!std::is_same_v<AtInfinity, std::nullptr_t>) {
     V all = P::set(S(0));
     LIMPID_UNROLL(16)
@@ -168,6 +207,7 @@ class SmoothBlock {
     top_ = arena.take<S>(count_ * width);
     sum_ = arena.take<S>(count_ * width);
     alpha_ = arena.take<S>(width);
+    found_ = arena.take<S>(width);
     for (Index p = 0; p < count_; ++p) {
       const Index first = first_of(p), rows = rows_of(p);
       transpose_into<P>(scores_.q.block(first, 0, rows, d), qt_ + p * d * width, width);
@@ -201,8 +241,15 @@ class SmoothBlock {
       const S* panel = qt_ + p * d * width;
       S *top = top_ + p * width, *sum = sum_ + p * width;
       if constexpr (Online || Mods::values) {
-        if (scores_.by_pair() || mixed)
-          scores_by_pair(t, vectors, panel, mixed);
+        const bool sums_parts = scores_.by_pair() || mixed;
+        std::copy(top, top + width, found_);
+        S* const found = product_finds_top && (!sums_parts || scores_.near_alone()) && keeps_all(t) ? found_ : nullptr;
+        if (sums_parts)
+          scores_by_pair(t, vectors, panel, mixed, found);
+        else if constexpr (product_finds_top)
+          product<P, Walk::rows>(
+              nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
+              StoreAndFindTop<P, Scores<S, Mods>::adds>{tile_, width, scores_.scale, start_, found_});
         else
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
                                  StoreScores<P>{tile_, width, scores_.scale, start_});
@@ -214,10 +261,11 @@ class SmoothBlock {
         } else {
           const auto step = [&](const auto& at_infinity) {
             if (vectors == P::tile_vectors) {
-              online_step<P, P::tile_vectors>(tile_, width, nk, top, sum, alpha_, part(p, b, nk), at_infinity);
+              online_step<P, P::tile_vectors>(tile_, width, nk, found, top, sum, alpha_, part(p, b, nk), at_infinity);
             } else {
               for (Index l = 0; l < vectors * P::lanes; l += P::lanes)
-                online_step<P, 1>(tile_ + l, width, nk, top + l, sum + l, alpha_ + l, part(p, b, nk), at_infinity);
+                online_step<P, 1>(tile_ + l, width, nk, found ? found + l : nullptr, top + l, sum + l, alpha_ + l,
+                                  part(p, b, nk), at_infinity);
             }
           };
           if constexpr (top_finds_near)
@@ -230,7 +278,7 @@ class SmoothBlock {
         }
       } else {
         if (scores_.by_pair() || mixed) {
-          scores_by_pair(t, vectors, panel, mixed);
+          scores_by_pair(t, vectors, panel, mixed, nullptr);
           weights_from_scores<P>(tile_, width, nk, vectors, top);
         } else {
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
@@ -265,17 +313,28 @@ class SmoothBlock {
   }
 
  private:
+  /// Whether what a product stores are scores that count, so that it finds their maximum: no function makes others of
+  /// them, and no mask takes some out. Those of keys that are none are minus infinity.
+  static constexpr bool product_finds_top = Online && !Mods::values && !Mods::irregular;
+  bool keeps_all(const Tile<S>& t) const {
+    if constexpr (Mods::intervals)
+      for (const Index i : {t.q0, t.q0 + t.nq - 1}) {  // they move one way with the query
+        const Interval in = scores_.mods->interval(scores_.place(i, 0));
+        if (in.begin > t.k0 || in.end < t.k0 + t.nk) return false;
+      }
+    return true;
+  }
   /// Whether near pairs are left at infinity until a block's maximum is known, which finds them.
   static constexpr bool top_finds_near = Online && are_distances<Mods> && !Mods::values;
 
   /// The scores of a tile where distances are summed by pair, or rows are mixed: then it holds their additive parts.
-  void scores_by_pair(const Tile<S>& t, Index vectors, const S* panel, bool mixed) {
+  void scores_by_pair(const Tile<S>& t, Index vectors, const S* panel, bool mixed, S* found) {
     const View<S> k = scores_.k;
     if constexpr (are_distances<Mods>)
       if (scores_.by_pair()) {
         const S* start = mixed ? nullptr : start_;
         if constexpr (top_finds_near)
-          tile_of_parts<P, false>(scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start);
+          tile_of_parts<P, false>(scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start, found);
         else
           tile_by_pair<P, false>(scores_, scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start);
         return;
@@ -297,7 +356,7 @@ class SmoothBlock {
   const SmoothMap<S, Mods>& map_;
   const Scores<S, Mods>& scores_;
   Index q0_, q1_, count_;
-  S *qt_, *ot_, *tile_, *start_, *top_, *sum_, *alpha_;
+  S *qt_, *ot_, *tile_, *start_, *top_, *sum_, *alpha_, *found_;
 };
 
 /// One map, or several over the same values: these then go through the keys together, a block of values serving all.
