@@ -367,7 +367,7 @@ int main(int argc, char** argv) try {
   app.add_option("--patch", side, "side of the patches, odd")->capture_default_str()->check(CLI::Range(1, 15));
   app.add_option("--limit", limit, "most pixels of an image; time grows with their square")
       ->capture_default_str()
-      ->check(CLI::Range(1, 100000000));
+      ->check(CLI::Range(1, 1 << 22));
   app.add_option("--show", shown, "which image's map is drawn, from 0")->capture_default_str();
   app.add_option("--threads", threads, "workers of the thread pool (default: 1, for --image one a core)")
       ->check(CLI::Range(1, 1024));
@@ -514,7 +514,7 @@ int main(int argc, char** argv) try {
     for (const std::string& answer : compared) {
       double p = 0, s = 0, ms = 0, h = 0;
       if (std::sscanf(answer.c_str(), "%lf %lf %lf %lf", &p, &s, &ms, &h) == 4)
-        std::printf("|%7.2f %6.3f %6.2f", p, s, ms);
+        std::printf("|%7.2f %6s %6.2f", p, std::isnan(s) ? "-" : text("%.3f", s).c_str(), ms);
       else
         std::printf("|%21s", "");
     }

@@ -119,7 +119,8 @@ struct Tile {
 };
 
 /// Pictures in rows of `across` on white, each enlarged and labelled below; cells are as large as the largest needs.
-/// Throws ShapeError where across, enlargement or text_size is below 1 or above 2^20, or the sheet too large.
+/// Throws ShapeError where across, enlargement or text_size is below 1 or above 2^20, or the sheet too large,
+/// and FormatError for a picture as to_grey does.
 inline Image contact_sheet(const std::vector<Tile>& tiles, Index across, Index enlargement = 4, Index text_size = 1) {
   detail::check_between("contact_sheet: across", across, 1, Index(1) << 20);
   detail::check_between("contact_sheet: enlargement", enlargement, 1, Index(1) << 20);
