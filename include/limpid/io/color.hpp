@@ -115,7 +115,7 @@ inline Image to_rgb(const Image& image) {
   detail::check_image("to_rgb", image);
   if (image.channels() == 3) return image;
   Image out(image.rows, image.cols, 3);
-  for (Index c = 0; c < 3 && image.channels() == 1; ++c) out.pixels.col(c) = image.pixels.col(0);
+  for (Index c = 0; c < 3 && image.pixels.size() != 0; ++c) out.pixels.col(c) = image.pixels.col(0);
   return out;
 }
 
