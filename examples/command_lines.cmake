@@ -42,7 +42,8 @@ write_file(two.idx [[printf "$1"]] [[\0\0\10\3\0\0\0\1\0\0\0\1\0\0\0\2\7\100]])
 write_file(labels.idx [[printf "$1"]] [[\0\0\10\1\0\0\0\2\7\7]])
 write_file(cut.idx [[printf "$1"]] [[\0\0\10\3\0\0\0\2\0\0\0\2\0\0\0\2\7\7\7]])
 write_file(large.idx [[{ printf "$1"; head -c 10000 /dev/zero; }]] [[\0\0\10\3\0\0\0\1\0\0\0\144\0\0\0\144]])
-write_file(one.png [[echo "$1" | base64 -d]] iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGPwBQAATwBOaYsBbAAAAABJRU5ErkJggg==)
+write_file(one.png [[echo "$1" | base64 -d]]
+  iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGPwBQAATwBOaYsBbAAAAABJRU5ErkJggg==)
 
 # What holds for all three that take their arguments by place, and the files of the two that read images.
 if(name MATCHES "^(collapse|rollout|subspace_denoising)$")
