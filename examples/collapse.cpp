@@ -1,21 +1,22 @@
 // limpid: what plain attention loses and twicing keeps: eigenvalues of the map, and how alike tokens become with depth.
 // SPDX-License-Identifier: MIT
 //
-//     collapse [PNG FILE] [IMAGES] [IDX FILE]
+//     collapse [PNG FILE] [IMAGES] [IDX FILE]     images of at most 64 x 64 pixels, none of them flat
 //
 // Tokens are the patches round the pixels of an image, and the map is non-local means with k = q: its eigenvalues lie
 // in [0, 1], so everything here is as the theory says. Plain attention multiplies by an eigenvalue l at every
 // application, twicing by 2 l - l^2. PID pulls the values back to where they began.
 #include <Eigen/Eigenvalues>
 #include <cstdio>
-#include <cstdlib>
 #include <iterator>
 #include <limpid/io/sheet.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
 #include <limpid/op/twicing.hpp>
+#include <stdexcept>
 #include <string>
 
+#include "arguments.hpp"
 #include "image_quality.hpp"
 
 namespace {
@@ -36,10 +37,15 @@ struct Tokens {
   }
 };
 
-/// Mean cosine of all pairs of different tokens: |sum of unit tokens|^2 counts every pair twice and every token once.
+/// Mean cosine of all pairs of different tokens: |sum of unit tokens|^2 counts every pair twice and every token once. A
+/// token that is zero has none.
 double mean_cosine(const Mat<double>& v) {
-  const auto n = static_cast<double>(v.rows());
-  const Mat<double> sum = v.rowwise().normalized().colwise().sum();
+  Mat<double> sum = Mat<double>::Zero(1, v.cols());
+  double n = 0;
+  for (Index i = 0; i < v.rows(); ++i)
+    if (const double size = v.row(i).stableNorm(); size > 0) sum += v.row(i) / size, ++n;
+  if (n < 2)
+    throw std::runtime_error("fewer than two tokens of an image differ from the mean, wanted cosines of pairs");
   return (sum.squaredNorm() - n) / (n * (n - 1));
 }
 
@@ -148,16 +154,13 @@ void draw_plot(Image& sheet, Index top, Index left, Index rows, Index cols, cons
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const std::string picture = argc > 1 ? argv[1] : "collapse.png";
-  const std::string data = argc > 3 ? argv[3] : LIMPID_EXAMPLES "/data/fashion-mnist-32-images-idx3-ubyte.gz";
-  char* end = nullptr;
-  const Index wanted = argc > 2 ? std::strtol(argv[2], &end, 10) : 8;
-  if (argc > 4 || wanted < 1 || (end != nullptr && *end != 0)) {
-    std::fprintf(stderr, "usage: collapse [PNG FILE] [IMAGES, at least 1] [IDX FILE]\n");
-    return 2;
-  }
-  const std::vector<Image> all = read_images(data, wanted);
-  if (all.empty()) throw std::runtime_error(data + ": wanted images");
+  const auto words = arguments(argc, argv, 3, "collapse [PNG FILE] [IMAGES] [IDX FILE]");
+  if (!words) return 0;
+  const std::string picture = words->size() > 0 ? words->at(0) : "collapse.png";
+  const std::string data =
+      words->size() > 2 ? words->at(2) : LIMPID_EXAMPLES "/data/fashion-mnist-32-images-idx3-ubyte.gz";
+  const Index wanted = words->size() > 1 ? whole_number("IMAGES", words->at(1), 1, 1000000) : 8;
+  const std::vector<Image> all = read_images(data, wanted, 64 * 64);
   const Index images = std::ssize(all), rows = all[0].rows, cols = all[0].cols;
 
   const auto plain_op = limpid::nlm();
@@ -169,6 +172,8 @@ int main(int argc, char** argv) try {
   std::vector<double> plain, twiced, controlled, spectrum, twiced_spectrum;
   for (Index image = 0; image < images; ++image) {
     const Tokens t(all[static_cast<std::size_t>(image)]);
+    if (t.x.isZero(0))
+      throw std::runtime_error(data + ": image " + std::to_string(image) + " is flat, wanted one whose patches differ");
     add_cosines(t, plain,
                 [&](const Mat<double>& v, Mat<double>& out) { limpid::forward(plain_op, inputs<Plain>(t, v), out); });
     add_cosines(t, twiced, [&](const Mat<double>& v, Mat<double>& out) {

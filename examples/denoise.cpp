@@ -305,9 +305,17 @@ std::string python_with_scikit() {
   return "";
 }
 
+/// A word as the shell takes it for itself.
+std::string quoted(const std::string& word) {
+  std::string out = "'";
+  for (char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
 /// What examples/skimage_nlm.py prints about the arrays in `folder`.
 std::string scikit_image(const std::string& python, const std::string& folder) {
-  const std::string command = python + " '" LIMPID_EXAMPLES "/skimage_nlm.py' '" + folder + "' 2>/dev/null";
+  const std::string command =
+      python + " " + quoted(LIMPID_EXAMPLES "/skimage_nlm.py") + " " + quoted(folder) + " 2>/dev/null";
   std::string answer;
   FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) return answer;
@@ -325,7 +333,7 @@ std::vector<Image> load(const std::string& own, const std::string& data, Index c
     return {limpid::io::read_png(own, limpid::io::Channels::grey, limit)};
   }
   source = data;
-  return read_images(data, count);
+  return read_images(data, count, limit);
 }
 
 }  // namespace
@@ -341,48 +349,54 @@ int main(int argc, char** argv) try {
   bool scikit = true;
 
   CLI::App app("Cleans noisy images with the attention operators of limpid and says how well each one does.");
-  const CLI::Validator positive(
+  const CLI::Range many(1, 1000000);
+  const CLI::Validator noise(  // CLI::Range lets NaN pass
       [](const std::string& word) {
         char* end = nullptr;
         const double value = std::strtod(word.c_str(), &end);
-        return *end == 0 && value > 0 && value < 1e9 ? std::string() : "wanted a positive number, found " + word;
+        return *end == 0 && value >= 0.001 && value <= 10000 ? "" : "wanted from 0.001 to 10000, found '" + word + "'";
       },
-      "POSITIVE");
-  app.add_option("--image", own, "a PNG of your own instead of the test images; colour is made grey");
-  app.add_option("--data", data, "gzip IDX file of test images")->capture_default_str();
-  app.add_option("--images", count, "how many of them")->capture_default_str()->check(positive);
-  app.add_option("--seeds", seeds, "noise seeds to average over (default: 5, for --image 1)")->check(positive);
+      "in [0.001 - 10000]");
+  const CLI::Validator named(
+      [](const std::string& word) { return word.empty() ? std::string("wanted a path, found none") : std::string(); },
+      "PATH");
+  app.add_option("--image", own, "a PNG of your own instead of the test images; colour is made grey")->check(named);
+  app.add_option("--data", data, "gzip IDX file of test images")->capture_default_str()->check(named);
+  app.add_option("--images", count, "how many of them")->capture_default_str()->check(many);
+  app.add_option("--seeds", seeds, "noise seeds to average over (default: 5, for --image 1)")->check(many);
   app.add_option("--patch", side, "side of the patches, odd")->capture_default_str()->check(CLI::Range(1, 15));
-  app.add_option("--limit", limit, "most pixels of --image; time grows with their square")
+  app.add_option("--limit", limit, "most pixels of an image; time grows with their square")
       ->capture_default_str()
-      ->check(positive);
+      ->check(CLI::Range(1, 1 << 22));
   app.add_option("--show", shown, "which image's map is drawn, from 0")->capture_default_str();
   app.add_option("--threads", threads, "workers of the thread pool (default: 1, for --image one a core)")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--out", folder, "folder for the pictures")->capture_default_str();
+  app.add_option("--out", folder, "folder for the pictures")->capture_default_str()->check(named);
   app.add_flag("--scikit,!--no-scikit", scikit, "compare with scikit-image's filter where Python has it");
-  app.add_option("--sigma", sigmas, "standard deviations of the noise, of 255")->capture_default_str()->check(positive);
+  app.add_option("--sigma", sigmas, "standard deviations of the noise, of 255")->capture_default_str()->check(noise);
   app.add_option("--pixel", pixel, "row and column of the pixel whose row of the map is drawn")->expected(2);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {
     return app.exit(help);
   }
-  if (side % 2 == 0) throw CLI::ValidationError("--patch", "wanted an odd number");
+  if (side % 2 == 0) throw CLI::ValidationError("--patch", "wanted an odd number, found " + std::to_string(side));
   if (seeds < 1) seeds = own.empty() ? 5 : 1;
   if (threads < 1) threads = own.empty() ? 1 : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 
   std::string source;
   const std::vector<Image> images = load(own, data, count, limit, source);
-  if (images.empty() || images[0].pixels.size() == 0) throw limpid::io::FormatError(source + ": holds no image");
   if (shown < 0 || shown >= static_cast<Index>(images.size()))
-    throw CLI::ValidationError("--show", "wanted 0 to " + std::to_string(images.size() - 1));
+    throw CLI::ValidationError("--show",
+                               "wanted 0 to " + std::to_string(images.size() - 1) + ", found " + std::to_string(shown));
   const std::vector<Filter> all = filters();
   const std::size_t columns = sigmas.size();
   const Image& example = images[static_cast<std::size_t>(shown)];
   if (pixel.size() != 2) pixel = {example.rows / 2, example.cols * 4 / 5};
   if (pixel[0] < 0 || pixel[0] >= example.rows || pixel[1] < 0 || pixel[1] >= example.cols)
-    throw CLI::ValidationError("--pixel", "lies outside the image");
+    throw CLI::ValidationError("--pixel", std::to_string(pixel[0]) + ", " + std::to_string(pixel[1]) +
+                                              " lies outside the image of " + std::to_string(example.rows) + " x " +
+                                              std::to_string(example.cols));
   std::filesystem::create_directories(folder);
   limpid::ThreadPool pool(threads);
 
@@ -500,7 +514,7 @@ int main(int argc, char** argv) try {
     for (const std::string& answer : compared) {
       double p = 0, s = 0, ms = 0, h = 0;
       if (std::sscanf(answer.c_str(), "%lf %lf %lf %lf", &p, &s, &ms, &h) == 4)
-        std::printf("|%7.2f %6.3f %6.2f", p, s, ms);
+        std::printf("|%7.2f %6s %6.2f", p, std::isnan(s) ? "-" : text("%.3f", s).c_str(), ms);
       else
         std::printf("|%21s", "");
     }
@@ -516,9 +530,6 @@ int main(int argc, char** argv) try {
   for (const std::string& path : pictures)
     std::printf("  %s\n", std::filesystem::absolute(path).lexically_normal().c_str());
   return 0;
-} catch (const CLI::Error& problem) {
-  std::fprintf(stderr, "denoise: %s\n", problem.what());
-  return 2;
 } catch (const std::exception& problem) {
   std::fprintf(stderr, "denoise: %s\n", problem.what());
   return 1;

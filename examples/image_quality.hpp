@@ -36,14 +36,20 @@ class Normal {
   bool spare_ready_ = false;
 };
 
-/// The first images of an IDX file of bytes, grey, in [0, 1].
-inline std::vector<limpid::io::Image> read_images(const std::string& path, limpid::Index count) {
+/// The first images of an IDX file of bytes, grey, in [0, 1]: at least one, of at most so many pixels. Throws
+/// FormatError for a file that has none.
+inline std::vector<limpid::io::Image> read_images(const std::string& path, limpid::Index count, limpid::Index most) {
   using limpid::Index;
   const limpid::io::Tensor all = limpid::io::read_idx(path, count);
-  if (all.shape.size() != 3) throw limpid::io::FormatError(path + ": wanted images (3 axes)");
+  const std::string found = path + ": found the shape " + limpid::io::detail::shape_of(all.shape) + ", wanted images";
+  if (all.shape.size() != 3) throw limpid::io::FormatError(found + " (3 axes)");
+  if (all.size() == 0) throw limpid::io::FormatError(found + " with pixels");
+  const Index rows = all.shape[1], cols = all.shape[2];
+  if (rows * cols > most)
+    throw limpid::io::FormatError(found + " of at most " + std::to_string(most) +
+                                  " pixels; time grows with their square");
   std::vector<limpid::io::Image> images;
   const std::vector<float> values = all.values<float>();
-  const Index rows = all.shape[1], cols = all.shape[2];
   for (Index i = 0; i < all.shape[0]; ++i) {
     images.emplace_back(rows, cols, 1);
     for (Index p = 0; p < rows * cols; ++p)

@@ -1,7 +1,7 @@
 // limpid: what a stack of attention layers did to a pixel: rollout over real images.
 // SPDX-License-Identifier: MIT
 //
-//     rollout [PNG FILE] [IMAGES] [IDX FILE]
+//     rollout [PNG FILE] [IMAGES] [IDX FILE]     images of at most 64 x 64 pixels
 //
 // Every layer is x <- (x + A x) / 2, A the non-local means of the patches as they are by then: a stack with skip
 // connections, whose maps change from layer to layer. With residual 1/2 rollout is exact for it: a pixel of the result
@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <limpid/explain/rollout.hpp>
 #include <limpid/io/color.hpp>
@@ -19,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
 #include "image_quality.hpp"
 
 namespace {
@@ -63,16 +63,13 @@ Index tenths(Mat<float> row) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const std::string picture = argc > 1 ? argv[1] : "rollout.png";
-  const std::string data = argc > 3 ? argv[3] : LIMPID_EXAMPLES "/data/fashion-mnist-32-images-idx3-ubyte.gz";
-  char* end = nullptr;
-  const Index wanted = argc > 2 ? std::strtol(argv[2], &end, 10) : 4;
-  if (argc > 4 || wanted < 1 || (end != nullptr && *end != 0)) {
-    std::fprintf(stderr, "usage: rollout [PNG FILE] [IMAGES, at least 1] [IDX FILE]\n");
-    return 2;
-  }
-  const std::vector<Image> all = read_images(data, wanted);
-  if (all.empty()) throw std::runtime_error(data + ": wanted images");
+  const auto words = arguments(argc, argv, 3, "rollout [PNG FILE] [IMAGES] [IDX FILE]");
+  if (!words) return 0;
+  const std::string picture = words->size() > 0 ? words->at(0) : "rollout.png";
+  const std::string data =
+      words->size() > 2 ? words->at(2) : LIMPID_EXAMPLES "/data/fashion-mnist-32-images-idx3-ubyte.gz";
+  const Index wanted = words->size() > 1 ? whole_number("IMAGES", words->at(1), 1, 1000000) : 4;
+  const std::vector<Image> all = read_images(data, wanted, 64 * 64);
   const Index images = std::ssize(all), rows = all[0].rows, cols = all[0].cols, n = rows * cols;
   const Index row = rows / 2, col = cols / 2, token = row * cols + col;
 

@@ -1,7 +1,7 @@
 // limpid: the denoising theorem of subspace attention, measured: signal over noise layer by layer, and where it fails.
 // SPDX-License-Identifier: MIT
 //
-//     subspace_denoising [PNG FILE] [LAYERS]
+//     subspace_denoising [PNG FILE] [LAYERS, 1 to 36]
 //
 // Tokens near a union of 8 subspaces of dimension 48, noise delta in the others. Every layer is x + eta MSSA(x) with a
 // threshold tau on the softmax weights (layer/aot.hpp). The theorem: each layer multiplies the ratio by 1 + eta tau. It
@@ -9,12 +9,13 @@
 // signal of the others, reaches 1.2 to 1.6; then single weights pass the threshold and carry signal to the wrong class.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <limpid/io/sheet.hpp>
 #include <limpid/layer/aot.hpp>
 #include <limpid/layer/subspaces.hpp>
 #include <string>
 #include <vector>
+
+#include "arguments.hpp"
 
 namespace {
 
@@ -129,14 +130,10 @@ class Plot {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const std::string path = argc > 1 ? argv[1] : "subspace_denoising.png";
-  char* end = nullptr;
-  const long layers_asked = argc > 2 ? std::strtol(argv[2], &end, 10) : 30;
-  const int layers = static_cast<int>(layers_asked);
-  if (argc > 3 || layers_asked < 1 || layers_asked > 36 || (end != nullptr && *end != 0)) {
-    std::fprintf(stderr, "usage: subspace_denoising [PNG FILE] [LAYERS, 1 to 36]\n");
-    return 2;
-  }
+  const auto words = arguments(argc, argv, 2, "subspace_denoising [PNG FILE] [LAYERS, 1 to 36]");
+  if (!words) return 0;
+  const std::string path = words->size() > 0 ? words->at(0) : "subspace_denoising.png";
+  const int layers = words->size() > 1 ? static_cast<int>(whole_number("LAYERS", words->at(1), 1, 36)) : 30;
   std::vector<Run> runs;
   for (double delta : {0.05, 0.1, 0.2}) runs.push_back(measure(delta, layers));
 

@@ -191,3 +191,21 @@ TEST_CASE("A map that is NaN shows in a rollout, whichever head it is and howeve
       CHECK(rollout.rows().array().isNaN().all());
     }
 }
+
+TEST_CASE("a copy of a rollout goes on by itself") {
+  Stack stack(limpid::softmax(), 3, 2, 7);
+  Rollout<double> one, wanted;
+  for (Rollout<double>* rollout : {&one, &wanted}) {
+    rollout->start(7, 3);
+    rollout->layer(stack.op, stack.in(2), stack.saved[2]);
+  }
+  Rollout<double> copy = one, assigned;
+  assigned = one;
+  wanted.layer(stack.op, stack.in(1), stack.saved[1]);
+  one.layer(stack.op, stack.in(0), stack.saved[0]);
+  for (Rollout<double>* rollout : {&copy, &assigned}) {
+    rollout->layer(stack.op, stack.in(1), stack.saved[1]);
+    CHECK(rollout->rows() == wanted.rows());
+  }
+  CHECK(one.rows() != wanted.rows());
+}

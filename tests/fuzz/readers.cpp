@@ -33,7 +33,9 @@ void check(const Tensor& tensor) {
     entries *= static_cast<std::size_t>(extent);
   }
   require(tensor.bytes.size() == entries * limpid::io::detail::info(tensor.dtype).bytes, "the bytes are the shape's");
-  require(tensor.values<double>().size() == entries, "every entry can be read");
+  const bool whole = tensor.dtype == DType::i64 || tensor.dtype == DType::i32;
+  require((whole ? tensor.values<std::int64_t>().size() : tensor.values<double>().size()) == entries,
+          "every entry can be read");
 }
 
 void safetensors(Bytes file, bool repaired) {

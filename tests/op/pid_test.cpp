@@ -327,3 +327,40 @@ TEST_CASE("pid says what is wrong with its state") {
   CHECK_THROWS_WITH(limpid::forward(pid({.ema = 0}), {.q = in.q[1], .k = in.k[1], .v = in.v[1]}, out),
                     "pid: ema is 0.000000, wanted a number in (0, 1]");
 }
+
+TEST_CASE("a copy of a pid stack holds its layers and goes on by itself, forward and backward") {
+  const auto op = pid(causal(), gains(0.3, 0.2, 0.1, 0.7));
+  using Stack = limpid::PidStack<std::remove_const_t<decltype(op)>, double>;
+  const Layers first(4, 9, 4, 4), second(4, 9, 4, 4, 2);
+  const auto forward = [](Stack& stack, const Layers& in, std::size_t from, std::size_t to) {
+    M out = in.v[0];
+    for (std::size_t l = from; l < to; ++l) stack.forward({.q = in.q[l], .k = in.k[l], .v = in.v[l]}, out);
+    return out;
+  };
+  const auto backward = [&](Stack& stack, const Layers& start, const Layers& end) {
+    std::vector<M> dq = start.q;
+    for (std::size_t l = 4; l-- > 0;) {
+      const Layers& in = l < 2 ? start : end;
+      limpid::Grads<std::remove_const_t<decltype(op)>, double> grad;
+      grad.q = dq[l];
+      stack.backward({.q = in.q[l], .k = in.k[l], .v = in.v[l]}, in.dout[l], grad);
+    }
+    return dq;
+  };
+  Stack stack(op), wanted(op), wanted_of_copy(op);
+  for (Stack* one : {&stack, &wanted, &wanted_of_copy}) forward(*one, first, 0, 2);
+  Stack copy = stack, assigned(op);
+  forward(assigned, second, 0, 3);
+  assigned = copy;
+  CHECK(copy.size() == 2);
+  CHECK(same_bits(forward(stack, first, 2, 4), forward(wanted, first, 2, 4)));
+  const M right = forward(wanted_of_copy, second, 2, 4);
+  CHECK(same_bits(forward(copy, second, 2, 4), right));
+  CHECK(same_bits(forward(assigned, second, 2, 4), right));
+  const auto dq = backward(wanted, first, first), dq_of_copy = backward(wanted_of_copy, first, second);
+  const auto found = backward(stack, first, first), found_of_copy = backward(copy, first, second);
+  for (std::size_t l = 0; l < 4; ++l) {
+    CHECK(same_bits(found[l], dq[l]));
+    CHECK(same_bits(found_of_copy[l], dq_of_copy[l]));
+  }
+}

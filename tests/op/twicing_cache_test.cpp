@@ -157,6 +157,35 @@ TEST_CASE("a step of the decoding cache that throws leaves the cache as it was")
   }
 }
 
+TEST_CASE("a copy of the decoding cache holds the tokens so far and goes on by itself") {
+  const Index n = 40, apart = 9;
+  suite::Random random(3);
+  const auto x = suite::random_matrix<double>(random, n, 4), y = suite::random_matrix<double>(random, n, 4);
+  const auto op = twicing(causal());
+  using One = Cache<decltype(op), double>;
+  const auto step = [](One& cache, const Mat<double>& rows, Index i) {
+    const Mat<double> token = rows.row(i);
+    Mat<double> out(1, 4);
+    cache.step(qkv(token, token, token), out);
+    return out;
+  };
+  One cache(op), wanted(op), wanted_of_copy(op);
+  for (Index i = 0; i < apart; ++i) step(cache, x, i), step(wanted, x, i), step(wanted_of_copy, x, i);
+  One copy = cache, assigned(op);
+  step(assigned, y, 0);
+  assigned = copy;
+  CHECK(copy.size() == apart);
+  for (Index i = apart; i < n; ++i) {
+    CHECK(step(cache, x, i) == step(wanted, x, i));
+    const Mat<double> right = step(wanted_of_copy, y, i);
+    CHECK(step(copy, y, i) == right);
+    CHECK(step(assigned, y, i) == right);
+  }
+  One moved = std::move(copy);
+  moved.clear(), wanted.clear();
+  CHECK(step(moved, x, 0) == step(wanted, x, 0));
+}
+
 TEST_CASE("the decoding cache refuses numbers of heads, items and tokens that make no sense") {
   const auto op = twicing(causal());
   const Index most = std::numeric_limits<Index>::max(), least = std::numeric_limits<Index>::min();

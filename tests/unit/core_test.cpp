@@ -72,6 +72,22 @@ TEST_CASE("An arena hands out cache lines, takes them back in order, and keeps i
   CHECK(arena.bytes() >= 400000);
 }
 
+TEST_CASE("A copy of a workspace has no memory of the other's, and leaves what it had to itself.") {
+  limpid::Workspace workspace;
+  workspace.prepare(2);
+  workspace.worker(1).take<double>(100);
+  limpid::Workspace copy = workspace;
+  CHECK(copy.bytes() == 0);
+  copy.prepare(1);
+  limpid::Arena* own = &copy.common();
+  copy = workspace;
+  CHECK(own == &copy.common());
+  const std::size_t held = workspace.bytes();
+  CHECK(held > 0);
+  const limpid::Workspace moved = std::move(workspace);
+  CHECK(moved.bytes() == held);
+}
+
 TEST_CASE("A workspace has an arena for every worker and one for the call.") {
   limpid::Workspace workspace;
   workspace.prepare(3);

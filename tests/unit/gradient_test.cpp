@@ -4,6 +4,7 @@
 #include <limpid/op/nlm.hpp>
 
 #include "support/catch.hpp"
+#include "support/fields.hpp"
 
 using limpid::Index;
 using limpid::Mat;
@@ -44,6 +45,56 @@ TEST_CASE("A wrong derivative is found, in the fields it concerns.") {
   CHECK(check.fields[1].error > 0.1);
   CHECK(check.fields[2].error < 1e-8);
   CHECK(check.worst() > 0.1);
+}
+
+TEST_CASE("Options of the checker that make no sense are refused, each by its name.") {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  const Mat<double> q = filled(4, 4, 1), v = filled(4, 4, 3);
+  const auto error = [&](limpid::GradientOptions options) {
+    return suite::error_of([&] { limpid::check_gradient(limpid::softmax(), limpid::qkv(q, q, v), options); });
+  };
+  CHECK(error({.directions = -1}) == "check_gradient: directions is -1, wanted 0 or more");
+  CHECK(error({.directions = std::numeric_limits<int>::min()}).find("check_gradient: directions is -2147483648") == 0);
+  for (const double step : {nan, inf, -inf, -1e-3, 1e-17, 1e-300, 1.5}) {
+    INFO(step);
+    const std::string ends = "wanted 0 (the scalar's eps^(1/5)) or from 2.22045e-16 to 1";
+    for (const int directions : {0, 2}) {
+      const std::string found = error({.directions = directions, .step = step});
+      CHECK(found.find("check_gradient: step is ") == 0);
+      CHECK(found.find(ends) != std::string::npos);
+    }
+    Mat<double> x = q;
+    int calls = 0;
+    CHECK(suite::error_of([&] {
+            limpid::numeric_gradient(
+                x, [&] { return double(++calls); }, step);
+          }).find("numeric_gradient: step is ") == 0);
+    CHECK(calls == 0);
+  }
+  for (const Index bad : {Index(-1), Index(0), Index(3), std::numeric_limits<Index>::max()}) {
+    CHECK(error({.batch = bad}).find("softmax: ") == 0);
+    CHECK(error({.heads = bad}).find("softmax: ") == 0);
+    if (bad != 0) CHECK(error({.heads = 2, .kv_heads = bad}).find("softmax: ") == 0);
+  }
+  for (const double step : {0.0, 1e-3, 0x1p-10})
+    for (const int directions : {0, 2}) {
+      const limpid::GradientOptions options{.heads = 2, .seed = 7, .directions = directions, .step = step};
+      CHECK(limpid::check_gradient(limpid::softmax(), limpid::qkv(q, q, v), options).worst() < 1e-8);
+    }
+  const Mat<double> none(0, 4);
+  CHECK(limpid::check_gradient(limpid::softmax(), limpid::qkv(none, none, none)).fields.empty());
+}
+
+TEST_CASE("numeric_gradient puts back what it looked at where the function throws.") {
+  Mat<double> x = filled(2, 3, 4);
+  const Mat<double> was = x;
+  CHECK_THROWS_AS(limpid::numeric_gradient(x,
+                                           [&] {
+                                             if (x(1, 1) != was(1, 1)) throw std::runtime_error("no");
+                                             return x.sum();
+                                           }),
+                  std::runtime_error);
+  CHECK(x == was);
 }
 
 TEST_CASE("numeric_gradient leaves what it looked at as it was.") {

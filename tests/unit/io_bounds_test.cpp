@@ -1,6 +1,8 @@
 // limpid: the bounds of the readers, by lists of exact lengths: every truncation, every header length near the size,
 // and every extent at its extremes. The bytes end where memory ends, so that one byte too many stops the test.
 // SPDX-License-Identifier: MIT
+#include <cmath>
+#include <functional>
 #include <limits>
 #include <limpid/io/idx.hpp>
 #include <limpid/io/image.hpp>
@@ -13,6 +15,7 @@
 
 using namespace limpid::io;
 using limpid::Index;
+using limpid::Mat;
 using suite::bytes_of;
 using suite::contains;
 using suite::first_of;
@@ -342,8 +345,63 @@ TEST_CASE("tensors: an integer that the type asked for cannot hold is refused", 
   CHECK(contains(said([&] { t.values<std::int32_t>(); }), "found the entry 1099511627776"));
   CHECK(contains(said([&] { t.values<std::uint64_t>(); }), "found the entry -1"));
   CHECK(t.values<double>()[1] == 300);
-  CHECK(t.values<bool>()[2]);
   CHECK(contains(said([] { Tensor::from(std::vector<std::uint64_t>{~0ull}, {1}); }), "I64 cannot hold"));
   CHECK(contains(said([] { Tensor::from(std::vector<std::int8_t>{-1}, {1}); }), "U8 cannot hold"));
   CHECK(contains(said([] { Tensor(DType::f32, {4}, Bytes(8)).matrix<float>(); }), "found 8 bytes, wanted 16"));
+  const Mat<std::uint64_t> large = Mat<std::uint64_t>::Constant(2, 2, ~0ull);
+  const Mat<std::int8_t> negative = Mat<std::int8_t>::Constant(2, 2, -1);
+  CHECK(contains(said([&] { Tensor::from(large); }), "found the entry 18446744073709551615, which I64 cannot hold"));
+  CHECK(contains(said([&] { Tensor::from(negative); }), "found the entry -1, which U8 cannot hold"));
+}
+
+TEST_CASE("tensors: an integer becomes a bool or a floating-point number exactly, or is refused", "[io]") {
+  const auto of = [](std::int64_t number) { return Tensor::from(std::vector<std::int64_t>{number}, {1}); };
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max(), least = -most - 1, bit = 1;
+  for (const std::int64_t number : {bit << 24, -(bit << 24), (bit << 24) + 2, bit << 62, least, bit * 0}) {
+    CHECK(of(number).values<float>()[0] == static_cast<float>(number));
+    CHECK(of(number).matrix<float>()(0, 0) == static_cast<float>(number));
+  }
+  for (const std::int64_t number : {(bit << 24) + 1, -(bit << 24) - 1, most, most - 1, least + 1})
+    CHECK(said([&] { of(number).values<float>(); }) ==
+          "tensor: found the entry " + std::to_string(number) +
+              ", wanted an integer that 24 bits of a floating-point number hold exactly");
+  CHECK(of((bit << 53) + 2).values<double>()[0] == 0x1p53 + 2);
+  for (const std::int64_t number : {(bit << 53) + 1, most, least + 1})
+    CHECK(contains(said([&] { of(number).matrix<double>(); }), "that 53 bits of a floating-point number hold exactly"));
+  CHECK(contains(said([] { Tensor::from(std::vector<std::int32_t>{16777217}, {1}).values<float>(); }), "16777217"));
+  if (std::numeric_limits<long double>::digits >= 64) CHECK(of(most).values<long double>()[0] == 0x1p63L - 1);
+  CHECK((of(1).values<bool>()[0] && !of(0).values<bool>()[0]));
+  for (const std::int64_t number : {bit * 5, bit * -1, bit << 32, least})
+    CHECK(said([&] { of(number).values<bool>(); }) ==
+          "tensor: found the entry " + std::to_string(number) + ", wanted 0 or 1 for a bool");
+  CHECK(contains(said([] { Tensor::from(std::vector<std::uint8_t>{1, 5}, {2}).matrix<bool>(); }), "the entry 5"));
+  CHECK(Tensor(DType::boolean, {1}, {std::byte(5)}).values<bool>()[0]);  // as numpy and torch read it
+}
+
+TEST_CASE("tensors: a float beyond the largest of the type asked for is refused, a smaller one is rounded", "[io]") {
+  constexpr double inf = std::numeric_limits<double>::infinity(), last = std::numeric_limits<float>::max();
+  const auto of = [](double number) { return Tensor::from(std::vector<double>{number}, {1}); };
+  for (const double number : {1e300, -1e39, last * (1 + 0x1p-24)}) {
+    CHECK(contains(said([&] { of(number).values<float>(); }), "wanted at most 3.40282e+38 in size"));
+    CHECK(contains(said([&] { of(number).matrix<float>(); }), "tensor: found the entry "));
+    CHECK(of(number).values<double>()[0] == number);
+  }
+  for (const double number : {inf, -inf, last, -last, last * (1 + 0x1p-26), 0.1, 1e-300})
+    CHECK(of(number).values<float>()[0] == static_cast<float>(number));
+  CHECK(std::isnan(of(std::numeric_limits<double>::quiet_NaN()).values<float>()[0]));
+}
+
+TEST_CASE("tensors: bytes that are not the shape's, and a type that is none, are refused by every look at entries",
+          "[io]") {
+  const Tensor torn(DType::f32, {2}, Bytes(7)), more(DType::u8, {2}, Bytes(3));
+  CHECK(said([&] { torn.values<float>(); }) == "tensor: found 7 bytes, wanted 8 for shape [2] of F32");
+  CHECK(said([&] { torn.matrix<float>(); }) == "tensor: found 7 bytes, wanted 8 for shape [2] of F32");
+  CHECK(said([&] { more.values<int>(); }) == "tensor: found 3 bytes, wanted 2 for shape [2] of U8");
+  const Tensor none(static_cast<DType>(99), {1}, Bytes(8));
+  for (const auto& look : std::vector<std::function<void()>>{[&] { none.values<double>(); }, [&] { none.check("x"); },
+                                                             [&] { none.size(); }, [&] { serialize_npy(none); }})
+    CHECK(said(look) == "tensor: found the dtype 99, wanted one of DType");
+  CHECK(Tensor(DType::f32, {0, 3}, {}).values<float>().empty());
+  const Mat<double> rows(3, 0);
+  CHECK(Tensor::from(rows).matrix<double>().rows() == 3);
 }

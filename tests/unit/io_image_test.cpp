@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <limpid/io/sheet.hpp>
 
@@ -278,6 +279,37 @@ TEST_CASE("pictures of values: constant, none, infinite, huge, tiny and NaN", "[
   }
   CHECK(contains(said([&] { overlay(Image(1, 1, 1), map({1}), perceptual, 0, 0); }), "overlay: gamma is 0"));
   CHECK(contains(said([&] { heat_map(map({1}), nullptr); }), "heat_map: colors is null"));
+}
+
+TEST_CASE("sheets: a picture takes the channels of the sheet it is pasted into", "[io]") {
+  Image colour(1, 2, 3);
+  colour.pixels << 0.9f, 0.3f, 0.0f, 0.2f, 0.4f, 0.6f;
+  Image grey_sheet(2, 3, 1, 1.0f), colour_sheet(2, 3, 3, 1.0f);
+  paste(grey_sheet, colour, 1, 1);
+  CHECK(grey_sheet(1, 1) == to_grey(colour)(0, 0));
+  CHECK(grey_sheet(1, 2) == to_grey(colour)(0, 1));
+  CHECK(grey_sheet(1, 0) == 1);
+  paste(colour_sheet, to_grey(colour), 0, 0);
+  for (Index c = 0; c < 3; ++c) CHECK(colour_sheet(0, 1, c) == to_grey(colour)(0, 1));
+  paste(colour_sheet, colour, 1, 1);
+  for (Index c = 0; c < 3; ++c) CHECK(colour_sheet(1, 1, c) == colour(0, 0, c));
+  for (Image* sheet : {&grey_sheet, &colour_sheet})
+    for (const Image& nothing : {Image(), Image(0, 3, 3), Image(2, 0, 1)}) {
+      const Image was = *sheet;
+      paste(*sheet, nothing, 0, 0);
+      CHECK(sheet->pixels == was.pixels);
+    }
+  Image two(2, 2, 2, 0.5f);
+  const Mat<float> values = Mat<float>::Zero(2, 2);
+  for (const auto& use : std::vector<std::function<void()>>{
+           [&] { paste(two, colour, 0, 0); }, [&] { paste(grey_sheet, two, 0, 0); }, [&] { to_grey(two); },
+           [&] { to_rgb(two); }, [&] { enlarge(two, 2); }, [&] { draw_text(two, 0, 0, "A"); },
+           [&] {
+             contact_sheet({{two, "", ""}}, 1);
+           },
+           [&] { overlay(two, values); }})
+    CHECK(contains(said(use), "wanted rows * cols pixels of 1 or 3 channels"));
+  CHECK(two.pixels.minCoeff() == 0.5f);
 }
 
 TEST_CASE("sheets and text: sizes at their extremes", "[io]") {

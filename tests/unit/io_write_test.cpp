@@ -67,6 +67,31 @@ void put(const std::string& path) { std::ofstream(path, std::ios::binary) << "th
 
 }  // namespace
 
+TEST_CASE("readers and writers: a path with a NUL or without a letter names no file", "[io]") {
+  const suite::TemporaryFolder folder;
+  for (const Writer& writer : writers()) {
+    INFO(writer.name);
+    const std::string cut = folder / writer.name, path = cut + '\0' + ".end";
+    const std::string refused = cut + "?.end: the path has a NUL, wanted one without";
+    const auto read_it = [&](const std::string& from) {
+      if (writer.name == "safetensors") read_safetensors(from);
+      if (writer.name == "npy") read_npy(from);
+      if (writer.name == "idx") read_idx(from);
+      if (writer.name == "png") read_png(from);
+    };
+    CHECK(said([&] { writer.write(path); }) == refused);
+    CHECK(folder.entries() == 0);
+    writer.write(cut);
+    CHECK(said([&] { read_it(cut); }) == "read");
+    CHECK(said([&] { read_it(path); }) == refused);
+    std::filesystem::remove(cut);
+    const std::string empty = "file: the path is empty, wanted the name of a file";
+    CHECK(said([&] { writer.write(""); }) == empty);
+    CHECK(said([&] { read_it(""); }) == empty);
+  }
+  CHECK(said([&] { write_png(std::string("a\0b", 3), Image(2, 2, 2)); }).find("2 channels") != std::string::npos);
+}
+
 TEST_CASE("writers: a write that fails halfway leaves the old file and nothing beside it", "[io]") {
   for (const Writer& writer : writers()) {
     INFO(writer.name);

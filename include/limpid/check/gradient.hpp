@@ -48,7 +48,7 @@ struct GradientOptions {
   Index batch = 1, heads = 1, kv_heads = 0;  ///< as in Call
   std::uint64_t seed = 1;                    ///< of the weights w, and of the directions
   int directions = 0;                        ///< 0: entry by entry; else so many random directions a field
-  double step = 0;                           ///< of the differences, times max(1, |x|); 0: the scalar's eps^(1/5)
+  double step = 0;  ///< of the differences, times max(1, |x|), from the scalar's eps to 1; 0: eps^(1/5)
 };
 
 namespace detail {
@@ -61,11 +61,16 @@ inline double uniform(std::uint64_t& state) {
   return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-52 - 1.0;
 }
 
-/// A power of two, so that x + h and x - h are as far apart as they look.
+/// The step asked for, or a power of two, so that x + h and x - h are as far apart as they look. One below eps would
+/// leave x where it is, and every difference would be 0.
 template <class S>
-double difference_step(double asked) {
-  if (asked > 0) return asked;
-  return std::exp2(std::round(std::log2(static_cast<double>(std::numeric_limits<S>::epsilon())) / 5));
+double difference_step(Name who, double asked) {
+  const double least = static_cast<double>(std::numeric_limits<S>::epsilon());
+  if (asked == 0) return std::exp2(std::round(std::log2(least) / 5));
+  if (!(asked >= least && asked <= 1))
+    raise(who + (": step is " + number_text(asked) + ", wanted 0 (the scalar's eps^(1/5)) or from " +
+                 number_text(least) + " to 1"));
+  return asked;
 }
 
 /// (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12 h: the central difference whose error is O(h^4).
@@ -78,22 +83,26 @@ auto central_difference(F&& f, double h) {
 }  // namespace detail
 
 /// The gradient of f() with respect to the entries of x, by central differences; f looks at x, which is as it was when
-/// the call ends. Cost 4 calls of f an entry; with double about 1e-11 of the size of f remains.
+/// the call ends, also where f throws. step as in GradientOptions. Cost 4 calls of f an entry; with double about 1e-11
+/// of the size of f remains. Throws ShapeError for another step.
 template <class S, class F>
 Mat<S> numeric_gradient(MutView<S> x, F&& f, double step = 0) {
+  const double unit = detail::difference_step<S>("numeric_gradient", step);
+  struct PutBack {
+    S &x, was;
+    ~PutBack() { x = was; }
+  };
   Mat<S> gradient(x.rows, x.cols);
   for (Index i = 0; i < x.rows; ++i)
     for (Index j = 0; j < x.cols; ++j) {
-      const S was = x(i, j);
-      const double size = std::abs(static_cast<double>(was));
-      const double h = detail::difference_step<S>(step) * std::exp2(std::ceil(std::log2(size < 1 ? 1 : size)));
+      const PutBack entry{x(i, j), x(i, j)};
+      const double size = std::abs(static_cast<double>(entry.was));
       gradient(i, j) = detail::central_difference(
           [&](double by) {
-            x(i, j) = was + S(by);
+            entry.x = entry.was + S(by);
             return S(f());
           },
-          h);
-      x(i, j) = was;
+          unit * std::exp2(std::ceil(std::log2(size < 1 ? 1 : size))));
     }
   return gradient;
 }
@@ -109,13 +118,16 @@ auto numeric_gradient(M& x, F&& f, double step = 0) {
 /// wrong one nothing does); check_gradient<long double>(op, in) works too. An error is relative to the largest entry of
 /// its field, but at least to 1e-3 of the largest of all fields, as a gradient that is zero has no size of its own.
 /// Cost: 4 forward calls an entry, or a direction. Gradient sinks of modifiers are added to once. Throws ShapeError as
-/// forward does.
+/// forward does, and where directions is negative or step none that GradientOptions allows.
 template <class S = double, class Op>
 GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in,
                              const GradientOptions& options = {}) {
   using detail::central_difference;
   using detail::uniform;
   const std::string name = detail::operator_name(op);
+  if (options.directions < 0)
+    detail::raise("check_gradient: directions is " + detail::text_of(options.directions) + ", wanted 0 or more");
+  const double step = detail::difference_step<S>("check_gradient", options.step);
   std::vector<Mat<S>> values, gradients;
   std::vector<std::string> names;
   Inputs<Op, S>::visit(
@@ -162,7 +174,7 @@ GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op,
     if (x.size() == 0) continue;
     Mat<S> found = gradients[f], wanted;
     if (options.directions == 0) {
-      wanted = numeric_gradient(x, value, options.step);
+      wanted = numeric_gradient(x, value, step);
     } else {
       found.resize(options.directions, 1), wanted.resize(options.directions, 1);
       for (int t = 0; t < options.directions; ++t) {
@@ -176,7 +188,7 @@ GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op,
               for (Index i = 0; i < x.size(); ++i) x.data()[i] = was.data()[i] + S(by) * u.data()[i];
               return value();
             },
-            detail::difference_step<S>(options.step));
+            step);
         x = was;
       }
     }

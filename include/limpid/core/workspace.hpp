@@ -22,6 +22,10 @@ class Arena {
     std::size_t block = 0, used = 0;
   };
 
+  Arena() = default;
+  Arena(const Arena&) = delete;  // memory that is handed out stays where it is
+  Arena& operator=(const Arena&) = delete;
+
   Mark mark() const { return {current_, blocks_.empty() ? 0 : blocks_[current_].used}; }
 
   void release(Mark to) {
@@ -160,9 +164,16 @@ class Turn {
 /// Scratch memory of a call, one arena a worker and one for the call itself. Pass the same one again and again:
 /// after the first call of the largest shapes nothing is allocated. One call at a time: a call on another thread throws
 /// ShapeError meanwhile, and so does one that a mask or a score function of an operator makes inside the operator's
-/// own. The sublayer of a boosting block may use the block's.
+/// own. The sublayer of a boosting block may use the block's. A copy starts without memory and finds its own: what is
+/// held is nobody's result.
 class Workspace {
  public:
+  Workspace() = default;
+  Workspace(const Workspace&) noexcept {}
+  Workspace(Workspace&&) = default;
+  Workspace& operator=(const Workspace&) noexcept { return *this; }
+  Workspace& operator=(Workspace&&) = default;
+
   void prepare(int workers) {
     while (static_cast<int>(arenas_.size()) < workers + 1) arenas_.push_back(std::make_unique<Arena>());
   }

@@ -110,12 +110,12 @@ inline Image heat_map(View<float> values, ColorMap colors = perceptual, float sc
   return out;
 }
 
-/// The image in three channels.
+/// The image in three channels. Throws FormatError as to_grey does.
 inline Image to_rgb(const Image& image) {
   detail::check_image("to_rgb", image);
   if (image.channels() == 3) return image;
   Image out(image.rows, image.cols, 3);
-  for (Index c = 0; c < 3 && image.channels() == 1; ++c) out.pixels.col(c) = image.pixels.col(0);
+  for (Index c = 0; c < 3 && image.pixels.size() != 0; ++c) out.pixels.col(c) = image.pixels.col(0);
   return out;
 }
 
@@ -145,8 +145,8 @@ inline Image overlay(const Image& image, View<float> values, ColorMap colors = p
   return out;
 }
 
-/// Every pixel as a factor x factor square. Throws ShapeError for a factor below 1 or one no memory is large enough
-/// for.
+/// Every pixel as a factor x factor square. Throws FormatError as to_grey does, and ShapeError for a factor below 1 or
+/// one no memory is large enough for.
 inline Image enlarge(const Image& image, Index factor) {
   detail::check_image("enlarge", image);
   if (factor < 1 || factor > Index(1) << 20)

@@ -25,9 +25,9 @@ inline namespace LIMPID_ABI {
 /// Files: opt in, never in the umbrella header, and may use libraries the core does without.
 namespace io {
 
-/// Thrown for a file that cannot be opened or is not what it claims to be: the text names the file, what was found and
-/// what was wanted. Whatever the bytes are, the readers end in a result or in this; they never read out of bounds, and
-/// take no more memory than the file's own size accounts for.
+/// Thrown for a file that cannot be opened or is not what it claims to be, a path that is empty or holds a NUL among
+/// them: the text names the file, what was found and what was wanted. Whatever the bytes are, the readers end in a
+/// result or in this; they never read out of bounds, and take no more memory than the file's own size accounts for.
 struct FormatError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -35,7 +35,16 @@ struct FormatError : std::runtime_error {
 namespace detail {
 
 [[noreturn]] inline void fail(const std::string& file, const std::string& text) {
-  throw FormatError(file + ": " + text);
+  std::string all = file + ": " + text;
+  std::replace(all.begin(), all.end(), '\0', '?');  // what() would end at a NUL
+  throw FormatError(all);
+}
+
+/// A path that names a file: the system would end it at a NUL and open another one.
+inline const std::string& checked_path(const std::string& path) {
+  if (path.empty()) fail("file", "the path is empty, wanted the name of a file");
+  if (path.find('\0') != std::string::npos) fail(path, "the path has a NUL, wanted one without");
+  return path;
 }
 
 /// Text from a file as it may stand in a message: short, printable.
@@ -55,7 +64,7 @@ class Source {
   Source(const std::byte* data, std::size_t size, std::string name)
       : name_(std::move(name)), data_(data), size_(size) {}
 
-  explicit Source(const std::string& path) : name_(path) {
+  explicit Source(const std::string& path) : name_(checked_path(path)) {
     std::error_code ignored;
     const auto status = std::filesystem::status(path, ignored);
     if (std::filesystem::is_directory(status)) fail(path, "is a folder, wanted a file");  // opens, and claims any size
@@ -110,7 +119,7 @@ inline std::vector<std::byte> read_file(const std::string& path) {
 /// pipe) cannot be replaced and is written to as it is.
 class Replacement {
  public:
-  explicit Replacement(const std::string& path) : name_(path), target_(path) {
+  explicit Replacement(const std::string& path) : name_(checked_path(path)), target_(path) {
     namespace fs = std::filesystem;
     std::error_code problem;
     for (int links = 0; fs::is_symlink(fs::symlink_status(target_, problem)); ++links) {

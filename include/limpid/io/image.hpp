@@ -65,7 +65,8 @@ inline void check_image(const std::string& what, const Image& image) {
 
 }  // namespace detail
 
-/// The image in one channel: the mean of the three, of the encoded values.
+/// The image in one channel: the mean of the three, of the encoded values. Throws FormatError where the image is not
+/// rows * cols pixels of 1 or 3 channels, as all do here that take one.
 inline Image to_grey(const Image& image) {
   detail::check_image("to_grey", image);
   if (image.channels() == 1) return image;
@@ -286,7 +287,8 @@ struct PngWriter : PngState {
 }  // namespace detail
 
 /// Writes a PNG of 8 or 16 bits, marked sRGB, beside the path and renames it, so that a failure leaves what was there.
-/// What lies outside [0, 1] is clipped, and NaN is black. Throws FormatError naming the path.
+/// What lies outside [0, 1] is clipped, and NaN is black. Throws FormatError naming the path, and ShapeError for
+/// another number of bits.
 inline void write_png(const std::string& path, const Image& image, int bits = 8) {
   detail::check_image(path, image);
   if (image.rows < 1 || image.cols < 1 || image.channels() < 1 || image.rows > 0x7fffffff || image.cols > 0x7fffffff)

@@ -307,8 +307,9 @@ inline std::pair<std::string, std::vector<const Tensor*>> safetensors_header(con
 /// lie one after another, without holes or overlap, and fill the file; only JSON's white space may pad the header; and
 /// a __metadata__ of null is none. Stricter than it: a name given twice is refused, extents whose product overflows are
 /// (even beside a 0), the dtypes are F64 F32 F16 BF16 I64 I32 U8 BOOL, and a tensor has at most 64 axes and 64 fields,
-/// the metadata 65536 strings. Beside what it returns, reading takes memory of a few times the header. Throws
-/// FormatError for anything else.
+/// the metadata 65536 strings. A tensor's field of a name that the format does not know may hold anything, but a list
+/// or an object in it holds neither of them: what is nested deeper is refused. Beside what it returns, reading takes
+/// memory of a few times the header. Throws FormatError for anything else.
 inline Safetensors parse_safetensors(const std::byte* data, std::size_t size, const std::string& name = "safetensors") {
   detail::Source source(data, size, name);
   return detail::read_safetensors(source);

@@ -82,11 +82,12 @@ inline Index text_width(std::string_view text, Index size = 1) {
 
 /// Writes a line of text (capitals, figures, some signs) with its top left corner at (row, col), clipped at the
 /// borders, wherever that is. size: pixels a dot, from 1 to 2^20 (ShapeError otherwise); a line is 7 dots high. ink:
-/// grey value, finite.
+/// grey value, finite (ShapeError otherwise), of all channels. Throws FormatError for an image whose parts do not
+/// agree.
 inline void draw_text(Image& image, Index row, Index col, std::string_view text, Index size = 1, float ink = 0) {
   detail::check_between("draw_text: size", size, 1, detail::most_dots);
   if (!std::isfinite(ink)) limpid::detail::raise("draw_text: ink is not finite, wanted a grey value");
-  if (image.rows * image.cols != image.pixels.rows()) detail::fail("draw_text", "the image's sizes do not agree");
+  detail::check_image("draw_text", image);
   for (char letter : text) {
     if (col >= image.cols) break;
     detail::draw_glyph(image, row, col, letter, size, ink);
@@ -94,7 +95,9 @@ inline void draw_text(Image& image, Index row, Index col, std::string_view text,
   }
 }
 
-/// Copies a picture into the sheet with its top left corner at (row, col). Throws FormatError where it does not fit.
+/// Copies a picture into the sheet with its top left corner at (row, col), in the sheet's channels, as to_grey and
+/// to_rgb have it: grey is repeated in colour, colour becomes the mean of the three in grey. Throws FormatError where
+/// it does not fit.
 inline void paste(Image& sheet, const Image& picture, Index row, Index col) {
   detail::check_image("paste", sheet);
   detail::check_image("paste", picture);
@@ -102,6 +105,7 @@ inline void paste(Image& sheet, const Image& picture, Index row, Index col) {
     detail::fail("paste", "a picture of " + limpid::detail::shape_text(picture.rows, picture.cols) + " at row " +
                               std::to_string(row) + " and column " + std::to_string(col) +
                               " does not fit, wanted it within " + limpid::detail::shape_text(sheet.rows, sheet.cols));
+  if (sheet.channels() == 1 && picture.channels() == 3) return paste(sheet, to_grey(picture), row, col);
   for (Index i = 0; i < picture.rows; ++i)
     for (Index j = 0; j < picture.cols; ++j)
       for (Index c = 0; c < sheet.channels(); ++c)
@@ -115,7 +119,8 @@ struct Tile {
 };
 
 /// Pictures in rows of `across` on white, each enlarged and labelled below; cells are as large as the largest needs.
-/// Throws ShapeError where across, enlargement or text_size is below 1 or above 2^20, or the sheet too large.
+/// Throws ShapeError where across, enlargement or text_size is below 1 or above 2^20, or the sheet too large,
+/// and FormatError for a picture as to_grey does.
 inline Image contact_sheet(const std::vector<Tile>& tiles, Index across, Index enlargement = 4, Index text_size = 1) {
   detail::check_between("contact_sheet: across", across, 1, Index(1) << 20);
   detail::check_between("contact_sheet: enlargement", enlargement, 1, Index(1) << 20);

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -44,7 +45,11 @@ inline constexpr std::array<DTypeInfo, 8> dtypes{{{DType::f64, "F64", "<f8", 8},
                                                   {DType::u8, "U8", "|u1", 1},
                                                   {DType::boolean, "BOOL", "|b1", 1}}};
 
-inline const DTypeInfo& info(DType type) { return dtypes[static_cast<std::size_t>(type)]; }
+inline const DTypeInfo& info(DType type) {
+  const auto number = static_cast<std::size_t>(type);
+  if (number >= dtypes.size()) fail("tensor", "found the dtype " + std::to_string(number) + ", wanted one of DType");
+  return dtypes[number];
+}
 
 inline std::string shape_of(const std::vector<Index>& shape) {
   std::string out = "[";
@@ -104,16 +109,34 @@ inline void append(std::vector<std::byte>& bytes, const void* from, std::size_t 
 
 }  // namespace detail
 
-/// The DType of a C++ scalar.
+/// The DType of a C++ scalar; no other scalar than these compiles.
 template <class T>
 constexpr DType dtype_of() {
-  if constexpr (std::is_same_v<T, double>) return DType::f64;
-  if constexpr (std::is_same_v<T, float>) return DType::f32;
-  if constexpr (std::is_same_v<T, bool>) return DType::boolean;
-  if constexpr (std::is_integral_v<T> && sizeof(T) == 8) return DType::i64;
-  if constexpr (std::is_integral_v<T> && sizeof(T) == 4) return DType::i32;
-  if constexpr (std::is_integral_v<T> && sizeof(T) == 1) return DType::u8;
+  constexpr std::size_t whole = std::is_integral_v<T> ? sizeof(T) : 0;
+  static_assert(std::is_same_v<T, double> || std::is_same_v<T, float> || whole == 1 || whole == 4 || whole == 8,
+                "limpid: no tensor of a file holds this scalar type, wanted double, float, bool or an integer of 1, 4 "
+                "or 8 bytes");
+  if (std::is_same_v<T, bool>) return DType::boolean;
+  if (whole != 0) return whole == 8 ? DType::i64 : whole == 4 ? DType::i32 : DType::u8;
+  return std::is_same_v<T, double> ? DType::f64 : DType::f32;
 }
+
+namespace detail {
+
+/// Entries behind the bytes of a tensor of dtype_of<T>(); refused where that type cannot hold one.
+template <class T>
+void append_entries(std::vector<std::byte>& bytes, const T* from, Index count) {
+  constexpr DType type = dtype_of<T>();
+  if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
+    for (Index i = 0; i < count; ++i)
+      if (std::is_unsigned_v<T> ? sizeof(T) > 1 && from[i] > std::numeric_limits<T>::max() / 2
+                                : sizeof(T) == 1 && from[i] < T(0))
+        fail("tensor",
+             "found the entry " + std::to_string(from[i]) + ", which " + info(type).safetensors + " cannot hold");
+  append(bytes, from, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+}  // namespace detail
 
 /// A dense array of any rank in C order (the last axis runs fastest). Rank 0 holds one entry.
 struct Tensor {
@@ -125,49 +148,46 @@ struct Tensor {
   Tensor(DType dtype_, std::vector<Index> shape_, std::vector<std::byte> bytes_)
       : dtype(dtype_), shape(std::move(shape_)), bytes(std::move(bytes_)) {}
 
-  /// rows x cols from a matrix, map or block with contiguous rows.
+  /// rows x cols from a matrix, map or block with contiguous rows. Throws FormatError for an entry that the type cannot
+  /// hold: unsigned ones go to I64 and I32, bytes to U8.
   template <class M>
   requires limpid::detail::is_eigen<M>
   static Tensor from(const M& matrix) {
     using S = typename M::Scalar;
     const View<S> view(matrix);
     Tensor t(dtype_of<S>(), {view.rows, view.cols}, {});
-    for (Index i = 0; i < view.rows; ++i)
-      detail::append(t.bytes, view.row(i), static_cast<std::size_t>(view.cols) * sizeof(S));
+    for (Index i = 0; i < view.rows; ++i) detail::append_entries(t.bytes, view.row(i), view.cols);
     return t;
   }
 
   /// Any shape from entries in C order; throws FormatError when their number is not the shape's, and for an entry that
-  /// the type cannot hold (unsigned ones go to I64 and I32, bytes to U8).
+  /// the type cannot hold, as for a matrix.
   template <class T>
   static Tensor from(const std::vector<T>& entries, std::vector<Index> shape) {
     Tensor t(dtype_of<T>(), std::move(shape), {});
-    for (T entry : entries) {
-      if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
-        if (std::is_unsigned_v<T> ? sizeof(T) > 1 && entry > std::numeric_limits<T>::max() / 2
-                                  : sizeof(T) == 1 && entry < T(0))
-          detail::fail("tensor", "found the entry " + std::to_string(entry) + ", which " +
-                                     detail::info(t.dtype).safetensors + " cannot hold");
-      detail::append(t.bytes, &entry, sizeof(T));
-    }
+    for (T entry : entries) detail::append_entries(t.bytes, &entry, 1);  // one by one: bools have no addresses
     t.check("tensor");
     return t;
   }
 
-  /// Number of entries.
+  /// Number of entries that the bytes hold whole.
   Index size() const { return static_cast<Index>(bytes.size() / detail::info(dtype).bytes); }
 
-  /// All entries as T. Floats become floats only, integers and bools any T; throws FormatError for another pairing and
-  /// for an integer that T cannot hold.
+  /// All entries as T, a bool, an integer or a floating-point type. Floats become floats only, rounded to the nearest;
+  /// integers and bools any T that holds them exactly, so bool only 0 and 1; a BOOL is true unless its byte is 0.
+  /// Throws FormatError for another pairing, for an entry that T cannot hold, also a finite one beyond T's largest, and
+  /// where shape and bytes do not agree.
   template <class T>
   std::vector<T> values() const {
+    check("tensor");
     std::vector<T> out(static_cast<std::size_t>(size()));
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = entry<T>(static_cast<Index>(i));
     return out;
   }
 
   /// The tensor as a matrix: the last axis gives the columns, all axes before it the rows; rank 1 is a column, rank 0
-  /// one entry. BOOL goes to Mat<bool>, and to 0 and 1 of any other scalar.
+  /// one entry. Entries as values() gives them, with its errors: BOOL goes to Mat<bool>, and to 0 and 1 of any other
+  /// scalar.
   template <class S>
   Mat<S> matrix() const {
     check("tensor");
@@ -191,31 +211,51 @@ struct Tensor {
   }
 
  private:
+  /// A stored integer as T, exactly.
   template <class T>
   static T whole(std::int64_t number) {
     const T out = static_cast<T>(number);
-    if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
+    const auto refuse = [&](const std::string& wanted) {
+      detail::fail("tensor", "found the entry " + std::to_string(number) + ", wanted " + wanted);
+    };
+    if constexpr (std::is_same_v<T, bool>) {
+      if (number != 0 && number != 1) refuse("0 or 1 for a bool");
+    } else if constexpr (std::is_integral_v<T>) {
       if (static_cast<std::int64_t>(out) != number || (out < T(0)) != (number < 0))
-        detail::fail("tensor", "found the entry " + std::to_string(number) + ", wanted one that fits " +
-                                   std::to_string(sizeof(T)) + (std::is_signed_v<T> ? " signed" : " unsigned") +
-                                   " bytes");
+        refuse("one that fits " + std::to_string(sizeof(T)) + (std::is_signed_v<T> ? " signed" : " unsigned") +
+               " bytes");
+    } else if (!(out < T(0x1p63)) || static_cast<std::int64_t>(out) != number) {
+      refuse("an integer that " + std::to_string(std::numeric_limits<T>::digits) +
+             " bits of a floating-point number hold exactly");
+    }
+    return out;
+  }
+
+  /// A stored float as T, rounded.
+  template <class T, class F>
+  static T rounded(F number) {
+    const T out = static_cast<T>(number);
+    if (std::isinf(out) && !std::isinf(number))
+      detail::fail("tensor", "found the entry " + limpid::detail::number_text(number) + ", wanted at most " +
+                                 limpid::detail::number_text(std::numeric_limits<T>::max()) + " in size");
     return out;
   }
 
   template <class T>
   T entry(Index i) const {
+    static_assert(std::is_arithmetic_v<T>,
+                  "limpid: entries of a tensor are read as bool, an integer or a floating-point type");
     const std::byte* at = bytes.data() + static_cast<std::size_t>(i) * detail::info(dtype).bytes;
     if constexpr (std::is_floating_point_v<T>) {
       switch (dtype) {
         case DType::f64:
-          return static_cast<T>(detail::load<double>(at));
+          return rounded<T>(detail::load<double>(at));
         case DType::f32:
-          return static_cast<T>(detail::load<float>(at));
+          return rounded<T>(detail::load<float>(at));
         case DType::f16:
-          return static_cast<T>(detail::half_to_float(detail::load<std::uint16_t>(at)));
+          return rounded<T>(detail::half_to_float(detail::load<std::uint16_t>(at)));
         case DType::bf16:
-          return static_cast<T>(
-              std::bit_cast<float>(static_cast<std::uint32_t>(detail::load<std::uint16_t>(at)) << 16));
+          return rounded<T>(std::bit_cast<float>(static_cast<std::uint32_t>(detail::load<std::uint16_t>(at)) << 16));
         default:
           break;
       }

@@ -3,8 +3,7 @@
 #pragma once
 
 #include <array>
-#include <memory>
-#include <vector>
+#include <deque>
 
 #include "../score/kernel.hpp"
 #include "softmax.hpp"
@@ -361,7 +360,8 @@ struct PidStackOptions {
 ///
 /// Gradients of the gains are summed over the layers: the call of the last layer overwrites, the others add. A layer
 /// keeps what pid() keeps, its values and its integral; nothing is allocated when a stack of the same shapes runs
-/// again. One call at a time: another one meanwhile, on whatever thread, throws ShapeError.
+/// again. One call at a time: another one meanwhile, on whatever thread, throws ShapeError. A copy holds what the other
+/// does does and goes on by itself.
 template <class Op, class S>
 class PidStack {
  public:
@@ -473,8 +473,8 @@ class PidStack {
   /// own there, and the last one's integral is used up when it hands on the next.
   Layer& at(Index l) {
     const Index slot = l == 0 || options_.keep ? l : 1 + (l - 1) % 2;
-    while (static_cast<Index>(layers_.size()) <= slot) layers_.emplace_back(std::make_unique<Layer>());
-    return *layers_[static_cast<std::size_t>(slot)];
+    while (static_cast<Index>(layers_.size()) <= slot) layers_.emplace_back();
+    return layers_[static_cast<std::size_t>(slot)];
   }
 
   Inputs<Op, S> with_state(Inputs<Op, S> in, Index l) {
@@ -558,7 +558,7 @@ class PidStack {
 
   Op op_;
   PidStackOptions options_;
-  std::vector<std::unique_ptr<Layer>> layers_;
+  std::deque<Layer> layers_;  // which stay where they are as more come
   Index size_ = 0, left_ = 0;
   Mat<S> dr_, ds_, dprev_, dbefore_;  // of one layer
   Mat<S> sb_, rb_, pending_[2];       // from later layers: of the integral, of R, of the next two layers' V

@@ -148,7 +148,8 @@ struct DecodeOptions {
 /// where the term j = i uses the row just found. The operator's modifiers are asked with n = 1 and m = i + 1, the token
 /// standing at the last key: ALiBi, windows and causal() fit; masks must go by position(), and arrays of a fixed number
 /// of keys are refused. Memory a token: K and V as given, and H order dv residuals. Keys with rotary positions are
-/// cached rotated. One call at a time: another one meanwhile, on whatever thread, throws ShapeError.
+/// cached rotated. One call at a time: another one meanwhile, on whatever thread, throws ShapeError. A copy holds the
+/// tokens so far and goes on by itself, as a search over several continuations needs it.
 template <class Op, class S>
 class TwicingCache {
  public:
