@@ -361,7 +361,7 @@ struct PidStackOptions {
 /// Gradients of the gains are summed over the layers: the call of the last layer overwrites, the others add. A layer
 /// keeps what pid() keeps, its values and its integral; nothing is allocated when a stack of the same shapes runs
 /// again. One call at a time: another one meanwhile, on whatever thread, throws ShapeError. A copy holds what the other
-/// does does and goes on by itself.
+/// holds and goes on by itself.
 template <class Op, class S>
 class PidStack {
  public:
