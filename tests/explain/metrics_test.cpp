@@ -28,7 +28,7 @@ TEST_CASE("rank statistics and concentration at their ends") {
   CHECK(limpid::spearman(a, up) == Approx(1).epsilon(1e-14));
   CHECK(limpid::pearson(a, up) < 1);
   CHECK(limpid::pearson(a, same) == 0);
-  CHECK(std::abs(limpid::gini(same)) < 1e-15);
+  CHECK(limpid::gini(same) == 0);
   CHECK(limpid::gini(one) == Approx(1 - 1.0 / 12).epsilon(1e-14));
   CHECK(limpid::relevance_entropy(same) == Approx(std::log(12)).epsilon(1e-14));
   CHECK(limpid::relevance_entropy(one) == 0);
@@ -569,4 +569,83 @@ TEST_CASE("entropy of a share that is all but one keeps its digits") {
     const Real wanted = -2 * small * std::log(small) + std::log1p(Real(rest)) / (1 + Real(rest));
     CHECK(limpid::relevance_entropy(a) == Approx(double(wanted)).epsilon(1e-14));
   }
+}
+
+TEMPLATE_TEST_CASE("equal entries, of any size and number, have no concentration, all of the entropy, no correlation",
+                   "", float, double) {
+  using S = TestType;
+  for (const Index n : {1, 2, 3, 7, 49, 100, 1000, 100000}) {
+    const Mat<bool> mask = Mat<bool>::Constant(1, n, true), off = Mat<bool>::Constant(1, n, false);
+    Mat<S> other(1, n);
+    for (Index j = 0; j < n; ++j) other(0, j) = S(j % 17) - 8;
+    for (const double level : {0.0, 0.1, 1.0 / 3, -7.7, 1e30, -1e-40, double(std::numeric_limits<S>::max())}) {
+      const Mat<S> even = Mat<S>::Constant(1, n, S(level));
+      INFO(n << " entries of " << level);
+      const bool some = even(0, 0) != S(0);
+      CHECK(limpid::gini(even) == 0);
+      CHECK(limpid::relevance_entropy(even) ==
+            (some ? Approx(std::log(double(n))).epsilon(1e-10).margin(0) : Approx(0)));
+      CHECK(limpid::pearson(even, other) == 0);
+      CHECK(limpid::pearson(other, even) == 0);
+      CHECK(limpid::spearman(even, other) == 0);
+      CHECK(limpid::spearman(even, even) == 0);
+      CHECK(limpid::mass_accuracy(even, mask) == (even(0, 0) > S(0) ? 1 : 0));
+      CHECK(limpid::mass_accuracy(even, off) == 0);
+      CHECK(limpid::rank_accuracy(even, mask) == 1);
+      CHECK(limpid::rank_accuracy(even, off) == 0);
+      CHECK(limpid::pointing(even, mask));
+      for (const Index k : {Index(1), (n + 1) / 2, n}) CHECK(limpid::top_k_overlap(even, even, k) == 1);
+      const auto s = limpid::segmentation(even, mask);
+      CHECK((s.pixel_accuracy == 0 && s.mean_iou == 0 && s.f1[0] == 0));
+      CHECK(s.mean_average_precision == Approx(0.5));
+    }
+  }
+}
+
+TEST_CASE("gini is the mean difference over twice the mean, also where entries are all but equal") {
+  suite::Random random(3);
+  for (const double spread : {1.0, 1e-3, 1e-9, 1e-15}) {
+    M a(1, 40);
+    for (Index j = 0; j < 40; ++j) a(0, j) = 1 + spread * random.uniform(0, 1);
+    Real sum = 0, differences = 0;
+    for (Index i = 0; i < 40; ++i) {
+      sum += a(0, i);
+      for (Index j = 0; j < 40; ++j) differences += std::abs(Real(a(0, i)) - Real(a(0, j)));
+    }
+    INFO("spread " << spread);
+    CHECK(std::abs(Real(limpid::gini(a)) / (differences / (80 * sum)) - 1) < 1e-14L);
+  }
+}
+
+TEST_CASE("overlap of the first k of many: counted, ties in the order of their places") {
+  const Index n = 200000;
+  M a(1, n), b(1, n);
+  for (Index j = 0; j < n; ++j) a(0, j) = double(n - j), b(0, j) = double(j / 2 % 5 == 0);  // j / 2 % 5: ties
+  for (const Index k : {1, 10, 40000, 100000, 200000}) {
+    Index both = 0, ones = n / 5;
+    for (Index j = 0, other = 0; j < n; ++j) {
+      const bool one = b(0, j) == 1;
+      const Index place = one ? j / 10 * 2 + j % 2 : ones + other;
+      other += !one;
+      both += j < k && place < k;
+    }
+    CHECK(limpid::top_k_overlap(a, b, k) == double(both) / double(k));
+  }
+}
+
+TEST_CASE("a subset that lists a token twice is refused before the model is called; subsets may repeat each other") {
+  const M x = random(4, 2, 1), r = random(1, 4, 2);
+  Index calls = 0;
+  const auto model = [&](const M& in) {
+    ++calls;
+    return one_by(in.sum());
+  };
+  const limpid::Perturber<double> perturber(x, r, {}, {1}, model);
+  CHECK_THROWS_WITH(perturber.faithfulness_correlation({{0, 1}, {3, 2, 3}}),
+                    "perturbation: token 3 is in subset 1 more than once, wanted it once");
+  CHECK_THROWS_WITH(perturber.faithfulness_correlation({{2, 2}}),
+                    "perturbation: token 2 is in subset 0 more than once, wanted it once");
+  CHECK(calls == 0);
+  CHECK(perturber.faithfulness_correlation({{0, 1}, {1, 0}, {0, 2}}).size() == 1);
+  CHECK(calls == 4);
 }

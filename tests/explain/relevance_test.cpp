@@ -302,3 +302,42 @@ TEST_CASE("a rewriting step refuses numbers that are not finite, and leaves x al
         }).find("rewrite_step: radius is inf, low -inf") == 0);
   CHECK(y == same);
 }
+
+TEMPLATE_TEST_CASE("a rewriting step out of the numbers is refused and changes nothing; bounds may keep it inside", "",
+                   float, double) {
+  using S = TestType;
+  const double most = std::numeric_limits<S>::max();
+  for (const limpid::RewriteRule rule : {limpid::RewriteRule::l2, limpid::RewriteRule::sign})
+    for (const double side : {1.0, -1.0}) {
+      Mat<S> x = Mat<S>::Ones(3, 1), gradient = Mat<S>::Zero(3, 1);
+      x(2, 0) = S(side * most), gradient(0, 0) = S(1e-3 * side), gradient(2, 0) = S(side);
+      const Mat<S> start = x;
+      const auto step = [&](limpid::RewriteOptions options) {
+        options.step = 0.9 * most, options.rule = rule;
+        return suite::error_of([&] { limpid::rewrite_step(gradient, start, {}, x, options); });
+      };
+      CHECK(step({}).find("rewrite_step: x is ") == 0);
+      CHECK(step({.radius = 1e300}).find("row 2, column 0, and step ") != std::string::npos);
+      CHECK(x == start);
+      CHECK(step({.radius = 2}) == "");
+      CHECK(x == Mat<S>(start + (Mat<S>(3, 1) << S(2 * side), S(0), S(0)).finished()));
+      CHECK(step({.low = -5, .high = 5}) == "");
+      CHECK(x == (Mat<S>(3, 1) << S(5 * side), S(1), S(5 * side)).finished());
+    }
+}
+
+TEST_CASE("relevance is asked for of a token: not before start()") {
+  Relevance<double> relevance({3});
+  CHECK_THROWS_WITH(relevance.ask(), "relevance: ask() before start(), wanted a token to explain");
+  relevance.start(1);
+  CHECK(relevance.ask().relevance_weights(0, 1) == 1);
+}
+
+TEST_CASE("columns of more heads than any array has are refused at once, where arrays are empty too") {
+  const M none(2, 0), four = random(2, 4, 1);
+  M out(2, 0);
+  const Index huge = Index(1) << 62;
+  CHECK(suite::error_of([&] { limpid::append_columns(none, four, huge, out); }).find("append_columns: heads is ") == 0);
+  CHECK(suite::error_of([&] { limpid::append_columns(none, none, huge, out); }).find("append_columns: heads is ") == 0);
+  CHECK(suite::error_of([&] { limpid::split_columns(none, huge, out, {}); }).find("split_columns: heads is ") == 0);
+}

@@ -59,7 +59,10 @@ struct Stack {
       if (o.fuse == Fuse::mean) fused /= double(heads);
       M f = o.residual * M::Identity(n, n) + (1 - o.residual) * fused;
       for (Index i = 0; i < n && o.normalise; ++i)
-        if (const double sum = f.row(i).sum(); sum != 0) f.row(i) /= sum;
+        if (const double sum = f.row(i).sum(); sum != 0)
+          f.row(i) /= sum;
+        else
+          f.row(i) = M::Identity(n, n).row(i);
       c = product(f, c);
     }
     return c;
@@ -86,12 +89,16 @@ TEST_CASE("rollout rows are those of the product of all factors, however heads a
         const M dense = stack.dense(o);
         CHECK(distance(stack.all(o), dense) < 1e-14);
         CHECK(distance(stack.rows(o, random(2, 41, 5)), product(random(2, 41, 5), dense)) < 1e-14);
-        if (normalise && residual > 0) CHECK(distance(suite::row_sums(dense), M::Ones(41, 1)) < 1e-14);
+        if (normalise) CHECK(distance(suite::row_sums(dense), M::Ones(41, 1)) < 1e-14);
       }
-  Rollout<double> one;
-  one.start(41, 40);  // a token without keys hands on itself
-  one.layer(stack.op, stack.in(2), stack.saved[2]);
-  CHECK(distance(one.rows(), M::Identity(41, 41).row(40)) == 0);
+  for (const Fuse fuse : {Fuse::mean, Fuse::max, Fuse::min})
+    for (const double residual : {0.5, 0.0})
+      for (const bool normalise : {true, false}) {
+        Rollout<double> one({.residual = residual, .fuse = fuse, .normalise = normalise});
+        one.start(41, 40);  // a token without keys hands on itself, or unless normalised the residual's share of it
+        one.layer(stack.op, stack.in(2), stack.saved[2]);
+        CHECK(one.rows() == (normalise ? 1 : residual) * M::Identity(41, 41).row(40));
+      }
 }
 
 TEST_CASE("rollout identities: the identity, one map, a triangle, one token; twicing's effective maps") {
@@ -123,6 +130,9 @@ void gradients_hold(const Op& op, const RolloutOptions& o) {
     M dq = stack.q[l], dk = stack.k[l];
     CHECK_THROWS_WITH(rollout.gradient(stack.op, stack.in(l), stack.saved[l], {.q = dq, .k = dk, .v = dk}),
                       "softmax: a rollout has no gradient for v");
+    M narrow(9, 3);  // what is refused may be asked again
+    CHECK_THROWS_AS(rollout.gradient(stack.op, stack.in(l), stack.saved[l], {.q = narrow, .k = dk, .v = {}}),
+                    limpid::ShapeError);
     rollout.gradient(stack.op, stack.in(l), stack.saved[l], {.q = dq, .k = dk, .v = {}});
     const auto value = [&] {
       M out(9, 8);
@@ -208,4 +218,88 @@ TEST_CASE("a copy of a rollout goes on by itself") {
     CHECK(rollout->rows() == wanted.rows());
   }
   CHECK(one.rows() != wanted.rows());
+}
+
+TEST_CASE("a rollout starts again from rows of its own, all or some of them") {
+  Stack stack(limpid::softmax(), 1, 2, 40);
+  const M identity = M::Identity(40, 40);
+  for (const Index count : {40, 3}) {
+    Rollout<double> rollout;
+    rollout.start(identity);
+    rollout.layer(stack.op, stack.in(0), stack.saved[0]);
+    const M first = rollout.rows();
+    rollout.start(rollout.rows().middleRows(40 - count, count));
+    CHECK(rollout.rows() == first.bottomRows(count));
+    rollout.layer(stack.op, stack.in(0), stack.saved[0]);
+    CHECK(distance(rollout.rows(), product(first, first).bottomRows(count)) < 1e-14);
+  }
+}
+
+TEST_CASE("a gradient of a rollout wants start_gradient() after the last start() or layer(); a trail is used once") {
+  Stack stack(limpid::softmax(), 2, 1, 6);
+  const M drows = random(1, 6, 5);
+  Rollout<double> rollout({.gradient = true});
+  M dq(6, 4), dk(6, 4);
+  const auto gradient = [&](std::size_t l) {
+    rollout.gradient(stack.op, stack.in(l), stack.saved[l], {.q = dq, .k = dk, .v = {}});
+  };
+  const auto layers = [&](Index token) {
+    rollout.start(6, token);
+    for (std::size_t l = 2; l-- > 0;) rollout.layer(stack.op, stack.in(l), stack.saved[l]);
+  };
+  const auto refused = [&] {
+    dq.setConstant(7);
+    CHECK_THROWS_WITH(gradient(0),
+                      "rollout: gradient() without a layer to go, wanted start_gradient() after the last start() or "
+                      "layer(), and then one call for each layer");
+    CHECK(dq == M::Constant(6, 4, 7));
+  };
+  layers(1);
+  refused();
+  rollout.start_gradient(drows);
+  gradient(0);
+  const M right = dq;
+  layers(2);  // one layer of the first trail is left
+  refused();
+  rollout.start_gradient(drows);
+  rollout.start(6, 1);
+  refused();
+  layers(2);
+  rollout.start_gradient(drows);
+  rollout.layer(stack.op, stack.in(0), stack.saved[0]);
+  refused();
+  layers(1);
+  rollout.start_gradient(drows);
+  gradient(0);
+  CHECK(dq == right);
+  gradient(1);
+  refused();
+}
+
+TEST_CASE("a layer that a mask of the user's stops, wherever, leaves the rollout where it was") {
+  Index left = -1;
+  const auto keep = [&left](limpid::At) {
+    if (left-- == 0) throw std::runtime_error("stopped");
+    return true;
+  };
+  Stack stack(limpid::softmax(limpid::mask(keep)), 1, 2, 5);
+  const M identity = M::Identity(5, 5);
+  for (const Fuse fuse : {Fuse::mean, Fuse::max}) {
+    Rollout<double> rollout({.residual = 0.3, .fuse = fuse});
+    rollout.start(identity);
+    for (Index at = 0;; ++at) {
+      INFO("asked " << at << " times");
+      left = at;
+      bool stopped = false;
+      try {
+        rollout.layer(stack.op, stack.in(0), stack.saved[0]);
+      } catch (const std::runtime_error&) {
+        stopped = true;
+      }
+      if (!stopped) break;
+      CHECK(rollout.rows() == identity);
+    }
+    left = -1;
+    CHECK(rollout.rows() == stack.rows({.residual = 0.3, .fuse = fuse}, identity));
+  }
 }

@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 #include "support/distance.hpp"
 #include "support/fields.hpp"
+#include "support/products.hpp"
 
 using limpid::Index;
 using limpid::Mat;
@@ -137,4 +138,125 @@ TEST_CASE("Measurements of nothing: no tokens, or tokens of no width, cost no na
   const auto snr = limpid::subspace_snr(x, u, {0}, 3);
   CHECK(std::isinf(snr[0]));
   CHECK((std::isnan(snr[1]) && std::isnan(snr[2])));
+}
+
+namespace {
+
+using R = Mat<Real>;
+
+/// a^-1 b by elimination with the largest pivots.
+R solved(R a, R b) {
+  for (Index k = 0; k < a.rows(); ++k) {
+    Index pivot = k;
+    for (Index i = k; i < a.rows(); ++i)
+      if (std::abs(a(i, k)) > std::abs(a(pivot, k))) pivot = i;
+    a.row(k).swap(a.row(pivot)), b.row(k).swap(b.row(pivot));
+    for (Index i = 0; i < a.rows(); ++i) {
+      if (i == k) continue;
+      const Real factor = a(i, k) / a(k, k);
+      a.row(i) -= factor * a.row(k), b.row(i) -= factor * b.row(k);
+    }
+  }
+  for (Index k = 0; k < a.rows(); ++k) b.row(k) /= a(k, k);
+  return b;
+}
+
+/// The rate of x in subspaces of p columns of u, and its gradients, by loops over long double.
+struct RateByHand {
+  Real value = 0;
+  R dx, du;
+  RateByHand(const R& x, const R& u, Index p, Real eps2, bool normalise) {
+    const Index n = x.rows();
+    dx.setZero(n, x.cols()), du.setZero(u.rows(), u.cols());
+    for (Index k = 0; k < u.cols() / p; ++k) {
+      const R uk = u.middleCols(k * p, p);
+      R y = suite::product(x, uk);
+      R norm = R::Ones(n, 1);
+      for (Index i = 0; i < n && normalise; ++i) {
+        norm(i, 0) = std::sqrt(y.row(i).squaredNorm());
+        if (norm(i, 0) > 0) y.row(i) /= norm(i, 0);
+      }
+      const Real alpha = Real(p) / (Real(n) * eps2);
+      const R gram = alpha * suite::product_tn(y, y);
+      R left = gram;  // I + left, by elimination that never adds the 1
+      for (Index e = 0; e < p; ++e) {
+        value += std::log1p(left(e, e)) / 2;
+        for (Index i = e + 1; i < p; ++i)
+          for (Index j = e + 1; j < p; ++j) left(i, j) -= left(i, e) * left(e, j) / (1 + left(e, e));
+      }
+      R d = alpha * solved(R::Identity(p, p) + gram, y.transpose()).transpose();
+      for (Index i = 0; i < n && normalise; ++i)
+        if (norm(i, 0) > 0) d.row(i) = (d.row(i) - d.row(i).cwiseProduct(y.row(i)).sum() * y.row(i)) / norm(i, 0);
+      dx += suite::product_nt(d, uk), du.middleCols(k * p, p) += suite::product_tn(x, d);
+    }
+  }
+};
+
+/// Whether all is right, a row of each its own size, to so many roundings or a few of the smallest numbers.
+template <class S>
+void check_rows(const Mat<S>& found, const R& wanted, Real roundings) {
+  using Limits = std::numeric_limits<S>;
+  for (Index i = 0; i < wanted.rows(); ++i) {
+    const Real bound =
+        roundings * Limits::epsilon() * wanted.row(i).cwiseAbs().maxCoeff() + 4 * Real(Limits::denorm_min());
+    for (Index c = 0; c < wanted.cols(); ++c) {
+      INFO("row " << i << ", column " << c << ": " << found(i, c) << ", wanted " << double(wanted(i, c)));
+      if (std::abs(wanted(i, c)) > Real(Limits::max()))
+        CHECK((std::isinf(found(i, c)) && (found(i, c) > 0) == (wanted(i, c) > 0)));
+      else
+        CHECK(std::abs(Real(found(i, c)) - wanted(i, c)) <= bound);
+    }
+  }
+}
+
+/// Rows of a size each, so large that no entry overflows.
+template <class S>
+Mat<S> rows_of_sizes(suite::Random& random, Index n, Index dim, const std::vector<double>& sizes) {
+  Mat<S> x = suite::random_matrix<S>(random, n, dim);
+  for (Index i = 0; i < n; ++i)
+    for (Index c = 0; c < dim; ++c) x(i, c) = S(double(x(i, c)) * sizes[std::size_t(i) % sizes.size()]);
+  return x;
+}
+
+const std::vector<std::vector<double>> float_sizes = {{3.4e38},          {1e25}, {1}, {1e-25}, {1e-40}, {2e-44},
+                                                      {3.4e38, 1, 1e-40}};
+
+}  // namespace
+
+TEST_CASE("Shares of energy and coding rates of float tokens at either end: value and gradients") {
+  suite::Random random(7);
+  const Index n = 12, dim = 6, p = 2;
+  const Mat<float> u = suite::random_matrix<float>(random, dim, 3 * p);
+  for (const auto& sizes : float_sizes) {
+    Mat<float> x = rows_of_sizes<float>(random, n, dim, sizes), share(n, 3);
+    x.row(5).setZero();
+    INFO("tokens of " << sizes[0] << " and " << sizes.size() - 1 << " other sizes");
+    const R xr = x.cast<Real>(), ur = u.cast<Real>(), y = suite::product(xr, ur);
+    R wanted = R::Zero(n, 3);
+    for (Index i = 0; i < n; ++i)
+      for (Index k = 0; k < 3 && i != 5; ++k)
+        wanted(i, k) = y.row(i).segment(k * p, p).squaredNorm() / xr.row(i).squaredNorm();
+    limpid::subspace_energy(x, u, share);
+    check_rows(share, wanted, 64);
+    for (const bool normalise : {false, true})
+      for (const bool accumulate : {false, true}) {
+        const limpid::CodingRateOptions options{.eps2 = 0.1, .normalise = normalise, .heads = 3};
+        INFO("normalise " << normalise << ", accumulate " << accumulate);
+        const RateByHand right(xr, ur, p, 0.1, normalise);
+        // logarithms have the roundings of what they are of; small ones those of squares
+        CHECK(std::abs(limpid::subspace_coding_rate(x, u, options) - double(right.value)) <=
+              1e-5 * std::min(1.0, double(right.value)) + 1e-320);
+        Mat<float> dx = Mat<float>::Constant(n, dim, accumulate ? 0.5F : 7), du = Mat<float>::Constant(dim, 3 * p, 7);
+        if (accumulate) du.setConstant(0.5F);
+        limpid::subspace_coding_rate_backward(x, u, 1.5, dx, du, options, {.accumulate = accumulate});
+        const auto added = [&](const R& d) {
+          return accumulate ? R(1.5L * d + R::Constant(d.rows(), d.cols(), 0.5L)) : R(1.5L * d);
+        };
+        check_rows(dx, added(right.dx), 512);
+        check_rows(du, added(right.du), 512);
+        Mat<float> alone = dx;
+        limpid::subspace_coding_rate_backward(x, u, 1.5, alone, {}, options);
+        if (!accumulate) CHECK(alone == dx);
+      }
+  }
 }

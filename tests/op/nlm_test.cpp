@@ -208,3 +208,52 @@ TEST_CASE("a bandwidth that is not positive is refused before anything is writte
   for (double bad : {0.0, -2.0, 1e-200, std::numeric_limits<double>::quiet_NaN()})
     CHECK_THROWS_AS(filtered(op, p.q, p.k, p.v, number(bad)), limpid::ShapeError);
 }
+
+TEMPLATE_TEST_CASE("where a bandwidth leaves all keys of a query beyond the end of the numbers, NaN shows it", "",
+                   float, double) {
+  using S = TestType;
+  const auto causal = nlm(limpid::causal());
+  using Op = std::remove_const_t<decltype(causal)>;
+  const S least = std::sqrt(2 / std::numeric_limits<S>::max());
+  const auto nan = [](const Mat<S>& x) { return x.array().isNaN().all(); };
+  for (const Index d : {2, 20})
+    for (const Index n : {4, 6, 40}) {
+      INFO(n << " queries of width " << d);
+      suite::Random random(4);
+      Mat<S> q = suite::random_matrix<S>(random, n, d), k = Mat<S>::Zero(n, d);
+      const Mat<S> v = suite::random_matrix<S>(random, n, 3), g = suite::random_matrix<S>(random, n, 3);
+      for (Index i = 0; i < n; ++i) k(i, 0) = S(10 * (i + 1)), q(i, 1) = S(5);
+      q.row(2) = k.row(1), q.row(n - 1) = k.row(2);
+      const Mat<S> h = Mat<S>::Constant(1, 1, S(1.1) * least);
+      Mat<S> out(n, 3), lse(1, n), bare(n, 3), map, dq = q, dk = k, dv = v, dh = h;
+      const limpid::Inputs<Op, S> in{.q = q, .k = k, .v = v, .h = h};
+      limpid::Saved<Op, S> saved;
+      limpid::Call<Op, S> call;
+      limpid::forward(causal, in, bare, call);
+      call.saved = &saved, call.lse = &lse, call.map = &map;
+      limpid::forward(causal, in, out, call);
+      limpid::backward(causal, in, saved, g,
+                       typename Op::template Args<limpid::MutView<S>>{.q = dq, .k = dk, .v = dv, .h = dh});
+      for (Index i = 0; i < n; ++i) {
+        INFO("row " << i);
+        const Index nearest = i == 0 ? 0 : i == 2 ? 1 : i == n - 1 ? 2 : -1;  // the first sees one key
+        if (nearest < 0) {
+          CHECK((nan(out.row(i)) && nan(bare.row(i)) && nan(dq.row(i)) && nan(lse.col(i))));
+          CHECK(nan(map.row(i).head(i + 1)));
+        } else {
+          CHECK((out.row(i) == v.row(nearest) && bare.row(i) == v.row(nearest) && dq.row(i).isZero(0)));
+          CHECK((map(i, nearest) == 1 && map.row(i).sum() == 1));
+        }
+      }
+      CHECK((nan(dh) && nan(dk.row(0)) && nan(dv.row(0))));
+    }
+  // as small as that and a little smaller: one is taken, the other refused
+  const Mat<S> q = Mat<S>::Zero(2, 2), v = Mat<S>::Ones(2, 1);
+  Mat<S> h(1, 1), out(2, 1);
+  const limpid::Inputs<decltype(nlm()), S> in{.q = q, .k = q, .v = v, .h = h};
+  h(0, 0) = S(1.01) * least;
+  limpid::forward(nlm(), in, out);
+  CHECK(out == v);
+  h(0, 0) = S(0.99) * least;  // 2 / h^2 overflows, and with it what gradients are made of
+  CHECK_THROWS_AS(limpid::forward(nlm(), in, out), limpid::ShapeError);
+}

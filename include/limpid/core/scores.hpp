@@ -284,6 +284,15 @@ struct Scores {
     if constexpr (Mods::shifts && !Mods::values) return mods->template shift<S>(place(i, 0), q0);
     return S(0);
   }
+  /// One over the sum of a row's weights, 0 where there are none. NaN where all distances of several keys are beyond
+  /// the numbers: their scores are alike then, and which key is nearest is not known. What a score function makes of
+  /// the lowest number is its own.
+  S one_over(const S& total, const S& top) const {
+    if (total == S(0)) return S(0);
+    if constexpr (are_distances<Mods> && !Mods::values)
+      if (top == lowest_number<S>() && total != S(1)) return S(std::numeric_limits<double>::quiet_NaN());
+    return S(1) / total;
+  }
   /// Keeps what a row was summed with, counted from q0: later sweeps add the shift again, and may find a maximum that
   /// is a rounding away.
   void store_lse(Lse<S> lse, Index i, Index q0, const S& top, const S& inverse) const {

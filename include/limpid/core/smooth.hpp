@@ -301,7 +301,7 @@ class SmoothBlock {
         if constexpr (Online) {
           const S total = sum_[p * width + l];
           const bool none = total == S(0);
-          alpha_[l] = none ? S(0) : S(1) / total;
+          alpha_[l] = scores_.one_over(total, top_[p * width + l]);
           if (!map_.lse.given()) continue;
           scores_.store_lse(map_.lse, first + l, first, none ? -minus_infinity<S>() : top_[p * width + l], alpha_[l]);
         } else {

@@ -621,7 +621,7 @@ class FewParts {
       const auto factor = [&](Index c) { return top_(c, i) == most ? S(1) : exp(top_(c, i) - most); };
       for (Index c = 0; c < top_.rows; ++c)
         if (!empty(c)) total += sum_(c, i) * factor(c);
-      const S inverse = total == S(0) ? S(0) : S(1) / total;
+      const S inverse = map_.scores.one_over(total, most);
       bool begun = false;
       for (Index c = 0; c < top_.rows; ++c) {
         if (empty(c)) continue;

@@ -31,6 +31,7 @@ void append_columns(X&& x_, More&& more_, Index heads, Out&& out_) {
   using S = detail::ScalarOf<Out>;
   const View<S> x(std::forward<X>(x_)), more(std::forward<More>(more_));
   const MutView<S> out(std::forward<Out>(out_));
+  if (heads > 0) detail::check_counts("append_columns", 1, heads, out.cols);
   const bool shared = more.cols * heads == out.cols - x.cols;
   const bool fits = heads > 0 && x.cols % heads == 0 && out.cols % heads == 0 && more.rows == x.rows &&
                     out.rows == x.rows && (shared || more.cols == out.cols - x.cols);
@@ -53,6 +54,7 @@ template <class X>
 void split_columns(X&& x_, Index heads, MutView<detail::ScalarOf<X>> left, MutView<detail::ScalarOf<X>> right) {
   using S = detail::ScalarOf<X>;
   const View<S> x(std::forward<X>(x_));
+  if (heads > 0) detail::check_counts("split_columns", 1, heads, x.cols);
   const Index width = heads > 0 && x.cols % heads == 0 ? x.cols / heads : -1;
   const Index c = left.given() ? left.cols / std::max<Index>(heads, 1) : width - right.cols / std::max<Index>(heads, 1);
   const auto fits = [&](const MutView<S>& part, Index columns) {
@@ -88,8 +90,8 @@ struct RewriteOptions {
 ///
 /// x, start, gradient (rows x c), region (rows x 1, zero where nothing may change; empty: everywhere). A gradient of
 /// zero changes nothing; one of any other size has its direction. Throws ShapeError where shapes or options do not fit,
-/// or a number is infinite or NaN; nothing has changed then. After Cui, Fan and Chen 2026 (2605.11392); the formulas
-/// are ours.
+/// or a number is infinite or NaN, one of the result as well; nothing has changed then. After Cui, Fan and Chen 2026
+/// (2605.11392); the formulas are ours.
 template <class X>
 void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> start, View<detail::ScalarOf<X>> region,
                   X&& x_, const RewriteOptions& options) {
@@ -159,16 +161,26 @@ void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> 
     length = sqrt(length);
   }
   const auto clip = [](S value, S low, S high) { return std::min(std::max(value, low), high); };
-  for (Index i = 0; i < x.rows; ++i)
-    for (Index j = 0; j < x.cols; ++j) {
-      const S w = weight(i), g = gradient(i, j);
-      if (w == S(0) || g == S(0)) continue;  // bit for bit what it was
-      const S along =
-          options.rule == RewriteRule::l2 ? S(direction(i, j) / length) : ((w > S(0)) == (g > S(0)) ? S(1) : S(-1));
-      const S moved =
-          clip(x(i, j) + S(options.step) * along, start(i, j) - S(options.radius), start(i, j) + S(options.radius));
-      x(i, j) = clip(moved, S(options.low), S(options.high));
-    }
+  const auto moved = [&](Index i, Index j) {
+    const S w = weight(i), g = gradient(i, j);
+    if (w == S(0) || g == S(0)) return x(i, j);  // bit for bit what it was
+    const S along =
+        options.rule == RewriteRule::l2 ? S(direction(i, j) / length) : ((w > S(0)) == (g > S(0)) ? S(1) : S(-1));
+    const S near =
+        clip(x(i, j) + S(options.step) * along, start(i, j) - S(options.radius), start(i, j) + S(options.radius));
+    return clip(near, S(options.low), S(options.high));
+  };
+  for (const bool writes : {false, true})
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index j = 0; j < x.cols; ++j) {
+        const S to = moved(i, j);
+        if (writes)
+          x(i, j) = to;
+        else if (!detail::row_is_finite(&to, 1))
+          detail::raise("rewrite_step: x is " + detail::number_text(x(i, j)) + " in row " + detail::text_of(i) +
+                        ", column " + detail::text_of(j) + ", and step " + detail::number_text(options.step) +
+                        ", wanted their sum to be a finite number");
+      }
 }
 
 }  // namespace LIMPID_ABI

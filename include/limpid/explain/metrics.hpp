@@ -148,7 +148,8 @@ double spearman(A&& a_, B&& b_) {
   return detail::pearson(detail::mean_ranks(x), detail::mean_ranks(y));
 }
 
-/// |first k of a and first k of b| / k, both most relevant first.
+/// |first k of a and first k of b| / k, both most relevant first, as relevance_order has them. O(n log n). Throws
+/// ShapeError for other shapes, for k outside [1, n] and for NaN.
 template <class A, class B>
 double top_k_overlap(A&& a_, B&& b_, Index k) {
   const View<detail::ScalarOf<A>> a(std::forward<A>(a_)), b(std::forward<B>(b_));
@@ -156,9 +157,10 @@ double top_k_overlap(A&& a_, B&& b_, Index k) {
   if (k < 1 || k > a.cols)
     detail::raise("top_k_overlap: k is " + detail::text_of(k) + ", wanted it in [1, " + detail::text_of(a.cols) + "]");
   const std::vector<Index> first = relevance_order(a), second = relevance_order(b);
+  std::vector<bool> among(first.size());
+  for (Index i = 0; i < k; ++i) among[static_cast<std::size_t>(first[static_cast<std::size_t>(i)])] = true;
   Index both = 0;
-  for (Index i = 0; i < k; ++i)
-    both += std::count(second.begin(), second.begin() + k, first[static_cast<std::size_t>(i)]);
+  for (Index i = 0; i < k; ++i) both += among[static_cast<std::size_t>(second[static_cast<std::size_t>(i)])] ? 1 : 0;
   return static_cast<double>(both) / static_cast<double>(k);
 }
 
@@ -171,8 +173,12 @@ double gini(R&& r_) {
   for (double& x : a) x = std::abs(x);
   std::sort(a.begin(), a.end());
   const auto n = static_cast<double>(a.size());
-  double weighted = 0, sum = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) weighted += (2 * static_cast<double>(i + 1) - n - 1) * a[i], sum += a[i];
+  // sum_i (2 i - n - 1) a_i as a sum of gaps: no term is negative, and equal entries give 0 itself
+  double weighted = 0, sum = a[0];
+  for (std::size_t i = 1; i < a.size(); ++i) {
+    const auto below = static_cast<double>(i);
+    weighted += below * (n - below) * (a[i] - a[i - 1]), sum += a[i];
+  }
   return detail::quotient(weighted, n * sum);
 }
 /// Entropy of |r| / sum |r|, in nats: log n where all are equal, 0 where one is not zero.
@@ -388,15 +394,22 @@ class Perturber {
 
   /// Correlation, over the subsets of tokens given, of their relevance and of what removing them takes from p; an input
   /// each. Subsets of one token: the faithfulness estimate; first 1, 2, ... of the order: sensitivity-n. 0 where one of
-  /// the two is constant to within four roundings of what it is made of.
+  /// the two is constant to within four roundings of what it is made of. Throws ShapeError, before the model is called,
+  /// for no subsets, a token that is none of the n, one that a subset lists twice (it can be removed but once) and
+  /// relevance that is infinite.
   std::vector<double> faithfulness_correlation(const std::vector<std::vector<Index>>& subsets) const {
     const Index batch = r_.rows, n = r_.cols;
     if (subsets.empty()) detail::raise("perturbation: no subsets, wanted at least one");
-    for (const std::vector<Index>& subset : subsets)
-      for (const Index j : subset)
+    std::vector<std::size_t> last(static_cast<std::size_t>(n), subsets.size());  // subset that a token was last seen in
+    for (std::size_t s = 0; s < subsets.size(); ++s)
+      for (const Index j : subsets[s]) {
         if (j < 0 || j >= n)
           detail::raise("perturbation: token " + detail::text_of(j) + " in a subset, wanted it in [0, " +
                         detail::text_of(n) + ")");
+        if (std::exchange(last[static_cast<std::size_t>(j)], s) == s)
+          detail::raise("perturbation: token " + detail::text_of(j) + " is in subset " + detail::text_of(s) +
+                        " more than once, wanted it once");
+      }
     for (Index b = 0; b < batch; ++b) detail::numbers("perturbation", r_.block(b, 0, 1, n));  // of sums, all finite
     Mat<double> p(batch, static_cast<Index>(subsets.size()) + 1);
     see(

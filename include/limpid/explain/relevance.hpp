@@ -60,18 +60,20 @@ class Relevance {
                     detail::text_of(explained.cols()) + ")");
     for (Mat<S>& rho : rho_) rho.setZero();
     rho_[static_cast<std::size_t>(stream)].col(token).setOnes();
-    used_ = 0;
+    used_ = 0, started_ = true;
   }
 
   /// What to tell the backward pass of an attention by which the tokens of `to` attend to those of `from`. Valid until
-  /// stage().
+  /// stage() or start(). Throws ShapeError before the first start(), and where there is no such stream.
   BackwardCall<S> ask(Index to = 0, Index from = 0) {
     const detail::SavedTurn turn = take_turn(true);
     const Mat<S>&queries = at(to), &keys = at(from);
+    if (!started_) detail::raise("relevance: ask() before start(), wanted a token to explain");
     if (used_ == asked_.size()) asked_.emplace_back();
-    auto& [stream, emitted] = asked_[used_++];
+    auto& [stream, emitted] = asked_[used_];
     stream = static_cast<std::size_t>(from);
     emitted.setZero(keys.rows(), keys.cols());
+    ++used_;
     BackwardCall<S> call;
     call.relevance_weights = View<S>(queries), call.relevance = MutView<S>(emitted), call.part = part_;
     return call;
@@ -104,6 +106,7 @@ class Relevance {
   std::vector<Mat<S>> rho_;
   std::vector<std::pair<std::size_t, Mat<S>>> asked_;  // where to, and what was emitted
   std::size_t used_ = 0;
+  bool started_ = false;
   mutable detail::Turn turn_;
 };
 

@@ -27,8 +27,10 @@ struct RolloutOptions {
 ///   C = F_L ... F_1,   F_l = residual I + (1 - residual) fuse_h A_l,h,   rows of F_l divided by their sums
 ///
 /// which is how tokens of the output (rows of C) share in those of the input. Rows that sum to 1 stay so; a query
-/// without keys hands on its own token (the paper has no such rows; the division is the code's). Only the rows asked
-/// for are made, from the last layer to the first:
+/// without keys hands on its own token (the paper has no such rows; the division is the code's), and so does one whose
+/// row of F_l sums to 0, as one without keys does at a residual of 0, where there is nothing to divide (ours: the limit
+/// of small residuals); unless normalised it hands on the residual's share. Only the rows asked for are made, from the
+/// last layer to the first:
 ///
 ///   limpid::Rollout<float> rollout;
 ///   rollout.start(n, token);
@@ -56,14 +58,15 @@ class Rollout {
       detail::raise("rollout: token is " + detail::text_of(token) + ", wanted it in [0, " + detail::text_of(n) + ")");
     rows_.setZero(1, n);
     rows_(0, token) = S(1);
-    layers_ = 0;
+    layers_ = left_ = 0;
   }
-  /// Rows of your own (r x n); the identity gives the whole of C.
+  /// Rows of your own (r x n), which may be some of rows(); the identity gives the whole of C.
   void start(View<S> rows) {
     const detail::SavedTurn turn = take_turn(true);
-    rows_.resize(rows.rows, rows.cols);
-    detail::copy<S>(rows, rows_);
-    layers_ = 0;
+    next_.resize(rows.rows, rows.cols);
+    detail::copy<S>(rows, next_);
+    rows_.swap(next_);
+    layers_ = left_ = 0;
   }
 
   /// rows <- rows F, with the state that the layer's forward call saved; all heads of the item that call names. Throws
@@ -81,7 +84,7 @@ class Rollout {
     else
       by_blocks(op, in, saved, call);
     rows_.swap(next_);
-    ++layers_;
+    ++layers_, left_ = 0;
   }
 
   /// r x n.
@@ -97,6 +100,7 @@ class Rollout {
   ///
   /// so dA_h = share w^T u is the gradient of attention whose values are u: no n x n array here either. Wants
   /// options.gradient and Fuse::mean; maps whose rows sum to 1 or are empty, as then the division passes no gradient.
+  /// Throws ShapeError without the first two, and where drows has another shape than rows().
   void start_gradient(View<S> drows) {
     const detail::SavedTurn turn = take_turn(true);
     if (!options_.gradient || options_.fuse != Fuse::mean)
@@ -109,17 +113,22 @@ class Rollout {
   }
   /// The layer's dq, dk and whatever else grad names but v, for one item (batch 1), of an operator with values v that
   /// its map does not depend on. Cost and memory: a forward and a backward pass with values r wide, arrays of its own.
+  /// Throws ShapeError where there was no start_gradient() after the last start() or layer(), for more layers than
+  /// there were, and for another shape; the layer's turn is still to come then.
   template <class Op>
   void gradient(const Op& op, Inputs<Op, S> in, const Saved<Op, S>& saved, const Grads<Op, S>& grad,
                 const BackwardCall<S>& call = {}) {
     const detail::SavedTurn turn = take_turn(true), saved_turn(&saved, false, detail::operator_name(op));
     const Dims& d = saved.dims;
-    if (left_ == 0) detail::raise("rollout: gradient() of more layers than the rollout went through");
+    if (left_ == 0)
+      detail::raise(
+          "rollout: gradient() without a layer to go, wanted start_gradient() after the last start() or "
+          "layer(), and then one call for each layer");
     if (d.batch != 1 || d.n != u_.rows())
       detail::raise(detail::operator_name(op) + ": the gradient of a rollout over batch " + detail::text_of(d.batch) +
                     " and n = " + detail::text_of(d.n) + ", wanted batch 1 and n = " + detail::text_of(u_.rows()));
     if (grad.v.given()) detail::raise(detail::operator_name(op) + ": a rollout has no gradient for v");
-    const Step& step = trail_[static_cast<std::size_t>(--left_)];
+    const Step& step = trail_[static_cast<std::size_t>(left_ - 1)];
     const Index n = d.n, r = u_.cols();
     const S each = share() / S(static_cast<double>(d.heads));
     Mat<S> v(n, d.kv_heads * r), dout(n, d.heads * r), out(n, d.heads * r);
@@ -135,12 +144,15 @@ class Rollout {
              .workspace = call.workspace,
              .executor = call.executor});
     backward(op, in, own, dout, grad, call);
-    for (Index i = 0; i < n; ++i)
-      for (Index c = 0; c < r; ++c) {
+    for (Index i = 0; i < n; ++i) {
+      const S of = options_.normalise ? step.sums(i, 0) : S(1);
+      for (Index c = 0; c < r && of != S(0); ++c) {
         S sum = residual() * u_(i, c);
         for (Index h = 0; h < d.heads; ++h) sum += each * out(i, h * r + c);
-        u_(i, c) = options_.normalise ? sum * inverse(step.sums(i, 0)) : sum;
+        u_(i, c) = sum * inverse(of);
       }
+    }
+    --left_;
   }
 
  private:
@@ -154,23 +166,24 @@ class Rollout {
   void by_mean(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, HeadCall call) {
     const Index n = rows_.cols(), heads = saved.dims.heads;
     const S each = share() / S(static_cast<double>(heads));
+    if (options_.gradient && static_cast<std::size_t>(layers_) == trail_.size()) trail_.emplace_back();
+    Step& step = options_.gradient ? trail_[static_cast<std::size_t>(layers_)] : step_;
     if (options_.normalise) {
-      ones_.setOnes(n, 1), part_.resize(n, 1), sums_.setConstant(n, 1, residual());
+      ones_.setOnes(n, 1), part_.resize(n, 1), step.sums.setConstant(n, 1, residual());
       for (call.head = 0; call.head < heads; ++call.head) {
         map_right(op, in, saved, ones_, part_, call);
-        for (Index i = 0; i < n; ++i) sums_(i, 0) += each * part_(i, 0);
+        for (Index i = 0; i < n; ++i) step.sums(i, 0) += each * part_(i, 0);
       }
-      for (Index r = 0; r < rows_.rows(); ++r)
-        for (Index i = 0; i < n; ++i) rows_(r, i) *= inverse(sums_(i, 0));
     }
-    if (options_.gradient) {
-      if (static_cast<std::size_t>(layers_) == trail_.size()) trail_.emplace_back();
-      trail_[static_cast<std::size_t>(layers_)] = {rows_, sums_};
-    }
-    next_.resize(rows_.rows(), n), product_.resize(rows_.rows(), n);
-    for (Index e = 0; e < rows_.size(); ++e) next_.data()[e] = residual() * rows_.data()[e];
+    step.rows.resize(rows_.rows(), n), next_.resize(rows_.rows(), n), product_.resize(rows_.rows(), n);
+    for (Index r = 0; r < rows_.rows(); ++r)
+      for (Index i = 0; i < n; ++i) {
+        const S sum = options_.normalise ? step.sums(i, 0) : S(1), w = rows_(r, i) * inverse(sum);
+        step.rows(r, i) = w;
+        next_(r, i) = sum == S(0) ? rows_(r, i) : residual() * w;
+      }
     for (call.head = 0; call.head < heads; ++call.head) {
-      map_left(op, in, saved, rows_, product_, call);
+      map_left(op, in, saved, step.rows, product_, call);
       for (Index e = 0; e < rows_.size(); ++e) next_.data()[e] += each * product_.data()[e];
     }
   }
@@ -195,11 +208,11 @@ class Rollout {
           }
       }
       for (Index i = 0; i < count; ++i) {
-        S sum = residual();
-        for (Index j = 0; j < n; ++j) sum += share() * fused(i, j);
+        S sum = options_.normalise ? residual() : S(1);
+        for (Index j = 0; j < n && options_.normalise; ++j) sum += share() * fused(i, j);
         for (Index r = 0; r < rows_.rows(); ++r) {
-          const S w = options_.normalise ? rows_(r, q0 + i) * inverse(sum) : rows_(r, q0 + i);
-          next_(r, q0 + i) += residual() * w;
+          const S w = rows_(r, q0 + i) * inverse(sum);
+          next_(r, q0 + i) += sum == S(0) ? rows_(r, q0 + i) : residual() * w;
           for (Index j = 0; j < n; ++j) next_(r, j) += share() * w * fused(i, j);
         }
       }
@@ -214,7 +227,8 @@ class Rollout {
   };
 
   RolloutOptions options_;
-  Mat<S> rows_, next_, product_, part_, sums_, ones_, u_;
+  Mat<S> rows_, next_, product_, part_, ones_, u_;
+  Step step_;
   std::vector<Step> trail_;
   Index layers_ = 0, left_ = 0;
   Workspace workspace_;

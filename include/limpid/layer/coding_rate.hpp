@@ -18,14 +18,55 @@ struct CodingRateOptions {
 
 namespace detail {
 
-/// 1/2 logdet(I + alpha y^T y) of one set of rows, and on request its gradient, all in the wide scalar.
+/// The power of two that takes the largest entry of a row out of [1/2, 1).
+template <class S>
+int exponent_of(const S* row, Index count) {
+  int exponent = 0;
+  if constexpr (std::is_floating_point_v<S>) {
+    S largest(0);
+    for (Index c = 0; c < count; ++c) largest = std::max(largest, std::abs(row[c]));
+    if (largest > S(0) && std::isfinite(largest)) std::frexp(largest, &exponent);
+  }
+  return exponent;
+}
+/// to = from 2^exponent, in two factors, as one of them may have no number.
+template <class From, class To>
+void scale_by_power(const From* from, int exponent, To* to, Index count) {
+  From first(1), second(1);
+  if constexpr (std::is_floating_point_v<From>)
+    first = std::ldexp(first, exponent / 2), second = std::ldexp(second, exponent - exponent / 2);
+  for (Index c = 0; c < count; ++c) to[c] = To(from[c] * first * second);
+}
+
+/// y = x U of rows that are brought to order 1 one by one, so that no sum of products over- or underflows: row i of x
+/// is 2^exponents[i] that of rows.
+template <class S>
+struct ScaledTokens {
+  MutView<S> rows, y;
+  int* exponents;
+
+  ScaledTokens(const Context& context, View<S> x, View<S> u)
+      : rows(context.arena().template matrix<S>(x.rows, x.cols)),
+        y(context.arena().template matrix<S>(x.rows, u.cols)),
+        exponents(context.arena().template take<int>(x.rows)) {
+    for (Index i = 0; i < x.rows; ++i) {
+      exponents[i] = exponent_of(x.row(i), x.cols);
+      scale_by_power(x.row(i), -exponents[i], rows.row(i), x.cols);
+    }
+    linear_in<Native<S>>(context, rows, u, View<S>(), y);
+  }
+};
+
+/// 1/2 logdet(I + alpha y^T y) of one set of rows, and on request its gradient, all in the wide scalar. exponents, if
+/// any: row i of y is 2^exponents[i] that of x, and the gradient is one of y, unless normalised, where it is one of x.
 template <class S>
 class OneRate {
  public:
   using W = Wide<S>;
   using P = Native<W>;
 
-  OneRate(const char* name, const Context& context, View<S> x, const CodingRateOptions& options)
+  OneRate(const char* name, const Context& context, View<S> x, const CodingRateOptions& options,
+          const int* exponents = nullptr)
       : context_(context), alpha_(x.rows == 0 ? W(0) : W(double(x.cols)) / (W(double(x.rows)) * W(options.eps2))) {
     using std::log1p;
     using std::sqrt;
@@ -56,7 +97,8 @@ class OneRate {
         int exponent = 0;
         const W fraction = std::frexp(alpha_, &exponent);
         unit_ = std::ldexp(W(1), exponent / 2), share_ = std::ldexp(fraction, exponent % 2);
-        y_ *= unit_;
+        for (Index i = 0; i < x.rows; ++i)
+          scale_by_power(y_.row(i).data(), exponent / 2 + (exponents ? exponents[i] : 0), y_.row(i).data(), x.cols);
       }
     const Index size = std::min(x.rows, x.cols);  // both determinants agree: the smaller one
     if (size == 0) return;
@@ -184,7 +226,8 @@ void coding_rate_backward(X&& x, double g, Dx&& dx, const CodingRateOptions& opt
   });
 }
 
-/// R^c(x; U) = sum_k R(x U_k), the rate with one codebook a head, u D x (H p), alpha = p / (n eps2).
+/// R^c(x; U) = sum_k R(x U_k), the rate with one codebook a head, u D x (H p), alpha = p / (n eps2). Tokens of any size
+/// are multiplied as if of order 1. Throws ShapeError as coding_rate, and where u does not fit.
 template <class X, class U, class S = detail::ScalarOf<X>>
 detail::Wide<S> subspace_coding_rate(X&& x, U&& u, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x)), vu(std::forward<U>(u));
@@ -193,10 +236,11 @@ detail::Wide<S> subspace_coding_rate(X&& x, U&& u, const CodingRateOptions& opti
   detail::Wide<S> value = 0;
   detail::with_context(call, [&](const auto& context) {
     const Index p = vu.cols / options.heads;
-    const MutView<S> y = context.arena().template matrix<S>(vx.rows, vu.cols);
-    detail::linear_in<detail::Native<S>>(context, vx, vu, View<S>(), y);
+    const detail::ScaledTokens<S> tokens(context, vx, vu);
     for (Index k = 0; k < options.heads; ++k)
-      value += detail::OneRate<S>("subspace_coding_rate", context, y.block(0, k * p, y.rows, p), options).value();
+      value += detail::OneRate<S>("subspace_coding_rate", context, tokens.y.block(0, k * p, vx.rows, p), options,
+                                  tokens.exponents)
+                   .value();
   });
   return value;
 }
@@ -213,15 +257,36 @@ void subspace_coding_rate_backward(X&& x, U&& u, double g, const std::type_ident
   detail::check_gradient<S>("subspace_coding_rate", "u", du, vu);
   detail::with_context(call, [&](const auto& context) {
     const Index p = vu.cols / options.heads;
-    const MutView<S> y = context.arena().template matrix<S>(vx.rows, vu.cols);
-    detail::linear_in<detail::Native<S>>(context, vx, vu, View<S>(), y);
+    using W = detail::Wide<S>;
+    using P = detail::Native<S>;
+    const detail::ScaledTokens<S> tokens(context, vx, vu);
+    const MutView<S> y = tokens.y;
+    const MutView<W> dy = context.arena().template matrix<W>(y.rows, y.cols);
     for (Index k = 0; k < options.heads; ++k) {
-      const MutView<S> part = y.block(0, k * p, y.rows, p);
-      const auto d = detail::OneRate<S>("subspace_coding_rate", context, part, options).gradient(detail::Wide<S>(g));
-      for (Index i = 0; i < part.rows; ++i)
-        for (Index c = 0; c < p; ++c) part(i, c) = S(d(i, c));
+      const Mat<W> d =
+          detail::OneRate<S>("subspace_coding_rate", context, y.block(0, k * p, y.rows, p), options, tokens.exponents)
+              .gradient(W(g));
+      detail::copy<W>(View<W>(d), dy.block(0, k * p, y.rows, p));
     }
-    detail::linear_backward_in<detail::Native<S>>(context, vx, vu, View<S>(y), {dx, du, {}}, call.accumulate);
+    // dx_i = dy_i U^T, with dy_i brought to order 1 as x_i was; dU = sum_i x_i^T dy_i, with what x_i was divided by
+    const auto power = [&](Index i) { return options.normalise ? 0 : tokens.exponents[i]; };
+    if (du.given()) {
+      for (Index i = 0; i < y.rows; ++i) detail::scale_by_power(dy.row(i), power(i), y.row(i), y.cols);
+      detail::multiply<P, detail::Walk::columns, false>(context, tokens.rows, y, du, call.accumulate);
+    }
+    if (!dx.given()) return;
+    const MutView<S> to = context.arena().template matrix<S>(1, vx.cols), rows = tokens.rows;
+    int* exponents = context.arena().template take<int>(y.rows);
+    for (Index i = 0; i < y.rows; ++i) {
+      const int exponent = detail::exponent_of(dy.row(i), y.cols);
+      exponents[i] = exponent + power(i) - tokens.exponents[i];
+      detail::scale_by_power(dy.row(i), -exponent, y.row(i), y.cols);
+    }
+    detail::multiply<P, detail::Walk::rows, true>(context, y, vu, rows, false);
+    for (Index i = 0; i < y.rows; ++i) {
+      detail::scale_by_power(rows.row(i), exponents[i], to.row(0), vx.cols);
+      for (Index c = 0; c < vx.cols; ++c) dx(i, c) = to(0, c) + (call.accumulate ? dx(i, c) : S(0));
+    }
   });
 }
 

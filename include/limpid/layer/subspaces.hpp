@@ -155,7 +155,8 @@ std::vector<double> subspace_snr(X&& x, U&& u, const std::vector<Index>& labels,
 }
 
 /// out_ik = |x_i U_k|^2 / |x_i|^2, n x classes: a soft membership of token i in subspace k; rows sum to 1 where u is a
-/// complete orthonormal basis. A zero row gives zeros. Ours.
+/// complete orthonormal basis. A zero row gives zeros; rows of any other size are multiplied as if of order 1. Throws
+/// ShapeError where shapes do not fit. Ours.
 template <class X, class U, class Out, class S = detail::ScalarOf<Out>>
 void subspace_energy(X&& x, U&& u, Out&& out_, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x)), vu(std::forward<U>(u));
@@ -166,18 +167,11 @@ void subspace_energy(X&& x, U&& u, Out&& out_, const LayerCall& call = {}) {
                   detail::text_of(vx.rows) + " rows");
   detail::with_context(call, [&](const auto& context) {
     const Index p = vu.cols / out.cols;
-    const MutView<S> y = context.arena().template matrix<S>(vx.rows, vu.cols);
-    detail::linear_in<detail::Native<S>>(context, vx, vu, View<S>(), y);
+    const detail::ScaledTokens<S> tokens(context, vx, vu);
+    const auto squares = [](const S* row, Index count) { return detail::dot(row, row, count); };
     for (Index i = 0; i < out.rows; ++i) {
-      S largest(0);
-      for (Index c = 0; c < vx.cols; ++c) largest = std::max(largest, std::abs(vx(i, c)));
-      const auto squares = [&](const S* row, Index count) {  // in units of the largest entry, so that none overflows
-        S sum(0);
-        for (Index c = 0; c < count; ++c) sum += row[c] / largest * (row[c] / largest);
-        return sum;
-      };
-      const S all = largest == S(0) && detail::row_is_finite(vx.row(i), vx.cols) ? S(0) : squares(vx.row(i), vx.cols);
-      for (Index k = 0; k < out.cols; ++k) out(i, k) = all == S(0) ? S(0) : squares(y.row(i) + k * p, p) / all;
+      const S all = squares(tokens.rows.row(i), vx.cols);
+      for (Index k = 0; k < out.cols; ++k) out(i, k) = all == S(0) ? S(0) : squares(tokens.y.row(i) + k * p, p) / all;
     }
   });
 }

@@ -20,7 +20,11 @@ inline namespace LIMPID_ABI {
 /// c)); in float the bandwidth gradients, sums that cancel, stay within 5 x the error of the naive float formula
 /// (tests/contract). So does everything for queries and keys up to 1e5 h apart (tests/op/distance_test.cpp): where a
 /// middle would cost near pairs their digits, distances are summed by pair, of all pairs in rows of up to 16 columns
-/// and of the near ones in wider rows, and so are gradients. Which it is depends on the arrays of a head alone.
+/// and of the near ones in wider rows, and so are gradients. Which it is depends on the arrays of a head alone. A
+/// bandwidth with which all keys that a query sees, more than one, lie beyond the end of the numbers, |q - k|^2 / h^2 >
+/// 3.4e38 in float, leaves nothing to tell them apart: the query's row of out is NaN, and what gradients it reaches. A
+/// key beyond that end beside one this side of it has no weight. Throws ShapeError for a bandwidth that is not positive
+/// or so small that 2 / h^2 overflows, 8e-20 in float.
 template <class M = Chain<>>
 auto nlm(const M& modifiers = {}) {
   using Mods = decltype(chain(modifiers));

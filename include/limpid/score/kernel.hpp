@@ -450,12 +450,13 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
   }
 }
 
-/// The bandwidth of a head: a given number, positive and not so small that 1 / h^2 overflows, or the default.
+/// The bandwidth of a head: a given number, positive and not so small that 2 / h^2, the weight of <q, k>, overflows, or
+/// the default.
 template <class S>
 S bandwidth(const char* op, const char* name, View<S> given, S otherwise) {
   if (!given.given()) return otherwise;
-  const S h = given(0, 0), coefficient = S(1) / (h * h);
-  if (!(h > S(0)) || !row_is_finite(&coefficient, 1))
+  const S h = given(0, 0), weight = S(2) * (S(1) / (h * h));
+  if (!(h > S(0)) || !row_is_finite(&weight, 1))
     raise(std::string(op) + ": " + name + " is " + std::to_string(double(h)) + ", wanted a positive bandwidth");
   return h;
 }
