@@ -190,12 +190,6 @@ Args head_args(const Args& all, const Dims& d, Index b, Index h) {
   return one;
 }
 
-template <class Out, class In>
-void refuse_overlap(Name op, const char* written, const Out& out, const char* read, const In& in) {
-  if (overlap(out, in))
-    raise(op + ": " + written + " shares memory with " + read + "; results are written while inputs are read");
-}
-
 /// The arrays of the user's that modifiers look at, and those that they add to.
 template <class Op>
 auto tables_of(const Op& op) {
