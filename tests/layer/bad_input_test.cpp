@@ -632,3 +632,41 @@ TEST_CASE("What does not fit a layer is refused in its own name and by its own f
   const limpid::AotStack<decltype(limpid::mssa())> stack{limpid::aot(limpid::mssa(), {.heads = 2})};
   CHECK(error_of([&] { stack.forward(aot.x, layers, out); }) == "aot stack, layer 2: gamma is 1 x 5, wanted 1 x 4");
 }
+
+namespace {
+
+/// An executor that has no more of it.
+struct Throwing {
+  bool throws = false;
+  int workers() const { return 2; }
+  template <class Task>
+  void run(Index count, Task&& task) {
+    if (throws) throw std::runtime_error("user");
+    for (Index t = 0; t < count; ++t) task(t, 0);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("After a forward call whose executor threw, a norm and an ISTA step do not go back") {
+  const M x = random(600, 4, 1), w = random(4, 4, 2);
+  M out = x, dx = x;
+  Throwing executor;
+  const View<double> none;
+  limpid::LayerNormSaved<double> norm;
+  limpid::layer_norm(x, none, none, out, {.saved = &norm, .executor = executor});
+  limpid::IstaSaved<double> step;
+  limpid::IstaArgs<MutView<double>> grad;
+  grad.x = dx;
+  const limpid::Ista ista{.norm = false};
+  ista.forward({.x = x, .dictionary = w}, out, {.saved = &step, .executor = executor});
+  executor.throws = true;
+  CHECK(error_of([&] { limpid::layer_norm(x, none, none, out, {.saved = &norm, .executor = executor}); }) == "user");
+  CHECK(error_of([&] { limpid::layer_norm_backward(x, none, norm, x, {.x = dx}); }) ==
+        "layer_norm: saved is empty, wanted one that a forward call has filled");
+  CHECK(error_of([&] { ista.forward({.x = x, .dictionary = w}, out, {.saved = &step, .executor = executor}); }) ==
+        "user");
+  CHECK(error_of([&] { ista.backward({.x = x, .dictionary = w}, step, x, grad); }) ==
+        "ista: saved is empty, wanted one that a forward call has filled");
+  CHECK((dx == x));  // no 600 rows in a message
+}
