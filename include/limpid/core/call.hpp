@@ -40,7 +40,7 @@ template <class Op, class S>
 using Saved = detail::SavedState<std::remove_const_t<Op>, S>;
 
 /// What a forward call may be asked besides. Asking never changes a bit of out. lse and map are resized; throws
-/// ShapeError where one lies over an input, out or the other.
+/// ShapeError where one lies over an input, an array of a modifier, out or the other.
 template <class Op, class S>
 struct Call {
   Index batch = 1, heads = 1;
@@ -60,7 +60,7 @@ struct BackwardCall {
   Workspace* workspace = nullptr;
   ExecutorRef executor = {};
   /// Relevance beside the gradients: relevance (B x m) = mean over heads of sum_i w_i part(A_ij dA_ij), w (B x n)
-  /// given. ShapeError where it lies over an input, dout, w or a gradient.
+  /// given. ShapeError where it lies over an input, dout, w or any gradient.
   View<S> relevance_weights = {};
   MutView<S> relevance = {};
   Part part = Part::pos;

@@ -3,7 +3,7 @@
 //
 // chain(a, b, ...) applies values from left to right; masks come last whatever their place, so a masked pair stays
 // masked. Arrays a modifier looks at must outlive it; gradient sinks are ADDED to, as several calls may share one
-// table.
+// table. ShapeError where a result lies over such an array, or a sink over anything but a sink.
 #pragma once
 
 #include <array>
