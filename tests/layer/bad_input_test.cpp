@@ -543,6 +543,9 @@ TEST_CASE("Layers of no heads, of heads that do not divide, of no batch items ar
     CHECK(error_of([&] { limpid::crate(limpid::mssa(), {.heads = h}).forward(crate, four); }) ==
           "crate block" + found + wanted);
   }
+  CHECK(error_of([&] {
+          limpid::multi_head(limpid::softmax(), Index(1) << 62, 1).out_width<double>(heads);
+        }).find("multi-head layer: heads is 4611686018427387904 and batch 1, wanted at most") == 0);
   for (const Index b : {0, -1, 2}) {
     const std::string found = ": batch is " + std::to_string(b) + " and x has 5 rows, wanted at least 1 item";
     const auto refused = [&](const std::string& name, const auto& call) {

@@ -104,10 +104,12 @@ struct MultiHead {
   template <class S>
   using Saved = MultiHeadSaved<Op, S>;
 
-  /// Columns of the result. Throws ShapeError where heads or kv_heads is below 1 or does not divide.
+  /// Columns of the result. Throws ShapeError where heads or kv_heads is below 1, does not divide or is out of all
+  /// size.
   template <class S>
   Index out_width(const Args<S>& in) const {
     detail::check_heads(name, heads, groups(), 1, 0);
+    detail::check_counts(name, 1, heads, std::max(in.wq.cols, in.wv.cols));
     return in.wo.given() ? in.wo.cols : head_width<S>(in);
   }
 
