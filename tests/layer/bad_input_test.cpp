@@ -1,8 +1,10 @@
 // limpid: what layers refuse: results over inputs or over each other, sizes that do not fit, states half filled; each
 // by name, before anything is written. And sizes of 0, which are none of these. SPDX-License-Identifier: MIT
+#include <functional>
 #include <limpid/limpid.hpp>
-#include <map>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "support/catch.hpp"
 #include "support/fields.hpp"
@@ -620,6 +622,11 @@ TEST_CASE("What does not fit a layer is refused in its own name and by its own f
   CHECK(error_of([&] { limpid::aot(limpid::mssa(), {.heads = 2}).forward(wide, out); }) ==
         "aot layer: the attention's result has 3 columns, wanted 4 as x has");
 
+  auto odd = multi_head_parameters();
+  odd.wq = random(4, 5, 1), odd.bq.resize(0, 0);
+  CHECK(error_of([&] { limpid::multi_head(limpid::softmax(), 2, 1).forward(odd, out); }) ==
+        "multi-head layer: wq has 5 columns, wanted a multiple of its 2 heads");
+
   auto two = two_map_parameters();
   two.gamma.resize(0, 0);
   const auto gated = limpid::two_map_layer(limpid::differential_gated(), 2, 1);
@@ -672,4 +679,51 @@ TEST_CASE("After a forward call whose executor threw, a norm and an ISTA step do
   CHECK(error_of([&] { ista.backward({.x = x, .dictionary = w}, step, x, grad); }) ==
         "ista: saved is empty, wanted one that a forward call has filled");
   CHECK((dx == x));  // no 600 rows in a message
+}
+
+namespace {
+
+/// Calls something else before its first tasks.
+struct Nosy {
+  std::function<void()> other;
+  int workers() const { return 2; }
+  template <class Task>
+  void run(Index count, Task&& task) {
+    if (const auto once = std::exchange(other, nullptr)) once();
+    for (Index t = 0; t < count; ++t) task(t, 0);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("What a layer saved in one half alone, as the other was in use, it does not go back with") {
+  limpid::CrateArgs<M> p = crate_parameters();
+  p.x = random(600, 4, 1);
+  const limpid::CrateArgs<View<double>> in = p;
+  M out = p.x, own = p.x, dx = p.x;
+  {
+    const auto layer = limpid::aot(limpid::mssa(), {.heads = 2});
+    const limpid::AotArgs<View<double>> args{.x = p.x, .u = p.u, .wo = p.wo};
+    limpid::AotSaved<decltype(layer.op), double> saved;
+    layer.forward(args, out, {.saved = &saved});
+    std::string text;
+    Nosy nosy{[&] { text = error_of([&] { layer.forward(args, own, {.saved = &saved}); }); }};
+    layer.attention().forward({p.x, p.u, p.wo, {}}, out, {.saved = &saved.attention, .executor = nosy});
+    CHECK(text.find("saved is in use by another call") != std::string::npos);
+    limpid::AotArgs<MutView<double>> grad;
+    grad.x = dx;
+    CHECK(error_of([&] { layer.backward(args, saved, p.x, grad); }) ==
+          "aot layer: saved is empty, wanted one that a forward call has filled");
+  }
+  const auto block = limpid::crate(limpid::mssa(), {.heads = 2});
+  limpid::CrateSaved<decltype(block.op), double> saved;
+  block.forward(in, out, {.saved = &saved});
+  std::string text;
+  Nosy nosy{[&] { text = error_of([&] { block.forward(in, own, {.saved = &saved}); }); }};
+  block.ista.forward({.x = p.x, .dictionary = p.dictionary}, out, {.saved = &saved.sparsify, .executor = nosy});
+  CHECK(text.find("saved is in use by another call") != std::string::npos);
+  limpid::CrateArgs<MutView<double>> grad;
+  grad.x = dx;
+  CHECK(error_of([&] { block.backward(in, saved, p.x, grad); }) ==
+        "crate block: saved is empty, wanted one that a forward call has filled");
 }
