@@ -334,10 +334,10 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
   const Name name = operator_name(operation);
   const Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
   check_call<Op, S>(operation, in, d, out, "out");
+  if (call.lse && call.lse == call.map) raise(name + ": lse and map are one matrix, wanted two");
   const auto asked = [](const Mat<S>* m) { return m ? View<S>(*m) : View<S>(); };
   refuse_overlaps(name, arrays({{"out", out}, {"lse", asked(call.lse)}, {"map", asked(call.map)}}),
                   joined(fields_of(in), tables_of(operation)));
-  if (call.lse && call.lse == call.map) raise(name + ": lse and map are one matrix, wanted two");
   if (call.map && (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch))
     raise(name + ": map was asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
           text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
