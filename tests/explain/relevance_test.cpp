@@ -198,6 +198,28 @@ TEST_CASE("guided attention: the readout, and the gradient of the logit and what
       "append_columns: x is 18 x 8, more 18 x 2 and out 18 x 12, wanted out to hold x and more of each of 3 heads");
 }
 
+TEST_CASE("columns that are split, and a rewriting step, refuse arrays that share memory, and write nothing") {
+  const M x = random(4, 6, 1), start = random(4, 3, 2), gradient = random(4, 3, 3);
+  M part = start;
+  const std::string wanted = ", wanted memory of its own";
+  CHECK(suite::error_of([&] { limpid::split_columns(x, 1, part, part); }) ==
+        "split_columns: right shares memory with left" + wanted);
+  CHECK(part == start);
+  M own = x;
+  CHECK(suite::error_of([&] { limpid::split_columns(own, 1, own.leftCols(2), {}); }) ==
+        "split_columns: left shares memory with x" + wanted);
+  const auto rewrite = [&](const limpid::View<double>& g, const limpid::View<double>& s,
+                           const limpid::View<double>& r) {
+    const std::string text = suite::error_of([&] { limpid::rewrite_step(g, s, r, part, {}); });
+    CHECK(part == start);
+    return text;
+  };
+  CHECK(rewrite(part, start, {}) == "rewrite_step: x shares memory with gradient" + wanted);
+  CHECK(rewrite(gradient, part, {}) == "rewrite_step: x shares memory with start" + wanted);
+  CHECK(rewrite(gradient, start, limpid::View<double>(part.data(), 4, 1, 3)) ==
+        "rewrite_step: x shares memory with region" + wanted);
+}
+
 TEST_CASE("a rewriting step keeps to its length, radius, bounds and region") {
   const M start = random(6, 3, 1, 0.5), gradient = random(6, 3, 2);
   M x = start;

@@ -364,3 +364,42 @@ TEST_CASE("a copy of a pid stack holds its layers and goes on by itself, forward
     CHECK(same_bits(found_of_copy[l], dq_of_copy[l]));
   }
 }
+
+TEST_CASE("pid stack: no tokens, no keys and no columns go through all layers and back") {
+  for (const auto variant : {PidVariant::paper, PidVariant::lagged_ema})
+    for (const auto& [n, m, width, wide] :
+         {std::tuple<Index, Index, Index, Index>{0, 0, 4, 4}, {0, 3, 4, 4}, {3, 3, 0, 4}, {3, 3, 4, 0}, {0, 0, 0, 0}}) {
+      const auto op = pid({.variant = variant});
+      limpid::PidStack<std::remove_const_t<decltype(op)>, double> stack(op, {.heads = 2});
+      const M q = M::Ones(n, width), k = M::Ones(m, width), v = M::Ones(m, wide), gain = M::Constant(1, 1, 0.5);
+      M out(n, wide), dq = M::Ones(n, width), dk = k, dv = v, dgain = gain;
+      for (int l = 0; l < 4; ++l) stack.forward({.q = q, .k = k, .v = v, .lambda_p = gain, .beta = gain}, out);
+      for (int l = 0; l < 4; ++l)
+        stack.backward({.q = q, .k = k, .v = v, .lambda_p = gain, .beta = gain}, out,
+                       {.q = dq, .k = dk, .v = dv, .lambda_p = dgain});
+      if (n == 0) CHECK((dgain.isZero(0) && dk.isZero(0) && dv.isZero(0)));
+    }
+}
+
+TEST_CASE("pid stack: gradients of gains that lie over another array are refused, and nothing is taken back") {
+  const auto op = pid();
+  limpid::PidStack<std::remove_const_t<decltype(op)>, double> stack(op);
+  M q = M::Ones(4, 3), dout = q, dq = q, gain = M::Constant(1, 1, 0.5), dgain = gain;
+  M out = q;
+  for (int l = 0; l < 2; ++l) stack.forward({.q = q, .k = q, .v = q, .lambda_p = gain}, out);
+  const auto refused = [&](const auto& grad, const std::string& what) {
+    CHECK_THROWS_WITH(stack.backward({.q = q, .k = q, .v = q, .lambda_p = gain}, dout, grad),
+                      "pid: " + what + ", wanted memory of its own");
+    CHECK((dq == q && dout == q && dgain(0, 0) == 0.5 && gain(0, 0) == 0.5));
+  };
+  using Grad = limpid::Grads<std::remove_const_t<decltype(op)>, double>;
+  Grad grad;
+  grad.lambda_p = gain;
+  refused(grad, "gradient of lambda_p shares memory with lambda_p");
+  grad.q = dq, grad.lambda_p = dq.block(0, 0, 1, 1);
+  refused(grad, "gradient of lambda_p shares memory with gradient of q");
+  grad.q = {}, grad.lambda_p = dout.block(0, 0, 1, 1);
+  refused(grad, "gradient of lambda_p shares memory with dout");
+  grad.lambda_p = dgain;
+  for (int l = 0; l < 2; ++l) stack.backward({.q = q, .k = q, .v = q, .lambda_p = gain}, dout, grad);
+}

@@ -250,7 +250,7 @@ TEST_CASE("What is asked for besides may not lie over what is read or written") 
     };
   };
   c.dout = Mat<double>::Ones(9, 4);
-  refused(emits(limpid::MutView<double>(dq.data(), 1, 9, 9)), "relevance shares memory with a gradient");
+  refused(emits(limpid::MutView<double>(dq.data(), 1, 9, 9)), "relevance shares memory with gradient of q");
   refused(emits(limpid::MutView<double>(c.dout.data(), 1, 9, 9)), "relevance shares memory with dout");
   refused(emits(limpid::MutView<double>(c.v.data(), 1, 9, 9)), "relevance shares memory with v");
   CHECK((c.q == q && c.k == k));

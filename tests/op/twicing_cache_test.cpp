@@ -207,3 +207,21 @@ TEST_CASE("the decoding cache refuses numbers of heads, items and tokens that ma
   cache.step(qkv(q, q, q), out);
   CHECK(cache.size() == 1);
 }
+
+TEST_CASE(
+    "the decoding cache refuses an out that lies over the token or over a modifier's array, and stays as it was") {
+  Mat<double> q = Mat<double>::Random(1, 4), k = Mat<double>::Random(1, 4), v = Mat<double>::Random(1, 4),
+              slopes = Mat<double>::Constant(1, 4, 0.5), out(1, 4);
+  const Mat<double> before[] = {q, k, v, slopes};
+  const auto op = twicing(limpid::chain(causal(), limpid::alibi(slopes)));
+  Cache<decltype(op), double> cache(op, {.heads = 4});
+  for (int i = 0; i < 3; ++i) {
+    for (const auto& [name, over] :
+         {std::pair{"q", &q}, std::pair{"k", &k}, std::pair{"v", &v}, std::pair{"ALiBi slopes", &slopes}})
+      CHECK(suite::error_of([&, to = over] { cache.step(qkv(q, k, v), *to); }) ==
+            std::string("twicing: out shares memory with ") + name + ", wanted memory of its own");
+    CHECK((q == before[0] && k == before[1] && v == before[2] && slopes == before[3]));
+    CHECK(cache.size() == i);
+    cache.step(qkv(q, k, v), out);
+  }
+}

@@ -7,6 +7,7 @@
 #include <limpid/op/twicing.hpp>
 
 #include "support/catch.hpp"
+#include "support/distance.hpp"
 #include "support/fields.hpp"
 
 using limpid::At;
@@ -87,4 +88,67 @@ TEST_CASE("Gradients of tables are right where an operator has several sweeps, s
       "differential", [](const auto& m) { return limpid::differential(m); }, 4);
   gradients_hold(
       "nlm", [](const auto& m) { return limpid::nlm(m); }, 3);
+}
+
+TEST_CASE("Gradients of modifiers may lie over each other, but over no input, result, table or gradient") {
+  suite::Random random(11);
+  const Index n = 4;
+  const auto make = [&](Index rows, Index cols) { return suite::random_matrix<double>(random, rows, cols); };
+  M q = make(n, n), k = make(n, n), v = make(n, n), dout = make(n, n), table = make(n, n), keys = make(1, n),
+    offsets = make(1, 3), slopes = M::Constant(1, 1, 0.5);
+  M dq = q, dk = k, dv = v, dtable = M::Zero(n, n), weights = M::Ones(1, n), relevance(1, n);
+  const M same[] = {q, k, v, dout, table, keys, offsets, slopes};
+  const auto refused = [&](const auto& modifiers, const std::string& what) {
+    const auto op = limpid::softmax(modifiers);
+    limpid::Saved<std::remove_const_t<decltype(op)>, double> saved;
+    M out(n, n);
+    limpid::forward(op, limpid::qkv(q, k, v), out, {.saved = &saved});
+    CHECK(suite::error_of([&] {
+            limpid::backward(op, limpid::qkv(q, k, v), saved, dout, limpid::grads(dq, dk, dv),
+                             {.relevance_weights = weights, .relevance = relevance});
+          }) == "softmax: " + what + ", wanted memory of its own");
+    CHECK((dq == q && dk == k && dv == v));
+    CHECK((q == same[0] && k == same[1] && v == same[2] && dout == same[3]));
+    CHECK((table == same[4] && keys == same[5] && offsets == same[6] && slopes == same[7]));
+  };
+  const std::string shares = " shares memory with ";
+  refused(limpid::bias(table, table), "gradient of the bias" + shares + "bias");
+  refused(limpid::key_bias(keys, keys), "gradient of the key bias" + shares + "key bias");
+  refused(limpid::relative(offsets, offsets), "gradient of the relative table" + shares + "relative table");
+  refused(limpid::alibi(slopes, slopes), "gradient of the ALiBi slopes" + shares + "ALiBi slopes");
+  refused(limpid::chain(limpid::bias(table), limpid::key_bias(keys, table.row(1))),
+          "gradient of the key bias" + shares + "bias");
+  refused(limpid::key_bias(keys, dq.row(0)), "gradient of q" + shares + "gradient of the key bias");
+  refused(limpid::key_bias(keys, relevance), "relevance" + shares + "gradient of the key bias");
+  refused(limpid::key_bias(keys, weights), "gradient of the key bias" + shares + "relevance_weights");
+  refused(limpid::bias(table, dout), "gradient of the bias" + shares + "dout");
+  refused(limpid::bias(table, q), "gradient of the bias" + shares + "q");
+  refused(limpid::bias(dv), "gradient of v" + shares + "bias");
+
+  // what a forward call or a look inside writes may not lie over a table either
+  const auto op = limpid::softmax(limpid::bias(table));
+  limpid::Saved<std::remove_const_t<decltype(op)>, double> saved;
+  const std::string wanted = shares + "bias, wanted memory of its own";
+  M out(n, n);
+  CHECK(suite::error_of([&] { limpid::forward(op, limpid::qkv(q, k, v), table); }) == "softmax: out" + wanted);
+  CHECK(suite::error_of([&] { limpid::forward(op, limpid::qkv(q, k, v), out, {.map = &table}); }) ==
+        "softmax: map" + wanted);
+  limpid::forward(op, limpid::qkv(q, k, v), out, {.saved = &saved});
+  CHECK(suite::error_of([&] { limpid::map_block(op, limpid::qkv(q, k, v), saved, 0, 0, table); }) ==
+        "softmax: out" + wanted);
+  CHECK(table == same[4]);
+
+  const auto once = limpid::softmax(limpid::bias(table, dtable));
+  const auto twice = limpid::softmax(limpid::chain(limpid::bias(table, dtable), limpid::bias(out, dtable)));
+  out.setZero();
+  const auto gradient = [&](const auto& with) {
+    limpid::Saved<std::remove_cvref_t<decltype(with)>, double> kept;
+    M y(n, n);
+    limpid::forward(with, limpid::qkv(q, k, v), y, {.saved = &kept});
+    dtable.setZero();
+    limpid::backward(with, limpid::qkv(q, k, v), kept, dout, limpid::grads(dq, dk, dv));
+    return dtable;
+  };
+  const M alone = gradient(once);
+  CHECK(suite::distance(gradient(twice), 2 * alone) < 1e-14);
 }

@@ -260,4 +260,14 @@ TEST_CASE("the four parts of the scores sum to the scores; a row of them, and th
   CHECK(distance(dwq, limpid::numeric_gradient(wq, value)) < 1e-8);
   CHECK(distance(dwk, limpid::numeric_gradient(wk, value)) < 1e-8);
   CHECK_THROWS_WITH(limpid::score_parts(x, wq, wq, wk), "score_parts: p is 5 x 3, wanted 6 x 5");
+  const M at_first = dx;
+  const auto refused = [&](const std::string& what, auto&&... gradients) {
+    CHECK_THROWS_WITH(limpid::score_parts_backward(x, p, wq, wk, g, gradients..., 0.4),
+                      "score_parts_backward: " + what + ", wanted memory of its own");
+    CHECK(dx == at_first);
+  };
+  refused("dp shares memory with dx", dx, dx, dwq, dwk);
+  refused("dwk shares memory with dwq", dx, dp, dwq, dwq);
+  refused("dp shares memory with x", dx, x, dwq, dwk);
+  refused("dwq shares memory with wk", dx, dp, wk, dwk);
 }

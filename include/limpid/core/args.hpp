@@ -50,6 +50,30 @@ struct Accumulation {
 
 template <class M>
 using ScalarOf = typename std::remove_cvref_t<M>::Scalar;
+
+inline constexpr const char* gradient_of = "gradient of ";
+
+template <class F>
+struct NamesFields {
+  F& f;
+  const char* of;
+  Index layer;
+  template <class V>
+  void operator()(const char* name, const V& v) const {
+    f(NamedArray(name, v, of, layer));
+  }
+  template <class V>
+  void operator()(const char* name, Role, const V& v) const {
+    (*this)(name, v);
+  }
+};
+/// The fields of an operator's or a layer's arguments, or of their gradients, for refuse_overlaps.
+template <class Args>
+auto fields_of(const Args& args, const char* of = "", Index layer = -1) {
+  return [&args, of, layer](auto&& f) {
+    Args::visit(NamesFields<std::remove_reference_t<decltype(f)>>{f, of, layer}, args);
+  };
+}
 }  // namespace detail
 
 /// Views of q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv).

@@ -40,7 +40,7 @@ template <class Op, class S>
 using Saved = detail::SavedState<std::remove_const_t<Op>, S>;
 
 /// What a forward call may be asked besides. Asking never changes a bit of out. lse and map are resized; throws
-/// ShapeError where one lies over an input, out or the other.
+/// ShapeError where one lies over an input, an array of a modifier, out or the other.
 template <class Op, class S>
 struct Call {
   Index batch = 1, heads = 1;
@@ -60,7 +60,7 @@ struct BackwardCall {
   Workspace* workspace = nullptr;
   ExecutorRef executor = {};
   /// Relevance beside the gradients: relevance (B x m) = mean over heads of sum_i w_i part(A_ij dA_ij), w (B x n)
-  /// given. ShapeError where it lies over an input, dout, w or a gradient.
+  /// given. ShapeError where it lies over an input, dout, w or any gradient.
   View<S> relevance_weights = {};
   MutView<S> relevance = {};
   Part part = Part::pos;
@@ -190,17 +190,14 @@ Args head_args(const Args& all, const Dims& d, Index b, Index h) {
   return one;
 }
 
-template <class Out, class In>
-void refuse_overlap(Name op, const char* written, const Out& out, const char* read, const In& in) {
-  if (overlap(out, in))
-    raise(op + ": " + written + " shares memory with " + read + "; results are written while inputs are read");
+/// The arrays of the user's that modifiers look at, and those that they add to.
+template <class Op>
+auto tables_of(const Op& op) {
+  return [&op](auto&& f) { op.modifiers().reads(f); };
 }
-
-/// The same against every input.
-template <class Op, class S>
-void refuse_inputs(Name op, const char* written, View<S> out, const Inputs<Op, S>& in) {
-  Inputs<Op, S>::visit([&](const char* field, Role, const View<S>& v) { refuse_overlap(op, written, out, field, v); },
-                       in);
+template <class Op>
+auto sinks_of(const Op& op) {
+  return [&op](auto&& f) { op.modifiers().writes(f); };
 }
 
 /// How a call spreads: over heads, each on one worker, or over the tasks inside one head after the other. The bits are
@@ -337,15 +334,10 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
   const Name name = operator_name(operation);
   const Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
   check_call<Op, S>(operation, in, d, out, "out");
-  refuse_inputs<Op, S>(name, "out", out, in);
-  const auto refuse_asked = [&](const char* asked, const Mat<S>* m, const char* other, const Mat<S>* also) {
-    if (!m) return;
-    refuse_inputs<Op, S>(name, asked, View<S>(*m), in);
-    refuse_overlap(name, asked, View<S>(*m), "out", View<S>(out));
-    if (m == also) raise(name + ": " + asked + " and " + other + " are one matrix, wanted two");
-  };
-  refuse_asked("lse", call.lse, "map", call.map);
-  refuse_asked("map", call.map, "lse", call.lse);
+  if (call.lse && call.lse == call.map) raise(name + ": lse and map are one matrix, wanted two");
+  const auto asked = [](const Mat<S>* m) { return m ? View<S>(*m) : View<S>(); };
+  refuse_overlaps(name, arrays({{"out", out}, {"lse", asked(call.lse)}, {"map", asked(call.map)}}),
+                  joined(fields_of(in), tables_of(operation)));
   if (call.map && (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch))
     raise(name + ": map was asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
           text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
@@ -440,15 +432,6 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
         if (g.rows != x.rows || g.cols != x.cols)
           raise(name + ": gradient of " + field + " is " + shape_text(g.rows, g.cols) + ", wanted " +
                 shape_text(x.rows, x.cols));
-        refuse_overlap(name, "a gradient", View<S>(g), "dout", dout);
-        refuse_inputs<Op, S>(name, "a gradient", g, in);
-        refuse_overlap(name, "relevance", View<S>(call.relevance), "a gradient", View<S>(g));
-        Grads<Op, S>::visit(
-            [&](const char* other, Role, const MutView<S>& o) {
-              if (o.data != g.data || std::string(other) != field)
-                refuse_overlap(name, "the gradient of one input", View<S>(g), "that of another", View<S>(o));
-            },
-            grad);
       },
       grad, in);
   const bool emits = call.relevance.given();
@@ -458,11 +441,17 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
   if (emits && (call.relevance_weights.rows != d.batch || call.relevance_weights.cols != d.n))
     raise(name + ": relevance_weights is " + shape_text(call.relevance_weights.rows, call.relevance_weights.cols) +
           ", wanted " + shape_text(d.batch, d.n));
-  if (emits) {
-    refuse_inputs<Op, S>(name, "relevance", call.relevance, in);
-    refuse_overlap(name, "relevance", View<S>(call.relevance), "dout", dout);
-    refuse_overlap(name, "relevance", View<S>(call.relevance), "relevance_weights", View<S>(call.relevance_weights));
-  }
+  const View<S> weights = emits ? call.relevance_weights : View<S>();
+  const NamedArray upstream[] = {{"dout", dout}, {"relevance_weights", weights}};
+  const auto read = [&](auto&& f) {
+    joined(fields_of(in), tables_of(operation))(f);
+    for (const NamedArray& one : upstream) f(one);
+  };
+  refuse_overlaps(name, joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})),
+                  joined(read, sinks_of(operation)));
+  sinks_of(operation)([&](const NamedArray& sink) {  // several modifiers may add to one array
+    refuse_overlaps(name, arrays({sink}), read);
+  });
   const Op op = bound<Op, S>(operation, d);
 
   Workspace own;
@@ -552,7 +541,7 @@ template <class Op, class S, class Look>
 void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call,
                  const MutView<S>& out, Look&& look) {
   const Name name = operator_name(operation);
-  refuse_inputs<Op, S>(name, "out", out, in);
+  refuse_overlaps(name, arrays({{"out", out}}), joined(fields_of(in), tables_of(operation)));
   const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
@@ -651,7 +640,7 @@ void map_right(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Save
           detail::raise(detail::operator_name(op) + ": map_right got x " + detail::shape_text(v.rows, v.cols) +
                         " and out " + detail::shape_text(to.rows, to.cols) + ", wanted " + detail::text_of(at.m) +
                         " x c and " + detail::text_of(at.n) + " x c");
-        detail::refuse_overlap(detail::operator_name(op), "out", View<S>(to), "x", v);
+        detail::refuse_overlaps(detail::operator_name(op), {{"out", to}}, {{"x", v}});
         o.template apply<detail::Native<S>, S>(context, head, keep, v, to, at);
       });
 }

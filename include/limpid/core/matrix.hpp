@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
+#include <string>
 #include <type_traits>
 
 #include "check.hpp"
@@ -78,7 +80,8 @@ struct View {
   }
 
   bool empty() const { return rows == 0 || cols == 0; }
-  bool given() const { return data != nullptr; }
+  /// An array without entries has no memory either, but a shape: that of 0 tokens is given.
+  bool given() const { return data != nullptr || (empty() && rows + cols > 0); }
   const S* row(Index i) const { return data + i * stride; }
   const S& operator()(Index i, Index j) const { return data[i * stride + j]; }
   View block(Index i, Index j, Index r, Index c) const { return {data ? data + i * stride + j : data, r, c, stride}; }
@@ -103,7 +106,7 @@ struct MutView {
 
   operator View<S>() const { return {data, rows, cols, stride}; }
   bool empty() const { return rows == 0 || cols == 0; }
-  bool given() const { return data != nullptr; }
+  bool given() const { return data != nullptr || (empty() && rows + cols > 0); }
   S* row(Index i) const { return data + i * stride; }
   S& operator()(Index i, Index j) const { return data[i * stride + j]; }
   MutView block(Index i, Index j, Index r, Index c) const {
@@ -155,6 +158,61 @@ bool overlap(const A& a, const B& b) {
   if (offset < 0) offset += pitch;
   return offset < static_cast<std::intptr_t>(a.cols) * size ||
          pitch - offset < static_cast<std::intptr_t>(b.cols) * size;
+}
+
+/// An array of a call, whatever its scalar, and its name in an error: of + name, and the layer it belongs to in a
+/// stack.
+struct NamedArray {
+  const char* name;
+  View<unsigned char> bytes;
+  const char* of = "";
+  Index layer = -1;
+
+  template <class V>
+  NamedArray(const char* name_, const V& v, const char* of_ = "", Index layer_ = -1)
+      : name(name_),
+        bytes(reinterpret_cast<const unsigned char*>(v.data), v.rows, v.cols * size<V>, v.stride * size<V>),
+        of(of_),
+        layer(layer_) {}
+  std::string text() const { return std::string(of) + name + (layer < 0 ? "" : " of layer " + text_of(layer)); }
+
+ private:
+  template <class V>
+  static constexpr Index size = static_cast<Index>(sizeof(typename V::Scalar));
+};
+
+/// A list of arrays as refuse_overlaps takes it: a function of f that calls f(NamedArray) for each. Of what a braced
+/// list holds, so for one statement only.
+inline auto arrays(std::initializer_list<NamedArray> list) {
+  return [list](auto&& f) {
+    for (const NamedArray& one : list) f(one);
+  };
+}
+template <class... Lists>
+auto joined(const Lists&... lists) {
+  return [=](auto&& f) { (lists(f), ...); };
+}
+
+/// What is written may share memory neither with what is read nor with anything else that is written.
+template <class Written, class Read>
+void refuse_overlaps(Name op, const Written& written, const Read& read) {
+  Index place = 0;
+  written([&](const NamedArray& out) {
+    const auto refuse = [&](const NamedArray& other) {
+      if (overlap(out.bytes, other.bytes))
+        raise(op + (": " + out.text() + " shares memory with " + other.text() + ", wanted memory of its own"));
+    };
+    Index before = place++;
+    if (out.bytes.empty()) return;
+    read(refuse);
+    written([&](const NamedArray& other) {
+      if (before-- > 0) refuse(other);
+    });
+  });
+}
+inline void refuse_overlaps(Name op, std::initializer_list<NamedArray> written,
+                            std::initializer_list<NamedArray> read) {
+  refuse_overlaps(op, arrays(written), arrays(read));
 }
 
 }  // namespace detail

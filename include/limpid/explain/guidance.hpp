@@ -39,8 +39,7 @@ void append_columns(X&& x_, More&& more_, Index heads, Out&& out_) {
     detail::raise("append_columns: x is " + detail::shape_text(x.rows, x.cols) + ", more " +
                   detail::shape_text(more.rows, more.cols) + " and out " + detail::shape_text(out.rows, out.cols) +
                   ", wanted out to hold x and more of each of " + detail::text_of(heads) + " heads");
-  detail::refuse_overlap("append_columns", "out", View<S>(out), "x", x);
-  detail::refuse_overlap("append_columns", "out", View<S>(out), "more", more);
+  detail::refuse_overlaps("append_columns", {{"out", out}}, {{"x", x}, {"more", more}});
   const Index c = x.cols / heads, r = out.cols / heads - c;
   for (Index h = 0; h < heads; ++h) {
     detail::copy<S>(x.block(0, h * c, x.rows, c), out.block(0, h * (c + r), x.rows, c));
@@ -65,8 +64,7 @@ void split_columns(X&& x_, Index heads, MutView<detail::ScalarOf<X>> left, MutVi
                   detail::shape_text(left.rows, left.cols) + " and right " +
                   detail::shape_text(right.rows, right.cols) + ", wanted the columns of each of " +
                   detail::text_of(heads) + " heads to be shared out");
-  for (const MutView<S>& part : {left, right})
-    if (part.given()) detail::refuse_overlap("split_columns", "a part", View<S>(part), "x", x);
+  detail::refuse_overlaps("split_columns", {{"left", left}, {"right", right}}, {{"x", x}});
   for (Index h = 0; h < heads; ++h) {
     if (left.given()) detail::copy<S>(x.block(0, h * width, x.rows, c), left.block(0, h * c, x.rows, c));
     if (right.given())
@@ -90,8 +88,8 @@ struct RewriteOptions {
 ///
 /// x, start, gradient (rows x c), region (rows x 1, zero where nothing may change; empty: everywhere). A gradient of
 /// zero changes nothing; one of any other size has its direction. Throws ShapeError where shapes or options do not fit,
-/// or a number is infinite or NaN, one of the result as well; nothing has changed then. After Cui, Fan and Chen 2026
-/// (2605.11392); the formulas are ours.
+/// x shares memory with another array, or a number is infinite or NaN, one of the result as well; nothing has changed
+/// then. After Cui, Fan and Chen 2026 (2605.11392); the formulas are ours.
 template <class X>
 void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> start, View<detail::ScalarOf<X>> region,
                   X&& x_, const RewriteOptions& options) {
@@ -103,6 +101,7 @@ void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> 
                   detail::shape_text(gradient.rows, gradient.cols) + ", start " +
                   detail::shape_text(start.rows, start.cols) + " and region " +
                   detail::shape_text(region.rows, region.cols) + ", wanted one shape, and region a column or empty");
+  detail::refuse_overlaps("rewrite_step", {{"x", x}}, {{"gradient", gradient}, {"start", start}, {"region", region}});
   detail::check_finite<S>("rewrite_step", "step", options.step);
   const auto refuse = [&](const char* wanted) {
     detail::raise("rewrite_step: radius is " + std::to_string(options.radius) + ", low " + std::to_string(options.low) +

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdio>
 #include <memory>
 #include <vector>
 
@@ -67,6 +68,7 @@ template <class Op, class S>
 struct AotSaved {
   LayerNormSaved<S> norm;
   typename detail::AttentionLayer<Op>::template Saved<S> attention;
+  bool filled = false;
   detail::Turn turn;
 };
 
@@ -79,7 +81,7 @@ struct AotSaved {
 /// v. "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, section on the
 /// architecture. Their theory has a fixed eta and no norm; their networks eta = 1 and pre-norm. eta as a scalar to
 /// learn is ours. Kept: the norm's statistics and what the attention keeps; H and Attention(H) are made again. x must
-/// still be there. Throws ShapeError.
+/// still be there. Throws ShapeError as MultiHead does, also where gamma, beta, eta or eps is not finite.
 template <class Op>
 struct Aot {
   Op op;
@@ -100,14 +102,15 @@ struct Aot {
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
-    check<S>(in, out, "out");
-    detail::refuse_overlap("aot layer", "out", View<S>(out), "x", in.x);
+    check<S>("aot layer", in, out, "out", call.batch);
+    detail::refuse_overlaps("aot layer", detail::arrays({{"out", out}}), detail::fields_of(in));
     const detail::SavedTurn saved_turn(call.saved, true, "aot layer");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
+    if (call.saved) call.saved->filled = false;
     if (call.saved && !norm) call.saved->norm.statistics.resize(0, 4);  // of an earlier call
     View<S> h = in.x;
     if (norm) {
@@ -119,6 +122,7 @@ struct Aot {
     attention().forward(detail::attention_args<View<S>, Op>(in, h), out,
                         {call.batch, call.saved ? &call.saved->attention : nullptr, &workspace, call.executor});
     detail::add_scaled<S>(in.x, step<S>(in), out, out);  // out = x + eta Attention(H)
+    if (call.saved) call.saved->filled = true;
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -126,20 +130,18 @@ struct Aot {
   void backward(const std::type_identity_t<Args<S>>& in, AotSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
     const View<S> dout(std::forward<Dout>(dout_));
-    check<S>(in, dout, "dout");
-    Args<S>::visit([&](const char* field, const View<S>& p,
-                       const MutView<S>& g) { detail::check_gradient<S>("aot layer", field, g, p); },
-                   in, grad);
-    detail::refuse_overlap("aot layer", "the gradient of x", View<S>(grad.x), "dout", dout);
     const detail::SavedTurn saved_turn(&saved, false, "aot layer");
-    if (norm) detail::check_saved_norm<S>("aot layer", saved.norm, in.x);
+    check<S>("aot layer", in, dout, "dout", 1);
+    detail::check_gradients("aot layer", in, grad);
+    check_saved<S>("aot layer", in, saved);
+    detail::refuse_gradient_overlaps("aot layer", in, dout, grad);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
-    const LayerCall plain{false, &workspace, call.executor};
+    const detail::Context context(workspace, call.executor);
     const Index rows = in.x.rows, cols = in.x.cols;
     View<S> h = in.x;
     if (norm) {
@@ -149,13 +151,14 @@ struct Aot {
     }
     const auto args = detail::attention_args<View<S>, Op>(in, h);
     const MutView<S> da = arena.matrix<S>(rows, cols), dh = arena.matrix<S>(rows, cols);
+    S d_eta(0);
     if (grad.eta.given()) {  // d eta = <dout, Attention(H)>
-      attention().template project<S>(args, saved.attention.o, da, plain);
+      attention().template project<S>(context, args, saved.attention.o, da);
       S* each = arena.take<S>(rows);
       detail::row_dots<detail::Native<S>>(dout, View<S>(da), each);
       detail::Wide<S> sum = 0;
       for (Index i = 0; i < rows; ++i) sum += detail::Wide<S>(each[i]);
-      grad.eta(0, 0) = S(sum) + (call.accumulate ? grad.eta(0, 0) : S(0));
+      d_eta = S(sum) + (call.accumulate ? grad.eta(0, 0) : S(0));
     }
     const S eta = step<S>(in);
     for (Index i = 0; i < rows; ++i)
@@ -165,6 +168,7 @@ struct Aot {
     attention().template backward<S>(args, saved.attention, da,
                                      detail::attention_args<MutView<S>, Op>(grad, onward ? dh : MutView<S>()),
                                      {call.accumulate, &workspace, call.executor});
+    if (grad.eta.given()) grad.eta(0, 0) = d_eta;
     if (grad.x.given()) {  // the skip
       if (call.accumulate)
         detail::add_scaled<S>(grad.x, S(1), dout, grad.x);
@@ -174,9 +178,9 @@ struct Aot {
     if (!norm) {
       if (grad.x.given()) detail::add_scaled<S>(grad.x, S(1), dh, grad.x);
     } else if (onward) {  // h = LN(x)
-      detail::layer_norm_backward_in<detail::Native<S>>(detail::Context(workspace, call.executor), in.x, in.gamma,
-                                                        View<S>(saved.norm.statistics), View<S>(dh),
-                                                        {grad.x, grad.gamma, grad.beta}, true, call.accumulate);
+      detail::layer_norm_backward_in<detail::Native<S>>(context, in.x, in.gamma, View<S>(saved.norm.statistics),
+                                                        View<S>(dh), {grad.x, grad.gamma, grad.beta}, true,
+                                                        call.accumulate);
     }
   }
 
@@ -187,14 +191,9 @@ struct Aot {
       return {op, heads, kv_heads};
   }
 
- private:
+  /// Shapes and numbers of a call, raised in the name of a layer; out_name is that of out: out or dout.
   template <class S>
-  static S step(const Args<S>& in) {
-    return in.eta.given() ? in.eta(0, 0) : S(1);
-  }
-  template <class S>
-  void check(const Args<S>& in, View<S> out, const char* out_name) const {
-    const char* layer = "aot layer";
+  void check(const char* layer, const Args<S>& in, View<S> out, const char* out_name, Index batch) const {
     if (in.eta.given() && (in.eta.rows != 1 || in.eta.cols != 1))
       detail::raise(std::string(layer) + ": eta is " + detail::shape_text(in.eta.rows, in.eta.cols) + ", wanted 1 x 1");
     detail::check_parameters(layer, "eta", in.eta);
@@ -204,9 +203,6 @@ struct Aot {
     if (!norm && (in.gamma.given() || in.beta.given()))
       detail::raise(std::string(layer) + ": gamma or beta is given, but norm is false");
     detail::check_norm<S>(layer, in.x, in.gamma, in.beta, eps);
-    if (out.rows != in.x.rows || out.cols != in.x.cols)
-      detail::raise(std::string(layer) + ": " + out_name + " is " + detail::shape_text(out.rows, out.cols) +
-                    ", wanted " + detail::shape_text(in.x.rows, in.x.cols) + " as x");
     const View<S> other[] = {in.wq, in.bq, in.wk, in.bk, in.wv, in.bv};
     bool strange = detail::is_mssa<Op> ? false : in.u.given();
     if (detail::is_mssa<Op>)
@@ -215,6 +211,27 @@ struct Aot {
       detail::raise(std::string(layer) + ": " +
                     (detail::is_mssa<Op> ? "wq, wk or wv is given to MSSA, whose projection is u"
                                          : "u is given to multi-head attention, whose projections are wq, wk and wv"));
+    const auto args = detail::attention_args<View<S>, Op>(in, in.x);
+    attention().template check<S>(layer, args, batch);
+    if (const Index width = attention().template out_width<S>(args); width != in.x.cols)
+      detail::raise(std::string(layer) + ": the attention's result has " + detail::text_of(width) +
+                    " columns, wanted " + detail::text_of(in.x.cols) + " as x has");
+    if (out.rows != in.x.rows || out.cols != in.x.cols)
+      detail::raise(std::string(layer) + ": " + out_name + " is " + detail::shape_text(out.rows, out.cols) +
+                    ", wanted " + detail::shape_text(in.x.rows, in.x.cols) + " as x");
+  }
+  /// That saved was filled by a forward call of such inputs.
+  template <class S>
+  void check_saved(const char* layer, const Args<S>& in, const Saved<S>& saved) const {
+    if (norm) detail::check_saved_norm<S>(layer, saved.norm, in.x);
+    attention().template check_saved<S>(layer, detail::attention_args<View<S>, Op>(in, in.x), saved.attention);
+    detail::check_filled(layer, saved);
+  }
+
+ private:
+  template <class S>
+  static S step(const Args<S>& in) {
+    return in.eta.given() ? in.eta(0, 0) : S(1);
   }
 };
 
@@ -237,6 +254,7 @@ template <class Op, class S>
 struct AotStackSaved {
   std::vector<AotSaved<Op, S>> layers;
   std::vector<Mat<S>> tokens;  ///< layer l's result, all but the last
+  bool filled = false;
   detail::Turn turn;
 };
 
@@ -244,6 +262,8 @@ struct AotStackSaved {
 ///     limpid::AotStack<decltype(layer.op)> stack{layer};
 ///     stack.forward(x, parameters, out, {.batch = B, .saved = &saved});
 ///     stack.backward(x, parameters, saved, dout, dx, gradients);      // dx and gradients[l] as far as they are wanted
+/// Throws ShapeError as Aot does, for all layers before the first is run. Layers may share parameters, each with a
+/// gradient of its own.
 template <class Op>
 struct AotStack {
   Aot<Op> layer;
@@ -257,6 +277,8 @@ struct AotStack {
     using S = detail::ScalarOf<Out>;
     const View<S> x(std::forward<X>(x_));
     const MutView<S> out(std::forward<Out>(out_));
+    check<S>(x, layers, out, "out", call.batch);
+    detail::refuse_overlaps("aot stack", detail::arrays({{"out", out}}), read<S>(x, layers));
     const detail::SavedTurn saved_turn(call.saved, true, "aot stack");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -264,13 +286,11 @@ struct AotStack {
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
     const auto depth = layers.size();
-    if (depth == 0) {
-      detail::check_gradient<S>("aot stack", "nothing, out,", out, x);
-      return detail::copy<S>(x, out);
-    }
+    if (depth == 0) detail::copy<S>(x, out);
     if (call.saved) {
+      call.saved->filled = false;
       call.saved->layers.resize(depth);
-      call.saved->tokens.resize(depth - 1);
+      call.saved->tokens.resize(depth == 0 ? 0 : depth - 1);
     }
     MutView<S> spare[2];
     if (!call.saved && depth > 1)
@@ -290,6 +310,7 @@ struct AotStack {
       layer.forward(in, to, {call.batch, call.saved ? &call.saved->layers[l] : nullptr, &workspace, call.executor});
       from = to;
     }
+    if (call.saved) call.saved->filled = true;
   }
 
   /// Gradients of x (may be empty) and of the parameters that gradients[l] names; saved comes from the forward call.
@@ -304,6 +325,25 @@ struct AotStack {
       detail::raise("aot stack: there are " + detail::text_of(depth) + " layers, " +
                     detail::text_of(saved.layers.size()) + " saved and " + detail::text_of(gradients.size()) +
                     " sets of gradients, wanted as many");
+    check<S>(x, layers, dout, "dout", 1);
+    detail::check_gradient<S>("aot stack", "x", dx, x);
+    detail::check_filled("aot stack", saved);
+    for (std::size_t l = 0; l < depth; ++l) {
+      const AotArgs<View<S>> in = of_layer(x, layers[l]);
+      const AotArgs<MutView<S>> grad = of_layer(MutView<S>(), gradients[l]);
+      detail::check_gradients(LayerName(l).text, in, grad);
+      layer.template check_saved<S>(LayerName(l).text, in, saved.layers[l]);
+    }
+    const auto written = [&](auto&& f) {
+      detail::arrays({{"x", dx, detail::gradient_of}})(f);
+      for (std::size_t l = 0; l < depth; ++l)
+        detail::fields_of(of_layer(MutView<S>(), gradients[l]), detail::gradient_of, static_cast<Index>(l))(f);
+    };
+    const detail::NamedArray upstream("dout", dout);
+    detail::refuse_overlaps("aot stack", written, [&](auto&& f) {
+      read<S>(x, layers)(f);
+      f(upstream);
+    });
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
@@ -321,10 +361,37 @@ struct AotStack {
       layer.template backward<S>(in, saved.layers[l], g, grad, {call.accumulate, &workspace, call.executor});
       g = grad.x;
     }
-    if (dx.given()) {
-      detail::check_gradient<S>("aot stack", "x", dx, x);
-      detail::deliver<S>(g, dx, call.accumulate);
-    }
+    if (dx.given()) detail::deliver<S>(g, dx, call.accumulate);
+  }
+
+ private:
+  /// A layer as its errors name it.
+  struct LayerName {
+    char text[48];
+    explicit LayerName(std::size_t l) { std::snprintf(text, sizeof text, "aot stack, layer %zu", l); }
+  };
+  /// The arrays of one layer, x in the place of its tokens.
+  template <class V, class T>
+  static AotArgs<V> of_layer(V x, T& layer) {
+    AotArgs<V> args = layer;
+    args.x = x;
+    return args;
+  }
+  /// Shapes and numbers of all layers, whose tokens have the shape of x.
+  template <class S, class T>
+  void check(View<S> x, const std::vector<AotArgs<T>>& layers, View<S> out, const char* out_name, Index batch) const {
+    detail::check_out<S>("aot stack", out_name, out, x.rows, x.cols);
+    for (std::size_t l = 0; l < layers.size(); ++l)
+      layer.template check<S>(LayerName(l).text, of_layer(x, layers[l]), out, out_name, batch);
+  }
+  /// What is read of all layers.
+  template <class S, class T>
+  static auto read(View<S> x, const std::vector<AotArgs<T>>& layers) {
+    return [x, &layers](auto&& f) {
+      f(detail::NamedArray("x", x));
+      for (std::size_t l = 0; l < layers.size(); ++l)
+        detail::fields_of(of_layer(View<S>(), layers[l]), "", static_cast<Index>(l))(f);
+    };
   }
 };
 

@@ -13,12 +13,18 @@ inline namespace LIMPID_ABI {
 template <class T>
 struct BoostingBlockArgs {
   T x{}, u{}, tau{}, rho{};
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    f("x", a.x...), f("u", a.u...), f("tau", a.tau...), f("rho", a.rho...);
+  }
 };
 
 /// What a boosting block keeps: the sublayer's input and output. One call at a time, as Saved.
 template <class S>
 struct BoostingBlockSaved {
   Mat<S> s, z;
+  bool filled = false;
   mutable detail::Turn turn;
 };
 
@@ -67,16 +73,16 @@ void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&
   const detail::BoostingBlockNumbers<S> c(in);
   detail::check_like<S>("u", in.u, in.x);
   if (!out.given() && in.x.rows > 0) detail::raise("boosting block: out is not given");
-  for (const auto& [name, to] : {std::pair{"out", out}, std::pair{"u_next", u_next}}) {
-    detail::check_like<S>(name, to, in.x);
-    detail::refuse_overlap("boosting block", name, to, "x", in.x);
-    detail::refuse_overlap("boosting block", name, to, "u", in.u);
-  }
-  detail::refuse_overlap("boosting block", "out", out, "u_next", u_next);
+  detail::check_like<S>("out", out, in.x);
+  detail::check_like<S>("u_next", u_next, in.x);
+  detail::refuse_overlaps("boosting block", detail::arrays({{"out", out}, {"u_next", u_next}}), detail::fields_of(in));
   const Index n = in.x.rows, width = in.x.cols;
   const S fed_back = in.u.given() ? c.rho : S(0), subtracted = in.u.given() ? -c.kappa : S(0);
   const detail::SavedTurn saved_turn(saved, true, "boosting block");
-  if (saved) saved->s.resize(n, width), saved->z.resize(n, width);
+  if (saved) {
+    saved->filled = false;
+    saved->s.resize(n, width), saved->z.resize(n, width);
+  }
   detail::with_context(call, [&](const detail::Context& context) {
     const auto room = [&](Mat<S> BoostingBlockSaved<S>::*field) {
       return saved ? MutView<S>(saved->*field) : context.arena().template matrix<S>(n, width);
@@ -88,6 +94,7 @@ void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&
     detail::combine<P>(context, c.tau, z, subtracted, in.u, next);
     detail::combine<P>(context, S(1), in.x, S(1), next, out);
   });
+  if (saved) saved->filled = true;
 }
 
 /// Gradients of a boosting block from g = dout and w = du_next (empty: 0, as in the last block):
@@ -96,7 +103,9 @@ void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&
 ///     drho = <ds - tau e, u>,   dtau = <e, z - (rho + 1) u>
 ///
 /// vjp(View<S> s, View<S> dz, MutView<S> ds) writes the sublayer's vector-Jacobian product and, on its way, the
-/// gradients of its own parameters. Empty gradients are not computed; call.accumulate adds to them. Throws ShapeError.
+/// gradients of its own parameters. Empty gradients are not computed; call.accumulate adds to them. Throws ShapeError
+/// where shapes do not fit, no forward call has filled saved, or a gradient shares memory with an input, dout, du_next
+/// or another one.
 template <class S, class Vjp>
 void boosting_block_backward(const std::type_identity_t<BoostingBlockArgs<View<S>>>& in,
                              const BoostingBlockSaved<S>& saved, Vjp&& vjp, const std::type_identity_t<View<S>>& dout,
@@ -110,11 +119,17 @@ void boosting_block_backward(const std::type_identity_t<BoostingBlockArgs<View<S
   if (s.rows != in.x.rows || s.cols != in.x.cols)
     detail::raise("boosting block: saved is of " + detail::shape_text(s.rows, s.cols) + ", wanted " +
                   detail::shape_text(in.x.rows, in.x.cols) + " as x; a forward call fills it");
+  detail::check_filled("boosting block", saved);
   if (!dout.given() && in.x.rows > 0) detail::raise("boosting block: dout is not given");
   detail::check_like<S>("dout", dout, in.x);
   detail::check_like<S>("du_next", du_next, in.x);
   detail::check_like<S>("gradient of x", grad.x, in.x);
   detail::check_like<S>("gradient of u", grad.u, in.x);
+  detail::check_bias<S>("boosting block", "gradient of tau", grad.tau, 1);
+  detail::check_bias<S>("boosting block", "gradient of rho", grad.rho, 1);
+  detail::refuse_overlaps(
+      "boosting block", detail::fields_of(grad, detail::gradient_of),
+      detail::joined(detail::fields_of(in), detail::arrays({{"dout", dout}, {"du_next", du_next}})));
   detail::with_context(call, [&](const detail::Context& context) {
     Arena& arena = context.arena();
     const Index n = in.x.rows, width = in.x.cols;

@@ -212,13 +212,15 @@ detail::Wide<S> coding_rate(X&& x, const CodingRateOptions& options = {}, const 
   return value;
 }
 
-/// dx = g dR/dx = g alpha x (I + alpha x^T x)^-1, g the upstream number; added if the call says accumulate.
+/// dx = g dR/dx = g alpha x (I + alpha x^T x)^-1, g the upstream number; added if the call says accumulate. Throws
+/// ShapeError as coding_rate does, and where dx has another shape or shares memory with x.
 template <class X, class Dx, class S = detail::ScalarOf<Dx>>
 void coding_rate_backward(X&& x, double g, Dx&& dx, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x));
   const MutView<S> to(std::forward<Dx>(dx));
   detail::check_rate("coding_rate", options);
   detail::check_gradient<S>("coding_rate", "x", to, vx);
+  detail::refuse_overlaps("coding_rate", {{"x", to, detail::gradient_of}}, {{"x", vx}});
   detail::with_context(call, [&](const auto& context) {
     const auto d = detail::OneRate<S>("coding_rate", context, vx, options).gradient(detail::Wide<S>(g));
     for (Index i = 0; i < to.rows; ++i)
@@ -245,7 +247,8 @@ detail::Wide<S> subspace_coding_rate(X&& x, U&& u, const CodingRateOptions& opti
   return value;
 }
 
-/// dx = sum_k dY_k U_k^T and dU_k = x^T dY_k, dY_k = g dR/dY_k; either may be an empty view.
+/// dx = sum_k dY_k U_k^T and dU_k = x^T dY_k, dY_k = g dR/dY_k; either may be an empty view. Throws ShapeError as
+/// subspace_coding_rate does, and where a gradient has another shape or shares memory with x, u or the other.
 template <class X, class U, class S = detail::ScalarOf<X>>
 void subspace_coding_rate_backward(X&& x, U&& u, double g, const std::type_identity_t<MutView<S>>& dx,
                                    const std::type_identity_t<MutView<S>>& du, const CodingRateOptions& options = {},
@@ -255,6 +258,8 @@ void subspace_coding_rate_backward(X&& x, U&& u, double g, const std::type_ident
   detail::check_codebook<S>("subspace_coding_rate", vx, vu, options.heads);
   detail::check_gradient<S>("subspace_coding_rate", "x", dx, vx);
   detail::check_gradient<S>("subspace_coding_rate", "u", du, vu);
+  detail::refuse_overlaps("subspace_coding_rate", {{"x", dx, detail::gradient_of}, {"u", du, detail::gradient_of}},
+                          {{"x", vx}, {"u", vu}});
   detail::with_context(call, [&](const auto& context) {
     const Index p = vu.cols / options.heads;
     using W = detail::Wide<S>;

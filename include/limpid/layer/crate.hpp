@@ -35,6 +35,7 @@ struct IstaSaved {
   LayerNormSaved<S> norm;
   Mat<S> residual;   // B - B W^T
   Mat<bool> active;  // where the result is positive
+  bool filled = false;
   detail::Turn turn;
 };
 
@@ -48,7 +49,8 @@ struct IstaSaved {
 /// "White-Box Transformers via Sparse Rate Reduction" (Yu et al., NeurIPS 2023, arXiv 2306.01129; journal version
 /// 2311.13110) as in its official code: eta and lambda 0.1, not learned. There is no skip: B inside is the skip, and it
 /// is normalised. At the kink the derivative is 0. Gradients ours. Kept: the norm's statistics, B - B W^T and where out
-/// > 0. 4 n D^2 flop. Throws ShapeError where shapes do not fit.
+/// > 0. 4 n D^2 flop. Throws ShapeError where shapes do not fit, numbers are not finite, a result shares memory with an
+/// input or another one, or, backward, no forward call has filled saved to its end.
 struct Ista {
   double eta = 0.1, lambda = 0.1;
   bool norm = true;  ///< LayerNorm before it
@@ -66,15 +68,15 @@ struct Ista {
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
-    check<S>(in, out, "out");
-    detail::refuse_overlap("ista", "out", View<S>(out), "x", in.x);
-    detail::refuse_overlap("ista", "out", View<S>(out), "dictionary", in.dictionary);
+    check<S>("ista", in, out, "out");
+    detail::refuse_overlaps("ista", detail::arrays({{"out", out}}), detail::fields_of(in));
     const detail::SavedTurn saved_turn(call.saved, true, "ista");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
+    if (call.saved) call.saved->filled = false;
     if (call.saved && !norm) call.saved->norm.statistics.resize(0, 4);  // of an earlier call
     const LayerForward<LayerNormSaved<S>> with{1, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor};
     const View<S> b = normed<S>(in, with);
@@ -82,7 +84,7 @@ struct Ista {
     const detail::Context context(workspace, call.executor);
     detail::multiply<detail::Native<S>, detail::Walk::rows, true>(context, b, in.dictionary, e, false);
     detail::add_scaled<S>(b, S(-1), e, e);  // B - B W^T
-    linear(View<S>(e), in.dictionary, View<S>(), out, {false, &workspace, call.executor});
+    detail::linear_in<detail::Native<S>>(context, e, in.dictionary, View<S>(), out);
     if (call.saved) call.saved->active.resize(b.rows, b.cols);
     const S step = value(in.eta, eta), least = step * value(in.lambda, lambda);
     for (Index i = 0; i < out.rows; ++i) {
@@ -97,6 +99,7 @@ struct Ista {
       bool* active = call.saved->active.data() + i * out.cols;
       for (Index c = 0; c < out.cols; ++c) active[c] = to[c] > S(0);
     }
+    if (call.saved) call.saved->filled = true;
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -106,14 +109,10 @@ struct Ista {
     using P = detail::Native<S>;
     const detail::SavedTurn saved_turn(&saved, false, "ista");
     const View<S> dout(std::forward<Dout>(dout_)), e(saved.residual);
-    check<S>(in, dout, "dout");
-    Args<S>::visit([&](const char* field, const View<S>& p,
-                       const MutView<S>& g) { detail::check_gradient<S>("ista", field, g, p); },
-                   in, grad);
-    if (e.rows != in.x.rows || e.cols != in.x.cols)
-      detail::raise("ista: saved holds a residual of " + detail::shape_text(e.rows, e.cols) + ", wanted " +
-                    detail::shape_text(in.x.rows, in.x.cols));
-    if (norm) detail::check_saved_norm<S>("ista", saved.norm, in.x);
+    check<S>("ista", in, dout, "dout");
+    detail::check_gradients("ista", in, grad);
+    detail::refuse_gradient_overlaps("ista", in, dout, grad);
+    check_saved<S>("ista", in, saved);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
@@ -162,6 +161,43 @@ struct Ista {
       detail::deliver<S>(db, grad.x, call.accumulate);
   }
 
+  /// Shapes and numbers of a call, raised in the name of a layer; out_name is that of out: out or dout.
+  template <class S>
+  void check(const char* layer, const Args<S>& in, View<S> out, const char* out_name) const {
+    using detail::raise;
+    using detail::shape_text;
+    for (const auto& [field, v] : {std::pair{"eta", in.eta}, std::pair{"lambda", in.lambda}})
+      if (v.given() && (v.rows != 1 || v.cols != 1))
+        raise(std::string(layer) + ": " + field + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
+    if (!norm && (in.gamma.given() || in.beta.given()))
+      raise(std::string(layer) + ": gamma or beta is given, but norm is false");
+    detail::check_norm<S>(layer, in.x, in.gamma, in.beta, eps);
+    detail::check_finite<S>(layer, "eta", eta);
+    detail::check_finite<S>(layer, "lambda", lambda);
+    if (in.dictionary.rows != in.x.cols || in.dictionary.cols != in.x.cols)
+      raise(std::string(layer) + ": dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
+            shape_text(in.x.cols, in.x.cols) + ", square as x has columns");
+    detail::check_rows(layer, in);
+    const S step = value(in.eta, eta), threshold = value(in.lambda, lambda);
+    if (!detail::are_factors(step, threshold, step * threshold))
+      raise(std::string(layer) + ": eta is " + detail::number_text(step) + " and lambda " +
+            detail::number_text(threshold) + ", wanted numbers that are at most " +
+            detail::number_text(detail::largest_factor<S>()) + " in size, their product too");
+    if (out.rows != in.x.rows || out.cols != in.x.cols)
+      raise(std::string(layer) + ": " + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
+            shape_text(in.x.rows, in.x.cols) + " as x");
+  }
+  /// That saved was filled by a forward call of such inputs.
+  template <class S>
+  void check_saved(const char* layer, const Args<S>& in, const IstaSaved<S>& saved) const {
+    const Mat<S>& e = saved.residual;
+    if (e.rows() != in.x.rows || e.cols() != in.x.cols)
+      detail::raise(std::string(layer) + ": saved holds a residual of " + detail::shape_text(e.rows(), e.cols()) +
+                    ", wanted " + detail::shape_text(in.x.rows, in.x.cols));
+    if (norm) detail::check_saved_norm<S>(layer, saved.norm, in.x);
+    detail::check_filled(layer, saved);
+  }
+
  private:
   template <class S>
   static S value(View<S> given, double otherwise) {
@@ -173,30 +209,6 @@ struct Ista {
     const MutView<S> b = call.workspace->common().template matrix<S>(in.x.rows, in.x.cols);
     layer_norm(in.x, in.gamma, in.beta, b, {eps, call.saved, call.workspace, call.executor});
     return b;
-  }
-  template <class S>
-  void check(const Args<S>& in, View<S> out, const char* out_name) const {
-    using detail::raise;
-    using detail::shape_text;
-    for (const auto& [field, v] : {std::pair{"eta", in.eta}, std::pair{"lambda", in.lambda}})
-      if (v.given() && (v.rows != 1 || v.cols != 1))
-        raise(std::string("ista: ") + field + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
-    if (!norm && (in.gamma.given() || in.beta.given())) raise("ista: gamma or beta is given, but norm is false");
-    detail::check_norm<S>("ista", in.x, in.gamma, in.beta, eps);
-    detail::check_finite<S>("ista", "eta", eta);
-    detail::check_finite<S>("ista", "lambda", lambda);
-    if (in.dictionary.rows != in.x.cols || in.dictionary.cols != in.x.cols)
-      raise("ista: dictionary is " + shape_text(in.dictionary.rows, in.dictionary.cols) + ", wanted " +
-            shape_text(in.x.cols, in.x.cols) + ", square as x has columns");
-    detail::check_rows("ista", in);
-    const S step = value(in.eta, eta), threshold = value(in.lambda, lambda);
-    if (!detail::are_factors(step, threshold, step * threshold))
-      raise("ista: eta is " + detail::number_text(step) + " and lambda " + detail::number_text(threshold) +
-            ", wanted numbers that are at most " + detail::number_text(detail::largest_factor<S>()) +
-            " in size, their product too");
-    if (out.rows != in.x.rows || out.cols != in.x.cols)
-      raise(std::string("ista: ") + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
-            shape_text(in.x.rows, in.x.cols) + " as x");
   }
 };
 
@@ -231,6 +243,7 @@ struct CrateSaved {
   AotSaved<Op, S> compress;
   Mat<S> h;
   IstaSaved<S> sparsify;
+  bool filled = false;
   detail::Turn turn;
 };
 
@@ -239,7 +252,7 @@ struct CrateSaved {
 ///
 /// The papers derive its first half from a descent of the coding rate R^c. The step that is built, x + MSSA(LN(x)),
 /// RAISES the plain R^c of its tokens (Hu et al., NeurIPS 2024, and our own measurement; coding_rate.hpp): do not read
-/// it as a descent. Kept: H and what the two halves keep. Throws ShapeError.
+/// it as a descent. Kept: H and what the two halves keep. Throws ShapeError as Aot and Ista do.
 template <class Op>
 struct Crate {
   Op op;
@@ -259,24 +272,35 @@ struct Crate {
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
+    check<S>(in, out, "out", call.batch);
+    detail::refuse_overlaps("crate block", detail::arrays({{"out", out}}), detail::fields_of(in));
     const detail::SavedTurn saved_turn(call.saved, true, "crate block");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
+    if (call.saved) call.saved->filled = false;
     const MutView<S> h = detail::room<S>(workspace, call.saved ? &call.saved->h : nullptr, in.x.rows, in.x.cols);
     compress().forward(first<View<S>>(in, in.x), h,
                        {call.batch, call.saved ? &call.saved->compress : nullptr, &workspace, call.executor});
     ista.forward(second<View<S>>(in, h), out,
                  {call.batch, call.saved ? &call.saved->sparsify : nullptr, &workspace, call.executor});
+    if (call.saved) call.saved->filled = true;
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
-  void backward(const std::type_identity_t<Args<S>>& in, CrateSaved<Op, S>& saved, Dout&& dout,
+  void backward(const std::type_identity_t<Args<S>>& in, CrateSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, "crate block");
+    check<S>(in, dout, "dout", 1);
+    detail::check_gradients("crate block", in, grad);
+    detail::refuse_gradient_overlaps("crate block", in, dout, grad);
+    compress().template check_saved<S>("crate block", first<View<S>>(in, in.x), saved.compress);
+    ista.check_saved<S>("crate block", second<View<S>>(in, in.x), saved.sparsify);
+    detail::check_filled("crate block", saved);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
@@ -285,13 +309,20 @@ struct Crate {
     const MutView<S> dh = workspace.common().template matrix<S>(saved.h.rows(), saved.h.cols());
     if (call.accumulate) dh.fill(S(0));  // this one is ours
     const LayerCall inner{call.accumulate, &workspace, call.executor};
-    ista.backward<S>(second<View<S>>(in, saved.h), saved.sparsify, std::forward<Dout>(dout),
-                     second<MutView<S>>(grad, dh), inner);
+    ista.backward<S>(second<View<S>>(in, saved.h), saved.sparsify, dout, second<MutView<S>>(grad, dh), inner);
     compress().template backward<S>(first<View<S>>(in, in.x), saved.compress, dh, first<MutView<S>>(grad, grad.x),
                                     inner);
   }
 
  private:
+  /// H and x have one shape. The norms first: the halves call both of them gamma and beta.
+  template <class S>
+  void check(const Args<S>& in, View<S> out, const char* out_name, Index batch) const {
+    detail::check_norm<S>("crate block", in.x, in.gamma1, in.beta1, eps, "gamma1", "beta1");
+    detail::check_norm<S>("crate block", in.x, in.gamma2, in.beta2, ista.eps, "gamma2", "beta2");
+    compress().template check<S>("crate block", first<View<S>>(in, in.x), in.x, "x", batch);
+    ista.check<S>("crate block", second<View<S>>(in, in.x), out, out_name);
+  }
   Aot<Op> compress() const { return {op, heads, 0, true, eps}; }
   template <class T, class From>
   static AotArgs<T> first(const From& from, T x) {

@@ -17,6 +17,16 @@ template <class T>
 struct TwoMapLayerArgs {
   T x{}, wq{}, wk{}, wv{}, wo{}, gate_w{}, gate_b{}, gamma{}, lambda{}, lambda_q1{}, lambda_k1{}, lambda_q2{},
       lambda_k2{};
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    f("x", a.x...);
+    f("wq", a.wq...), f("wk", a.wk...), f("wv", a.wv...), f("wo", a.wo...);
+    f("gate_w", a.gate_w...), f("gate_b", a.gate_b...);
+    f("gamma", a.gamma...), f("lambda", a.lambda...);
+    f("lambda_q1", a.lambda_q1...), f("lambda_k1", a.lambda_k1...);
+    f("lambda_q2", a.lambda_q2...), f("lambda_k2", a.lambda_k2...);
+  }
 };
 
 /// What the layer keeps between forward and backward. One call at a time, as Saved.
@@ -24,6 +34,7 @@ template <class Op, class S>
 struct TwoMapLayerSaved {
   Mat<S> q, k, v, z, y;
   Saved<Op, S> attention;
+  bool filled = false;
   detail::Turn turn;
 };
 
@@ -39,7 +50,9 @@ struct TwoMapLayerCall {
 /// differential_gated(...); Ye et al. 2024, arXiv 2410.05258, section 2.1, without biases. Rotary positions come
 /// between projection and scores: with them, call linear and the operator yourself.
 ///
-/// Kept: q, k, v, z, the heads' output and what the operator keeps, O((B n)(D + H (2 d + dv))). Throws ShapeError.
+/// Kept: q, k, v, z, the heads' output and what the operator keeps, O((B n)(D + H (2 d + dv))). Throws ShapeError where
+/// shapes do not fit, a result shares memory with an input or with another one, gate_b is not finite, or, backward, no
+/// forward call has filled saved to its end.
 template <class Op>
 struct TwoMapLayer {
   Op op;
@@ -56,14 +69,16 @@ struct TwoMapLayer {
                const TwoMapLayerCall<Op, detail::ScalarOf<Out>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
-    check<S>(in);
+    check<S>(in, out, "out", call.batch);
+    detail::refuse_overlaps("layer", detail::arrays({{"out", out}}), detail::fields_of(in));
     const detail::SavedTurn saved_turn(call.saved, true, "layer");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
-    const LayerCall linear_call{false, &workspace, call.executor};
+    const detail::Context context(workspace, call.executor);
+    if (call.saved) call.saved->filled = false;
     const auto room = [&](Mat<S> TwoMapLayerSaved<Op, S>::*field, Index cols) {
       if (!call.saved) return workspace.common().template matrix<S>(in.x.rows, cols);
       (call.saved->*field).resize(in.x.rows, cols);
@@ -71,7 +86,7 @@ struct TwoMapLayer {
     };
     const auto projected = [&](Mat<S> TwoMapLayerSaved<Op, S>::*field, View<S> w, View<S> b) {
       const MutView<S> to = room(field, w.cols);
-      if (w.given()) linear(in.x, w, b, to, linear_call);
+      detail::linear_in<detail::Native<S>>(context, in.x, w, b, to);
       return View<S>(to);
     };
     using Saved = TwoMapLayerSaved<Op, S>;
@@ -83,31 +98,37 @@ struct TwoMapLayer {
     inner.workspace = &workspace, inner.executor = call.executor;
     inner.saved = call.saved ? &call.saved->attention : nullptr;
     limpid::forward(op, operator_args<View<S>>(in, q, k, v, z), y, inner);
-    linear(View<S>(y), in.wo, View<S>(), out, linear_call);
+    detail::linear_in<detail::Native<S>>(context, y, in.wo, View<S>(), out);
+    if (call.saved) call.saved->filled = true;
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, TwoMapLayerSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    using P = detail::Native<S>;
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, "layer");
+    check<S>(in, dout, "dout", 1);
+    Args<S> like = in;  // a bias that is not given is 0, and may have a gradient
+    like.gate_b = View<S>(nullptr, in.gate_w.given() ? 1 : 0, in.gate_w.cols, in.gate_w.cols);
+    detail::check_gradients("layer", like, grad);
+    detail::refuse_gradient_overlaps("layer", in, dout, grad);
+    detail::check_kept("layer", "q", saved.q, in.x.rows, in.wq.cols);
+    detail::check_kept("layer", "k", saved.k, in.x.rows, in.wk.cols);
+    detail::check_kept("layer", "v", saved.v, in.x.rows, in.wv.cols);
+    detail::check_kept("layer", "z", saved.z, in.x.rows, in.gate_w.cols);
+    detail::check_filled("layer", saved);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
-    const auto like = [&](const Mat<S>& m) {
-      return m.size() == 0 ? MutView<S>() : arena.matrix<S>(m.rows(), m.cols());
-    };
-    const MutView<S> dq = like(saved.q), dk = like(saved.k), dv = like(saved.v), dz = like(saved.z), dy = like(saved.y);
-    const LayerCall linear_call{call.accumulate, &workspace, call.executor},
-        overwrite{false, &workspace, call.executor};
-
-    // out = y wo
-    linear_backward(View<S>(saved.y), in.wo, dout, {{}, grad.wo, {}}, linear_call);
-    linear_backward(View<S>(saved.y), in.wo, dout, {dy, {}, {}}, overwrite);
+    const detail::Context context(workspace, call.executor);
+    const auto room = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
+    const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v), dz = room(saved.z), dy = room(saved.y);
+    detail::linear_backward_in<P>(context, saved.y, in.wo, dout, {dy, {}, {}}, false);
     // y = op(q, k, v, z); the operator's own parameters are added to where asked
     BackwardCall<S> inner;
     inner.workspace = &workspace, inner.executor = call.executor, inner.accumulate = call.accumulate;
@@ -115,12 +136,14 @@ struct TwoMapLayer {
       for (const MutView<S>& g : {dq, dk, dv, dz}) g.fill(S(0));
     limpid::backward(op, operator_args<View<S>>(in, saved.q, saved.k, saved.v, saved.z), saved.attention, View<S>(dy),
                      operator_args<MutView<S>>(grad, dq, dk, dv, dz), inner);
+    // out = y wo
+    detail::linear_backward_in<P>(context, saved.y, in.wo, dout, {{}, grad.wo, {}}, call.accumulate);
     // q = x wq, k = x wk, v = x wv, z = x gate_w + gate_b
-    LayerCall add = linear_call;
+    bool add = call.accumulate;
     const auto project_back = [&](View<S> w, MutView<S> d, MutView<S> dw, MutView<S> db) {
-      linear_backward(in.x, w, View<S>(d), {grad.x, {}, {}}, add);
-      linear_backward(in.x, w, View<S>(d), {{}, dw, db}, linear_call);
-      add.accumulate = true;
+      detail::linear_backward_in<P>(context, in.x, w, d, {grad.x, {}, {}}, add);
+      detail::linear_backward_in<P>(context, in.x, w, d, {{}, dw, db}, call.accumulate);
+      add = true;
     };
     project_back(in.wq, dq, grad.wq, {});
     project_back(in.wk, dk, grad.wk, {});
@@ -130,18 +153,23 @@ struct TwoMapLayer {
 
  private:
   template <class S>
-  static void check(const Args<S>& in) {
-    const auto reads_x = [&](const char* name, View<S> w) {
-      if (w.rows != in.x.cols)
-        detail::raise("layer: " + std::string(name) + " is " + detail::shape_text(w.rows, w.cols) + ", wanted " +
-                      detail::text_of(in.x.cols) + " rows, as x has columns");
-    };
-    reads_x("wq", in.wq);
-    reads_x("wk", in.wk);
-    reads_x("wv", in.wv);
-    if (in.gate_w.given()) reads_x("gate_w", in.gate_w);
-    detail::check_parameters("layer", "gate_b", in.gate_b);
+  void check(const Args<S>& in, View<S> out, const char* out_name, Index batch) const {
+    const char* layer = "layer";
+    const Index groups = kv_heads == 0 ? heads : kv_heads;
+    detail::check_heads(layer, heads, groups, batch, in.x.rows);
+    detail::check_projection(layer, "wq", in.wq, in.x, heads);
+    detail::check_projection(layer, "wk", in.wk, in.x, groups);
+    detail::check_projection(layer, "wv", in.wv, in.x, groups);
+    detail::check_counts(layer, 1, heads, std::max(in.wq.cols, in.wv.cols));
+    if (in.gate_w.given())
+      detail::check_reads(layer, "gate_w", in.gate_w.rows, in.gate_w.cols, in.x.cols, "x has columns");
     if (in.gate_b.given() && !in.gate_w.given()) detail::raise("layer: gate_b is given without gate_w");
+    detail::check_bias<S>(layer, "gate_b", in.gate_b, in.gate_w.cols);
+    detail::check_parameters(layer, "gate_b", in.gate_b);
+    detail::check_reads(layer, "wo", in.wo.rows, in.wo.cols, in.wv.cols / groups * heads,
+                        "the heads' output has columns");
+    operator_args<View<S>>(in, View<S>(), View<S>(), View<S>(), View<S>());
+    detail::check_out<S>(layer, out_name, out, in.x.rows, in.wo.cols);
   }
 
   /// The operator's arguments, from the layer's: an operator that has no such field is not given it.

@@ -19,6 +19,7 @@ template <class S>
 struct LayerNormSaved {
   Mat<S> statistics;
   Index width = 0;  ///< of those rows
+  bool filled = false;
   mutable detail::Turn turn;
 };
 
@@ -193,12 +194,13 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
 }
 
 template <class S>
-void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta, double eps) {
+void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta, double eps, const char* gamma_name = "gamma",
+                const char* beta_name = "beta") {
   check_finite<S>(op, "eps", eps, eps >= 0, "a finite number, 0 or more");
-  check_bias<S>(op, "gamma", gamma, x.cols);
-  check_bias<S>(op, "beta", beta, x.cols);
-  check_parameters(op, "gamma", gamma);
-  check_parameters(op, "beta", beta);
+  check_bias<S>(op, gamma_name, gamma, x.cols);
+  check_bias<S>(op, beta_name, beta, x.cols);
+  check_parameters(op, gamma_name, gamma);
+  check_parameters(op, beta_name, beta);
 }
 
 /// That saved was filled by a forward call of such an x.
@@ -207,6 +209,7 @@ void check_saved_norm(const char* op, const LayerNormSaved<S>& saved, View<S> x)
   if (saved.statistics.rows() != x.rows || saved.width != x.cols)
     raise(std::string(op) + ": saved is of a norm of " + shape_text(saved.statistics.rows(), saved.width) +
           ", wanted one of x, " + shape_text(x.rows, x.cols));
+  check_filled(op, saved);
 }
 
 }  // namespace detail
@@ -226,10 +229,11 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
   if (vy.rows != vx.rows || vy.cols != vx.cols)
     detail::raise("layer_norm: y is " + detail::shape_text(vy.rows, vy.cols) + ", wanted " +
                   detail::shape_text(vx.rows, vx.cols));
-  for (const View<S>& in : {vx, vg, vb}) detail::refuse_overlap("layer_norm", "y", vy, "an input", in);
+  detail::refuse_overlaps("layer_norm", {{"y", vy}}, {{"x", vx}, {"gamma", vg}, {"beta", vb}});
   const detail::SavedTurn saved_turn(call.saved, true, "layer_norm");
   MutView<S> statistics;
   if (call.saved) {
+    call.saved->filled = false;
     call.saved->statistics.resize(vx.rows, 4);
     call.saved->width = vx.cols;
     statistics = call.saved->statistics;
@@ -237,10 +241,12 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
   detail::with_context({false, call.workspace, call.executor}, [&](const auto& context) {
     detail::layer_norm_in<detail::Native<S>>(context, vx, vg, vb, call.eps, vy, statistics);
   });
+  if (call.saved) call.saved->filled = true;
 }
 
 /// The gradients that grad names, from dy; saved comes from the forward call. Throws ShapeError where shapes do not
-/// fit, saved is of other rows, or a gradient shares memory with x or dy.
+/// fit, saved is of other rows or of a call that was not finished, or a gradient shares memory with x, gamma, dy or
+/// another one.
 ///
 ///     dx = r (t - mean(t) - xh mean(t o xh)),   t = gamma o dy,   xh = (x - mean) r
 ///     dgamma = sum of dy o xh over rows,   dbeta = sum of dy
@@ -255,10 +261,10 @@ void layer_norm_backward(X&& x, G&& gamma, const LayerNormSaved<S>& saved, Dy&& 
   detail::check_gradient<S>("layer_norm", "x", grad.x, vx);
   detail::check_bias<S>("layer_norm: gradient", "gamma", grad.gamma, vx.cols);
   detail::check_bias<S>("layer_norm: gradient", "beta", grad.beta, vx.cols);
-  for (const MutView<S>& g : {grad.x, grad.gamma, grad.beta}) {
-    detail::refuse_overlap("layer_norm", "a gradient", g, "x", vx);
-    detail::refuse_overlap("layer_norm", "a gradient", g, "dy", vdy);
-  }
+  using detail::gradient_of;
+  detail::refuse_overlaps(
+      "layer_norm", {{"x", grad.x, gradient_of}, {"gamma", grad.gamma, gradient_of}, {"beta", grad.beta, gradient_of}},
+      {{"x", vx}, {"gamma", vg}, {"dy", vdy}});
   detail::with_context(call, [&](const auto& context) {
     detail::layer_norm_backward_in<detail::Native<S>>(context, vx, vg, s, vdy, grad, call.accumulate, call.accumulate);
   });

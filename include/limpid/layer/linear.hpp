@@ -106,6 +106,66 @@ void check_gradient(const char* op, const char* name, View<S> g, View<S> like) {
           shape_text(like.rows, like.cols));
 }
 
+inline void check_reads(const char* layer, const char* name, Index rows, Index cols, Index wanted, const char* what) {
+  if (rows != wanted)
+    raise(std::string(layer) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + text_of(wanted) +
+          " rows, as " + what);
+}
+
+/// Heads, key heads and the batch of a layer's tokens, before anything is divided by them.
+inline void check_heads(Name layer, Index heads, Index groups, Index batch, Index tokens) {
+  if (heads < 1 || groups < 1 || heads % groups != 0)
+    raise(layer + (": heads is " + text_of(heads) + " and kv_heads " + text_of(groups) +
+                   ", wanted at least 1, kv_heads a divisor of heads"));
+  if (batch < 1 || tokens % batch != 0)
+    raise(layer + (": batch is " + text_of(batch) + " and x has " + text_of(tokens) +
+                   " rows, wanted at least 1 item and as many rows in each"));
+}
+
+/// A projection of the tokens: its rows, and its columns as heads have them.
+template <class S>
+void check_projection(const char* layer, const char* name, View<S> w, View<S> x, Index heads) {
+  check_reads(layer, name, w.rows, w.cols, x.cols, "x has columns");
+  if (w.cols % heads != 0)
+    raise(std::string(layer) + ": " + name + " has " + text_of(w.cols) + " columns, wanted a multiple of its " +
+          text_of(heads) + " heads");
+}
+
+/// Gradients as large as what they are of.
+template <class Args, class Grads>
+void check_gradients(const char* layer, const Args& in, const Grads& grad) {
+  Args::visit([&](const char* field, const auto& p,
+                  const auto& g) { check_gradient<ScalarOf<decltype(p)>>(layer, field, g, p); },
+              in, grad);
+}
+
+/// What is written backward by a layer, against all that it reads.
+template <class Args, class Grads, class S>
+void refuse_gradient_overlaps(const char* layer, const Args& in, View<S> dout, const Grads& grad) {
+  refuse_overlaps(layer, fields_of(grad, gradient_of), joined(fields_of(in), arrays({{"dout", dout}})));
+}
+
+template <class S>
+void check_out(const char* layer, const char* name, View<S> out, Index rows, Index cols) {
+  if (out.rows != rows || out.cols != cols)
+    raise(std::string(layer) + ": " + name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
+          shape_text(rows, cols));
+}
+
+/// What a forward call kept of a layer's tokens, n x width.
+template <class S>
+void check_kept(const char* layer, const char* field, const Mat<S>& kept, Index rows, Index cols) {
+  if (kept.rows() != rows || kept.cols() != cols)
+    raise(std::string(layer) + ": saved holds " + field + " of " + shape_text(kept.rows(), kept.cols()) + ", wanted " +
+          shape_text(rows, cols) + " as the inputs make it");
+}
+
+/// A forward call that throws on its way leaves a saved state that is neither the old one nor a new one.
+template <class Saved>
+void check_filled(Name layer, const Saved& saved) {
+  if (!saved.filled) raise(layer + ": saved is empty, wanted one that a forward call has filled");
+}
+
 /// y = x w + b, shapes checked; b may be empty.
 template <class P>
 void linear_in(const Context& context, View<typename P::Scalar> x, View<typename P::Scalar> w,
@@ -146,14 +206,13 @@ void linear(X&& x, W&& w, B&& b, Y&& y, const LayerCall& call = {}) {
   const MutView<S> vy(std::forward<Y>(y));
   detail::check_linear<S>("linear", vx, vw, vy, "y");
   detail::check_bias<S>("linear", "b", vb, vw.cols);
-  detail::refuse_overlap("linear", "y", vy, "x", vx);
-  detail::refuse_overlap("linear", "y", vy, "w", vw);
-  detail::refuse_overlap("linear", "y", vy, "b", vb);
+  detail::refuse_overlaps("linear", {{"y", vy}}, {{"x", vx}, {"w", vw}, {"b", vb}});
   detail::with_context(call,
                        [&](const auto& context) { detail::linear_in<detail::Native<S>>(context, vx, vw, vb, vy); });
 }
 
-/// dx = dy w^T, dw = x^T dy, db = column sums of dy, those that grad names. 4 n D E flop. Throws as linear.
+/// dx = dy w^T, dw = x^T dy, db = column sums of dy, those that grad names. 4 n D E flop. Throws ShapeError where
+/// shapes do not fit or a gradient shares memory with x, w, dy or another one.
 template <class X, class W, class Dy, class S = detail::ScalarOf<Dy>>
 void linear_backward(X&& x, W&& w, Dy&& dy, const std::type_identity_t<LinearGrads<S>>& grad,
                      const LayerCall& call = {}) {
@@ -162,11 +221,10 @@ void linear_backward(X&& x, W&& w, Dy&& dy, const std::type_identity_t<LinearGra
   detail::check_gradient<S>("linear", "x", grad.x, vx);
   detail::check_gradient<S>("linear", "w", grad.w, vw);
   detail::check_bias<S>("linear", "gradient of b", grad.b, vw.cols);
-  for (const MutView<S>& g : {grad.x, grad.w, grad.b}) {
-    detail::refuse_overlap("linear", "a gradient", g, "x", vx);
-    detail::refuse_overlap("linear", "a gradient", g, "w", vw);
-    detail::refuse_overlap("linear", "a gradient", g, "dy", vdy);
-  }
+  using detail::gradient_of;
+  detail::refuse_overlaps("linear",
+                          {{"x", grad.x, gradient_of}, {"w", grad.w, gradient_of}, {"b", grad.b, gradient_of}},
+                          {{"x", vx}, {"w", vw}, {"dy", vdy}});
   detail::with_context(call, [&](const auto& context) {
     detail::linear_backward_in<detail::Native<S>>(context, vx, vw, vdy, grad, call.accumulate);
   });

@@ -37,12 +37,6 @@ void check_rows(Name layer, const Args& in) {
       in);
 }
 
-inline void check_reads(const char* layer, const char* name, Index rows, Index cols, Index wanted, const char* what) {
-  if (rows != wanted)
-    raise(std::string(layer) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + text_of(wanted) +
-          " rows, as " + what);
-}
-
 }  // namespace detail
 
 /// What a forward call of a layer may be told; Saved is the layer's own Saved<S>.
@@ -88,12 +82,14 @@ template <class Op, class S>
 struct MultiHeadSaved {
   Mat<S> q, k, v, o;
   limpid::Saved<Op, S> attention;
+  bool filled = false;
   detail::Turn turn;
 };
 
 /// out = concat_heads(op(x wq + bq, x wk + bk, x wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762,
 /// section 3.2.2) for any operator of q, k, v. Kept: q, k, v, the heads' output and what the operator keeps. Throws
-/// ShapeError.
+/// ShapeError where shapes do not fit, a result shares memory with an input or with another one, a bias is not finite,
+/// or, backward, no forward call has filled saved to its end.
 template <class Op>
 struct MultiHead {
   Op op;
@@ -108,10 +104,13 @@ struct MultiHead {
   template <class S>
   using Saved = MultiHeadSaved<Op, S>;
 
-  /// Columns of the result.
+  /// Columns of the result. Throws ShapeError where heads or kv_heads is below 1, does not divide or is out of all
+  /// size.
   template <class S>
   Index out_width(const Args<S>& in) const {
-    return in.wo.given() ? in.wo.cols : in.wv.cols / (kv_heads == 0 ? heads : kv_heads) * heads;
+    detail::check_heads(name, heads, groups(), 1, 0);
+    detail::check_counts(name, 1, heads, std::max(in.wq.cols, in.wv.cols));
+    return in.wo.given() ? in.wo.cols : head_width<S>(in);
   }
 
   template <class Out>
@@ -119,93 +118,123 @@ struct MultiHead {
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
-    check<S>(in);
+    check<S>(name, in, call.batch);
+    detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
+    detail::refuse_overlaps(name, detail::arrays({{"out", out}}), detail::fields_of(in));
     const detail::SavedTurn saved_turn(call.saved, true, name);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
-    const LayerCall plain{false, &workspace, call.executor};
+    const detail::Context context(workspace, call.executor);
+    if (call.saved) call.saved->filled = false;
     const auto projected = [&](Mat<S> Saved<S>::*kept, View<S> w, View<S> b) {
       const MutView<S> to = detail::room<S>(workspace, call.saved ? &(call.saved->*kept) : nullptr, in.x.rows, w.cols);
-      linear(in.x, w, b, to, plain);
+      detail::linear_in<detail::Native<S>>(context, in.x, w, b, to);
       return View<S>(to);
     };
     const View<S> q = projected(&Saved<S>::q, in.wq, in.bq), k = projected(&Saved<S>::k, in.wk, in.bk),
                   v = projected(&Saved<S>::v, in.wv, in.bv);
-    const Index width = in.wv.cols / (kv_heads == 0 ? heads : kv_heads) * heads;
-    const MutView<S> o = detail::room<S>(workspace, call.saved ? &call.saved->o : nullptr, in.x.rows, width);
+    const MutView<S> o =
+        detail::room<S>(workspace, call.saved ? &call.saved->o : nullptr, in.x.rows, head_width<S>(in));
     Call<Op, S> inner;
     inner.batch = call.batch, inner.heads = heads, inner.kv_heads = kv_heads;
     inner.workspace = &workspace, inner.executor = call.executor;
     inner.saved = call.saved ? &call.saved->attention : nullptr;
     limpid::forward(op, qkv(q, k, v), o, inner);
-    project<S>(in, o, out, plain);
+    project<S>(context, in, o, out);
+    if (call.saved) call.saved->filled = true;
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, MultiHeadSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+    using P = detail::Native<S>;
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, name);
+    check<S>(name, in, 1);
+    detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
+    Args<S> like = in;  // a bias that is not given is 0, and may have a gradient
+    for (const auto& [b, w] : {std::pair{&like.bq, in.wq}, std::pair{&like.bk, in.wk}, std::pair{&like.bv, in.wv},
+                               std::pair{&like.bo, in.wo}})
+      if (w.given()) *b = View<S>(nullptr, 1, w.cols, w.cols);
+    detail::check_gradients(name, like, grad);
+    check_saved<S>(name, in, saved);
+    detail::refuse_gradient_overlaps(name, in, dout, grad);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     Arena& arena = workspace.common();
     ArenaScope scope(arena);
-    const LayerCall plain{false, &workspace, call.executor}, asked{call.accumulate, &workspace, call.executor};
-    LayerCall adding = plain;
-    adding.accumulate = true;
+    const detail::Context context(workspace, call.executor);
     View<S> d_o = dout;
-    if (in.wo.given()) {  // out = o wo + bo
+    if (in.wo.given()) {
       const MutView<S> to = arena.matrix<S>(saved.o.rows(), saved.o.cols());
-      linear_backward(saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, asked);
-      linear_backward(saved.o, in.wo, dout, {to, {}, {}}, plain);
+      detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {to, {}, {}}, false);
       d_o = to;
     }
-    const auto like = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
-    const MutView<S> dq = like(saved.q), dk = like(saved.k), dv = like(saved.v);
+    const auto room = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
+    const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v);
     BackwardCall<S> inner;
     inner.workspace = &workspace, inner.executor = call.executor;
     limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv), inner);
+    if (in.wo.given())  // out = o wo + bo
+      detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, call.accumulate);
     // q = x wq + bq, k = x wk + bk, v = x wv + bv
-    bool first = true;
+    bool add = call.accumulate;
     const auto project_back = [&](View<S> w, MutView<S> d, MutView<S> dw, MutView<S> db) {
-      linear_backward(in.x, w, d, {{}, dw, db}, asked);
-      linear_backward(in.x, w, d, {grad.x, {}, {}}, first ? asked : adding);
-      first = false;
+      detail::linear_backward_in<P>(context, in.x, w, d, {{}, dw, db}, call.accumulate);
+      detail::linear_backward_in<P>(context, in.x, w, d, {grad.x, {}, {}}, add);
+      add = true;
     };
     project_back(in.wq, dq, grad.wq, grad.bq);
     project_back(in.wk, dk, grad.wk, grad.bk);
     project_back(in.wv, dv, grad.wv, grad.bv);
   }
 
-  /// out from the heads' output o, the last step of forward.
+  /// out from the heads' output o, the last step of forward, shapes checked.
   template <class S>
-  void project(const Args<S>& in, View<S> o, MutView<S> out, const LayerCall& call) const {
-    if (in.wo.given()) return linear(o, in.wo, in.bo, out, call);
-    if (out.rows != o.rows || out.cols != o.cols)
-      detail::raise(std::string(name) + ": out is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
-                    detail::shape_text(o.rows, o.cols));
-    detail::copy<S>(o, out);
+  void project(const detail::Context& context, const Args<S>& in, View<S> o, MutView<S> out) const {
+    if (in.wo.given())
+      detail::linear_in<detail::Native<S>>(context, o, in.wo, in.bo, out);
+    else
+      detail::copy<S>(o, out);
+  }
+
+  /// Shapes and numbers of the inputs, raised in the name of a layer.
+  template <class S>
+  void check(const char* layer, const Args<S>& in, Index batch) const {
+    detail::check_heads(layer, heads, groups(), batch, in.x.rows);
+    detail::check_projection(layer, "wq", in.wq, in.x, heads);
+    detail::check_projection(layer, "wk", in.wk, in.x, groups());
+    detail::check_projection(layer, "wv", in.wv, in.x, groups());
+    detail::check_counts(layer, 1, heads, std::max(in.wq.cols, in.wv.cols));
+    detail::check_bias<S>(layer, "bq", in.bq, in.wq.cols);
+    detail::check_bias<S>(layer, "bk", in.bk, in.wk.cols);
+    detail::check_bias<S>(layer, "bv", in.bv, in.wv.cols);
+    if (in.bo.given() && !in.wo.given()) detail::raise(std::string(layer) + ": bo is given without wo");
+    if (in.wo.given())
+      detail::check_reads(layer, "wo", in.wo.rows, in.wo.cols, head_width<S>(in), "the heads' output has columns");
+    detail::check_bias<S>(layer, "bo", in.bo, in.wo.cols);
+    detail::check_rows(layer, in);
+  }
+  /// That saved was filled by a forward call of such inputs.
+  template <class S>
+  void check_saved(const char* layer, const Args<S>& in, const Saved<S>& saved) const {
+    detail::check_kept(layer, "q", saved.q, in.x.rows, in.wq.cols);
+    detail::check_kept(layer, "k", saved.k, in.x.rows, in.wk.cols);
+    detail::check_kept(layer, "v", saved.v, in.x.rows, in.wv.cols);
+    detail::check_filled(layer, saved);
   }
 
  private:
+  Index groups() const { return kv_heads == 0 ? heads : kv_heads; }
   template <class S>
-  void check(const Args<S>& in) const {
-    const Index groups = kv_heads == 0 ? heads : kv_heads;
-    detail::check_reads(name, "wq", in.wq.rows, in.wq.cols, in.x.cols, "x has columns");
-    detail::check_reads(name, "wk", in.wk.rows, in.wk.cols, in.x.cols, "x has columns");
-    detail::check_reads(name, "wv", in.wv.rows, in.wv.cols, in.x.cols, "x has columns");
-    if (heads < 1 || groups < 1 || in.wv.cols % groups != 0)
-      detail::raise(std::string(name) + ": wv has " + detail::text_of(in.wv.cols) +
-                    " columns, wanted a multiple of its " + detail::text_of(groups) + " heads");
-    detail::check_counts(name, 1, heads, std::max(in.wq.cols, in.wv.cols));
-    if (in.bo.given() && !in.wo.given()) detail::raise(std::string(name) + ": bo is given without wo");
-    detail::check_rows(name, in);
+  Index head_width(const Args<S>& in) const {
+    return in.wv.cols / groups() * heads;
   }
 };
 
@@ -242,6 +271,7 @@ template <class Op, class S>
 struct MssaLayerSaved {
   Mat<S> y, o;
   limpid::Saved<Op, S> attention;
+  bool filled = false;
   detail::Turn turn;
 };
 
@@ -255,7 +285,7 @@ struct MssaLayerSaved {
 /// "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, eq. 3 to 5; CRATE, arXiv
 /// 2306.01129. Networks have a free W_O with bias and scale 1 / sqrt(p), the default; the theory has it tied, scale 1
 /// and orthonormal U. Kept: Y, O and what mssa() keeps. 2 n D H p + 2 n E H p flop beside the operator's. Throws
-/// ShapeError.
+/// ShapeError as MultiHead does.
 template <class Op>
 struct MssaLayer {
   Op op;
@@ -279,23 +309,26 @@ struct MssaLayer {
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
-    detail::check_reads(name, "u", in.u.rows, in.u.cols, in.x.cols, "x has columns");
-    detail::check_rows(name, in);
+    check<S>(name, in, call.batch);
+    detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
+    detail::refuse_overlaps(name, detail::arrays({{"out", out}}), detail::fields_of(in));
     const detail::SavedTurn saved_turn(call.saved, true, name);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
     workspace.prepare(call.executor.workers());
     ArenaScope scope(workspace.common());
-    const LayerCall plain{false, &workspace, call.executor};
+    const detail::Context context(workspace, call.executor);
+    if (call.saved) call.saved->filled = false;
     const MutView<S> y = detail::room<S>(workspace, call.saved ? &call.saved->y : nullptr, in.x.rows, in.u.cols);
     const MutView<S> o = detail::room<S>(workspace, call.saved ? &call.saved->o : nullptr, in.x.rows, in.u.cols);
-    linear(in.x, in.u, View<S>(), y, plain);
+    detail::linear_in<detail::Native<S>>(context, in.x, in.u, View<S>(), y);
     Call<Op, S> inner;
     inner.batch = call.batch, inner.heads = heads, inner.workspace = &workspace, inner.executor = call.executor;
     inner.saved = call.saved ? &call.saved->attention : nullptr;
     limpid::forward(op, {.y = y}, o, inner);
-    project<S>(in, o, out, plain);
+    project<S>(context, in, o, out);
+    if (call.saved) call.saved->filled = true;
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -305,7 +338,11 @@ struct MssaLayer {
     using P = detail::Native<S>;
     const detail::SavedTurn saved_turn(&saved, false, name);
     const View<S> dout(std::forward<Dout>(dout_)), o(saved.o);
-    check_back<S>(in, saved, dout, grad);
+    check<S>(name, in, 1);
+    detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
+    detail::check_gradients(name, in, grad);
+    check_saved<S>(name, in, saved);
+    detail::refuse_gradient_overlaps(name, in, dout, grad);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
@@ -314,52 +351,50 @@ struct MssaLayer {
     ArenaScope scope(arena);
     const detail::Context context(workspace, call.executor);
     const MutView<S> d_o = arena.matrix<S>(o.rows, o.cols), dy = arena.matrix<S>(o.rows, o.cols);
-    bool add_u = call.accumulate;
-    if (in.wo.given()) {  // out = o wo + bo
-      detail::linear_backward_in<P>(context, o, in.wo, dout, {d_o, {}, {}}, false);
-      detail::linear_backward_in<P>(context, o, in.wo, dout, {{}, grad.wo, grad.bo}, call.accumulate);
-    } else {  // out = o u^T + bo
+    const bool tied = !in.wo.given();
+    if (tied)  // out = o u^T + bo
       detail::linear_in<P>(context, dout, in.u, View<S>(), d_o);
-      if (grad.u.given()) detail::multiply<P, detail::Walk::columns, false>(context, dout, o, grad.u, add_u);
-      add_u = true;
-      detail::linear_backward_in<P>(context, o, in.u, dout, {{}, {}, grad.bo}, call.accumulate);
-    }
+    else  // out = o wo + bo
+      detail::linear_backward_in<P>(context, o, in.wo, dout, {d_o, {}, {}}, false);
     BackwardCall<S> inner;
     inner.workspace = &workspace, inner.executor = call.executor;
     limpid::backward(op, {.y = saved.y}, saved.attention, d_o, {.y = dy}, inner);
+    bool add_u = call.accumulate;
+    if (tied && grad.u.given()) {
+      detail::multiply<P, detail::Walk::columns, false>(context, dout, o, grad.u, add_u);
+      add_u = true;
+    }
+    detail::linear_backward_in<P>(context, o, in.wo, dout, {{}, grad.wo, grad.bo}, call.accumulate);
     detail::linear_backward_in<P>(context, in.x, in.u, dy, {grad.x, {}, {}}, call.accumulate);  // y = x u
     detail::linear_backward_in<P>(context, in.x, in.u, dy, {{}, grad.u, {}}, add_u);
   }
 
-  /// out from the heads' output o, the last step of forward.
+  /// out from the heads' output o, the last step of forward, shapes checked.
   template <class S>
-  void project(const Args<S>& in, View<S> o, MutView<S> out, const LayerCall& call) const {
-    if (in.wo.given()) return linear(o, in.wo, in.bo, out, call);
-    if (out.rows != o.rows || out.cols != in.u.rows)
-      detail::raise(std::string(name) + ": out is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
-                    detail::shape_text(o.rows, in.u.rows));
-    detail::check_bias<S>(name, "bo", in.bo, out.cols);
-    detail::refuse_overlap(name, "out", View<S>(out), "u", in.u);
-    detail::refuse_overlap(name, "out", View<S>(out), "x", in.x);
-    detail::with_context(call, [&](const auto& context) {
-      detail::multiply<detail::Native<S>, detail::Walk::rows, true>(context, o, in.u, out, false, in.bo.data);
-    });
+  void project(const detail::Context& context, const Args<S>& in, View<S> o, MutView<S> out) const {
+    using P = detail::Native<S>;
+    if (in.wo.given())
+      detail::linear_in<P>(context, o, in.wo, in.bo, out);
+    else
+      detail::multiply<P, detail::Walk::rows, true>(context, o, in.u, out, false, in.bo.data);
   }
 
- private:
+  /// Shapes and numbers of the inputs, raised in the name of a layer.
   template <class S>
-  void check_back(const Args<S>& in, const Saved<S>& saved, View<S> dout, const Grads<S>& grad) const {
-    const Index width = out_width<S>(in);
-    if (saved.o.rows() != in.x.rows || saved.o.cols() != in.u.cols)
-      detail::raise(std::string(name) + ": saved belongs to " + detail::shape_text(saved.o.rows(), saved.o.cols()) +
-                    " projected tokens, x and u make " + detail::shape_text(in.x.rows, in.u.cols));
-    if (dout.rows != in.x.rows || dout.cols != width)
-      detail::raise(std::string(name) + ": dout is " + detail::shape_text(dout.rows, dout.cols) + ", wanted " +
-                    detail::shape_text(in.x.rows, width));
-    Args<S>::visit(
-        [&](const char* field, const View<S>& p, const MutView<S>& g) { detail::check_gradient<S>(name, field, g, p); },
-        in, grad);
-    detail::check_bias<S>(name, "gradient of bo", grad.bo, width);
+  void check(const char* layer, const Args<S>& in, Index batch) const {
+    detail::check_heads(layer, heads, heads, batch, in.x.rows);
+    detail::check_projection(layer, "u", in.u, in.x, heads);
+    detail::check_counts(layer, 1, heads, in.u.cols);
+    if (in.wo.given())
+      detail::check_reads(layer, "wo", in.wo.rows, in.wo.cols, in.u.cols, "the heads' output has columns");
+    detail::check_bias<S>(layer, "bo", in.bo, out_width<S>(in));
+    detail::check_rows(layer, in);
+  }
+  /// That saved was filled by a forward call of such inputs.
+  template <class S>
+  void check_saved(const char* layer, const Args<S>& in, const Saved<S>& saved) const {
+    detail::check_kept(layer, "y", saved.y, in.x.rows, in.u.cols);
+    detail::check_filled(layer, saved);
   }
 };
 

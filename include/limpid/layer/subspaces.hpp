@@ -156,7 +156,7 @@ std::vector<double> subspace_snr(X&& x, U&& u, const std::vector<Index>& labels,
 
 /// out_ik = |x_i U_k|^2 / |x_i|^2, n x classes: a soft membership of token i in subspace k; rows sum to 1 where u is a
 /// complete orthonormal basis. A zero row gives zeros; rows of any other size are multiplied as if of order 1. Throws
-/// ShapeError where shapes do not fit. Ours.
+/// ShapeError where shapes do not fit or out shares memory with an input. Ours.
 template <class X, class U, class Out, class S = detail::ScalarOf<Out>>
 void subspace_energy(X&& x, U&& u, Out&& out_, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x)), vu(std::forward<U>(u));
@@ -165,6 +165,7 @@ void subspace_energy(X&& x, U&& u, Out&& out_, const LayerCall& call = {}) {
   if (out.rows != vx.rows)
     detail::raise("subspace_energy: out is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
                   detail::text_of(vx.rows) + " rows");
+  detail::refuse_overlaps("subspace_energy", {{"out", out}}, {{"x", vx}, {"u", vu}});
   detail::with_context(call, [&](const auto& context) {
     const Index p = vu.cols / out.cols;
     const detail::ScaledTokens<S> tokens(context, vx, vu);

@@ -401,6 +401,7 @@ class PidStack {
     Layer& here = at(l);
     const Inputs<Op, S> in = with_state(layer, l);
     const bool last = left_ == size_;
+    const View<S> upstream(std::forward<Dout>(dout));
     Grads<Op, S> to = grad;
     to.reference = to.integral = to.v_prev = to.v_before = MutView<S>();
     const auto fresh = [&](MutView<S>& field, Mat<S>& m) {
@@ -424,7 +425,10 @@ class PidStack {
           now = part = m;
         },
         grad, to, gains);
-    limpid::backward(op_, in, here.saved, std::forward<Dout>(dout), to, inner);
+    // the gains' own gradients are written afterwards, which the operator does not see
+    detail::refuse_overlaps(op_.name, detail::fields_of(grad, detail::gradient_of),
+                            detail::joined(detail::fields_of(in), detail::arrays({{"dout", upstream}})));
+    limpid::backward(op_, in, here.saved, upstream, to, inner);
 
     if (last) {  // what comes from later layers; sb_ is that of the integral this layer hands on
       for (Mat<S>* m : {&sb_, &rb_, &pending_[0], &pending_[1]}) {

@@ -178,12 +178,15 @@ class TwicingCache {
   }
 
   /// The next token of every batch item: q is B x (H d), k B x (G d), v B x (G dv), out B x (H dv); other inputs of the
-  /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's. Whatever
+  /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's, or out
+  /// shares memory with an input. Whatever
   /// is thrown on the way, also by a modifier's function or for want of memory, the cache is as it was before.
   void step(const Inputs<Op, S>& token, MutView<S> out, ExecutorRef executor = {}) {
     using P = detail::Native<S>;
     const detail::SavedTurn turn = take_turn();
     detail::check_call<Op, S>(op_, token, dims_, View<S>(out), "out");
+    detail::refuse_overlaps(op_.name, detail::arrays({{"out", out}}),
+                            detail::joined(detail::fields_of(token), detail::tables_of(op_)));
     const Index heads = dims_.heads, dv = out.cols / heads;
     Dims seen = dims_;
     seen.m = size_ + 1;

@@ -3,7 +3,7 @@
 //
 // chain(a, b, ...) applies values from left to right; masks come last whatever their place, so a masked pair stays
 // masked. Arrays a modifier looks at must outlive it; gradient sinks are ADDED to, as several calls may share one
-// table.
+// table. ShapeError where a result lies over such an array, or a sink over anything but a sink.
 #pragma once
 
 #include <array>
@@ -65,6 +65,11 @@ struct Modifier {
   template <class S>
   void flush(const At&, const S*) const {}
   void check(const char*, Index, Index, Index, Index) const {}
+  /// Calls f(detail::NamedArray) for every array of the user's that is looked at, or added to.
+  template <class F>
+  void reads(F&&) const {}
+  template <class F>
+  void writes(F&&) const {}
 };
 
 template <class M>
@@ -400,6 +405,14 @@ struct KeyBias : Modifier {
   void flush(const At& a, const T* sum) const {
     for (Index j = 0; j < a.m; ++j) db(row(a), j) += S(sum[j]);
   }
+  template <class F>
+  void reads(F&& f) const {
+    f(detail::NamedArray("key bias", b));
+  }
+  template <class F>
+  void writes(F&& f) const {
+    f(detail::NamedArray("gradient of the key bias", db));
+  }
   void check(const char* op, Index batch, Index, Index, Index m) const {
     const bool fits = (b.rows == 1 || b.rows == batch) && b.cols == m;
     if (!fits) detail::raise_modifier(op, "key bias", b.rows, b.cols, "1 x m or B x m with m = " + detail::text_of(m));
@@ -468,6 +481,14 @@ struct Alibi : Modifier {
   template <class T>
   void flush(const At& a, const T* sum) const {
     *entry(dslopes, a.head) += S(*sum);
+  }
+  template <class F>
+  void reads(F&& f) const {
+    f(detail::NamedArray("ALiBi slopes", slopes));
+  }
+  template <class F>
+  void writes(F&& f) const {
+    f(detail::NamedArray("gradient of the ALiBi slopes", dslopes));
   }
   void check(const char* op, Index, Index h, Index n, Index m) const {
     const Index count = slopes.rows * slopes.cols;
@@ -566,6 +587,14 @@ struct Relative : Modifier {
   void flush(const At& a, const T* sum) const {
     for (Index r = 0; r < table.cols; ++r) dtable(row(a), r) += S(sum[r]);
   }
+  template <class F>
+  void reads(F&& f) const {
+    f(detail::NamedArray("relative table", table));
+  }
+  template <class F>
+  void writes(F&& f) const {
+    f(detail::NamedArray("gradient of the relative table", dtable));
+  }
   void check(const char* op, Index, Index h, Index n, Index m) const {
     constexpr bool clips = std::is_same_v<Map, ClipOffset>;
     if ((table.rows != 1 && table.rows != h) || table.cols < 1 || (clips && table.cols % 2 == 0))
@@ -635,6 +664,14 @@ struct Bias : Modifier {
   bool wants_sink() const { return dtable.given(); }
   bool wants_serial_heads(Index b, Index h, Index n) const { return dtable.given() && dtable.rows != b * h * n; }
   void bind(Index b, Index h) { batch = b, heads = h; }
+  template <class F>
+  void reads(F&& f) const {
+    f(detail::NamedArray("bias", table));
+  }
+  template <class F>
+  void writes(F&& f) const {
+    f(detail::NamedArray("gradient of the bias", dtable));
+  }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     if ((table.rows != n && table.rows != h * n && table.rows != b * h * n) || table.cols != m)
       detail::raise_modifier(
@@ -832,6 +869,14 @@ struct Chain {
       if (m.sink_size(a.n, a.m) > 0) m.flush(a, sums);
       sums += m.sink_size(a.n, a.m);
     });
+  }
+  template <class F>
+  void reads(F&& f) const {
+    each([&](const auto& m) { m.reads(f); });
+  }
+  template <class F>
+  void writes(F&& f) const {
+    each([&](const auto& m) { m.writes(f); });
   }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     each([&](const auto& part) { part.check(op, b, h, n, m); });

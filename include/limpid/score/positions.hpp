@@ -441,6 +441,7 @@ ScoreParts<S> score_parts_row(const X& x, const Pos& p, const WQ& wq, const WK& 
 /// Gradients of x, p, wq and wk from those of the four parts (n x n each, none may be missing), e.g. of a penalty on
 /// the cross terms: with Xq = X WQ and so on, dXq = scale (dtt Xk + dtp Pk), dXk = scale (dtt^T Xq + dpt^T Pq), dPq,
 /// dPk likewise, then dX = dXq WQ^T + dXk WK^T,  dWQ = X^T dXq + P^T dPq. Overwrites dx, dp (n x D), dwq, dwk (D x d).
+/// Throws ShapeError where shapes do not fit or one of these shares memory with another array.
 template <class S, class X, class Pos, class WQ, class WK, class DX, class DP, class DWQ, class DWK>
 void score_parts_backward(const X& x, const Pos& p, const WQ& wq, const WK& wk, const ScoreParts<S>& dout, DX&& dx,
                           DP&& dp, DWQ&& dwq, DWK&& dwk, std::optional<double> scale = default_scale) {
@@ -456,6 +457,15 @@ void score_parts_backward(const X& x, const Pos& p, const WQ& wq, const WK& wk, 
   check("dtt", dout.tt, n, n), check("dtp", dout.tp, n, n), check("dpt", dout.pt, n, n), check("dpp", dout.pp, n, n);
   check("dx", gx, n, d.x.cols), check("dp", gp, n, d.x.cols);
   check("dwq", gq, d.wq.rows, d.wq.cols), check("dwk", gk, d.wk.rows, d.wk.cols);
+  detail::refuse_overlaps("score_parts_backward", {{"dx", gx}, {"dp", gp}, {"dwq", gq}, {"dwk", gk}},
+                          {{"x", d.x},
+                           {"p", d.p},
+                           {"wq", d.wq},
+                           {"wk", d.wk},
+                           {"dtt", View<S>(dout.tt)},
+                           {"dtp", View<S>(dout.tp)},
+                           {"dpt", View<S>(dout.pt)},
+                           {"dpp", View<S>(dout.pp)}});
 
   const Mat<S> xq = detail::multiplied(d.x, d.wq), pq = detail::multiplied(d.p, d.wq);
   const Mat<S> xk = detail::multiplied(d.x, d.wk), pk = detail::multiplied(d.p, d.wk);
