@@ -399,7 +399,7 @@ struct KeyBias : Modifier {
   void sink(const At& a, T ds, T* sum) const {
     sum[a.k] += ds;
   }
-  bool wants_sink() const { return db.given(); }
+  bool wants_sink() const { return !db.empty(); }
   Index sink_size(Index, Index m) const { return wants_sink() ? m : 0; }
   template <class T>
   void flush(const At& a, const T* sum) const {
@@ -416,7 +416,7 @@ struct KeyBias : Modifier {
   void check(const char* op, Index batch, Index, Index, Index m) const {
     const bool fits = (b.rows == 1 || b.rows == batch) && b.cols == m;
     if (!fits) detail::raise_modifier(op, "key bias", b.rows, b.cols, "1 x m or B x m with m = " + detail::text_of(m));
-    if (db.given() && (db.rows != b.rows || db.cols != b.cols))
+    if (!db.empty() && (db.rows != b.rows || db.cols != b.cols))
       detail::raise_modifier(op, "gradient of the key bias", db.rows, db.cols, detail::shape_text(b.rows, b.cols));
   }
 };
@@ -476,7 +476,7 @@ struct Alibi : Modifier {
   void sink(const At& a, T ds, T* sum) const {
     *sum -= ds * gap<T>(a);
   }
-  bool wants_sink() const { return dslopes.given(); }
+  bool wants_sink() const { return !dslopes.empty(); }
   Index sink_size(Index, Index) const { return wants_sink() ? 1 : 0; }
   template <class T>
   void flush(const At& a, const T* sum) const {
@@ -503,7 +503,7 @@ struct Alibi : Modifier {
             detail::raise(std::string(op) + ": an ALiBi slope is " + detail::number_text(slope) + ", wanted at most " +
                           detail::number_text(most) + " in size, as gaps are that wide");
         }
-    if (dslopes.given() && dslopes.rows * dslopes.cols != count)
+    if (!dslopes.empty() && dslopes.rows * dslopes.cols != count)
       detail::raise_modifier(op, "gradient of the ALiBi slopes", dslopes.rows, dslopes.cols,
                              detail::text_of(count) + " numbers");
   }
@@ -581,7 +581,7 @@ struct Relative : Modifier {
   void sink(const At& a, T ds, T* sum) const {
     sum[entry(a)] += ds;
   }
-  bool wants_sink() const { return dtable.given(); }
+  bool wants_sink() const { return !dtable.empty(); }
   Index sink_size(Index, Index) const { return wants_sink() ? table.cols : 0; }
   template <class T>
   void flush(const At& a, const T* sum) const {
@@ -607,7 +607,7 @@ struct Relative : Modifier {
           detail::raise(std::string(op) + ": the map of a relative table gives " + detail::text_of(at) +
                         " for the offset " + detail::text_of(offset) + ", wanted one of " +
                         detail::text_of(table.cols) + " entries");
-    if (dtable.given() && (dtable.rows != table.rows || dtable.cols != table.cols))
+    if (!dtable.empty() && (dtable.rows != table.rows || dtable.cols != table.cols))
       detail::raise_modifier(op, "gradient of the relative table", dtable.rows, dtable.cols,
                              detail::shape_text(table.rows, table.cols));
   }
@@ -659,10 +659,10 @@ struct Bias : Modifier {
   }
   template <class T>
   void sink(const At& a, T ds, T*) const {
-    if (dtable.given()) dtable(row(a), a.k) += S(ds);
+    if (!dtable.empty()) dtable(row(a), a.k) += S(ds);
   }
-  bool wants_sink() const { return dtable.given(); }
-  bool wants_serial_heads(Index b, Index h, Index n) const { return dtable.given() && dtable.rows != b * h * n; }
+  bool wants_sink() const { return !dtable.empty(); }
+  bool wants_serial_heads(Index b, Index h, Index n) const { return !dtable.empty() && dtable.rows != b * h * n; }
   void bind(Index b, Index h) { batch = b, heads = h; }
   template <class F>
   void reads(F&& f) const {
@@ -677,7 +677,7 @@ struct Bias : Modifier {
       detail::raise_modifier(
           op, "bias", table.rows, table.cols,
           "n x m, (H n) x m or (B H n) x m with n = " + detail::text_of(n) + ", m = " + detail::text_of(m));
-    if (dtable.given() && (dtable.rows != table.rows || dtable.cols != table.cols))
+    if (!dtable.empty() && (dtable.rows != table.rows || dtable.cols != table.cols))
       detail::raise_modifier(op, "gradient of the bias", dtable.rows, dtable.cols,
                              detail::shape_text(table.rows, table.cols));
   }
