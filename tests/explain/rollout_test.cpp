@@ -202,6 +202,27 @@ TEST_CASE("A map that is NaN shows in a rollout, whichever head it is and howeve
     }
 }
 
+TEST_CASE("a gradient of a rollout does not lie over an input, v included, and one that was moved away is empty") {
+  Stack stack(limpid::softmax(), 1, 1, 5);
+  Rollout<double> rollout({.gradient = true});
+  const auto in = stack.in(0);
+  M v = Eigen::Map<const M>(in.v.data, in.v.rows, in.v.cols), dk(5, 4);
+  const M before = v;
+  rollout.start(5, 1);
+  rollout.layer(stack.op, in, stack.saved[0]);
+  const M drows = random(1, 5, 5);
+  rollout.start_gradient(drows);
+  auto with = in;
+  with.v = v;
+  CHECK_THROWS_WITH(rollout.gradient(stack.op, with, stack.saved[0], {.q = v, .k = dk, .v = {}}),
+                    "softmax: gradient of q shares memory with v, wanted memory of its own");
+  CHECK(v == before);
+  const Rollout<double> taken = std::move(rollout);
+  CHECK(taken.rows().rows() == 1);
+  CHECK_THROWS_WITH(rollout.gradient(stack.op, in, stack.saved[0], {.q = v, .k = dk, .v = {}}),
+                    Catch::Contains("gradient() without a layer to go"));
+}
+
 TEST_CASE("a copy of a rollout goes on by itself") {
   Stack stack(limpid::softmax(), 3, 2, 7);
   Rollout<double> one, wanted;

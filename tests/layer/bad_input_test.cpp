@@ -155,6 +155,19 @@ limpid::AotArgs<M> aot_parameters() {
   return p;
 }
 
+/// The two-map layer as the other layers are called.
+template <class Layer>
+struct Gated : Layer {
+  template <class S>
+  using Saved = limpid::TwoMapLayerSaved<decltype(Layer::op), S>;
+};
+template <class Layer>
+Gated(Layer) -> Gated<Layer>;
+template <class Op>
+limpid::AotStack<Op> stack_of(const limpid::Aot<Op>& layer) {
+  return {layer};
+}
+
 }  // namespace
 
 TEST_CASE("Layers refuse results that share memory with an input, with dout or with another result") {
@@ -187,6 +200,89 @@ TEST_CASE("Layers refuse results that share memory with an input, with dout or w
         const auto vjp = [](View<double>, View<double> dz, MutView<double> ds) { limpid::detail::copy(dz, ds); };
         limpid::boosting_block_backward<double>(in, block, vjp, dout, {}, grad);
       });
+}
+
+namespace {
+
+/// make(modifiers) is a layer; field one of its parameters. The layer refuses results over the arrays of its operator's
+/// modifiers as the operator does.
+template <template <class> class Args, class Make>
+void check_modifier_overlaps(const std::string& name, const Make& make, const Args<M>& parameters,
+                             const std::string& field, Index cols) {
+  INFO(name);
+  const auto in = limpid::detail::same_fields<Args<View<double>>>(parameters);
+  const auto five = [](M& m) { return Eigen::Map<M>(m.data(), 1, 5); };
+  const auto refused = [&](const std::string& what, const auto& call) {
+    CHECK(error_of(call) == name + ": " + what + ", wanted memory of its own");
+  };
+  M out = random(5, cols, 1), keys = random(1, 5, 2), dkeys = M::Zero(1, 5), x = parameters.x, g = random(4, 12, 3);
+  {
+    const M before = out;
+    Eigen::Map<M> over = five(out);
+    refused("out shares memory with key bias", [&] { make(limpid::key_bias(over)).forward(in, out); });
+    CHECK(out == before);
+  }
+  const auto back = [&](const auto& modifiers, const Args<View<double>>& with, const MutView<double>& gradient) {
+    const auto layer = make(modifiers);
+    typename std::remove_const_t<decltype(layer)>::template Saved<double> saved;
+    layer.forward(with, out, {.saved = &saved});
+    const M dout = out;
+    Args<MutView<double>> grad;
+    put(grad, field, gradient);
+    return error_of([&] { layer.template backward<double>(with, saved, dout, grad); });
+  };
+  View<double> like;
+  Args<View<double>>::visit([&](const char* other, const auto& v) { like = other == field ? v : like; }, in);
+  const MutView<double> gradient(g.data(), like.rows, like.cols, like.cols);
+  Eigen::Map<M> in_g = five(g), in_x = five(x);
+  const M of_g = g;
+  const std::string of = name + ": gradient of " + field + " shares memory with ", own = ", wanted memory of its own";
+  CHECK(back(limpid::key_bias(in_g), in, gradient) == of + "key bias" + own);
+  CHECK(back(limpid::key_bias(keys, in_g), in, gradient) == of + "gradient of the key bias" + own);
+  Args<View<double>> with = in;
+  put(with, "x", View<double>(x));
+  CHECK(back(limpid::key_bias(keys, in_x), with, gradient) ==
+        name + ": gradient of the key bias shares memory with x" + own);
+  CHECK((g == of_g && x == parameters.x));
+  CHECK(back(limpid::key_bias(keys, dkeys), in, gradient) == "");
+}
+
+}  // namespace
+
+TEST_CASE("Layers refuse results over the arrays of their operator's modifiers, and those over what they read") {
+  check_modifier_overlaps<limpid::MultiHeadArgs>(
+      "multi-head layer", [](const auto& m) { return limpid::multi_head(limpid::softmax(m), 2, 1); },
+      multi_head_parameters(), "wq", 3);
+  check_modifier_overlaps<limpid::MssaLayerArgs>(
+      "mssa layer", [](const auto& m) { return limpid::mssa_layer(limpid::mssa(m), 2); },
+      {random(5, 4, 1), random(4, 6, 2), random(6, 3, 3), random(1, 3, 4)}, "u", 3);
+  limpid::AotArgs<M> aot = aot_parameters();
+  aot.x = random(5, 4, 1);
+  check_modifier_overlaps<limpid::AotArgs>(
+      "aot layer", [](const auto& m) { return limpid::aot(limpid::mssa(m), {.heads = 2}); }, aot, "u", 4);
+  check_modifier_overlaps<limpid::CrateArgs>(
+      "crate block", [](const auto& m) { return limpid::crate(limpid::mssa(m), {.heads = 2}); }, crate_parameters(),
+      "u", 4);
+  check_modifier_overlaps<limpid::TwoMapLayerArgs>(
+      "layer", [](const auto& m) { return Gated{limpid::two_map_layer(limpid::differential_gated(m), 2, 1)}; },
+      two_map_parameters(), "wq", 4);
+
+  M out = random(5, 4, 1), dx = out;
+  Eigen::Map<M> keys(out.data(), 1, 5), sink(dx.data(), 1, 5);
+  const M x = random(5, 4, 2), before = out, given = random(1, 5, 3);
+  const std::vector<limpid::AotArgs<M>> parameters(2, aot_parameters());
+  const std::vector<limpid::AotArgs<View<double>>> layers(parameters.begin(), parameters.end());
+  std::vector<limpid::AotArgs<MutView<double>>> none(2);
+  const auto over = stack_of(limpid::aot(limpid::mssa(limpid::key_bias(keys)), {.heads = 2}));
+  CHECK(error_of([&] { over.forward(x, layers, out); }) ==
+        "aot stack: out shares memory with key bias, wanted memory of its own");
+  const auto stack = stack_of(limpid::aot(limpid::mssa(limpid::key_bias(given, sink)), {.heads = 2}));
+  limpid::AotStackSaved<decltype(stack.layer.op), double> saved;
+  M right(5, 4);
+  stack.forward(x, layers, right, {.saved = &saved});
+  CHECK(error_of([&] { stack.backward(x, layers, saved, right, dx, none); }) ==
+        "aot stack: gradient of x shares memory with gradient of the key bias, wanted memory of its own");
+  CHECK((out == before && dx == before));
 }
 
 TEST_CASE("A boosting block refuses gradients over du_next, and those of its numbers that are no numbers") {
@@ -657,6 +753,43 @@ struct Throwing {
 };
 
 }  // namespace
+
+TEST_CASE("A norm and a boosting block whose workspace is in use keep what was saved") {
+  const M x = random(6, 4, 1);
+  M out = x, next = x, dx = x, again = x;
+  limpid::Workspace workspace;
+  limpid::LayerNormSaved<double> norm;
+  limpid::BoostingBlockSaved<double> block;
+  const View<double> none;
+  const limpid::BoostingBlockArgs<View<double>> in{.x = x};
+  const auto filter = limpid::detail::copy<double>;
+  const auto vjp = [](View<double>, View<double> dz, MutView<double> ds) { limpid::detail::copy(dz, ds); };
+  const auto back = [&](M& to) {
+    limpid::layer_norm_backward(x, none, norm, x, {.x = to});
+    limpid::BoostingBlockArgs<MutView<double>> grad;
+    M of_block = x;
+    grad.x = of_block;
+    limpid::boosting_block_backward<double>(in, block, vjp, x, {}, grad);
+    to += of_block;
+  };
+  limpid::layer_norm(x, none, none, out, {.saved = &norm});
+  limpid::boosting_block(in, filter, out, next, &block);
+  back(dx);
+  std::string refused_norm, refused_block;
+  const auto mask = limpid::mask([&](limpid::At) {
+    refused_norm =
+        error_of([&] { limpid::layer_norm(x, none, none, next, {.saved = &norm, .workspace = &workspace}); });
+    refused_block = error_of([&] { limpid::boosting_block(in, filter, out, next, &block, {.workspace = &workspace}); });
+    return true;
+  });
+  M own(1, 4);
+  const M one = random(1, 4, 2);
+  limpid::forward(limpid::softmax(mask), limpid::qkv(one, one, one), own, {.workspace = &workspace});
+  CHECK(refused_norm.find("in use") != std::string::npos);
+  CHECK(refused_block.find("in use") != std::string::npos);
+  back(again);
+  CHECK((again == dx));
+}
 
 TEST_CASE("After a forward call whose executor threw, a norm and an ISTA step do not go back") {
   const M x = random(600, 4, 1), w = random(4, 4, 2);

@@ -328,6 +328,23 @@ TEST_CASE("pid says what is wrong with its state") {
                     "pid: ema is 0.000000, wanted a number in (0, 1]");
 }
 
+TEST_CASE("a pid stack that was moved away is empty and can begin again") {
+  const auto op = pid(gains(0.3, 0.2, 0.1, 0.7));
+  const Layers in(2, 9, 4, 4);
+  limpid::PidStack<std::remove_const_t<decltype(op)>, double> stack(op), wanted(op);
+  M out = in.v[0], right = out;
+  for (std::size_t l = 0; l < 2; ++l) stack.forward({.q = in.q[l], .k = in.k[l], .v = in.v[l]}, out);
+  auto taken = std::move(stack);
+  CHECK(taken.size() == 2);
+  CHECK(stack.size() == 0);
+  stack.forward({.q = in.q[1], .k = in.k[1], .v = in.v[1]}, out);
+  wanted.forward({.q = in.q[1], .k = in.k[1], .v = in.v[1]}, right);
+  CHECK(same_bits(out, right));
+  taken = std::move(stack);
+  CHECK(taken.size() == 1);
+  CHECK_THROWS_AS(stack.backward({.q = in.q[1], .k = in.k[1], .v = in.v[1]}, in.dout[1], {}), limpid::ShapeError);
+}
+
 TEST_CASE("a copy of a pid stack holds its layers and goes on by itself, forward and backward") {
   const auto op = pid(causal(), gains(0.3, 0.2, 0.1, 0.7));
   using Stack = limpid::PidStack<std::remove_const_t<decltype(op)>, double>;
@@ -400,6 +417,28 @@ TEST_CASE("pid stack: gradients of gains that lie over another array are refused
   refused(grad, "gradient of lambda_p shares memory with gradient of q");
   grad.q = {}, grad.lambda_p = dout.block(0, 0, 1, 1);
   refused(grad, "gradient of lambda_p shares memory with dout");
+  {
+    M keys = M::Ones(1, 4), sink = M::Zero(1, 4), weights = M::Ones(1, 4), relevance = weights;
+    const auto biased = pid(limpid::key_bias(keys, sink));
+    limpid::PidStack<std::remove_const_t<decltype(biased)>, double> other(biased);
+    for (int l = 0; l < 2; ++l) other.forward({.q = q, .k = q, .v = q, .lambda_p = gain}, out);
+    for (const auto& [memory, what] : {std::pair<M*, std::string>{&keys, "key bias"},
+                                       {&sink, "gradient of the key bias"},
+                                       {&weights, "relevance_weights"}}) {
+      limpid::Grads<std::remove_const_t<decltype(biased)>, double> over;
+      over.lambda_p = memory->block(0, 1, 1, 1);
+      const M before = *memory;
+      CHECK_THROWS_WITH(other.backward({.q = q, .k = q, .v = q, .lambda_p = gain}, dout, over,
+                                       {.relevance_weights = weights, .relevance = relevance}),
+                        "pid: gradient of lambda_p shares memory with " + what + ", wanted memory of its own");
+      CHECK(*memory == before);
+    }
+    limpid::Grads<std::remove_const_t<decltype(biased)>, double> over;
+    over.lambda_p = relevance.block(0, 1, 1, 1);
+    CHECK_THROWS_WITH(other.backward({.q = q, .k = q, .v = q, .lambda_p = gain}, dout, over,
+                                     {.relevance_weights = weights, .relevance = relevance}),
+                      "pid: relevance shares memory with gradient of lambda_p, wanted memory of its own");
+  }
   grad.lambda_p = dgain;
   for (int l = 0; l < 2; ++l) stack.backward({.q = q, .k = q, .v = q, .lambda_p = gain}, dout, grad);
 }

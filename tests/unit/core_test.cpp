@@ -51,6 +51,21 @@ TEST_CASE("Two views overlap exactly when they share an entry.") {
   Mat<double> other(6, 8);
   CHECK_FALSE(limpid::detail::overlap(all, View<double>(other)));
   CHECK_FALSE(limpid::detail::overlap(all.block(0, 0, 0, 8), all));
+  const View<double> none(nullptr, 6, 8, 8);
+  CHECK_FALSE(limpid::detail::overlap(none, all));
+  CHECK_FALSE(limpid::detail::overlap(none, none));
+  // a row of whatever stride, between rows that lie apart or over one of them
+  const View<double> apart(all.data, 3, 3, 16);
+  for (Index begin = 0; begin < 40; ++begin)
+    for (const Index cols : {1, 2, 13, 14}) {
+      const View<double> row(all.data + begin, 1, cols, 99);
+      bool shared = false;
+      for (Index c = begin; c < begin + cols; ++c) shared = shared || (c < 35 && c % 16 < 3);
+      INFO(begin << " " << cols);
+      CHECK(limpid::detail::overlap(row, apart) == shared);
+      CHECK(limpid::detail::overlap(apart, row) == shared);
+      CHECK(limpid::detail::overlap(row, View<double>(all.data, 1, 8, 8)) == (begin < 8));
+    }
 }
 
 TEST_CASE("An arena hands out cache lines, takes them back in order, and keeps its memory.") {

@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <utility>
+
 #include "matrix.hpp"
 
 namespace limpid {
@@ -50,6 +52,24 @@ struct Accumulation {
 
 template <class M>
 using ScalarOf = typename std::remove_cvref_t<M>::Scalar;
+
+/// How many an object keeps, which are none any more where they have been moved away.
+class Count {
+ public:
+  Count(Index n = 0) : n_(n) {}  // NOLINT: implicit on purpose
+  Count(const Count&) = default;
+  Count& operator=(const Count&) = default;
+  Count(Count&& other) noexcept : n_(std::exchange(other.n_, 0)) {}
+  Count& operator=(Count&& other) noexcept {
+    n_ = std::exchange(other.n_, 0);
+    return *this;
+  }
+  operator Index() const { return n_; }  // NOLINT
+  operator Index&() { return n_; }       // NOLINT
+
+ private:
+  Index n_;
+};
 
 inline constexpr const char* gradient_of = "gradient of ";
 

@@ -200,6 +200,15 @@ auto sinks_of(const Op& op) {
   return [&op](auto&& f) { op.modifiers().writes(f); };
 }
 
+/// What a backward call writes, of an operator or of what has one inside, may lie neither over what is read nor over
+/// arrays of the operator's modifiers, nor may their sinks, of which several may be one array.
+template <class Op, class Written, class Read>
+void refuse_backward_overlaps(Name name, const Op& op, const Written& written, const Read& read) {
+  const auto all = joined(read, tables_of(op));
+  refuse_overlaps(name, written, joined(all, sinks_of(op)));
+  sinks_of(op)([&](const NamedArray& sink) { refuse_overlaps(name, arrays({sink}), all); });
+}
+
 /// How a call spreads: over heads, each on one worker, or over the tasks inside one head after the other. The bits are
 /// the same either way; many heads are better spread whole.
 inline bool spread_over_heads(Index heads, int workers) {
@@ -444,14 +453,11 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
   const View<S> weights = emits ? call.relevance_weights : View<S>();
   const NamedArray upstream[] = {{"dout", dout}, {"relevance_weights", weights}};
   const auto read = [&](auto&& f) {
-    joined(fields_of(in), tables_of(operation))(f);
+    fields_of(in)(f);
     for (const NamedArray& one : upstream) f(one);
   };
-  refuse_overlaps(name, joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})),
-                  joined(read, sinks_of(operation)));
-  sinks_of(operation)([&](const NamedArray& sink) {  // several modifiers may add to one array
-    refuse_overlaps(name, arrays({sink}), read);
-  });
+  refuse_backward_overlaps(name, operation,
+                           joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})), read);
   const Op op = bound<Op, S>(operation, d);
 
   Workspace own;

@@ -144,16 +144,19 @@ bool row_is_finite(const S* row, Index count) {
   return fine;
 }
 
-/// Whether two blocks of memory share a byte; an exact test for two blocks of one packed buffer, whose rows interleave.
+/// Whether two blocks of memory share a byte; an exact test for two blocks of one packed buffer, whose rows interleave,
+/// and for a row, which may lie between those of a block. What is not given shares nothing.
 template <class A, class B>
 bool overlap(const A& a, const B& b) {
-  if (a.empty() || b.empty()) return false;
+  if (a.empty() || b.empty() || a.data == nullptr || b.data == nullptr) return false;
   const auto first = [](const auto& v) { return reinterpret_cast<std::uintptr_t>(v.data); };
   const auto last = [](const auto& v) { return reinterpret_cast<std::uintptr_t>(v.row(v.rows - 1) + v.cols); };
   if (last(a) <= first(b) || last(b) <= first(a)) return false;
-  if (a.stride != b.stride || a.stride == 0) return true;
+  if (a.rows == 1 && b.rows == 1) return true;
+  const Index stride = a.rows == 1 ? b.stride : a.stride;
+  if ((b.rows > 1 && b.stride != stride) || stride == 0) return true;
   const auto size = static_cast<std::intptr_t>(sizeof(typename A::Scalar));
-  const auto pitch = static_cast<std::intptr_t>(a.stride) * size;
+  const auto pitch = static_cast<std::intptr_t>(stride) * size;
   auto offset = static_cast<std::intptr_t>(first(b) - first(a)) % pitch;
   if (offset < 0) offset += pitch;
   return offset < static_cast<std::intptr_t>(a.cols) * size ||

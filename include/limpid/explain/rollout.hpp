@@ -128,6 +128,8 @@ class Rollout {
       detail::raise(detail::operator_name(op) + ": the gradient of a rollout over batch " + detail::text_of(d.batch) +
                     " and n = " + detail::text_of(d.n) + ", wanted batch 1 and n = " + detail::text_of(u_.rows()));
     if (grad.v.given()) detail::raise(detail::operator_name(op) + ": a rollout has no gradient for v");
+    detail::refuse_overlaps(detail::operator_name(op), detail::fields_of(grad, detail::gradient_of),
+                            detail::arrays({{"v", in.v}}));
     const Step& step = trail_[static_cast<std::size_t>(left_ - 1)];
     const Index n = d.n, r = u_.cols();
     const S each = share() / S(static_cast<double>(d.heads));
@@ -230,7 +232,7 @@ class Rollout {
   Mat<S> rows_, next_, product_, part_, ones_, u_;
   Step step_;
   std::vector<Step> trail_;
-  Index layers_ = 0, left_ = 0;
+  detail::Count layers_, left_;
   Workspace workspace_;
   mutable detail::Turn turn_;
 };

@@ -103,7 +103,8 @@ struct Aot {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     check<S>("aot layer", in, out, "out", call.batch);
-    detail::refuse_overlaps("aot layer", detail::arrays({{"out", out}}), detail::fields_of(in));
+    detail::refuse_overlaps("aot layer", detail::arrays({{"out", out}}),
+                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
     const detail::SavedTurn saved_turn(call.saved, true, "aot layer");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -134,7 +135,7 @@ struct Aot {
     check<S>("aot layer", in, dout, "dout", 1);
     detail::check_gradients("aot layer", in, grad);
     check_saved<S>("aot layer", in, saved);
-    detail::refuse_gradient_overlaps("aot layer", in, dout, grad);
+    detail::refuse_gradient_overlaps("aot layer", op, in, dout, grad);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
@@ -278,7 +279,8 @@ struct AotStack {
     const View<S> x(std::forward<X>(x_));
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(x, layers, out, "out", call.batch);
-    detail::refuse_overlaps("aot stack", detail::arrays({{"out", out}}), read<S>(x, layers));
+    detail::refuse_overlaps("aot stack", detail::arrays({{"out", out}}),
+                            detail::joined(read<S>(x, layers), detail::tables_of(layer.op)));
     const detail::SavedTurn saved_turn(call.saved, true, "aot stack");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -340,7 +342,7 @@ struct AotStack {
         detail::fields_of(of_layer(MutView<S>(), gradients[l]), detail::gradient_of, static_cast<Index>(l))(f);
     };
     const detail::NamedArray upstream("dout", dout);
-    detail::refuse_overlaps("aot stack", written, [&](auto&& f) {
+    detail::refuse_backward_overlaps("aot stack", layer.op, written, [&](auto&& f) {
       read<S>(x, layers)(f);
       f(upstream);
     });

@@ -79,11 +79,11 @@ void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&
   const Index n = in.x.rows, width = in.x.cols;
   const S fed_back = in.u.given() ? c.rho : S(0), subtracted = in.u.given() ? -c.kappa : S(0);
   const detail::SavedTurn saved_turn(saved, true, "boosting block");
-  if (saved) {
-    saved->filled = false;
-    saved->s.resize(n, width), saved->z.resize(n, width);
-  }
   detail::with_context(call, [&](const detail::Context& context) {
+    if (saved) {
+      saved->filled = false;
+      saved->s.resize(n, width), saved->z.resize(n, width);
+    }
     const auto room = [&](Mat<S> BoostingBlockSaved<S>::*field) {
       return saved ? MutView<S>(saved->*field) : context.arena().template matrix<S>(n, width);
     };

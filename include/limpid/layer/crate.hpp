@@ -273,7 +273,8 @@ struct Crate {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in, out, "out", call.batch);
-    detail::refuse_overlaps("crate block", detail::arrays({{"out", out}}), detail::fields_of(in));
+    detail::refuse_overlaps("crate block", detail::arrays({{"out", out}}),
+                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
     const detail::SavedTurn saved_turn(call.saved, true, "crate block");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -297,7 +298,7 @@ struct Crate {
     const detail::SavedTurn saved_turn(&saved, false, "crate block");
     check<S>(in, dout, "dout", 1);
     detail::check_gradients("crate block", in, grad);
-    detail::refuse_gradient_overlaps("crate block", in, dout, grad);
+    detail::refuse_gradient_overlaps("crate block", op, in, dout, grad);
     compress().template check_saved<S>("crate block", first<View<S>>(in, in.x), saved.compress);
     ista.check_saved<S>("crate block", second<View<S>>(in, in.x), saved.sparsify);
     detail::check_filled("crate block", saved);

@@ -70,7 +70,8 @@ struct TwoMapLayer {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in, out, "out", call.batch);
-    detail::refuse_overlaps("layer", detail::arrays({{"out", out}}), detail::fields_of(in));
+    detail::refuse_overlaps("layer", detail::arrays({{"out", out}}),
+                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
     const detail::SavedTurn saved_turn(call.saved, true, "layer");
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -113,7 +114,7 @@ struct TwoMapLayer {
     Args<S> like = in;  // a bias that is not given is 0, and may have a gradient
     like.gate_b = View<S>(nullptr, in.gate_w.given() ? 1 : 0, in.gate_w.cols, in.gate_w.cols);
     detail::check_gradients("layer", like, grad);
-    detail::refuse_gradient_overlaps("layer", in, dout, grad);
+    detail::refuse_gradient_overlaps("layer", op, in, dout, grad);
     detail::check_kept("layer", "q", saved.q, in.x.rows, in.wq.cols);
     detail::check_kept("layer", "k", saved.k, in.x.rows, in.wk.cols);
     detail::check_kept("layer", "v", saved.v, in.x.rows, in.wv.cols);

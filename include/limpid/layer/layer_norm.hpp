@@ -231,14 +231,14 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
                   detail::shape_text(vx.rows, vx.cols));
   detail::refuse_overlaps("layer_norm", {{"y", vy}}, {{"x", vx}, {"gamma", vg}, {"beta", vb}});
   const detail::SavedTurn saved_turn(call.saved, true, "layer_norm");
-  MutView<S> statistics;
-  if (call.saved) {
-    call.saved->filled = false;
-    call.saved->statistics.resize(vx.rows, 4);
-    call.saved->width = vx.cols;
-    statistics = call.saved->statistics;
-  }
   detail::with_context({false, call.workspace, call.executor}, [&](const auto& context) {
+    MutView<S> statistics;
+    if (call.saved) {
+      call.saved->filled = false;
+      call.saved->statistics.resize(vx.rows, 4);
+      call.saved->width = vx.cols;
+      statistics = call.saved->statistics;
+    }
     detail::layer_norm_in<detail::Native<S>>(context, vx, vg, vb, call.eps, vy, statistics);
   });
   if (call.saved) call.saved->filled = true;

@@ -144,6 +144,11 @@ template <class Args, class Grads, class S>
 void refuse_gradient_overlaps(const char* layer, const Args& in, View<S> dout, const Grads& grad) {
   refuse_overlaps(layer, fields_of(grad, gradient_of), joined(fields_of(in), arrays({{"dout", dout}})));
 }
+/// The same of a layer round an operator.
+template <class Op, class Args, class Grads, class S>
+void refuse_gradient_overlaps(const char* layer, const Op& op, const Args& in, View<S> dout, const Grads& grad) {
+  refuse_backward_overlaps(layer, op, fields_of(grad, gradient_of), joined(fields_of(in), arrays({{"dout", dout}})));
+}
 
 template <class S>
 void check_out(const char* layer, const char* name, View<S> out, Index rows, Index cols) {

@@ -120,7 +120,8 @@ struct MultiHead {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(name, in, call.batch);
     detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
-    detail::refuse_overlaps(name, detail::arrays({{"out", out}}), detail::fields_of(in));
+    detail::refuse_overlaps(name, detail::arrays({{"out", out}}),
+                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
     const detail::SavedTurn saved_turn(call.saved, true, name);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -162,7 +163,7 @@ struct MultiHead {
       if (w.given()) *b = View<S>(nullptr, 1, w.cols, w.cols);
     detail::check_gradients(name, like, grad);
     check_saved<S>(name, in, saved);
-    detail::refuse_gradient_overlaps(name, in, dout, grad);
+    detail::refuse_gradient_overlaps(name, op, in, dout, grad);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
@@ -311,7 +312,8 @@ struct MssaLayer {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(name, in, call.batch);
     detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
-    detail::refuse_overlaps(name, detail::arrays({{"out", out}}), detail::fields_of(in));
+    detail::refuse_overlaps(name, detail::arrays({{"out", out}}),
+                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
     const detail::SavedTurn saved_turn(call.saved, true, name);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -342,7 +344,7 @@ struct MssaLayer {
     detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
     detail::check_gradients(name, in, grad);
     check_saved<S>(name, in, saved);
-    detail::refuse_gradient_overlaps(name, in, dout, grad);
+    detail::refuse_gradient_overlaps(name, op, in, dout, grad);
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);

@@ -426,8 +426,14 @@ class PidStack {
         },
         grad, to, gains);
     // the gains' own gradients are written afterwards, which the operator does not see
-    detail::refuse_overlaps(op_.name, detail::fields_of(grad, detail::gradient_of),
-                            detail::joined(detail::fields_of(in), detail::arrays({{"dout", upstream}})));
+    const detail::NamedArray read[] = {{"dout", upstream}, {"relevance_weights", call.relevance_weights}};
+    detail::refuse_backward_overlaps(
+        op_.name, op_,
+        detail::joined(detail::fields_of(grad, detail::gradient_of), detail::arrays({{"relevance", call.relevance}})),
+        [&](auto&& f) {
+          detail::fields_of(in)(f);
+          for (const detail::NamedArray& one : read) f(one);
+        });
     limpid::backward(op_, in, here.saved, upstream, to, inner);
 
     if (last) {  // what comes from later layers; sb_ is that of the integral this layer hands on
@@ -563,7 +569,7 @@ class PidStack {
   Op op_;
   PidStackOptions options_;
   std::deque<Layer> layers_;  // which stay where they are as more come
-  Index size_ = 0, left_ = 0;
+  detail::Count size_, left_;
   Mat<S> dr_, ds_, dprev_, dbefore_;  // of one layer
   Mat<S> sb_, rb_, pending_[2];       // from later layers: of the integral, of R, of the next two layers' V
   std::array<Mat<S>, 4> gains_;

@@ -174,7 +174,7 @@ class TwicingCache {
     if (!detail::fits_memory(tokens, 1))
       detail::raise(detail::Name(op_.name) + (" cache: reserve was asked for " + detail::text_of(tokens) +
                                               " tokens, wanted 0 to " + detail::text_of(detail::most_entries)));
-    room_ = std::max(room_, tokens);
+    room_ = std::max<Index>(room_, tokens);
   }
 
   /// The next token of every batch item: q is B x (H d), k B x (G d), v B x (G dv), out B x (H dv); other inputs of the
@@ -229,7 +229,7 @@ class TwicingCache {
   /// Room for one more row, doubled when it runs out.
   void grow(Mat<S>& m, Index cols) const {
     if (m.cols() == cols && m.rows() > size_) return;
-    Mat<S> larger(std::max({room_, 2 * size_, Index(16)}), cols);
+    Mat<S> larger(std::max<Index>({room_, 2 * size_, 16}), cols);
     if (size_ > 0) larger.topRows(size_) = m.topRows(size_);
     m.swap(larger);
   }
@@ -244,7 +244,7 @@ class TwicingCache {
                             " columns, wanted " + detail::text_of(rows.cols()) + " as the first token's");
             if (one.cols == 0) return;
             grow(rows, one.cols);
-            for (Index c = 0; c < one.cols; ++c) rows(size_, c) = one(one.rows == 1 ? 0 : b, c);
+            for (Index c = 0; c < one.cols; ++c) rows(Index(size_), c) = one(one.rows == 1 ? 0 : b, c);
           },
           token, past);
       grow(residuals_[static_cast<std::size_t>(b)], dims_.heads * op_.order * (token.v.cols / dims_.kv_heads));
@@ -299,7 +299,7 @@ class TwicingCache {
 
   Op op_;
   Dims dims_;
-  Index size_ = 0, room_ = 0;
+  detail::Count size_, room_;
   std::vector<typename Op::template Args<Mat<S>>> past_;  // a batch item each: rows of every key array
   std::vector<Mat<S>> residuals_;                         // V - u_t: head after head, t = 0 .. order - 1
   Workspace workspace_;
