@@ -23,8 +23,20 @@ template <class S>
 int exponent_of(const S* row, Index count) {
   int exponent = 0;
   if constexpr (std::is_floating_point_v<S>) {
+    using P = Native<S>;
+    typename P::V tops = P::set(S(0));
     S largest(0);
-    for (Index c = 0; c < count; ++c) largest = std::max(largest, std::abs(row[c]));
+    for_lanes<P>(count, [&](auto policy, Index c) {
+      using L = decltype(policy);
+      const typename L::V x = L::load(row + c);
+      if constexpr (L::lanes == P::lanes)
+        tops = P::max(tops, P::max(x, -x));
+      else
+        largest = std::max(largest, std::abs(x));
+    });
+    S lanes[P::lanes];
+    P::store(lanes, P::largest(tops));
+    largest = std::max(largest, lanes[0]);
     if (largest > S(0) && std::isfinite(largest)) std::frexp(largest, &exponent);
   }
   return exponent;
@@ -35,7 +47,13 @@ void scale_by_power(const From* from, int exponent, To* to, Index count) {
   From first(1), second(1);
   if constexpr (std::is_floating_point_v<From>)
     first = std::ldexp(first, exponent / 2), second = std::ldexp(second, exponent - exponent / 2);
-  for (Index c = 0; c < count; ++c) to[c] = To(from[c] * first * second);
+  if constexpr (std::is_same_v<From, To>)
+    for_lanes<Native<To>>(count, [&](auto policy, Index c) {
+      using L = decltype(policy);
+      L::store(to + c, L::load(from + c) * L::set(first) * L::set(second));
+    });
+  else
+    for (Index c = 0; c < count; ++c) to[c] = To(from[c] * first * second);
 }
 
 /// y = x U of rows that are brought to order 1 one by one, so that no sum of products over- or underflows: row i of x

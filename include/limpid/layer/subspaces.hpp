@@ -169,7 +169,9 @@ void subspace_energy(X&& x, U&& u, Out&& out_, const LayerCall& call = {}) {
   detail::with_context(call, [&](const auto& context) {
     const Index p = vu.cols / out.cols;
     const detail::ScaledTokens<S> tokens(context, vx, vu);
-    const auto squares = [](const S* row, Index count) { return detail::dot(row, row, count); };
+    const auto squares = [](const S* row, Index count) {
+      return detail::vector_dot<detail::Native<S>>(row, row, count);
+    };
     for (Index i = 0; i < out.rows; ++i) {
       const S all = squares(tokens.rows.row(i), vx.cols);
       for (Index k = 0; k < out.cols; ++k) out(i, k) = all == S(0) ? S(0) : squares(tokens.y.row(i) + k * p, p) / all;
