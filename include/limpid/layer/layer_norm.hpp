@@ -122,6 +122,7 @@ void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> bet
                    MutView<S> statistics) {
   const Index width = x.cols;
   if (width == 0) return;
+  const S *scale = gamma.data, *shift = beta.data;
   context.run(NormRows::tasks(x.rows), [&](Index task, Arena&) {
     for (Index i = task * NormRows::step; i < std::min(x.rows, (task + 1) * NormRows::step); ++i) {
       const S* from = x.row(i);
@@ -130,8 +131,8 @@ void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> bet
       for_lanes<P>(width, [&](auto policy, Index c) {
         using L = decltype(policy);
         auto u = without_mean(policy, from, c, row) * L::set(row.inverse);
-        if (gamma.given()) u = u * L::load(gamma.data + c);
-        if (beta.given()) u = u + L::load(beta.data + c);
+        if (scale) u = u * L::load(scale + c);
+        if (shift) u = u + L::load(shift + c);
         L::store(to + c, u);
       });
       if (statistics.given())
@@ -152,6 +153,7 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
   const bool parameters = grad.gamma.given() || grad.beta.given();
   const MutView<S> parts = parameters ? arena.matrix<S>(2 * tasks, width) : MutView<S>();
   if (width == 0) return;
+  const S* scale = gamma.data;
   context.run(tasks, [&](Index task, Arena& own) {
     S *xh = own.take<S>(width), *t = own.take<S>(width);
     S *dgamma = parameters ? parts.row(2 * task) : nullptr, *dbeta = parameters ? parts.row(2 * task + 1) : nullptr;
@@ -164,8 +166,8 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
         const auto u = without_mean(policy, from, c, row) * L::set(row.inverse);
         const auto g = L::load(up + c);
         L::store(xh + c, u);
-        L::store(t + c, gamma.given() ? L::load(gamma.data + c) * g : g);
-        if (!parameters) return;
+        L::store(t + c, scale ? L::load(scale + c) * g : g);
+        if (!dgamma) return;
         L::store(dgamma + c, L::fma(g, u, L::load(dgamma + c)));
         L::store(dbeta + c, L::load(dbeta + c) + g);
       });
