@@ -1,5 +1,6 @@
-// limpid: what layers refuse: results over inputs or over each other, sizes that do not fit, states half filled; each
-// by name, before anything is written. And sizes of 0, which are none of these. SPDX-License-Identifier: MIT
+// limpid: what layers refuse: results over inputs or over each other, sizes that do not fit, states half filled;
+// each by name, before anything is written. And sizes of 0, which are none of these.
+// SPDX-License-Identifier: MIT
 #include <functional>
 #include <limpid/limpid.hpp>
 #include <stdexcept>
@@ -7,12 +8,13 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/executors.hpp"
 #include "support/fields.hpp"
 
 namespace {
 
 using limpid::Index, limpid::MutView, limpid::View;
-using suite::error_of;
+using suite::error_of, suite::Nosy;
 using M = limpid::Mat<double>;
 
 M random(Index rows, Index cols, std::uint64_t seed) {
@@ -813,21 +815,6 @@ TEST_CASE("After a forward call whose executor threw, a norm and an ISTA step do
         "ista: saved is empty, wanted one that a forward call has filled");
   CHECK((dx == x));  // no 600 rows in a message
 }
-
-namespace {
-
-/// Calls something else before its first tasks.
-struct Nosy {
-  std::function<void()> other;
-  int workers() const { return 2; }
-  template <class Task>
-  void run(Index count, Task&& task) {
-    if (const auto once = std::exchange(other, nullptr)) once();
-    for (Index t = 0; t < count; ++t) task(t, 0);
-  }
-};
-
-}  // namespace
 
 TEST_CASE("What a layer saved in one half alone, as the other was in use, it does not go back with") {
   limpid::CrateArgs<M> p = crate_parameters();

@@ -6,24 +6,14 @@
 #include <utility>
 
 #include "support/catch.hpp"
+#include "support/executors.hpp"
 #include "support/fields.hpp"
 
 namespace {
 
 using limpid::Index, limpid::qkv;
-using suite::error_of;
+using suite::error_of, suite::Nosy;
 using M = limpid::Mat<float>;
-
-/// Runs tasks one after the other, and something else before the first of them.
-struct Nosy {
-  std::function<void()> other;
-  int workers() const { return 2; }
-  template <class Task>
-  void run(Index count, Task&& task) {
-    if (const auto once = std::exchange(other, nullptr)) once();
-    for (Index t = 0; t < count; ++t) task(t, static_cast<int>(t % 2));
-  }
-};
 
 /// What `second` says when it is called in the middle of `first`, by the same thread and by another one.
 std::vector<std::string> during(const std::function<void(limpid::ExecutorRef)>& first,

@@ -451,13 +451,9 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
     raise(name + ": relevance_weights is " + shape_text(call.relevance_weights.rows, call.relevance_weights.cols) +
           ", wanted " + shape_text(d.batch, d.n));
   const View<S> weights = emits ? call.relevance_weights : View<S>();
-  const NamedArray upstream[] = {{"dout", dout}, {"relevance_weights", weights}};
-  const auto read = [&](auto&& f) {
-    fields_of(in)(f);
-    for (const NamedArray& one : upstream) f(one);
-  };
   refuse_backward_overlaps(name, operation,
-                           joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})), read);
+                           joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})),
+                           joined(fields_of(in), arrays({{"dout", dout}, {"relevance_weights", weights}})));
   const Op op = bound<Op, S>(operation, d);
 
   Workspace own;

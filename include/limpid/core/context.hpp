@@ -54,6 +54,7 @@ bool all_finite(View<typename P::Scalar> v) {
   const typename P::V nought = P::keep(P::set(S(0)));
   const S none = P::sum(nought);
   typename P::V zero[G];
+  LIMPID_UNROLL(4)
   for (int g = 0; g < G; ++g) zero[g] = nought;
   S rest(0);
   const auto row = [&](Index i, auto sides) {  // of each strand, or alone
@@ -68,6 +69,7 @@ bool all_finite(View<typename P::Scalar> v) {
   };
   for (Index i = 0; i < strand; ++i) row(i, std::integral_constant<int, G>());
   for (Index i = G * strand; i < v.rows; ++i) row(i, std::integral_constant<int, 1>());
+  LIMPID_UNROLL(4)
   for (int g = 0; g < G; ++g) rest += P::sum(zero[g]);
   return !(rest != S(0));
 }

@@ -41,6 +41,25 @@ typename P::Scalar row_sum(const typename P::Scalar* x, Index count) {
   return sum_lanes<P>(count, [&](auto policy, Index c) { return decltype(policy)::load(x + c); });
 }
 
+/// The largest |x_c|, past what is NaN.
+template <class P>
+typename P::Scalar largest_entry(const typename P::Scalar* x, Index count) {
+  using S = typename P::Scalar;
+  typename P::V tops = P::set(S(0));
+  S largest(0);
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    const typename L::V entry = L::load(x + c), size = L::max(entry, -entry);
+    if constexpr (L::lanes == P::lanes)
+      tops = P::max(tops, size);
+    else
+      largest = L::max(largest, size);
+  });
+  S lanes[P::lanes];
+  P::store(lanes, P::largest(tops));
+  return OneLane<S>::max(largest, lanes[0]);
+}
+
 /// to = from.
 template <class P>
 LIMPID_INLINE void copy_row(const typename P::Scalar* from, typename P::Scalar* to, Index count) {

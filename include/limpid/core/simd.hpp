@@ -256,6 +256,7 @@ struct Simd {
   LIMPID_INLINE static V if_equal(V a, V b, V x, V y) { return a == b ? x : y; }
   LIMPID_INLINE static V lane_index() {
     V v;
+    LIMPID_UNROLL(16)
     for (int l = 0; l < lanes; ++l) v[l] = S(l);
     return v;
   }

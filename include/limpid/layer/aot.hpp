@@ -341,11 +341,8 @@ struct AotStack {
       for (std::size_t l = 0; l < depth; ++l)
         detail::fields_of(of_layer(MutView<S>(), gradients[l]), detail::gradient_of, static_cast<Index>(l))(f);
     };
-    const detail::NamedArray upstream("dout", dout);
-    detail::refuse_backward_overlaps("aot stack", layer.op, written, [&](auto&& f) {
-      read<S>(x, layers)(f);
-      f(upstream);
-    });
+    detail::refuse_backward_overlaps("aot stack", layer.op, written,
+                                     detail::joined(read<S>(x, layers), detail::arrays({{"dout", dout}})));
     Workspace own;
     Workspace& workspace = call.workspace ? *call.workspace : own;
     const detail::WorkspaceTurn turn(workspace, detail::Inside::open);

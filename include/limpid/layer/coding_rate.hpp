@@ -23,20 +23,7 @@ template <class S>
 int exponent_of(const S* row, Index count) {
   int exponent = 0;
   if constexpr (std::is_floating_point_v<S>) {
-    using P = Native<S>;
-    typename P::V tops = P::set(S(0));
-    S largest(0);
-    for_lanes<P>(count, [&](auto policy, Index c) {
-      using L = decltype(policy);
-      const typename L::V x = L::load(row + c);
-      if constexpr (L::lanes == P::lanes)
-        tops = P::max(tops, P::max(x, -x));
-      else
-        largest = std::max(largest, std::abs(x));
-    });
-    S lanes[P::lanes];
-    P::store(lanes, P::largest(tops));
-    largest = std::max(largest, lanes[0]);
+    const S largest = largest_entry<Native<S>>(row, count);
     if (largest > S(0) && std::isfinite(largest)) std::frexp(largest, &exponent);
   }
   return exponent;

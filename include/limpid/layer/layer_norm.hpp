@@ -98,8 +98,7 @@ RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
   if constexpr (std::is_floating_point_v<S>) {
     using Limits = std::numeric_limits<S>;
     if (spread > Limits::min() / (epsilon * epsilon) && variance < Limits::max() * epsilon) return plain;
-    S largest(0);
-    for (Index c = 0; c < count; ++c) largest = std::max(largest, std::abs(x[c]));
+    const S largest = largest_entry<P>(x, count);
     if (!(largest > S(0) && row_is_finite(x, count))) return plain;
     int exponent = 0;
     std::frexp(std::max(largest, sqrt(S(eps))), &exponent);

@@ -426,14 +426,11 @@ class PidStack {
         },
         grad, to, gains);
     // the gains' own gradients are written afterwards, which the operator does not see
-    const detail::NamedArray read[] = {{"dout", upstream}, {"relevance_weights", call.relevance_weights}};
+    const View<S> weights = call.relevance.given() ? call.relevance_weights : View<S>();
     detail::refuse_backward_overlaps(
         op_.name, op_,
         detail::joined(detail::fields_of(grad, detail::gradient_of), detail::arrays({{"relevance", call.relevance}})),
-        [&](auto&& f) {
-          detail::fields_of(in)(f);
-          for (const detail::NamedArray& one : read) f(one);
-        });
+        detail::joined(detail::fields_of(in), detail::arrays({{"dout", upstream}, {"relevance_weights", weights}})));
     limpid::backward(op_, in, here.saved, upstream, to, inner);
 
     if (last) {  // what comes from later layers; sb_ is that of the integral this layer hands on

@@ -179,8 +179,8 @@ class TwicingCache {
 
   /// The next token of every batch item: q is B x (H d), k B x (G d), v B x (G dv), out B x (H dv); other inputs of the
   /// map likewise, with n = m = 1. Throws ShapeError where shapes do not fit or differ from the first token's, or out
-  /// shares memory with an input. Whatever
-  /// is thrown on the way, also by a modifier's function or for want of memory, the cache is as it was before.
+  /// shares memory with an input. Whatever is thrown on the way, also by a modifier's function or for want of memory,
+  /// the cache is as it was before.
   void step(const Inputs<Op, S>& token, MutView<S> out, ExecutorRef executor = {}) {
     using P = detail::Native<S>;
     const detail::SavedTurn turn = take_turn();
