@@ -4,10 +4,10 @@
 
 #include <deque>
 #include <limpid/layer/boosting_block.hpp>
-#include <limpid/layer/coding_rate.hpp>
+#include <limpid/explain/coding_rate.hpp>
 #include <limpid/layer/crate.hpp>
 #include <limpid/layer/differential.hpp>
-#include <limpid/layer/subspaces.hpp>
+#include <limpid/explain/subspaces.hpp>
 #include <memory>
 #include <string>
 #include <vector>

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limpid/layer/aot.hpp>
-#include <limpid/layer/subspaces.hpp>
+#include <limpid/explain/subspaces.hpp>
 #include <vector>
 
 using limpid::Index;

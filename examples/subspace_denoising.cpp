@@ -11,7 +11,7 @@
 #include <cstdio>
 #include <limpid/io/sheet.hpp>
 #include <limpid/layer/aot.hpp>
-#include <limpid/layer/subspaces.hpp>
+#include <limpid/explain/subspaces.hpp>
 #include <string>
 #include <vector>
 

@@ -1,6 +1,6 @@
 // limpid: golden cases of the denoising theorem: tokens and signal-to-noise ratios layer by layer.
 // SPDX-License-Identifier: MIT
-#include <limpid/layer/subspaces.hpp>
+#include <limpid/explain/subspaces.hpp>
 
 #include "subspace.hpp"
 

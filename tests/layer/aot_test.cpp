@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include <cstring>
 #include <limpid/layer/aot.hpp>
-#include <limpid/layer/subspaces.hpp>
+#include <limpid/explain/subspaces.hpp>
 
 #include "layer_gradient.hpp"
 #include "support/distance.hpp"

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include <limits>
 #include <limpid/layer/crate.hpp>
-#include <limpid/layer/subspaces.hpp>
+#include <limpid/explain/subspaces.hpp>
 
 #include "layer_gradient.hpp"
 #include "support/distance.hpp"

@@ -2,7 +2,7 @@
 // where its noise has dimensions enough.
 // SPDX-License-Identifier: MIT
 #include <limpid/layer/aot.hpp>
-#include <limpid/layer/subspaces.hpp>
+#include <limpid/explain/subspaces.hpp>
 
 #include "support/catch.hpp"
 

@@ -14,7 +14,7 @@
 #include <limpid/op/pid.hpp>
 #include <limpid/op/softmax.hpp>
 #include <limpid/op/twicing.hpp>
-#include <limpid/score/positions.hpp>
+#include <limpid/op/rope.hpp>
 #include <string_view>
 
 namespace suite {

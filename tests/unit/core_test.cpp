@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include <limits>
 #include <limpid/core/context.hpp>
+#include <limpid/engine/rows.hpp>
 #include <limpid/core/workspace.hpp>
 
 #include "support/catch.hpp"

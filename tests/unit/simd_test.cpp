@@ -1,6 +1,6 @@
 // limpid: exp, the register tile and the transposes against plain loops.
 // SPDX-License-Identifier: MIT
-#include <limpid/core/tile.hpp>
+#include <limpid/engine/tile.hpp>
 
 #include <cstring>
 #include <vector>

@@ -9,7 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "../core/call.hpp"
+#include "../call/backward.hpp"
+#include "random.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -52,14 +53,6 @@ struct GradientOptions {
 };
 
 namespace detail {
-
-/// Uniform in [-1, 1): splitmix64 (Steele, Lea, Flood 2014), so that a seed means the same everywhere.
-inline double uniform(std::uint64_t& state) {
-  std::uint64_t z = state += 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-52 - 1.0;
-}
 
 /// The step asked for, or a power of two, so that x + h and x - h are as far apart as they look. One below eps would
 /// leave x where it is, and every difference would be 0.
@@ -214,6 +207,5 @@ GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op,
   }
   return check;
 }
-
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -43,6 +43,9 @@ struct QKV {
   }
 };
 
+/// Which part of A * dA counts as relevance: max(x, 0), max(-x, 0), |x| or x.
+enum class Part { pos, neg, abs, signed_ };
+
 namespace detail {
 
 /// Whether gradients are added to what is there. A second query head of a group of keys always adds to theirs.
@@ -94,6 +97,7 @@ auto fields_of(const Args& args, const char* of = "", Index layer = -1) {
     Args::visit(NamesFields<std::remove_reference_t<decltype(f)>>{f, of, layer}, args);
   };
 }
+
 }  // namespace detail
 
 /// Views of q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv).
@@ -116,5 +120,30 @@ enum class Kept {
   rows   ///< n x count numbers, e.g. the output
 };
 
+namespace detail {
+
+template <class S>
+void check_pair(const char* op, const char* q_name, const char* k_name, View<S> q, View<S> k) {
+  if (q.cols != k.cols)  // not `given`: an array of no rows has no memory either
+    raise(std::string(op) + ": " + q_name + " has " + text_of(q.cols) + " columns a head and " + k_name + " has " +
+          text_of(k.cols) + ", wanted the same");
+}
+template <class S>
+void check_scalar(const char* op, const char* name, View<S> v) {
+  if (v.given() && v.cols != 1)
+    raise(std::string(op) + ": " + name + " has " + text_of(v.cols) + " columns, wanted 1 (a number, or one a head)");
+}
+
+/// Every head takes a turn, so there may be no more of them than arrays have numbers, or than a call without any can
+/// go through at once.
+inline constexpr Index most_empty_heads = 1 << 20;
+inline void check_counts(Name op, Index batch, Index heads, Index numbers) {
+  const Index most = std::max(most_empty_heads, numbers);
+  if (batch > most || heads > most / batch)
+    raise(op + (": heads is " + text_of(heads) + " and batch " + text_of(batch) + ", wanted at most " + text_of(most) +
+                " heads of all items, as arrays are that small"));
+}
+
+}  // namespace detail
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "../core/call.hpp"
+#include "../call/backward.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

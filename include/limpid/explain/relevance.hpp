@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "../core/call.hpp"
+#include "../call/backward.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

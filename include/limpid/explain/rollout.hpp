@@ -7,7 +7,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "../core/call.hpp"
+#include "../call/backward.hpp"
+#include "map.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "../score/kernel.hpp"
 #include "layer_norm.hpp"
+#include "mssa.hpp"
 #include "multi_head.hpp"
 
 namespace limpid {

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "../core/rows.hpp"
+#include "../engine/rows.hpp"
 #include "linear.hpp"
 
 namespace limpid {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "../core/peak.hpp"
+#include "../engine/peak.hpp"
 #include "softmax.hpp"
 
 namespace limpid {

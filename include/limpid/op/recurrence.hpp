@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../score/kernel.hpp"
 #include "softmax.hpp"
 
 namespace limpid {

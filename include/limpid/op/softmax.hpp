@@ -2,9 +2,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "../core/call.hpp"
-#include "../core/probe.hpp"
-#include "../core/smooth.hpp"
+#include "../call/backward.hpp"
+#include "../engine/probe.hpp"
+#include "../engine/pull_back.hpp"
+#include "../engine/smooth.hpp"
+#include "../engine/smooth_transposed.hpp"
 #include "../score/dot.hpp"
 
 namespace limpid {

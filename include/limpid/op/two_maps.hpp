@@ -1,9 +1,9 @@
 // limpid: the difference of two softmax maps on shared values, with a weight a row: what differential and gated share.
-// SPDX-License-Identifier: MIT
 //
 // H = w1 o (A1 V) - w2 o (A2 V), then the head's RMS norm. Differential attention is (1, lambda), its second version
 // (1, sigmoid(z)), gated attention (sigmoid(z), sigmoid(-z)); dw1_i = <dH_i, (A1 V)_i>, dw2_i = -<dH_i, (A2 V)_i>.
 // That the three are one recipe is our own remark.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <algorithm>
@@ -11,11 +11,12 @@
 #include <cmath>
 #include <limits>
 
-#include "../core/call.hpp"
-#include "../core/probe.hpp"
-#include "../core/rows.hpp"
-#include "../core/smooth.hpp"
-#include "../score/kernel.hpp"
+#include "../call/backward.hpp"
+#include "../engine/probe.hpp"
+#include "../engine/pull_back.hpp"
+#include "../engine/smooth.hpp"
+#include "../engine/smooth_transposed.hpp"
+#include "../score/dot.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -50,23 +51,6 @@ S sigmoid(S z) {
   if (z > S(0)) return S(1) / (S(1) + exp(-z));
   const S e = exp(z);
   return e / (S(1) + e);
-}
-
-/// out_i = w1_i a_i - w2_i b_i; out may be a or b.
-template <class P>
-LIMPID_NOINLINE void weighted_difference(const typename P::Scalar* w1, View<typename P::Scalar> a,
-                                         const typename P::Scalar* w2, View<typename P::Scalar> b,
-                                         MutView<typename P::Scalar> out) {
-  using V = typename P::V;
-  for (Index i = 0; i < out.rows; ++i) {
-    const auto *x = a.row(i), *y = b.row(i);
-    auto* z = out.row(i);
-    const auto minus = -w2[i];
-    const V f = P::set(w1[i]), g = P::set(minus);
-    Index c = 0;
-    for (; c + P::lanes <= out.cols; c += P::lanes) P::store(z + c, P::fma(f, P::load(x + c), g * P::load(y + c)));
-    for (; c < out.cols; ++c) z[c] = w1[i] * x[c] + minus * y[c];
-  }
 }
 
 /// The head's norm: y = u o (r h), r = 1 / sqrt(mean(h^2) + eps), u = (1 - lambda_init) gamma. RMS normalisation
@@ -408,6 +392,5 @@ struct TwoMaps {
     return copy;
   }
 };
-
 }  // namespace LIMPID_ABI
 }  // namespace limpid

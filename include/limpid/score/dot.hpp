@@ -1,17 +1,16 @@
 // limpid: dot-product scores, S = scale q k^T, and what a family of scores must offer.
-// SPDX-License-Identifier: MIT
 //
 // A score family gives an operator the scores of one head (prepare), says where pull_back should put dq, dk and dbias
 // (targets), and turns these into the gradients of its own inputs (finish). Operators are written over any family.
+// SPDX-License-Identifier: MIT
 #pragma once
 
-#include <array>
 #include <cmath>
 #include <optional>
 #include <type_traits>
 
 #include "../core/args.hpp"
-#include "../core/pull_back.hpp"
+#include "../engine/backward_plan.hpp"
 #include "modifiers.hpp"
 
 namespace limpid {
@@ -26,30 +25,6 @@ struct SoftmaxOptions {
 };
 
 namespace detail {
-
-/// Where pull_back writes. direct: into the user's own arrays, so that `accumulate` applies there.
-template <class S>
-struct PullTargets {
-  MutView<S> dq, dk;
-  S* dbias = nullptr;
-  bool direct = true;
-  std::array<Moment<S>, 2> moments = {};
-};
-
-/// The plan of a backward pass of one map: made of these scores, its gradients put there.
-template <class S, class Mods>
-PullPlan<S, Mods, 1> plan_of(const Scores<S, Mods>& scores, const std::type_identity_t<Lse<const S>>& lse,
-                             const S* delta, const PullTargets<S>& to, Accumulation accumulate,
-                             const Emission<S>& emission) {
-  PullPlan<S, Mods, 1> plan;
-  plan.maps[0] = {scores, lse, delta, nullptr, to.dq, to.dk, to.dbias};
-  plan.moments = to.moments;
-  plan.accumulate_q = to.direct && accumulate.q;
-  plan.accumulate_k = to.direct && accumulate.kv;
-  plan.accumulate_v = accumulate.kv;
-  plan.emission = emission;
-  return plan;
-}
 
 /// The scale of a dot product of rows so wide.
 template <class S>
@@ -101,6 +76,5 @@ struct DotScore {
   template <class S, class In, class Out>
   void finish(const In&, const Prepared<S>&, const detail::PullTargets<S>&, const Out&, detail::Accumulation) const {}
 };
-
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -1,21 +1,21 @@
 // limpid: scores that are sums of kernels, dot products and squared distances, reduced to one dot product and a key
 // bias.
-// SPDX-License-Identifier: MIT
 //
 // -|q - k|^2 / h^2 is (2 q.k - |k|^2) / h^2 up to a constant of the row, which the softmax drops; a sum of such terms
 // is one product of concatenated rows. Where a score function is asked (it must see the score itself) the constant
 // comes back as one more column. Distances are taken from the middle of the keys: exact, as the kernel does not move
 // with a common shift, and without it float loses every digit. Where queries and keys lie so far from any middle that
-// near pairs would lose digits all the same, a term is summed by pair, from differences (core/distance.hpp), of all
+// near pairs would lose digits all the same, a term is summed by pair, from differences (engine/distance.hpp), of all
 // pairs or of the near ones: decided once a call and head, from the arrays alone, so that every sweep finds the same
 // scores. All of this page is our own derivation of a classical identity.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 
-#include "../core/distance.hpp"
+#include "../engine/distance.hpp"
 #include "dot.hpp"
 
 namespace limpid {
@@ -459,18 +459,6 @@ S bandwidth(const char* op, const char* name, View<S> given, S otherwise) {
   if (!(h > S(0)) || !row_is_finite(&weight, 1))
     raise(std::string(op) + ": " + name + " is " + std::to_string(double(h)) + ", wanted a positive bandwidth");
   return h;
-}
-
-template <class S>
-void check_pair(const char* op, const char* q_name, const char* k_name, View<S> q, View<S> k) {
-  if (q.cols != k.cols)  // not `given`: an array of no rows has no memory either
-    raise(std::string(op) + ": " + q_name + " has " + text_of(q.cols) + " columns a head and " + k_name + " has " +
-          text_of(k.cols) + ", wanted the same");
-}
-template <class S>
-void check_scalar(const char* op, const char* name, View<S> v) {
-  if (v.given() && v.cols != 1)
-    raise(std::string(op) + ": " + name + " has " + text_of(v.cols) + " columns, wanted 1 (a number, or one a head)");
 }
 
 }  // namespace detail

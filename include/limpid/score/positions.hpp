@@ -1,45 +1,210 @@
-// limpid: positions: rotary (RoPE) round any operator with q and k, sinusoidal, ALiBi slopes, parts of a score.
+// limpid: positions: added to scores (ALiBi, relative tables) or to tokens (sinusoids).
 // SPDX-License-Identifier: MIT
-//
-// Key j stands at j, query i at i + m - n: the alignment of the causal mask. Angles are computed in double, whatever
-// the scalar. ALiBi and relative tables are modifiers (score/modifiers.hpp), positions in bilateral kernels
-// score/bilateral.hpp.
 #pragma once
 
 #include <cmath>
-#include <optional>
 
-#include "../core/call.hpp"
-#include "dot.hpp"
+#include "../core/args.hpp"
+#include "modifier.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// Which columns make plane l of a rotary width r: (2 l, 2 l + 1), as in the paper, or (l, l + r / 2), as in GPT-NeoX
-/// and Llama.
-enum class RopeLayout { interleaved, half };
+/// ALiBi (Press, Smith, Lewis 2022, arXiv 2108.12409): S - slope (p_i - j), p_i the query's position; slopes is a row
+/// or column of H numbers, or one for all heads. Meant for causal use; the symmetric form |p_i - j| is our own
+/// extension. dslope += - sum_ij dS_ij gap_ij. Slopes are numbers whose products with gaps are finite, else ShapeError;
+/// scores that would fall below all numbers stay the lowest, and are not masked.
+template <class S, bool Symmetric>
+struct Alibi : Modifier {
+  static constexpr bool values = Symmetric, starts = !Symmetric, sinks = true;
+  View<S> slopes;
+  MutView<S> dslopes;
+  S slope_of(Index head) const { return *entry(slopes, head); }
+  template <class T>
+  T gap(const At& a) const {
+    const T g = T(a.position() - a.k);
+    return Symmetric && g < T(0) ? -g : g;
+  }
+  bool adds() const { return true; }
+  template <class T>
+  T slope_at(const At& a) const {
+    if constexpr (std::is_same_v<S, T> || !std::is_constructible_v<double, T>) {
+      return T(slope_of(a.head));  // its products with gaps are finite, see check
+    } else {
+      const double most = detail::largest_factor<T>() * 0x1p20 / double(a.n + a.m + 1);
+      const double slope = double(slope_of(a.head));
+      return T(slope > most ? most : (slope < -most ? -most : slope));
+    }
+  }
+  template <class T>
+  T value(T s, const At& a) const {
+    return detail::plus(s, -slope_at<T>(a) * gap<T>(a));
+  }
+  // slope (j - p of the first query): small for near keys, so that float keeps its digits; the rest is a row constant
+  template <class T>
+  T start(const At& a, Index q0) const {
+    return slope_at<T>(a) * T(a.k - (q0 + a.m - a.n));
+  }
+  template <class T>
+  T shift(const At& a, Index q0) const {
+    return slope_at<T>(a) * T(a.q - q0);
+  }
+  template <class T>
+  void sink(const At& a, T ds, T* sum) const {
+    *sum -= ds * gap<T>(a);
+  }
+  bool wants_sink() const { return !dslopes.empty(); }
+  Index sink_size(Index, Index) const { return wants_sink() ? 1 : 0; }
+  template <class T>
+  void flush(const At& a, const T* sum) const {
+    *entry(dslopes, a.head) += S(*sum);
+  }
+  template <class F>
+  void reads(F&& f) const {
+    f(detail::NamedArray("ALiBi slopes", slopes));
+  }
+  template <class F>
+  void writes(F&& f) const {
+    f(detail::NamedArray("gradient of the ALiBi slopes", dslopes));
+  }
+  void check(const char* op, Index, Index h, Index n, Index m) const {
+    const Index count = slopes.rows * slopes.cols;
+    if (count != 1 && count != h)
+      detail::raise_modifier(op, "ALiBi slopes", slopes.rows, slopes.cols,
+                             "one number a head, H = " + detail::text_of(h));
+    if constexpr (std::is_constructible_v<double, S>)
+      for (Index i = 0; i < count; ++i)
+        if (const double slope = double(*entry(slopes, i)); !std::isnan(slope)) {  // which comes out, as from any table
+          detail::check_factor<S>(op, "an ALiBi slope", slope);
+          if (const double most = detail::largest_factor<S>() * 0x1p20 / double(n + m + 1); std::abs(slope) > most)
+            detail::raise(std::string(op) + ": an ALiBi slope is " + detail::number_text(slope) + ", wanted at most " +
+                          detail::number_text(most) + " in size, as gaps are that wide");
+        }
+    if (!dslopes.empty() && dslopes.rows * dslopes.cols != count)
+      detail::raise_modifier(op, "gradient of the ALiBi slopes", dslopes.rows, dslopes.cols,
+                             detail::text_of(count) + " numbers");
+  }
 
-/// An offset that is not set: m - n.
-inline constexpr std::nullopt_t default_offset = std::nullopt;
-
-struct RopeOptions {
-  RopeLayout layout = RopeLayout::interleaved;
-  double base = 10000;
-  Index rotary = 0;  ///< r, the columns turned, even, at most the width; 0 means all
-  Index width = 0;   ///< columns that share one rotation, a divisor of the head's width; 0 means all of them
-  std::optional<double> q_offset = default_offset;  ///< position of query 0
-  double k_offset = 0;                              ///< position of key 0
+ private:
+  template <class ViewType>
+  static auto entry(const ViewType& v, Index head) -> decltype(v.data) {
+    if (v.rows * v.cols == 1) return v.data;
+    return v.rows == 1 ? v.data + head : v.data + head * v.stride;
+  }
 };
 
-/// Arguments of rope_rotate.
-struct RopeRotation {
-  RopeLayout layout = RopeLayout::interleaved;
-  double base = 10000;
-  Index rotary = 0;
-  Index batch = 1, heads = 1;
-  double first = 0;      ///< position of row 0 of every item
-  bool inverse = false;  ///< turn back: what a gradient wants, as the rotation is orthogonal
+namespace detail {
+
+template <bool Symmetric, class A>
+auto make_alibi(A&& slopes) {
+  using S = typename std::remove_cvref_t<A>::Scalar;
+  Alibi<S, Symmetric> m;
+  m.slopes = View<S>(std::forward<A>(slopes));
+  return m;
+}
+
+}  // namespace detail
+
+template <class A>
+auto alibi(A&& slopes) {
+  return detail::make_alibi<false>(std::forward<A>(slopes));
+}
+template <class A, class DA>
+auto alibi(A&& slopes, DA&& dslopes) {
+  auto m = detail::make_alibi<false>(std::forward<A>(slopes));
+  m.dslopes = MutView<typename std::remove_cvref_t<A>::Scalar>(std::forward<DA>(dslopes));
+  return m;
+}
+template <class A>
+auto alibi_symmetric(A&& slopes) {
+  return detail::make_alibi<true>(std::forward<A>(slopes));
+}
+template <class A, class DA>
+auto alibi_symmetric(A&& slopes, DA&& dslopes) {
+  auto m = detail::make_alibi<true>(std::forward<A>(slopes));
+  m.dslopes = MutView<typename std::remove_cvref_t<A>::Scalar>(std::forward<DA>(dslopes));
+  return m;
+}
+
+/// Index map of a relative table: clip(offset, -R, R) + R for a table of 2 R + 1 numbers.
+struct ClipOffset {
+  Index operator()(Index offset, Index size) const {
+    const Index r = (size - 1) / 2;
+    return std::clamp<Index>(offset, -r, r) + r;
+  }
 };
+
+/// S + table[map(j - p_i)], table 1 x L for all heads or H x L (Shaw et al. 2018, arXiv 1803.02155; T5 buckets are
+/// another map). dtable += the sum of dS over the pairs of an entry. Entries far from 0 as in KeyBias.
+template <class S, class Map>
+struct Relative : Modifier {
+  static constexpr bool values = true, tables = true, sinks = true;
+  View<S> table;
+  MutView<S> dtable;
+  Map map;
+  Index entry(const At& a) const { return map(a.k - a.position(), table.cols); }
+  Index row(const At& a) const { return table.rows == 1 ? 0 : a.head; }
+  bool adds() const { return true; }
+  bool is_table() const { return true; }
+  template <class T>
+  T amount(const At& a) const {
+    return detail::taken<T>(table(row(a), entry(a)));
+  }
+  template <class T>
+  T value(T s, const At& a) const {
+    return detail::plus(s, amount<T>(a));
+  }
+  template <class T>
+  Far far(const At& a) const {
+    return detail::far_of(table.row(row(a)), table.cols);
+  }
+  template <class T>
+  void sink(const At& a, T ds, T* sum) const {
+    sum[entry(a)] += ds;
+  }
+  bool wants_sink() const { return !dtable.empty(); }
+  Index sink_size(Index, Index) const { return wants_sink() ? table.cols : 0; }
+  template <class T>
+  void flush(const At& a, const T* sum) const {
+    for (Index r = 0; r < table.cols; ++r) dtable(row(a), r) += S(sum[r]);
+  }
+  template <class F>
+  void reads(F&& f) const {
+    f(detail::NamedArray("relative table", table));
+  }
+  template <class F>
+  void writes(F&& f) const {
+    f(detail::NamedArray("gradient of the relative table", dtable));
+  }
+  void check(const char* op, Index, Index h, Index n, Index m) const {
+    constexpr bool clips = std::is_same_v<Map, ClipOffset>;
+    if ((table.rows != 1 && table.rows != h) || table.cols < 1 || (clips && table.cols % 2 == 0))
+      detail::raise_modifier(
+          op, "relative table", table.rows, table.cols,
+          (clips ? "1 x (2 R + 1) or H x (2 R + 1) with H = " : "1 x L or H x L with H = ") + detail::text_of(h));
+    if constexpr (!clips)
+      for (Index offset = 1 - m; offset < n; ++offset)
+        if (const Index at = map(offset, table.cols); at < 0 || at >= table.cols)
+          detail::raise(std::string(op) + ": the map of a relative table gives " + detail::text_of(at) +
+                        " for the offset " + detail::text_of(offset) + ", wanted one of " +
+                        detail::text_of(table.cols) + " entries");
+    if (!dtable.empty() && (dtable.rows != table.rows || dtable.cols != table.cols))
+      detail::raise_modifier(op, "gradient of the relative table", dtable.rows, dtable.cols,
+                             detail::shape_text(table.rows, table.cols));
+  }
+};
+template <class A, class Map = ClipOffset>
+requires(!detail::HasScalar<Map>) auto relative(A&& table, Map map = {}) {
+  using S = typename std::remove_cvref_t<A>::Scalar;
+  return Relative<S, Map>{{}, View<S>(std::forward<A>(table)), {}, std::move(map)};  // a lambda has no assignment
+}
+template <class A, class DA, class Map = ClipOffset>
+requires detail::HasScalar<DA>
+auto relative(A&& table, DA&& dtable, Map map = {}) {
+  auto m = relative(std::forward<A>(table), map);
+  m.dtable = MutView<typename std::remove_cvref_t<A>::Scalar>(std::forward<DA>(dtable));
+  return m;
+}
 
 namespace detail {
 
@@ -60,226 +225,7 @@ inline void check_first(const char* op, const char* option, double first, Index 
   check_finite<double>(op, option, first, std::isfinite(angle), "one whose angles do not overflow");
 }
 
-inline void check_rotary(const char* op, Index rotary, Index width, double base) {
-  const Index r = rotary == 0 ? width : rotary;
-  if (r < 0 || r > width || r % 2 != 0)
-    raise(std::string(op) + ": rotary is " + text_of(r) + ", wanted an even number, at most the width " +
-          text_of(width));
-  check_base(op, base, r - 2, r);
-}
-
-/// Turns plane l of row i by (first + i) base^(-2 l / r), back if sign is -1; out may be x. The angle of row 64 t + s
-/// is that of row 64 t, computed, plus that of s, from a table: one complex product in place of a sine and a cosine.
-template <class S>
-void turn_rows(View<S> x, MutView<S> out, RopeLayout layout, double base, Index r, double first, double sign) {
-  constexpr Index block = 64, chunk = 8;
-  double step_cos[chunk][block], step_sin[chunk][block], frequency[chunk];
-  const Index n = x.rows, half = r / 2, steps = n < block ? n : block;
-  if (out.data != x.data)
-    for (Index i = 0; i < n; ++i)
-      for (Index c = r; c < x.cols; ++c) out(i, c) = x(i, c);
-  for (Index l0 = 0; l0 < half; l0 += chunk) {
-    const Index planes = half - l0 < chunk ? half - l0 : chunk;
-    for (Index l = 0; l < planes; ++l) {
-      frequency[l] = std::pow(base, -2.0 * static_cast<double>(l0 + l) / static_cast<double>(r));
-      for (Index s = 0; s < steps; ++s) {
-        const double angle = static_cast<double>(s) * frequency[l];
-        step_cos[l][s] = std::cos(angle), step_sin[l][s] = std::sin(angle);
-      }
-    }
-    for (Index i0 = 0; i0 < n; i0 += block) {
-      const Index rows = n - i0 < block ? n - i0 : block;
-      for (Index l = 0; l < planes; ++l) {
-        const double angle = (first + static_cast<double>(i0)) * frequency[l];
-        const double c0 = std::cos(angle), s0 = std::sin(angle);
-        const Index a = layout == RopeLayout::half ? l0 + l : 2 * (l0 + l);
-        const Index b = layout == RopeLayout::half ? a + half : a + 1;
-        for (Index s = 0; s < rows; ++s) {
-          const S cosine = S(c0 * step_cos[l][s] - s0 * step_sin[l][s]);
-          const S sine = S(sign * (s0 * step_cos[l][s] + c0 * step_sin[l][s]));
-          const S u = x(i0 + s, a), v = x(i0 + s, b);
-          out(i0 + s, a) = cosine * u - sine * v;
-          out(i0 + s, b) = sine * u + cosine * v;
-        }
-      }
-    }
-  }
-}
-
 }  // namespace detail
-
-/// Rotary position embedding of a packed array: x and out (B n) x (H d), row i of an item stands at first + i.
-///
-///     (out_a, out_b) = (cos t x_a - sin t x_b, sin t x_a + cos t x_b),   t = (first + i) base^(-2 l / r)
-///
-/// for plane l = (a, b) of every head. Su et al. 2021, "RoFormer", arXiv 2104.09864, eq. 15 and 34. Columns r.. of a
-/// head are left alone. Norms are kept; inverse turns back. out may be x itself. Cost 8 flop an entry. Throws
-/// ShapeError where shapes, rotary or base do not fit, or an angle overflows.
-template <class X, class Out>
-void rope_rotate(X&& x, Out&& out, const RopeRotation& call = {}) {
-  using S = detail::ScalarOf<Out>;
-  const View<S> from(std::forward<X>(x));
-  const MutView<S> to(std::forward<Out>(out));
-  const auto shape = [&] { return detail::shape_text(from.rows, from.cols); };
-  if (call.batch < 1 || from.rows % call.batch != 0)
-    detail::raise("rope_rotate: x is " + shape() +
-                  ", wanted rows a multiple of batch = " + detail::text_of(call.batch));
-  if (call.heads < 1 || from.cols % call.heads != 0)
-    detail::raise("rope_rotate: x is " + shape() +
-                  ", wanted columns a multiple of heads = " + detail::text_of(call.heads));
-  if (to.rows != from.rows || to.cols != from.cols)
-    detail::raise("rope_rotate: out is " + detail::shape_text(to.rows, to.cols) + ", wanted " + shape());
-  if (!(to.data == from.data && to.stride == from.stride) && detail::overlap(View<S>(to), from))
-    detail::raise("rope_rotate: out shares memory with x, wanted x itself or memory of its own");
-  const Index n = from.rows / call.batch, d = from.cols / call.heads;
-  detail::check_rotary("rope_rotate", call.rotary, d, call.base);
-  const Index r = call.rotary == 0 ? d : call.rotary;
-  detail::check_first("rope_rotate", "first", call.first, n, call.base, r - 2, r);
-  detail::check_counts("rope_rotate", call.batch, call.heads, from.rows * from.cols);
-  for (Index b = 0; b < call.batch; ++b)
-    for (Index h = 0; h < call.heads; ++h)
-      detail::turn_rows<S>(from.block(b * n, h * d, n, d), to.block(b * n, h * d, n, d), call.layout, call.base, r,
-                           call.first, call.inverse ? -1.0 : 1.0);
-}
-
-/// An operator whose q and k are turned before it sees them; everything else goes through. Made by rope().
-template <class Op>
-struct Rope {
-  Op inner;
-  RopeOptions options;
-  const char* name = inner.name;
-
-  template <class T>
-  using Args = typename Op::template Args<T>;
-  template <class T>
-  struct Keep : Op::template Keep<T> {
-    template <class F, class... K>
-    static void visit_for(const Rope& op, F&& f, const auto& head, K&&... k) {
-      detail::visit_kept<typename Op::template Keep<T>>(op.inner, f, head, k...);
-    }
-  };
-
-  static_assert(
-      requires(Args<View<double>> a) { a.q, a.k; },
-      "limpid: rope turns the inputs q and k of an operator, and this one does not have them");
-
-  template <class In>
-  void check(const Dims& dims, const In& head) const {
-    inner.check(dims, head);
-    for (Index cols : {head.q.cols, head.k.cols}) {
-      const Index w = options.width == 0 ? cols : options.width;
-      if (w < 0 || (w > 0 && cols % w != 0))
-        detail::raise(std::string(name) + ": rope's width is " + detail::text_of(w) +
-                      ", wanted a divisor of the head's " + detail::text_of(cols));
-      detail::check_rotary(name, options.rotary, w, options.base);
-      const Index r = options.rotary == 0 ? w : options.rotary;
-      if (options.q_offset) detail::check_first(name, "q_offset", *options.q_offset, dims.n, options.base, r - 2, r);
-      detail::check_first(name, "k_offset", options.k_offset, dims.m, options.base, r - 2, r);
-    }
-  }
-  template <class In>
-  Index out_width(const In& head) const {
-    return inner.out_width(head);
-  }
-  const auto& modifiers() const { return inner.modifiers(); }
-  auto& modifiers() { return inner.modifiers(); }
-
-  template <class P, class S>
-  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
-               const At& at) const {
-    inner.template forward<P, S>(context, turned<S>(context, in), out, keep, at);
-  }
-
-  template <class S>
-  void complete_lse(const detail::Context& context, const Args<View<S>>& in, const At& at, S* lse) const {
-    detail::complete_lse(inner, context, turned<S>(context, in), at, lse);
-  }
-
-  template <class P, class S>
-  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
-                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
-                const detail::Emission<S>& emission) const {
-    const Args<View<S>> seen = turned<S>(context, in);
-    Args<MutView<S>> inside = grad;  // of the turned rows; zeros, as the operator may be told to add
-    const auto scratch = [&](const MutView<S>& g, MutView<S>& to) {
-      if (!g.given()) return;
-      to = context.arena().template matrix<S>(g.rows, g.cols);
-      to.fill(S(0));
-    };
-    scratch(grad.q, inside.q);
-    scratch(grad.k, inside.k);
-    inner.template backward<P, S>(context, seen, keep, dout, inside, accumulate, at, sinks, emission);
-    const auto turn_back = [&](const MutView<S>& from, const MutView<S>& to, double first, bool add) {
-      if (!to.given()) return;
-      turn<S>(context, from, from, first, -1);  // dq = R^T dq', R the turn of the forward pass
-      detail::deliver<S>(from, to, add);
-    };
-    turn_back(inside.q, grad.q, q_first(in), accumulate.q);
-    turn_back(inside.k, grad.k, options.k_offset, accumulate.kv);
-  }
-
-  template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
-             MutView<S> out, const At& at) const {
-    inner.template apply<P, S>(context, turned<S>(context, in), keep, x, out, at);
-  }
-  template <class P, class S>
-  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
-                        MutView<S> out, const At& at) const {
-    inner.template apply_transposed<P, S>(context, turned<S>(context, in), keep, g, out, at);
-  }
-  template <class P, class S>
-  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
-                 MutView<S> out, const At& at) const {
-    inner.template map_block<P, S>(context, turned<S>(context, in), keep, q0, k0, out, at);
-  }
-  template <class P, class S>
-  requires detail::has_entropy<Op, S>
-  void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
-               const At& at) const {
-    inner.template entropy<P, S>(context, turned<S>(context, in), keep, out, at);
-  }
-
- private:
-  template <class In>
-  double q_first(const In& in) const {
-    return options.q_offset.value_or(static_cast<double>(in.k.rows - in.q.rows));
-  }
-  template <class S>
-  void turn(const detail::Context& context, View<S> x, MutView<S> out, double first, double sign) const {
-    constexpr Index rows = 1024;  // a task; a multiple of 64, so that the bits do not depend on the cut
-    const Index w = options.width == 0 ? x.cols : options.width, r = options.rotary == 0 ? w : options.rotary;
-    context.run((x.rows + rows - 1) / rows, [&](Index task, Arena&) {
-      const Index i0 = task * rows, n = x.rows - i0 < rows ? x.rows - i0 : rows;
-      for (Index c = 0; c < x.cols; c += w)
-        detail::turn_rows<S>(x.block(i0, c, n, w), out.block(i0, c, n, w), options.layout, options.base, r,
-                             first + static_cast<double>(i0), sign);
-    });
-  }
-  template <class S>
-  Args<View<S>> turned(const detail::Context& context, const Args<View<S>>& in) const {
-    const auto one = [&](View<S> x, double first) {
-      const MutView<S> out = context.arena().template matrix<S>(x.rows, x.cols);
-      turn<S>(context, x, out, first, 1);
-      return View<S>(out);
-    };
-    Args<View<S>> seen = in;
-    seen.q = one(in.q, q_first(in));
-    seen.k = one(in.k, options.k_offset);
-    return seen;
-  }
-};
-
-/// Rotary positions round an operator with inputs q and k: rope(softmax(causal())), rope(nlm(), {.layout =
-/// RopeLayout::half}), also twicing, bilateral, and whatever else has them. Scores become those of rows turned by their
-/// positions (see rope_rotate): for a dot product, scale q_i^T Rot(p_j - p_i) k_j, a kernel of content and offset that
-/// has no cross term and is not separable. Gradients are turned back. Differential attention holds two branches in a
-/// head: .width = d. rope goes outermost: rope(twicing(nlm())). Kept and modifiers are the operator's; copies of q, k
-/// (and their gradients) in scratch, O((n + m) d). Throws ShapeError where rotary is odd or wider than the width.
-template <class Op>
-Rope<Op> rope(const Op& op, const RopeOptions& options = {}) {
-  return Rope<Op>{op, options};
-}
 
 /// interleaved: PE[t, 2 l] = sin(t w_l), PE[t, 2 l + 1] = cos(t w_l); concat: all sines, then all cosines.
 enum class SinusoidalLayout { interleaved, concat };
@@ -340,155 +286,5 @@ Mat<S> alibi_slopes(Index heads) {
     slopes(h, 0) = h < power ? slope(h + 1, power) : slope(2 * (h - power) + 1, 2 * power);
   return slopes;
 }
-
-/// The four parts of scores of tokens with additive positions: token-token, token-position, position-token and
-/// position-position (query side first).
-template <class S>
-struct ScoreParts {
-  Mat<S> tt, tp, pt, pp;
-};
-
-namespace detail {
-
-template <class S>
-struct Decomposed {
-  View<S> x, p, wq, wk;
-  S scale;
-};
-
-template <class S, class X, class Pos, class WQ, class WK>
-Decomposed<S> decomposed(const X& x, const Pos& p, const WQ& wq, const WK& wk, const std::optional<double>& scale) {
-  Decomposed<S> d{View<S>(x), View<S>(p), View<S>(wq), View<S>(wk), S(0)};
-  const std::string name = "score_parts: ";
-  if (d.p.rows != d.x.rows || d.p.cols != d.x.cols)
-    raise(name + "p is " + shape_text(d.p.rows, d.p.cols) + ", wanted " + shape_text(d.x.rows, d.x.cols));
-  if (d.wq.rows != d.x.cols || d.wk.rows != d.x.cols || d.wk.cols != d.wq.cols)
-    raise(name + "wq is " + shape_text(d.wq.rows, d.wq.cols) + " and wk " + shape_text(d.wk.rows, d.wk.cols) +
-          ", wanted both " + text_of(d.x.cols) + " x d");
-  check_scale<S>("score_parts", "scale", scale);
-  d.scale = scale_of<S>(scale, d.wq.cols);
-  return d;
-}
-
-/// out += f a b, or f a b^T, or f a^T b: plain loops, these products are small.
-template <class S>
-void add_product(S f, View<S> a, View<S> b, MutView<S> out) {
-  for (Index i = 0; i < a.rows; ++i)
-    for (Index k = 0; k < a.cols; ++k)
-      for (Index j = 0; j < b.cols; ++j) out(i, j) += f * a(i, k) * b(k, j);
-}
-template <class S>
-void add_product_nt(S f, View<S> a, View<S> b, MutView<S> out) {
-  for (Index i = 0; i < a.rows; ++i)
-    for (Index j = 0; j < b.rows; ++j) out(i, j) += f * dot(a.row(i), b.row(j), a.cols);
-}
-template <class S>
-void add_product_tn(S f, View<S> a, View<S> b, MutView<S> out) {
-  for (Index k = 0; k < a.rows; ++k)
-    for (Index i = 0; i < a.cols; ++i)
-      for (Index j = 0; j < b.cols; ++j) out(i, j) += f * a(k, i) * b(k, j);
-}
-
-template <class S>
-Mat<S> multiplied(View<S> a, View<S> b) {
-  Mat<S> out = Mat<S>::Zero(a.rows, b.cols);
-  add_product<S>(S(1), a, b, out);
-  return out;
-}
-
-}  // namespace detail
-
-/// What positions added to tokens do to the scores S = scale ((X + P) WQ) ((X + P) WK)^T:
-///
-///     tt = scale (X WQ)(X WK)^T,  tp = scale (X WQ)(P WK)^T,  pt = scale (P WQ)(X WK)^T,  pp = scale (P WQ)(P WK)^T
-///
-/// which sum to S; tt + pp are the scores of bilateral_untied(). Our own, after Prop. III.2 of arXiv 2506.10371v1. One
-/// head: x, p n x D, wq, wk D x d (blocks of columns of packed weights will do), scale default 1 / sqrt(d). A
-/// diagnostic: the results are n x n by definition, 8 n^2 d flop in plain loops; score_parts_row needs memory for one
-/// row. Throws ShapeError.
-template <class X, class Pos, class WQ, class WK, class S = detail::ScalarOf<X>>
-ScoreParts<S> score_parts(const X& x, const Pos& p, const WQ& wq, const WK& wk,
-                          std::optional<double> scale = default_scale) {
-  const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
-  const Mat<S> xq = detail::multiplied(d.x, d.wq), pq = detail::multiplied(d.p, d.wq);
-  const Mat<S> xk = detail::multiplied(d.x, d.wk), pk = detail::multiplied(d.p, d.wk);
-  const auto part = [&](const Mat<S>& a, const Mat<S>& b) {
-    Mat<S> out = Mat<S>::Zero(a.rows(), b.rows());
-    detail::add_product_nt<S>(d.scale, a, b, out);
-    return out;
-  };
-  return {part(xq, xk), part(xq, pk), part(pq, xk), part(pq, pk)};
-}
-
-/// Row i of the four parts, 1 x n each: scale x_j . (WK (WQ^T x_i)) and so on. 2 D (2 n + 4 d) flop, memory O(n + D).
-template <class X, class Pos, class WQ, class WK, class S = detail::ScalarOf<X>>
-ScoreParts<S> score_parts_row(const X& x, const Pos& p, const WQ& wq, const WK& wk, Index i,
-                              std::optional<double> scale = default_scale) {
-  const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
-  if (i < 0 || i >= d.x.rows)
-    detail::raise("score_parts_row: row " + detail::text_of(i) + " was asked for, there are " +
-                  detail::text_of(d.x.rows));
-  const auto row = [&](View<S> from, View<S> keys) {  // from . WQ . WK^T . keys^T
-    const Mat<S> q = detail::multiplied(from.block(i, 0, 1, from.cols), d.wq);
-    Mat<S> u = Mat<S>::Zero(1, keys.cols), out = Mat<S>::Zero(1, keys.rows);
-    detail::add_product_nt<S>(d.scale, q, d.wk, u);
-    detail::add_product_nt<S>(S(1), u, keys, out);
-    return out;
-  };
-  return {row(d.x, d.x), row(d.x, d.p), row(d.p, d.x), row(d.p, d.p)};
-}
-
-/// Gradients of x, p, wq and wk from those of the four parts (n x n each, none may be missing), e.g. of a penalty on
-/// the cross terms: with Xq = X WQ and so on, dXq = scale (dtt Xk + dtp Pk), dXk = scale (dtt^T Xq + dpt^T Pq), dPq,
-/// dPk likewise, then dX = dXq WQ^T + dXk WK^T,  dWQ = X^T dXq + P^T dPq. Overwrites dx, dp (n x D), dwq, dwk (D x d).
-/// Throws ShapeError where shapes do not fit or one of these shares memory with another array.
-template <class S, class X, class Pos, class WQ, class WK, class DX, class DP, class DWQ, class DWK>
-void score_parts_backward(const X& x, const Pos& p, const WQ& wq, const WK& wk, const ScoreParts<S>& dout, DX&& dx,
-                          DP&& dp, DWQ&& dwq, DWK&& dwk, std::optional<double> scale = default_scale) {
-  const auto d = detail::decomposed<S>(x, p, wq, wk, scale);
-  const MutView<S> gx(std::forward<DX>(dx)), gp(std::forward<DP>(dp)), gq(std::forward<DWQ>(dwq)),
-      gk(std::forward<DWK>(dwk));
-  const Index n = d.x.rows;
-  const auto check = [](const char* name, View<S> found, Index rows, Index cols) {
-    if (found.rows != rows || found.cols != cols)
-      detail::raise(std::string("score_parts_backward: ") + name + " is " + detail::shape_text(found.rows, found.cols) +
-                    ", wanted " + detail::shape_text(rows, cols));
-  };
-  check("dtt", dout.tt, n, n), check("dtp", dout.tp, n, n), check("dpt", dout.pt, n, n), check("dpp", dout.pp, n, n);
-  check("dx", gx, n, d.x.cols), check("dp", gp, n, d.x.cols);
-  check("dwq", gq, d.wq.rows, d.wq.cols), check("dwk", gk, d.wk.rows, d.wk.cols);
-  detail::refuse_overlaps("score_parts_backward", {{"dx", gx}, {"dp", gp}, {"dwq", gq}, {"dwk", gk}},
-                          {{"x", d.x},
-                           {"p", d.p},
-                           {"wq", d.wq},
-                           {"wk", d.wk},
-                           {"dtt", View<S>(dout.tt)},
-                           {"dtp", View<S>(dout.tp)},
-                           {"dpt", View<S>(dout.pt)},
-                           {"dpp", View<S>(dout.pp)}});
-
-  const Mat<S> xq = detail::multiplied(d.x, d.wq), pq = detail::multiplied(d.p, d.wq);
-  const Mat<S> xk = detail::multiplied(d.x, d.wk), pk = detail::multiplied(d.p, d.wk);
-  const auto query = [&](const Mat<S>& with_x, const Mat<S>& with_p) {
-    Mat<S> g = Mat<S>::Zero(n, d.wq.cols);
-    detail::add_product<S>(d.scale, with_x, xk, g);
-    detail::add_product<S>(d.scale, with_p, pk, g);
-    return g;
-  };
-  const auto key = [&](const Mat<S>& with_x, const Mat<S>& with_p) {
-    Mat<S> g = Mat<S>::Zero(n, d.wq.cols);
-    detail::add_product_tn<S>(d.scale, with_x, xq, g);
-    detail::add_product_tn<S>(d.scale, with_p, pq, g);
-    return g;
-  };
-  const Mat<S> dxq = query(dout.tt, dout.tp), dpq = query(dout.pt, dout.pp);
-  const Mat<S> dxk = key(dout.tt, dout.pt), dpk = key(dout.tp, dout.pp);
-  for (const auto& g : {gx, gp, gq, gk}) g.fill(S(0));
-  detail::add_product_nt<S>(S(1), dxq, d.wq, gx), detail::add_product_nt<S>(S(1), dxk, d.wk, gx);
-  detail::add_product_nt<S>(S(1), dpq, d.wq, gp), detail::add_product_nt<S>(S(1), dpk, d.wk, gp);
-  detail::add_product_tn<S>(S(1), d.x, dxq, gq), detail::add_product_tn<S>(S(1), d.p, dpq, gq);
-  detail::add_product_tn<S>(S(1), d.x, dxk, gk), detail::add_product_tn<S>(S(1), d.p, dpk, gk);
-}
-
 }  // namespace LIMPID_ABI
 }  // namespace limpid

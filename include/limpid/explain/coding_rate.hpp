@@ -4,8 +4,7 @@
 
 #include <Eigen/Cholesky>
 
-#include "../score/kernel.hpp"
-#include "linear.hpp"
+#include "../layer/linear.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

@@ -6,65 +6,17 @@
 #include <algorithm>
 #include <array>
 
+#include "lse.hpp"
+#include "reference_key.hpp"
 #include "rows.hpp"
-#include "workspace.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
-
-/// Where a score stands: batch item, query head, query, key, and the numbers n of queries and m of keys.
-struct At {
-  Index batch = 0, head = 0, q = 0, k = 0, n = 0, m = 0;
-  /// The query's place on the keys' axis: the last query stands at the last key (bottom-right alignment).
-  Index position() const { return q + m - n; }
-};
-
-/// Keys [begin, end) that a query sees.
-struct Interval {
-  Index begin = 0, end = 0;
-};
-
-/// What a mask does to a whole block of pairs.
-enum class Cover { none, some, all };
-
-/// Whether there are amounts so far above or below 0 that sums with them lose digits of scores.
-struct Far {
-  bool above = false, below = false;
-  bool any() const { return above || below; }
-};
-
 namespace detail {
-
-/// From this size on an amount is far: beside it a float keeps 13 bits behind the point.
-inline constexpr double far_amount = 1024;
-
-/// What makes scores the weights of a softmax again: A_ij = exp(s_ij - top_i) inverse_i, the maximum of a row and one
-/// over its sum. Two arrays of n numbers, as in one, the log-sum-exp, a float has lost the digits of the sum where
-/// logits are in the thousands. A row that keeps no key has plus infinity and 0. Null: not wanted, or not known.
-template <class T>
-struct Lse {
-  T *top = nullptr, *inverse = nullptr;
-  Lse() = default;
-  Lse(T* top_, T* inverse_) : top(top_), inverse(inverse_) {}
-  template <class U>
-  requires std::is_same_v<const U, T> Lse(const Lse<U>& other)  // NOLINT: implicit on purpose
-      : top(other.top), inverse(other.inverse) {}
-  bool given() const { return top != nullptr; }
-  Lse from(Index i) const { return {top + i, inverse + i}; }
-};
-/// That of map t in what an operator keeps (Kept::stat, two rows a map).
-template <class S>
-Lse<S> lse_of(const MutView<S>& kept, Index t = 0) {
-  return kept.given() ? Lse<S>(kept.row(2 * t), kept.row(2 * t + 1)) : Lse<S>();
-}
-template <class S>
-Lse<const S> lse_of(const View<S>& kept, Index t = 0) {
-  return {kept.row(2 * t), kept.row(2 * t + 1)};
-}
 
 /// Columns of q and k that make a part of the scores: factor <q_i, k_j>, or factor |q_i - k_j|^2 by differences. Where
 /// halves are given, of |row|^2, only near pairs are differences, of the part's own q and k, and the others are made of
-/// products (core/distance.hpp); each has zeros behind it for a whole panel of lanes.
+/// products (engine/distance.hpp); each has zeros behind it for a whole panel of lanes.
 template <class S>
 struct ScorePart {
   static constexpr Index behind = 128;
@@ -97,118 +49,6 @@ struct ModifiersOf<Distances<M>> {
 };
 template <class Mods>
 inline constexpr bool are_distances = ModifiersOf<Mods>::distances;
-
-/// Queries that go through the registers together, and the first of those that query i is among: amounts of keys that
-/// hang on the query's place are counted from it, in every sweep, as scores near 1e5 are rounded to 1/128 and their
-/// weights are made more than once.
-template <class P>
-inline constexpr Index panel_of = P::lanes* P::tile_vectors;
-template <class P>
-Index origin_of(Index i) {
-  return i / panel_of<P> * panel_of<P>;
-}
-
-/// Whether masks keep a pair.
-template <class Mods>
-bool keeps_place(const Mods& mods, const At& a) {
-  if constexpr (Mods::intervals) {
-    const Interval in = mods.interval(a);
-    if (a.k < in.begin || a.k >= in.end) return false;
-  }
-  if constexpr (Mods::irregular)
-    if (!mods.keep(a)) return false;
-  return true;
-}
-
-/// Finds for every query of a head the key that amounts of tables are counted from. Biases near the lowest number of
-/// all keys that a row sees would swallow the scores that they are added to; what they have in common changes no
-/// weight and is left out. A key serves that need not be seen, nor be one row's own: what is seen must have amounts
-/// near its own. As a rule no key is wanted, and of a row one pair is looked at, or none of a head.
-template <class S, class Mods>
-class References {
- public:
-  References(Arena& arena, const Mods& mods, const At& at, const Far& far)
-      : mods_(mods), at_(at), far_(far), amounts_(alike ? arena.take<S>(at.m) : nullptr) {}
-
-  /// The key for row i, -1: none, as amounts are not far; `before` is what the row before it had.
-  Index of_row(Index i, Index before) {
-    constexpr int most_tries = 8;  // each ends at a higher amount; few are that far apart
-    Index from = before;
-    for (int tries = 0; tries < most_tries; ++tries) {
-      const Seen seen = highest(i, from);
-      if (seen.key < 0 && from < 0) return from;
-      if (seen.key >= 0 && is_near(seen.amount)) return from;
-      from = tries == 0 && before >= 0 ? -1 : seen.key;
-    }
-    return from;
-  }
-
- private:
-  static constexpr bool alike = !Mods::values;  // amounts are those of keys, the same for all rows
-  struct Seen {
-    Index key = -1;
-    S amount = S(0);
-  };
-  static bool is_near(const S& amount) { return amount > S(-far_amount) && amount < S(far_amount); }
-
-  /// Of the keys that row i sees the one with the highest amount, as counted from key `from`.
-  Seen highest(Index i, Index from) {
-    At a = at_;
-    a.q = i;
-    Interval in{0, a.m};
-    if constexpr (Mods::intervals) in = mods_.interval(a);
-    const Index begin = std::max<Index>(0, in.begin), end = std::min(a.m, in.end);
-    const S most = -minus_infinity<S>();
-    Seen seen;
-    const auto look = [&](Index j, const S& amount) {
-      if (!(amount < most && -most < amount) || (seen.key >= 0 && !(seen.amount < amount))) return;
-      a.k = j;
-      if (keeps_place(mods_, a) && !(mods_.value(S(0), a) == minus_infinity<S>())) seen = {j, amount};
-    };
-    const bool any_will_do = from < 0 && !far_.above;  // that is near, as none is much higher
-    if (any_will_do && last_ >= begin && last_ < end) look(last_, amount(i, last_, from));
-    for (Index j = begin; j < end && !(any_will_do && seen.key >= 0 && is_near(seen.amount)); ++j)
-      look(j, amount(i, j, from));
-    last_ = seen.key;
-    return seen;
-  }
-  S amount(Index i, Index j, Index from) {
-    At a = at_;
-    if constexpr (alike) {
-      if (from != counted_from_)
-        for (a.k = 0; a.k < a.m; ++a.k) amounts_[a.k] = mods_.template above<S>(a, from);
-      counted_from_ = from;
-      return amounts_[j];
-    }
-    a.q = i, a.k = j;
-    return mods_.template above<S>(a, from);
-  }
-
-  const Mods& mods_;
-  At at_;
-  Far far_;
-  S* amounts_;
-  Index counted_from_ = -2, last_ = -1;
-};
-
-/// The keys of all rows, at of the head; null: no row has one, and amounts may be added to scores one by one.
-template <class S, class Mods>
-const Index* references(Arena& arena, const Mods& mods, const At& at) {
-  if constexpr (Mods::tables) {
-    const Far far = mods.template far<S>(at);
-    if (!far.any() || at.n == 0) return nullptr;
-    Index* keys = arena.take<Index>(at.n);
-    References<S, Mods> find(arena, mods, at, far);
-    bool any = mods.sums_tables();
-    for (Index i = 0; i < at.n; ++i) {
-      const bool alike = !Mods::values && !Mods::intervals && !Mods::irregular && i > 0;  // rows see and add the same
-      keys[i] = alike ? keys[0] : find.of_row(i, i == 0 ? -1 : keys[i - 1]);
-      any = any || keys[i] >= 0;
-    }
-    return any ? keys : nullptr;
-  }
-  return nullptr;
-}
 
 /// The scores of one head, in natural units; bias (one number a key, of distances alone) may be null. Where parts are
 /// given (by_pair) they say what a score is, and scale is that of the gradients alone.

@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "matrix.hpp"
+#include "tuning.hpp"
 
 #if defined(__GNUC__) && !defined(LIMPID_NO_SIMD)
 #define LIMPID_VECTORS 1
@@ -66,19 +66,6 @@ S lowest_number() {
   else
     return S(std::numeric_limits<double>::lowest());
 }
-
-/// Numbers in a line of memory, which is what a fetch brings.
-template <class S>
-inline constexpr std::ptrdiff_t line_of = sizeof(S) < 64 ? 64 / static_cast<std::ptrdiff_t>(sizeof(S)) : 1;
-
-/// Whether the core reads so much memory at once (Zen 5: 46 GB/s, Zen 4 half of it) that fetching into the second cache
-/// no longer keeps up, and has a first cache of 48 KiB to fetch into. Known by an instruction, for want of a name: g++
-/// 12 takes Zen 5 for a Zen 3 with more instructions.
-#if defined(__AVX512VP2INTERSECT__)
-inline constexpr bool quick_memory = true;
-#else
-inline constexpr bool quick_memory = false;
-#endif
 
 /// The width-one policy.
 template <class S>

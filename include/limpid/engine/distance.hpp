@@ -12,7 +12,6 @@
 
 #include <utility>
 
-#include "context.hpp"
 #include "scores.hpp"
 #include "tile.hpp"
 

@@ -3,43 +3,24 @@
 // queries take whole vectors of them; of more queries a vector holds four features of several (quads), and their scores
 // and weights stay in that order until the values have been summed. With 16 registers or fewer a block is read as four
 // strands side by side, each in the order of memory.
-// SPDX-License-Identifier: MIT
 //
 // So scores are summed in another order than by the sweeps that make weights again from a log-sum-exp. Those get theirs
 // from the tiles, and here rows are always summed anew: logits in the thousands make a different sum a different
 // weight.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <algorithm>
 #include <array>
 
-#include "context.hpp"
-#include "tile.hpp"
+#include "../core/context.hpp"
+#include "pack.hpp"
+#include "smooth_map.hpp"
+#include "tuning.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
-
-/// One map of a `smooth`: its scores, what it is applied to, where the result and (may be null) the log-sum-exp go;
-/// known: the log-sum-exp where that is known before.
-template <class S, class Mods>
-struct SmoothMap {
-  Scores<S, Mods> scores;
-  View<S> x;
-  MutView<S> out;
-  Lse<const S> known;
-  Lse<S> lse;
-};
-
-/// An array of f(map) for one map or two; f's result need not have a default.
-template <class Maps, class F>
-auto each_map(Maps& maps, F&& f) {
-  using Result = decltype(f(maps[0]));
-  if constexpr (std::tuple_size_v<std::remove_const_t<Maps>> == 1)
-    return std::array<Result, 1>{f(maps[0])};
-  else
-    return std::array<Result, 2>{f(maps[0]), f(maps[1])};
-}
 
 struct FewQueries {
   static constexpr Index fewest_keys = 256, block = 1024, near = 64;

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../check/gradient.hpp"
+#include "../check/random.hpp"
 #include "coding_rate.hpp"
 
 namespace limpid {
@@ -29,36 +29,6 @@ struct SubspaceData {
   Mat<S> x, u;
   std::vector<Index> labels;
 };
-
-namespace detail {
-
-/// Standard normal numbers, the same for a seed everywhere, by the polar method (Marsaglia, Bray 1964).
-class NormalNumbers {
- public:
-  explicit NormalNumbers(std::uint64_t seed) : state_(seed) {}
-  double operator()() {
-    if (ready_) {
-      ready_ = false;
-      return spare_;
-    }
-    double a = 0, b = 0, r = 0;
-    do {
-      a = uniform(state_), b = uniform(state_);
-      r = a * a + b * b;
-    } while (r >= 1 || r == 0);
-    const double f = std::sqrt(-2 * std::log(r) / r);
-    spare_ = b * f;
-    ready_ = true;
-    return a * f;
-  }
-
- private:
-  std::uint64_t state_;
-  double spare_ = 0;
-  bool ready_ = false;
-};
-
-}  // namespace detail
 
 /// Data of Definition 1 of "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790:
 /// a random orthonormal u and, for a token of class k,
@@ -178,6 +148,5 @@ void subspace_energy(X&& x, U&& u, Out&& out_, const LayerCall& call = {}) {
     }
   });
 }
-
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -3,7 +3,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "pull_back.hpp"
+#include "../core/context.hpp"
+#include "guard.hpp"
+#include "weights_tile.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

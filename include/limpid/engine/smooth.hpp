@@ -1,6 +1,5 @@
 // limpid: the sweep `smooth`: A X and the row log-sum-exp, by key blocks with a running maximum, or with the
 // log-sum-exp known.
-// SPDX-License-Identifier: MIT
 //
 // Online softmax: Milakov & Gimelshein 2018, arXiv 1805.02867; tiled with the log-sum-exp kept: Dao et al. 2022,
 // 2205.14135. Lanes are queries: maximum, sum, rescale and mask are per-lane operations, K and X are read where they
@@ -8,24 +7,17 @@
 //
 // The log-sum-exp is kept as two numbers, see Lse. Where it is known a sweep needs no maximum, and divides by the sum
 // at the end, as the first one did.
+// SPDX-License-Identifier: MIT
 #pragma once
 
-#include "context.hpp"
+#include "decode.hpp"
 #include "distance.hpp"
-#include "smooth_few.hpp"
+#include "guard.hpp"
 #include "tile.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
-
-// Block sizes matter little (anchors: within 3 %); these keep a block of scores in the first cache.
-template <class P>
-struct SmoothBlocks {
-  static constexpr Index panel = panel_of<P>;
-  static constexpr Index panels = P::lanes == 1 ? 8 : (128 + panel - 1) / panel;
-  static constexpr Index queries = panel * panels, keys = 128;
-};
 
 template <class P>
 struct StoreScores {

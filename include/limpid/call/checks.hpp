@@ -1,0 +1,97 @@
+// limpid: checks of the front doors.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string_view>
+
+#include "../core/context.hpp"
+#include "../engine/rows.hpp"
+#include "saved.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+/// A parameter array, if given: finite numbers.
+template <class S>
+void check_parameters(Name op, const char* name, View<S> v) {
+  if (!v.given() || holds_finite(v)) return;
+  for (Index i = 0; i < v.rows; ++i)
+    for (Index c = 0; c < v.cols; ++c)
+      if (!row_is_finite(&v(i, c), 1))
+        raise(op + (std::string(": ") + name + " is " + number_text(v(i, c)) + " in row " + text_of(i) + ", column " +
+                    text_of(c) + ", wanted finite numbers"));
+  raise(op + (std::string(": ") + name + " holds a number that is not finite"));  // fast math has no eye for the place
+}
+
+/// The arrays of the user's that modifiers look at, and those that they add to.
+template <class Op>
+auto tables_of(const Op& op) {
+  return [&op](auto&& f) { op.modifiers().reads(f); };
+}
+template <class Op>
+auto sinks_of(const Op& op) {
+  return [&op](auto&& f) { op.modifiers().writes(f); };
+}
+
+/// What a backward call writes, of an operator or of what has one inside, may lie neither over what is read nor over
+/// arrays of the operator's modifiers, nor may their sinks, of which several may be one array.
+template <class Op, class Written, class Read>
+void refuse_backward_overlaps(Name name, const Op& op, const Written& written, const Read& read) {
+  const auto all = joined(read, tables_of(op));
+  refuse_overlaps(name, written, joined(all, sinks_of(op)));
+  sinks_of(op)([&](const NamedArray& sink) { refuse_overlaps(name, arrays({sink}), all); });
+}
+
+/// Whether an operator's scores look at a parameter themselves; an operator round another one has those of that.
+template <class Op>
+bool looks_at_itself(const Op& op, std::string_view field) {
+  if constexpr (requires { op.score.checks(field); }) return op.score.checks(field);
+  if constexpr (requires { op.inner; }) return looks_at_itself(op.inner, field);
+  return false;
+}
+
+template <class Op, class S>
+const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S> out,
+                                const char* out_name) {
+  const Name name = operator_name(op);
+  check_fields(name, "", in, d);
+  Inputs<Op, S>::visit(
+      [&](const char* field, Role, const View<S>& v) {  // q and k miss each other; without v out would have no columns
+        if (std::string_view(field) == "v" && v.rows == 0 && d.m > 0)
+          raise(name + ": v is not given, wanted " + text_of(d.batch * d.m) + " rows");
+      },
+      in);
+  Index numbers = 0, different = 1;
+  Inputs<Op, S>::visit(
+      [&](const char*, Role role, const View<S>& v) {
+        numbers = std::max(numbers, v.rows * v.cols);
+        if (role == Role::head && v.rows > 1) different = d.heads;
+      },
+      in);
+  check_counts(name, d.batch, d.heads, numbers);
+  const auto head = head_args(in, d, 0, 0);
+  for (Index h = 0; h < different; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
+  Inputs<Op, S>::visit(
+      [&](const char* field, Role role, const View<S>& v) {
+        if (role == Role::head && !looks_at_itself(op, field)) check_parameters<S>(name, field, v);
+      },
+      in);
+  op.modifiers().check(op.name, d.batch, d.heads, d.n, d.m);
+  const Index width = d.heads * op.out_width(head);
+  if (out.rows != d.batch * d.n || out.cols != width)
+    raise(name + ": " + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
+          shape_text(d.batch * d.n, width));
+  return in;
+}
+
+/// Whether the rows of an operator's map have an entropy.
+template <class Op, class S>
+inline constexpr bool has_entropy = requires(const Op& op, const Context& context, const Inputs<Op, S>& head,
+                                             const typename Op::template Keep<View<S>>& keep, S* out, const At& at) {
+  op.template entropy<Native<S>, S>(context, head, keep, out, at);
+};
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

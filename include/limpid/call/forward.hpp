@@ -1,0 +1,141 @@
+// limpid: the front door forward: checks, heads, batch, threads, memory. Nothing of a paper.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "../engine/reference_key.hpp"
+#include "checks.hpp"
+#include "heads.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What a forward call may be asked besides. Asking never changes a bit of out. lse and map are resized; throws
+/// ShapeError where one lies over an input, an array of a modifier, out or the other.
+template <class Op, class S>
+struct Call {
+  Index batch = 1, heads = 1;
+  Index kv_heads = 0;              ///< key heads, a divisor of heads; 0 means heads
+  Saved<Op, S>* saved = nullptr;   ///< keep what backward needs
+  Workspace* workspace = nullptr;  ///< scratch to reuse; otherwise the call has its own
+  ExecutorRef executor = {};       ///< serial unless told otherwise
+  Mat<S>* lse = nullptr;           ///< (B H) x n: row log-sum-exp, natural, minus infinity for a row without keys
+  Mat<S>* map = nullptr;           ///< n x m: the (effective) map of one head
+  Index head = 0, item = 0;        ///< which one
+};
+
+namespace detail {
+
+/// A family of scores may leave out what is constant in a row, as it changes no weight; a log-sum-exp that is shown (in
+/// natural units) gets it back.
+template <class Op, class S, class In>
+void complete_lse(const Op& op, const Context& context, const In& head, const At& at, S* lse) {
+  if constexpr (requires { op.complete_lse(context, head, at, lse); })
+    op.complete_lse(context, head, at, lse);
+  else if constexpr (requires { op.score.complete_lse(context.arena(), head, at, lse); })
+    op.score.complete_lse(context.arena(), head, at, lse);
+}
+
+/// The whole forward pass with policy P (the machine's vectors, or OneLane as the reference).
+template <class P, class Op, class S = typename P::Scalar>
+void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, const Call<Op, S>& call) {
+  const Name name = operator_name(operation);
+  const Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
+  check_call<Op, S>(operation, in, d, out, "out");
+  if (call.lse && call.lse == call.map) raise(name + ": lse and map are one matrix, wanted two");
+  const auto asked = [](const Mat<S>* m) { return m ? View<S>(*m) : View<S>(); };
+  refuse_overlaps(name, arrays({{"out", out}, {"lse", asked(call.lse)}, {"map", asked(call.map)}}),
+                  joined(fields_of(in), tables_of(operation)));
+  if (call.map && (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch))
+    raise(name + ": map was asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
+          text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
+  const Op op = bound<Op, S>(operation, d);
+  using KeepAll = typename Op::template Keep<Mat<S>>;
+  using Keep = typename Op::template Keep<MutView<S>>;
+
+  const auto first = head_args(in, d, 0, 0);
+  Workspace own;
+  Workspace& workspace = call.workspace ? *call.workspace : own;
+  const WorkspaceTurn turn(workspace, Inside::closed);
+  const SavedTurn saved_turn(call.saved, true, name);
+  if (call.saved) {
+    Saved<Op, S>& saved = *call.saved;
+    saved.filled = false;
+    saved.dims = d;
+    visit_kept<KeepAll>(
+        op,
+        [&](Kept kind, Index count, bool, Mat<S>& m) {
+          if (kind == Kept::stat)
+            m.resize(d.batch * d.heads * count, d.n);
+          else
+            m.resize(d.batch * d.n, d.heads * count);
+        },
+        first, saved.kept);
+  }
+  if (call.lse) call.lse->resize(d.batch * d.heads, d.n);
+  if (call.map) call.map->resize(d.n, d.m);
+
+  for_heads(d.batch * d.heads, true, workspace, call.executor, [&](Index t, const Context& context) {
+    const Index b = t / d.heads, h = t % d.heads;
+    const auto head = head_args(in, d, b, h);
+    Keep keep;
+    if (call.saved)
+      keep = head_kept<MutView<S>>(op, *call.saved, head, b, h);
+    else
+      visit_kept<Keep>(
+          op,
+          [&](Kept kind, Index count, bool needed, MutView<S>& v) {
+            if (needed || call.lse || call.map)
+              v = kind == Kept::stat ? context.arena().template matrix<S>(count, d.n)
+                                     : context.arena().template matrix<S>(d.n, count);
+          },
+          head, keep);
+    const At at{b, h, 0, 0, d.n, d.m};
+    const Index width = out.cols / d.heads;
+    op.template forward<P, S>(context, head, out.block(b * d.n, h * width, d.n, width), keep, at);
+    if (call.lse) {
+      const Lse<S> kept = lse_of(keep.lse);
+      const Index* from = references<S>(context.arena(), op.modifiers(), at);
+      for (Index i = 0; i < d.n; ++i) {
+        using std::log;
+        const bool none = kept.top[i] == -minus_infinity<S>();
+        S sum = none ? minus_infinity<S>() : kept.top[i] - log(kept.inverse[i]);
+        if (!none && from != nullptr && from[i] >= 0) {
+          At pair = at;
+          pair.q = i, pair.k = from[i];
+          sum = std::max(sum + op.modifiers().template above<S>(pair, -1), lowest_number<S>());
+        }
+        (*call.lse)(t, i) = sum;
+      }
+      complete_lse(op, context, head, at, call.lse->data() + t * d.n);
+    }
+    if (call.map && b == call.item && h == call.head) {
+      const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(op, head, keep);
+      op.template map_block<P, S>(context, head, kept, 0, 0, MutView<S>(*call.map), at);
+    }
+  });
+  if (call.saved) call.saved->filled = true;
+}
+
+}  // namespace detail
+
+/// out = op(in). Buffers are packed: q (B n) x (H d), k (B m) x (G d), v (B m) x (G dv), out (B n) x (H dv); a head is
+/// a block of them, never a copy. Throws ShapeError naming operator, argument, found and wanted.
+template <class Op, class Out>
+void forward(const Op& op, const Inputs<Op, detail::ScalarOf<Out>>& in, Out&& out,
+             const Call<Op, detail::ScalarOf<Out>>& call = {}) {
+  using S = detail::ScalarOf<Out>;
+  detail::forward_with<detail::Native<S>>(op, in, MutView<S>(std::forward<Out>(out)), call);
+}
+
+/// The same for one head, returned.
+template <class Op, class In, class S = typename detail::ScalarOf<decltype(In::q)>>
+Mat<S> forward(const Op& op, const In& in) {
+  const Inputs<Op, S> all = in;
+  const Dims d = detail::dims_of(detail::operator_name(op), all, 1, 1, 1);
+  detail::check_fields(detail::operator_name(op), "", all, d);
+  Mat<S> out(d.n, op.out_width(all));
+  forward(op, all, out);
+  return out;
+}
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,100 @@
+// limpid: what a forward pass keeps for backward and for looking inside.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+
+#include "../core/workspace.hpp"
+#include "layout.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What operator Op reads, and where its gradients go: the same fields, read or written.
+template <class Op, class S>
+using Inputs = typename Op::template Args<View<S>>;
+template <class Op, class S>
+using Grads = typename Op::template Args<MutView<S>>;
+
+namespace detail {
+
+template <class Op, class S>
+struct SavedState {
+  Dims dims;
+  typename Op::template Keep<Mat<S>> kept;
+  bool filled = false;
+  mutable Turn turn;
+};
+
+}  // namespace detail
+
+/// What a forward pass keeps for the backward pass and for looking inside. Filled by forward, reused without allocation
+/// by the next call of the same shapes. Tied to the inputs it was made from: these must still hold the same numbers.
+/// One call at a time, but backward and looks inside may share a filled one: ShapeError.
+template <class Op, class S>
+using Saved = detail::SavedState<std::remove_const_t<Op>, S>;
+
+namespace detail {
+
+/// Visits what an operator keeps: Keep::visit(f, head, k...), or Keep::visit_for(op, f, head, k...) where the number of
+/// arrays depends on the operator's parameters.
+template <class Keep, class Op, class F, class In, class... K>
+void visit_kept(const Op& op, F&& f, const In& head, K&&... k) {
+  if constexpr (requires { Keep::visit_for(op, f, head, k...); })
+    Keep::visit_for(op, f, head, k...);
+  else
+    Keep::visit(f, head, k...);
+}
+
+/// Views of one head of what an operator keeps.
+template <class ViewType, class Op, class S, class In>
+auto head_kept(const Op& op, Saved<Op, S>& saved, const In& head, Index b, Index h) {
+  typename Op::template Keep<ViewType> one;
+  const Dims& d = saved.dims;
+  visit_kept<typename Op::template Keep<ViewType>>(
+      op,
+      [&](Kept kind, Index count, bool, auto& all, auto& view) {
+        const MutView<S> whole(all);
+        const bool stat = kind == Kept::stat;
+        const Index rows = stat ? d.batch * d.heads * count : d.batch * d.n, cols = stat ? d.n : d.heads * count;
+        if (whole.rows != rows || whole.cols != cols)
+          raise(operator_name(op) + ": saved holds " + shape_text(whole.rows, whole.cols) + " numbers, wanted " +
+                shape_text(rows, cols) + "; it comes from other parameters or other widths");
+        view = kind == Kept::stat ? whole.block((b * d.heads + h) * count, 0, count, d.n)
+                                  : whole.block(b * d.n, h * count, d.n, count);
+      },
+      head, saved.kept, one);
+  return one;
+}
+
+template <class Op, class S, class In>
+typename Op::template Keep<View<S>> const_kept(const Op& op, const In& head,
+                                               typename Op::template Keep<MutView<S>>& keep) {
+  using Views = typename Op::template Keep<View<S>>;
+  Views views;
+  visit_kept<Views>(
+      op, [](Kept, Index, bool, MutView<S>& from, View<S>& to) { to = from; }, head, keep, views);
+  return views;
+}
+
+template <class Op, class S>
+Op bound(const Op& op, const Dims& d) {
+  Op copy = op;
+  // built anew, not assigned: a chain may hold a lambda with captures, which has no assignment
+  std::destroy_at(&copy.modifiers());
+  std::construct_at(&copy.modifiers(), op.modifiers().bound(d.batch, d.heads));
+  return copy;
+}
+
+template <class Op, class S>
+void check_saved(Name name, const Saved<Op, S>& saved, const Inputs<Op, S>& in) {
+  if (!saved.filled) raise(name + ": saved is empty, wanted one that a forward call has filled");
+  const Dims d = dims_of(name, in, saved.dims.batch, saved.dims.heads, saved.dims.kv_heads);
+  if (d.n != saved.dims.n || d.m != saved.dims.m)
+    raise(name + ": saved belongs to n = " + text_of(saved.dims.n) + ", m = " + text_of(saved.dims.m) +
+          ", the inputs have n = " + text_of(d.n) + ", m = " + text_of(d.m));
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

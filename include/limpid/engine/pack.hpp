@@ -1,0 +1,102 @@
+// limpid: packing: rows transposed into panels and back, padded to whole vectors, or brought side by side.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include "../core/workspace.hpp"
+#include "rows.hpp"
+#include "tuning.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+template <class P>
+constexpr Index padded(Index count) {
+  return (count + P::lanes - 1) / P::lanes * P::lanes;
+}
+
+/// to[c][i] = from(i, c), zero for i from from.rows to width; to is from.cols x width, width whole vectors.
+template <class P>
+LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::Scalar* to, Index width) {
+  using S = typename P::Scalar;
+  constexpr Index w = P::lanes;
+  for (Index i = 0; i < width; i += w) {
+    const Index rows = std::clamp<Index>(from.rows - i, 0, w);
+    Index c = 0;
+    if (w > 1 && rows == w)
+      for (; c + w <= from.cols; c += w) {
+        typename P::V square[w];
+        LIMPID_UNROLL(16)
+        for (Index r = 0; r < w; ++r) square[r] = P::load(from.row(i + r) + c);
+        P::transpose(square);
+        LIMPID_UNROLL(16)
+        for (Index r = 0; r < w; ++r) P::store(to + (c + r) * width + i, square[r]);
+      }
+    for (; c < from.cols; ++c) {
+      for (Index r = 0; r < rows; ++r) to[c * width + i + r] = from(i + r, c);
+      for (Index r = rows; r < w; ++r) to[c * width + i + r] = S(0);
+    }
+  }
+}
+
+/// to(i, c) = from[c][i] * factor[i] for i < to.rows: the way back. from is to.cols x width.
+template <class P>
+LIMPID_NOINLINE void transpose_out(const typename P::Scalar* from, Index width, const typename P::Scalar* factor,
+                                   MutView<typename P::Scalar> to) {
+  constexpr Index w = P::lanes;
+  for (Index i = 0; i < to.rows; i += w) {
+    const Index rows = std::min<Index>(w, to.rows - i);
+    Index c = 0;
+    if (w > 1)
+      for (; c + w <= to.cols; c += w) {
+        typename P::V square[w];
+        LIMPID_UNROLL(16)
+        for (Index r = 0; r < w; ++r) square[r] = P::load(from + (c + r) * width + i) * P::load(factor + i);
+        P::transpose(square);
+        if (rows == w) {
+          LIMPID_UNROLL(16)
+          for (Index r = 0; r < w; ++r) P::store(to.row(i + r) + c, square[r]);
+        } else {
+          for (Index r = 0; r < rows; ++r) P::store(to.row(i + r) + c, square[r]);
+        }
+      }
+    for (; c < to.cols; ++c)
+      for (Index r = 0; r < rows; ++r) to(i + r, c) = from[c * width + i + r] * factor[i + r];
+  }
+}
+
+/// Whether rows lie far apart, as many heads side by side in one buffer do, over so much memory, and are to be passed
+/// over so often, that walks through page tables cost more than a copy of them side by side.
+template <class V>
+bool rows_are_far(const V& rows, Index passes) {
+  constexpr Index few_passes = 8, apart = 1024, near = second_cache / 4;  // bytes; apart: a quarter page
+  const Index pitch = rows.stride * static_cast<Index>(sizeof(typename V::Scalar));
+  return passes >= few_passes && rows.stride > rows.cols && pitch >= apart && rows.rows * pitch > near;
+}
+template <class S>
+View<S> near_rows(Arena& arena, View<S> rows, Index passes) {
+  if (!rows_are_far(rows, passes)) return rows;
+  const MutView<S> copied = arena.matrix<S>(rows.rows, rows.cols);
+  copy<S>(rows, copied);
+  return copied;
+}
+
+/// Rows as whole vectors: in place where the width allows it, else a padded copy.
+template <class P, class S>
+void whole_rows(View<S> block, S* copy, const S*& rows, Index& stride) {
+  rows = block.data;
+  stride = block.stride;
+  if (block.cols % P::lanes == 0) return;
+  stride = padded<P>(block.cols);
+  rows = copy;
+  for (Index i = 0; i < block.rows; ++i) {
+    copy_row<P>(block.row(i), copy + i * stride, block.cols);
+    for (Index c = block.cols; c < stride; ++c) copy[i * stride + c] = S(0);
+  }
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,245 @@
+// limpid: loops along rows. Whole vectors, then what is left one by one, from one text: a compiler's own vectoriser
+// does nothing for most of them at -O2.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "simd.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+/// f(policy, column) over whole vectors of P, then over the columns that are left with OneLane.
+template <class P, class F>
+LIMPID_INLINE void for_lanes(Index count, const F& f) {
+  Index c = 0;
+  for (; c + P::lanes <= count; c += P::lanes) f(P{}, c);
+  for (; c < count; ++c) f(OneLane<typename P::Scalar>{}, c);
+}
+
+/// The sum of f(policy, column) over all columns, lanes side by side, four vectors at a time: a sum waits for the one
+/// before it.
+template <class P, class F>
+LIMPID_INLINE typename P::Scalar sum_lanes(Index count, const F& f) {
+  using S = typename P::Scalar;
+  typename P::V sum = P::set(S(0)), second = sum, third = sum, fourth = sum;
+  Index c = 0;
+  for (; c + 4 * P::lanes <= count; c += 4 * P::lanes) {
+    sum = sum + f(P{}, c);
+    second = second + f(P{}, c + P::lanes);
+    third = third + f(P{}, c + 2 * P::lanes);
+    fourth = fourth + f(P{}, c + 3 * P::lanes);
+  }
+  for (; c + P::lanes <= count; c += P::lanes) sum = sum + f(P{}, c);
+  sum = (sum + second) + (third + fourth);
+  S rest(0);
+  for (; c < count; ++c) rest = rest + f(OneLane<S>{}, c);
+  return P::sum(sum) + rest;
+}
+
+template <class P>
+typename P::Scalar row_sum(const typename P::Scalar* x, Index count) {
+  return sum_lanes<P>(count, [&](auto policy, Index c) { return decltype(policy)::load(x + c); });
+}
+
+/// The largest |x_c|, past what is NaN.
+template <class P>
+typename P::Scalar largest_entry(const typename P::Scalar* x, Index count) {
+  using S = typename P::Scalar;
+  typename P::V tops = P::set(S(0));
+  S largest(0);
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    const typename L::V entry = L::load(x + c), size = L::max(entry, -entry);
+    if constexpr (L::lanes == P::lanes)
+      tops = P::max(tops, size);
+    else
+      largest = L::max(largest, size);
+  });
+  S lanes[P::lanes];
+  P::store(lanes, P::largest(tops));
+  return OneLane<S>::max(largest, lanes[0]);
+}
+
+/// to = from.
+template <class P>
+LIMPID_INLINE void copy_row(const typename P::Scalar* from, typename P::Scalar* to, Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    L::store(to + c, L::load(from + c));
+  });
+}
+/// to += from.
+template <class P>
+LIMPID_INLINE void add_row(const typename P::Scalar* from, typename P::Scalar* to, Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    L::store(to + c, L::load(to + c) + L::load(from + c));
+  });
+}
+
+/// to = factor from; to may be from.
+template <class P>
+LIMPID_INLINE void scale_row(typename P::Scalar factor, const typename P::Scalar* from, typename P::Scalar* to,
+                             Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    L::store(to + c, L::set(factor) * L::load(from + c));
+  });
+}
+/// to = a + factor b; to may be either.
+template <class P>
+LIMPID_INLINE void add_scaled_row(const typename P::Scalar* a, typename P::Scalar factor, const typename P::Scalar* b,
+                                  typename P::Scalar* to, Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    L::store(to + c, L::fma(L::set(factor), L::load(b + c), L::load(a + c)));
+  });
+}
+
+/// to = from, or to += from.
+template <class S>
+void deliver(View<S> from, MutView<S> to, bool accumulate) {
+  if (!accumulate) return copy(from, to);
+  for (Index i = 0; i < from.rows; ++i) add_row<Native<S>>(from.row(i), to.row(i), from.cols);
+}
+
+/// Whole rows at once: to = factor * from, or to += factor * from. Rows written to are far as a rule, and asked for.
+template <class P>
+LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::Scalar factor,
+                                    MutView<typename P::Scalar> to, bool accumulate) {
+  using V = typename P::V;
+  const V f = P::set(factor);
+  for (Index i = 0; i < to.rows; ++i) {
+    const auto* x = from.row(i);
+    auto* y = to.row(i);
+    Index c = 0;
+    for (Index l = 0; l < to.cols; l += line_of<typename P::Scalar>) P::fetch(y + l, 16 * to.stride);
+    if (accumulate) {
+      for (; c + P::lanes <= to.cols; c += P::lanes) P::store(y + c, P::load(y + c) + f * P::load(x + c));
+      for (; c < to.cols; ++c) y[c] += factor * x[c];
+    } else {
+      for (; c + P::lanes <= to.cols; c += P::lanes) P::store(y + c, f * P::load(x + c));
+      for (; c < to.cols; ++c) y[c] = factor * x[c];
+    }
+  }
+}
+
+template <class S>
+void clear(S* data, Index count) {
+  std::fill(data, data + count, S(0));
+}
+
+template <class P>
+bool all_finite(View<typename P::Scalar> v) {
+  using S = typename P::Scalar;
+  constexpr int G = P::strands;
+  const Index strand = v.rows / G;
+  // a nought that the compiler does not know: told that signs of zeros do not matter, it would leave out x * 0
+  const typename P::V nought = P::keep(P::set(S(0)));
+  const S none = P::sum(nought);
+  typename P::V zero[G];
+  LIMPID_UNROLL(4)
+  for (int g = 0; g < G; ++g) zero[g] = nought;
+  S rest(0);
+  const auto row = [&](Index i, auto sides) {  // of each strand, or alone
+    Index j = 0;
+    for (; j + P::lanes <= v.cols; j += P::lanes) {
+      LIMPID_UNROLL(4)
+      for (int g = 0; g < decltype(sides)::value; ++g)
+        zero[g] = P::fma(P::load(v.row(i + g * strand) + j), nought, zero[g]);
+    }
+    for (; j < v.cols; ++j)
+      for (int g = 0; g < decltype(sides)::value; ++g) rest += v(i + g * strand, j) * none;
+  };
+  for (Index i = 0; i < strand; ++i) row(i, std::integral_constant<int, G>());
+  for (Index i = G * strand; i < v.rows; ++i) row(i, std::integral_constant<int, 1>());
+  LIMPID_UNROLL(4)
+  for (int g = 0; g < G; ++g) rest += P::sum(zero[g]);
+  return !(rest != S(0));
+}
+
+/// <a, b>, lanes along the entries.
+template <class P>
+typename P::Scalar vector_dot(const typename P::Scalar* a, const typename P::Scalar* b, Index count) {
+  typename P::V sum = P::set(typename P::Scalar(0));
+  Index j = 0;
+  for (; j + P::lanes <= count; j += P::lanes) sum = P::fma(P::load(a + j), P::load(b + j), sum);
+  return P::sum(sum) + dot(a + j, b + j, count - j);
+}
+
+/// Both for callers outside of the engine, who know no policy.
+template <class S>
+S squared_norm(View<S> x, Index i) {
+  return vector_dot<Native<S>>(x.row(i), x.row(i), x.cols);
+}
+template <class S>
+bool holds_finite(View<S> x) {
+  return all_finite<Native<S>>(x);
+}
+
+/// out_i = <a_i, b_i> for every row, each summed in the order of the register tile: where one weight is all but 1, the
+/// rows of out and of v are equal there, and delta takes all of dA away, to the last bit.
+template <class P>
+LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scalar> b, typename P::Scalar* out) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  constexpr Index w = P::lanes;
+  for (Index i = 0; i < a.rows; i += w) {
+    const Index rows = std::min(w, a.rows - i);
+    const auto row = [&](View<S> of, Index r) { return of.row(r < rows ? i + r : i); };
+    V sum = P::set(S(0));
+    Index c = 0;
+    for (; c + w <= a.cols; c += w) {
+      V x[w], y[w];
+      LIMPID_UNROLL(16)
+      for (Index r = 0; r < w; ++r) {
+        x[r] = P::load(row(a, r) + c), y[r] = P::load(row(b, r) + c);
+        P::fetch(row(a, r) + c, w * a.stride), P::fetch(row(b, r) + c, w * b.stride);  // of the next w rows
+      }
+      P::transpose(x);
+      P::transpose(y);
+      LIMPID_UNROLL(16)
+      for (Index r = 0; r < w; ++r) sum = P::fma(x[r], y[r], sum);
+    }
+    S lane[w];
+    for (; c < a.cols; ++c) {
+      S other[w];
+      for (Index r = 0; r < w; ++r) lane[r] = row(a, r)[c], other[r] = row(b, r)[c];
+      sum = P::fma(P::load(lane), P::load(other), sum);
+    }
+    P::store(lane, sum);
+    std::copy(lane, lane + rows, out + i);
+  }
+}
+
+/// sum_ij g_ij v_ij, where g is not 0; made and summed wide, as most of it may cancel.
+template <class S>
+Wide<S> inner_product(View<S> g, View<S> v) {
+  Wide<S> sum = 0;
+  for (Index i = 0; i < g.rows; ++i)
+    for (Index j = 0; j < g.cols; ++j)
+      if (g(i, j) != S(0)) sum += Wide<S>(g(i, j)) * Wide<S>(v(i, j));
+  return sum;
+}
+
+/// out_i = w1_i a_i - w2_i b_i; out may be a or b.
+template <class P>
+LIMPID_NOINLINE void weighted_difference(const typename P::Scalar* w1, View<typename P::Scalar> a,
+                                         const typename P::Scalar* w2, View<typename P::Scalar> b,
+                                         MutView<typename P::Scalar> out) {
+  using V = typename P::V;
+  for (Index i = 0; i < out.rows; ++i) {
+    const auto *x = a.row(i), *y = b.row(i);
+    auto* z = out.row(i);
+    const auto minus = -w2[i];
+    const V f = P::set(w1[i]), g = P::set(minus);
+    Index c = 0;
+    for (; c + P::lanes <= out.cols; c += P::lanes) P::store(z + c, P::fma(f, P::load(x + c), g * P::load(y + c)));
+    for (; c < out.cols; ++c) z[c] = w1[i] * x[c] + minus * y[c];
+  }
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,36 @@
+// limpid: one map of a `smooth`, tiled or decoding.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+
+#include "scores.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+/// One map of a `smooth`: its scores, what it is applied to, where the result and (may be null) the log-sum-exp go;
+/// known: the log-sum-exp where that is known before.
+template <class S, class Mods>
+struct SmoothMap {
+  Scores<S, Mods> scores;
+  View<S> x;
+  MutView<S> out;
+  Lse<const S> known;
+  Lse<S> lse;
+};
+
+/// An array of f(map) for one map or two; f's result need not have a default.
+template <class Maps, class F>
+auto each_map(Maps& maps, F&& f) {
+  using Result = decltype(f(maps[0]));
+  if constexpr (std::tuple_size_v<std::remove_const_t<Maps>> == 1)
+    return std::array<Result, 1>{f(maps[0])};
+  else
+    return std::array<Result, 2>{f(maps[0]), f(maps[1])};
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

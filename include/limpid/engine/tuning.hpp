@@ -1,0 +1,71 @@
+// limpid: every block size, cache size and machine switch of the engine, each with its reason.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+
+#include "../core/matrix.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+/// Numbers in a line of memory, which is what a fetch brings.
+template <class S>
+inline constexpr std::ptrdiff_t line_of = sizeof(S) < 64 ? 64 / static_cast<std::ptrdiff_t>(sizeof(S)) : 1;
+
+/// Whether the core reads so much memory at once (Zen 5: 46 GB/s, Zen 4 half of it) that fetching into the second cache
+/// no longer keeps up, and has a first cache of 48 KiB to fetch into. Known by an instruction, for want of a name: g++
+/// 12 takes Zen 5 for a Zen 3 with more instructions.
+#if defined(__AVX512VP2INTERSECT__)
+inline constexpr bool quick_memory = true;
+#else
+inline constexpr bool quick_memory = false;
+#endif
+
+/// From this size on an amount is far: beside it a float keeps 13 bits behind the point.
+inline constexpr double far_amount = 1024;
+
+/// Queries that go through the registers together, and the first of those that query i is among: amounts of keys that
+/// hang on the query's place are counted from it, in every sweep, as scores near 1e5 are rounded to 1/128 and their
+/// weights are made more than once.
+template <class P>
+inline constexpr Index panel_of = P::lanes* P::tile_vectors;
+template <class P>
+Index origin_of(Index i) {
+  return i / panel_of<P> * panel_of<P>;
+}
+
+/// Bytes of the second cache, about: arrays larger than this are read from farther away.
+inline constexpr Index second_cache = 1 << 20;
+
+// Block sizes matter little (anchors: within 3 %); these keep a block of scores in the first cache.
+template <class P>
+struct SmoothBlocks {
+  static constexpr Index panel = panel_of<P>;
+  static constexpr Index panels = P::lanes == 1 ? 8 : (128 + panel - 1) / panel;
+  static constexpr Index queries = panel * panels, keys = 128;
+};
+
+inline constexpr Index most_chunks = 4;  // of keys
+
+template <class P>
+struct PullBlocks {
+  static constexpr Index unit = P::lanes * P::tile_vectors;
+  static constexpr Index keys = unit >= 64 ? unit : 64 / unit * unit;
+  /// Weights and gradients of a block find room in the first cache where vectors are shorter: backward 4 % quicker in
+  /// float, 5 % in double with 16 registers (AVX2, Zen 3). With 32 the size does not matter.
+  static constexpr Index queries = P::registers == 32 ? 128 : 64;
+  static Index chunks(Index m) {
+    const Index blocks = (m + keys - 1) / keys;
+    return blocks >= 16 ? most_chunks : (blocks >= 4 ? 2 : 1);
+  }
+  static Index chunk_begin(Index m, Index chunk) {
+    const Index blocks = (m + keys - 1) / keys;
+    return std::min(m, blocks * chunk / chunks(m) * keys);
+  }
+};
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,160 @@
+// limpid: what layers share: their calls, checks of their arrays, memory between their steps.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include "../call/backward.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What a call of a layer may be told.
+struct LayerCall {
+  bool accumulate = false;         ///< backward: add to the gradients instead of overwriting them
+  Workspace* workspace = nullptr;  ///< scratch to reuse; otherwise the call has its own
+  ExecutorRef executor = {};       ///< serial unless told otherwise
+};
+
+namespace detail {
+
+/// The same parameters as views of another kind: Mat to View or MutView, MutView to View.
+template <class To, class From>
+To same_fields(From& from) {
+  To to{};
+  To::visit([](const char*, auto& a, auto& b) { b = std::remove_reference_t<decltype(b)>(a); }, from, to);
+  return to;
+}
+
+/// Memory of a layer between two steps: in saved where it is kept, else scratch.
+template <class S>
+MutView<S> room(Workspace& workspace, Mat<S>* kept, Index rows, Index cols) {
+  if (!kept) return workspace.common().matrix<S>(rows, cols);
+  kept->resize(rows, cols);
+  return *kept;
+}
+
+/// The arrays of one row among a layer's. Matrices are not looked through, which would take as long as a token does: a
+/// NaN in them comes out.
+template <class Args>
+void check_rows(Name layer, const Args& in) {
+  Args::visit(
+      [&](const char* field, const auto& v) {
+        if (std::string_view(field) != "x" && v.rows == 1) check_parameters(layer, field, v);
+      },
+      in);
+}
+
+}  // namespace detail
+
+/// What a forward call of a layer may be told; Saved is the layer's own Saved<S>.
+template <class Saved>
+struct LayerForward {
+  Index batch = 1;
+  Saved* saved = nullptr;          ///< keep what backward needs; reused without allocation; one call at a time
+  Workspace* workspace = nullptr;  ///< scratch to reuse; otherwise the call has its own
+  ExecutorRef executor = {};       ///< serial unless told otherwise
+};
+
+namespace detail {
+
+template <class S>
+void check_linear(const char* op, View<S> x, View<S> w, View<S> y, const char* y_name) {
+  if (w.rows != x.cols)
+    raise(std::string(op) + ": w is " + shape_text(w.rows, w.cols) + ", wanted " + text_of(x.cols) +
+          " rows, as x has columns");
+  if (y.rows != x.rows || y.cols != w.cols)
+    raise(std::string(op) + ": " + y_name + " is " + shape_text(y.rows, y.cols) + ", wanted " +
+          shape_text(x.rows, w.cols));
+}
+template <class S>
+void check_bias(const char* op, const char* name, View<S> b, Index cols) {
+  if (b.given() && (b.rows != 1 || b.cols != cols))
+    raise(std::string(op) + ": " + name + " is " + shape_text(b.rows, b.cols) + ", wanted " + shape_text(1, cols));
+}
+template <class S>
+void check_gradient(const char* op, const char* name, View<S> g, View<S> like) {
+  if (g.given() && (g.rows != like.rows || g.cols != like.cols))
+    raise(std::string(op) + ": gradient of " + name + " is " + shape_text(g.rows, g.cols) + ", wanted " +
+          shape_text(like.rows, like.cols));
+}
+
+inline void check_reads(const char* layer, const char* name, Index rows, Index cols, Index wanted, const char* what) {
+  if (rows != wanted)
+    raise(std::string(layer) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + text_of(wanted) +
+          " rows, as " + what);
+}
+
+/// Heads, key heads and the batch of a layer's tokens, before anything is divided by them.
+inline void check_heads(Name layer, Index heads, Index groups, Index batch, Index tokens) {
+  if (heads < 1 || groups < 1 || heads % groups != 0)
+    raise(layer + (": heads is " + text_of(heads) + " and kv_heads " + text_of(groups) +
+                   ", wanted at least 1, kv_heads a divisor of heads"));
+  if (batch < 1 || tokens % batch != 0)
+    raise(layer + (": batch is " + text_of(batch) + " and x has " + text_of(tokens) +
+                   " rows, wanted at least 1 item and as many rows in each"));
+}
+
+/// A projection of the tokens: its rows, and its columns as heads have them.
+template <class S>
+void check_projection(const char* layer, const char* name, View<S> w, View<S> x, Index heads) {
+  check_reads(layer, name, w.rows, w.cols, x.cols, "x has columns");
+  if (w.cols % heads != 0)
+    raise(std::string(layer) + ": " + name + " has " + text_of(w.cols) + " columns, wanted a multiple of its " +
+          text_of(heads) + " heads");
+}
+
+/// Gradients as large as what they are of.
+template <class Args, class Grads>
+void check_gradients(const char* layer, const Args& in, const Grads& grad) {
+  Args::visit([&](const char* field, const auto& p,
+                  const auto& g) { check_gradient<ScalarOf<decltype(p)>>(layer, field, g, p); },
+              in, grad);
+}
+
+/// What is written backward by a layer, against all that it reads.
+template <class Args, class Grads, class S>
+void refuse_gradient_overlaps(const char* layer, const Args& in, View<S> dout, const Grads& grad) {
+  refuse_overlaps(layer, fields_of(grad, gradient_of), joined(fields_of(in), arrays({{"dout", dout}})));
+}
+/// The same of a layer round an operator.
+template <class Op, class Args, class Grads, class S>
+void refuse_gradient_overlaps(const char* layer, const Op& op, const Args& in, View<S> dout, const Grads& grad) {
+  refuse_backward_overlaps(layer, op, fields_of(grad, gradient_of), joined(fields_of(in), arrays({{"dout", dout}})));
+}
+
+template <class S>
+void check_out(const char* layer, const char* name, View<S> out, Index rows, Index cols) {
+  if (out.rows != rows || out.cols != cols)
+    raise(std::string(layer) + ": " + name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
+          shape_text(rows, cols));
+}
+
+/// What a forward call kept of a layer's tokens, n x width.
+template <class S>
+void check_kept(const char* layer, const char* field, const Mat<S>& kept, Index rows, Index cols) {
+  if (kept.rows() != rows || kept.cols() != cols)
+    raise(std::string(layer) + ": saved holds " + field + " of " + shape_text(kept.rows(), kept.cols()) + ", wanted " +
+          shape_text(rows, cols) + " as the inputs make it");
+}
+
+/// A forward call that throws on its way leaves a saved state that is neither the old one nor a new one.
+template <class Saved>
+void check_filled(Name layer, const Saved& saved) {
+  if (!saved.filled) raise(layer + ": saved is empty, wanted one that a forward call has filled");
+}
+
+/// Runs f(context) with the workspace and executor of the call.
+template <class F>
+void with_context(const LayerCall& call, F&& f) {
+  Workspace own;
+  Workspace& workspace = call.workspace ? *call.workspace : own;
+  const WorkspaceTurn turn(workspace, Inside::open);
+  workspace.prepare(call.executor.workers());
+  ArenaScope scope(workspace.common());
+  f(Context(workspace, call.executor));
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

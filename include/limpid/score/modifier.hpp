@@ -1,0 +1,400 @@
+// limpid: what a modifier of scores offers, and chains of them.
+//
+// chain(a, b, ...) applies values from left to right; masks come last whatever their place, so a masked pair stays
+// masked. Arrays a modifier looks at must outlive it; gradient sinks are ADDED to, as several calls may share one
+// table. ShapeError where a result lies over such an array, or a sink over anything but a sink.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <tuple>
+#include <utility>
+
+#include "../core/at.hpp"
+#include "../engine/rows.hpp"
+#include "../engine/tuning.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What a modifier is unless it says otherwise.
+struct Modifier {
+  static constexpr bool is_mask = false;  ///< keeps or drops pairs
+  static constexpr bool intervals =
+      false;  ///< a mask that keeps one run of keys a query, moving one way with the query
+  static constexpr bool irregular = false;  ///< a mask that must be asked pair by pair
+  static constexpr bool values = false;     ///< changes a score by more than an amount per key
+  static constexpr bool starts = false;     ///< adds an amount per key (up to a constant of the row)
+  static constexpr bool tables = false;     ///< may add entries of an array of the user's, which may be any numbers
+  static constexpr bool sinks = false;      ///< may collect a gradient of its own
+  Interval interval(const At& a) const { return {0, a.m}; }
+  bool keep(const At&) const { return true; }
+  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::all; }
+  template <class S>
+  S value(S s, const At&) const {
+    return s;
+  }
+  template <class S>
+  S slope(S, const At&) const {
+    return S(1);
+  }
+  template <class S>
+  S start(const At&, Index) const {
+    return S(0);
+  }
+  template <class S>
+  S shift(const At&, Index) const {
+    return S(0);
+  }
+  /// Whether a value is the score plus an amount that does not hang on it.
+  bool adds() const { return false; }
+  /// Whether that amount is an entry of a table.
+  bool is_table() const { return false; }
+  /// What a table adds to the score of a pair, and whether any entry for this head and item is far.
+  template <class S>
+  S amount(const At&) const {
+    return S(0);
+  }
+  template <class S>
+  Far far(const At&) const {
+    return {};
+  }
+  template <class S>
+  void sink(const At&, S, S*) const {}
+  bool wants_sink() const { return false; }
+  bool wants_serial_heads(Index, Index, Index) const { return false; }
+  Index sink_size(Index, Index) const { return 0; }
+  template <class S>
+  void flush(const At&, const S*) const {}
+  void check(const char*, Index, Index, Index, Index) const {}
+  /// Calls f(detail::NamedArray) for every array of the user's that is looked at, or added to.
+  template <class F>
+  void reads(F&&) const {}
+  template <class F>
+  void writes(F&&) const {}
+};
+
+template <class M>
+concept IsModifier = std::is_base_of_v<Modifier, M>;
+template <class M>
+concept IsMask = IsModifier<M> && M::is_mask;
+
+namespace detail {
+
+template <class M>
+concept HasScalar = requires {
+  typename std::remove_cvref_t<M>::Scalar;
+};  // a matrix or a view of one
+
+/// s + amount. Minus infinity masks whatever s is, and nothing else does: sums of finite numbers stay finite.
+template <class S>
+S plus(S s, S amount) {
+  if (amount == minus_infinity<S>()) return amount;
+  const S sum = s + amount, lowest = lowest_number<S>();
+  if (sum < lowest && !(s < lowest)) return lowest;
+  if (sum > -lowest && !(s > -lowest) && !(amount > -lowest)) return -lowest;
+  return sum;
+}
+
+/// A number of the user's as the scalar of the scores. One that is finite stays finite: a double below all floats is no
+/// mask, nor is one above them infinite.
+template <class S, class X>
+LIMPID_INLINE S taken(const X& x) {
+  using Theirs = std::numeric_limits<X>;
+  using Own = std::numeric_limits<S>;
+  if constexpr (std::is_floating_point_v<X> && Own::is_specialized && Theirs::max_exponent > Own::max_exponent) {
+    constexpr X most = X(Own::max());
+    if (x > most && x <= Theirs::max()) return Own::max();
+    if (x < -most && x >= Theirs::lowest()) return Own::lowest();
+  }
+  return S(x);
+}
+
+/// A product that overflows is the largest number of its sign.
+template <class S>
+S finite_product(S a, S b) {
+  const S product = a * b, most = -lowest_number<S>();
+  if (product > most && !(a > most)) return most;
+  return product < -most && !(a < -most) ? -most : product;
+}
+
+/// Whether any of count numbers is far; those that are not finite are not.
+template <class S>
+Far far_of(const S* numbers, Index count) {
+  using P = Native<S>;
+  const auto look = [&](auto policy, Index c, auto& up, auto& down) {
+    using L = decltype(policy);
+    const auto zero = L::set(S(0)), x = L::load(numbers + c), size = L::if_less(x, zero, zero - x, x);
+    const auto finite = L::if_less(size, L::set(-minus_infinity<S>()), x, zero);
+    up = L::max(up, finite), down = L::max(down, zero - finite);
+  };
+  auto up = P::set(S(0)), down = up;
+  S most(0), least(0);
+  Index c = 0;
+  for (; c + P::lanes <= count; c += P::lanes) look(P{}, c, up, down);
+  for (; c < count; ++c) look(OneLane<S>{}, c, most, least);
+  S lane[P::lanes];
+  P::store(lane, P::largest(up));
+  most = std::max(most, lane[0]);
+  P::store(lane, P::largest(down));
+  least = std::max(least, lane[0]);
+  return {!(most < S(far_amount)), !(least < S(far_amount))};
+}
+
+[[noreturn, gnu::cold]] inline void raise_modifier(const char* op, const char* name, Index rows, Index cols,
+                                                   const std::string& wanted) {
+  raise(std::string(op) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + wanted);
+}
+
+/// Whether a modifier's amounts are counted from a query, which leaves a constant out of a row: it has a shift of its
+/// own.
+template <class M>
+inline constexpr bool has_shift = M::starts;
+template <class M>
+requires requires { &M::template shift<float>; }
+inline constexpr bool has_shift<M> =
+    M::starts && !std::is_same_v<decltype(&M::template shift<float>), float (Modifier::*)(const At&, Index) const>;
+
+}  // namespace detail
+
+/// Modifiers one after the other. The engine sees only this.
+template <class... M>
+struct Chain {
+  static constexpr bool intervals = (M::intervals || ...), irregular = (M::irregular || ...),
+                        values = (M::values || ...), starts = (M::starts || ...),
+                        shifts = (detail::has_shift<M> || ...), tables = (M::tables || ...), sinks = (M::sinks || ...);
+  std::tuple<M...> parts;
+
+  Interval interval(const At& a) const {
+    Interval all{0, a.m};
+    each([&](const auto& m) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::intervals) {
+        const Interval one = m.interval(a);
+        all = {std::max(all.begin, one.begin), std::min(all.end, one.end)};
+      }
+    });
+    return all;
+  }
+  bool keep(const At& a) const {
+    bool kept = true;
+    each([&](const auto& m) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::irregular) kept = kept && m.keep(a);
+    });
+    return kept;
+  }
+  Cover cover(const At& a, Index q0, Index q1, Index k0, Index k1) const {
+    Cover all = Cover::all;
+    each([&](const auto& m) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::irregular) {
+        const Cover one = m.cover(a, q0, q1, k0, k1);
+        if (one == Cover::none) all = Cover::none;
+        if (one == Cover::some && all == Cover::all) all = Cover::some;
+      }
+    });
+    return all;
+  }
+  /// Minus infinity masks the pair, whatever a later modifier would make of it.
+  template <class S>
+  LIMPID_INLINE S value(S s, const At& a) const {
+    bool masked = false;
+    each([&](const auto& m) {
+      if constexpr (!std::remove_cvref_t<decltype(m)>::is_mask)
+        if (!masked) masked = (s = m.value(s, a)) == detail::minus_infinity<S>();
+    });
+    return s;
+  }
+  /// The same, of tables only what they have above their entries for key `from`: a number for the row, which changes no
+  /// weight, is left out. from < 0: nothing is.
+  template <class S>
+  S value(S s, const At& a, Index from) const {
+    const Index first = first_amount();
+    bool masked = false;
+    each_at([&](const auto& m, Index place) {
+      using One = std::remove_cvref_t<decltype(m)>;
+      if (One::is_mask || masked) return;
+      const bool table = One::tables && place >= first && m.is_table();
+      const S next = table ? m.template amount<S>(a) : m.value(s, a);
+      masked = next == detail::minus_infinity<S>();
+      if (!table) s = next;
+    });
+    return masked ? detail::minus_infinity<S>() : detail::plus(s, above<S>(a, from));
+  }
+  /// What tables after the last score function add to a pair, less what they add to the pair of key `from` (if that is
+  /// no key: nothing) in the same row. Each amount counts on its own, so that none is lost beside larger ones.
+  template <class S>
+  S above(const At& a, Index from) const {
+    constexpr double part = 1.0 / 256;  // as differences and sums of the largest numbers overflow
+    At other = a;
+    other.k = from;
+    const Index first = first_amount();
+    S sum(0);
+    each_at([&](const auto& m, Index place) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::tables) {
+        if (place < first || !m.is_table()) return;
+        const S one = S(part) * m.template amount<S>(a);
+        sum += detail::OneLane<S>::keep(from < 0 ? one : one - S(part) * m.template amount<S>(other));
+      }
+    });
+    return detail::finite_product(detail::OneLane<S>::keep(sum), S(1 / part));
+  }
+  /// Whether there are several such tables: their far amounts may cancel.
+  bool sums_tables() const {
+    const Index first = first_amount();
+    Index count = 0;
+    each_at([&](const auto& m, Index place) { count += place >= first && m.is_table() ? 1 : 0; });
+    return count > 1;
+  }
+  /// Whether there are any such amounts that are far.
+  template <class S>
+  Far far(const At& a) const {
+    const Index first = first_amount();
+    Far all;
+    each_at([&](const auto& m, Index place) {
+      if (place < first) return;
+      const Far one = m.template far<S>(a);
+      all = {all.above || one.above, all.below || one.below};
+    });
+    return all;
+  }
+  template <class S>
+  S start(const At& a, Index q0) const {
+    S s(0);
+    bool first = true;
+    each([&](const auto& m) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::starts) {
+        if (std::exchange(first, false))
+          s = m.template start<S>(a, q0);
+        else if (s != detail::minus_infinity<S>())  // masked stays masked
+          s = detail::plus(s, m.template start<S>(a, q0));
+      }
+    });
+    return s;
+  }
+  /// Tables counted from a key, as above.
+  template <class S>
+  S start(const At& a, Index q0, Index from) const {
+    S s(0);
+    bool masked = false;
+    each([&](const auto& m) {
+      using One = std::remove_cvref_t<decltype(m)>;
+      if (!One::starts || masked) return;
+      const bool table = One::tables && m.is_table();
+      const S next = table ? m.template amount<S>(a) : m.template start<S>(a, q0);
+      masked = next == detail::minus_infinity<S>();
+      if (!table) s = detail::plus(s, next);
+    });
+    return masked ? detail::minus_infinity<S>() : detail::plus(s, above<S>(a, from));
+  }
+  template <class S>
+  S shift(const At& a, Index q0) const {
+    S s(0);
+    each([&](const auto& m) { s += m.template shift<S>(a, q0); });
+    return s;
+  }
+  /// Gradient of the raw score from that of the final one, feeding the sinks on its way. s is the raw score.
+  template <class S>
+  LIMPID_INLINE S pull(S s, S ds, const At& a, S* sums) const {
+    return pull_from<0>(s, ds, a, sums);
+  }
+  Index sink_size(Index n, Index m) const {
+    Index size = 0;
+    each([&](const auto& part) { size += part.sink_size(n, m); });
+    return size;
+  }
+  bool wants_sink() const {
+    bool wanted = false;
+    each([&](const auto& m) { wanted = wanted || m.wants_sink(); });
+    return wanted;
+  }
+  bool wants_serial_heads(Index b, Index h, Index n) const {
+    bool wanted = false;
+    each([&](const auto& m) { wanted = wanted || m.wants_serial_heads(b, h, n); });
+    return wanted;
+  }
+  template <class S>
+  void flush(const At& a, const S* sums) const {
+    each([&](const auto& m) {
+      if (m.sink_size(a.n, a.m) > 0) m.flush(a, sums);
+      sums += m.sink_size(a.n, a.m);
+    });
+  }
+  template <class F>
+  void reads(F&& f) const {
+    each([&](const auto& m) { m.reads(f); });
+  }
+  template <class F>
+  void writes(F&& f) const {
+    each([&](const auto& m) { m.writes(f); });
+  }
+  void check(const char* op, Index b, Index h, Index n, Index m) const {
+    each([&](const auto& part) { part.check(op, b, h, n, m); });
+  }
+  /// The same chain, told how many batch items and heads there are.
+  Chain bound(Index b, Index h) const {
+    Chain c = *this;
+    std::apply([&](auto&... m) { (bind_part(m, b, h), ...); }, c.parts);
+    return c;
+  }
+
+ private:
+  template <class M1>
+  static void bind_part(M1& m, Index b, Index h) {
+    if constexpr (requires { m.bind(b, h); }) m.bind(b, h);
+  }
+  template <class F>
+  LIMPID_INLINE void each(F&& f) const {
+    std::apply([&](const auto&... m) { (f(m), ...); }, parts);
+  }
+  template <class F>
+  LIMPID_INLINE void each_at(F&& f) const {
+    Index place = 0;
+    each([&](const auto& m) { f(m, place++); });
+  }
+  /// The place after the last modifier whose result is not the score and an amount.
+  Index first_amount() const {
+    Index first = 0;
+    each_at([&](const auto& m, Index place) {
+      if (!std::remove_cvref_t<decltype(m)>::is_mask && !m.adds()) first = place + 1;
+    });
+    return first;
+  }
+  template <std::size_t I, class S>
+  LIMPID_INLINE S pull_from(S s, S ds, const At& a, S* sums) const {
+    if constexpr (I == sizeof...(M)) {
+      return ds;
+    } else {
+      const auto& m = std::get<I>(parts);
+      using Part = std::remove_cvref_t<decltype(m)>;
+      if constexpr (Part::is_mask) {
+        return pull_from<I + 1>(s, ds, a, sums);
+      } else {
+        const S g = pull_from<I + 1>(values ? m.value(s, a) : s, ds, a, sums + m.sink_size(a.n, a.m));
+        if constexpr (Part::sinks)
+          if (m.wants_sink()) m.sink(a, g, sums);
+        return m.slope(s, a) * g;
+      }
+    }
+  }
+};
+
+/// Modifiers in a row; a chain may hold chains.
+template <class... M>
+auto chain(const M&... m) {
+  const auto parts = [](const auto& one) {
+    using One = std::remove_cvref_t<decltype(one)>;
+    if constexpr (requires { one.parts; }) {
+      return one.parts;
+    } else {
+      static_assert(
+          std::is_base_of_v<Modifier, One>,
+          "limpid: a modifier (a mask, a bias, a score function) was wanted; an operator goes round another one "
+          "the other way, as in rope(twicing())");
+      return std::make_tuple(one);
+    }
+  };
+  auto all = std::tuple_cat(parts(m)...);
+  return std::apply([](auto... part) { return Chain<decltype(part)...>{{part...}}; }, all);
+}
+inline Chain<> chain() { return {}; }
+}  // namespace LIMPID_ABI
+}  // namespace limpid
