@@ -31,6 +31,7 @@
 #include "op/nlm.hpp"
 #include "op/pid.hpp"
 #include "op/rope.hpp"
+#include "op/sigmoid.hpp"
 #include "op/softmax.hpp"
 #include "op/twicing.hpp"
 #include "version.hpp"

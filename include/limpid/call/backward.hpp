@@ -25,13 +25,13 @@ struct BackwardCall {
 namespace detail {
 
 template <class P, class Op, class S = typename P::Scalar>
-void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout,
-                   const Grads<Op, S>& grad, const BackwardCall<S>& call) {
-  const Name name = operator_name(operation);
+void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout, const Grads<Op, S>& grad,
+                   const BackwardCall<S>& call) {
+  const Name name = operator_name(op);
   const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
-  check_call<Op, S>(operation, in, d, dout, "dout");
+  check_call<Op, S>(op, in, d, dout, "dout");
   Grads<Op, S>::visit(
       [&](const char* field, Role, const MutView<S>& g, const View<S>& x) {
         if (!g.given() && g.rows == 0) return;
@@ -48,10 +48,8 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
     raise(name + ": relevance_weights is " + shape_text(call.relevance_weights.rows, call.relevance_weights.cols) +
           ", wanted " + shape_text(d.batch, d.n));
   const View<S> weights = emits ? call.relevance_weights : View<S>();
-  refuse_backward_overlaps(name, operation,
-                           joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})),
+  refuse_backward_overlaps(name, op, joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})),
                            joined(fields_of(in), arrays({{"dout", dout}, {"relevance_weights", weights}})));
-  const Op op = bound<Op, S>(operation, d);
 
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -96,13 +94,12 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
           },
           grad, parts, to);
       const auto keep = head_kept<View<S>>(op, saved, head, b, h);
-      const At at{b, h, 0, 0, d.n, d.m};
       const Index width = dout.cols / d.heads, index = b * d.heads + h;
-      Emission<S> emission;
-      if (emits) emission = {call.relevance_weights.row(b), emitted + index * d.m, call.part};
+      RelevanceRequest<S> relevance;
+      if (emits) relevance = {call.relevance_weights.row(b), emitted + index * d.m, call.part};
       const Accumulation accumulate{call.accumulate, call.accumulate || h > g * group};
-      op.template backward<P, S>(context, head, keep, dout.block(b * d.n, h * width, d.n, width), to, accumulate, at,
-                                 sinks + index * sink_size, emission);
+      op.backward(BackwardPass<P>{{context, at_head(d, b, h)}, accumulate, sinks + index * sink_size, relevance}, head,
+                  keep, dout.block(b * d.n, h * width, d.n, width), to);
     }
   });
 
@@ -117,8 +114,7 @@ void backward_with(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& s
       },
       grad, parts);
   if (sink_size > 0)
-    for (Index t = 0; t < heads; ++t)
-      op.modifiers().flush(At{t / d.heads, t % d.heads, 0, 0, d.n, d.m}, sinks + t * sink_size);
+    for (Index t = 0; t < heads; ++t) op.modifiers().flush(at_head(d, t / d.heads, t % d.heads), sinks + t * sink_size);
   if (emits)
     for (Index b = 0; b < d.batch; ++b)
       for (Index j = 0; j < d.m; ++j) {
@@ -137,5 +133,6 @@ void backward(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved
               const std::type_identity_t<Grads<Op, S>>& grad, const std::type_identity_t<BackwardCall<S>>& call = {}) {
   detail::backward_with<detail::Native<S>>(op, in, saved, View<S>(std::forward<Dout>(dout)), grad, call);
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -4,7 +4,7 @@
 
 #include <string_view>
 
-#include "../core/context.hpp"
+#include "../core/pass.hpp"
 #include "../engine/rows.hpp"
 #include "saved.hpp"
 
@@ -87,9 +87,14 @@ const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dim
 
 /// Whether the rows of an operator's map have an entropy.
 template <class Op, class S>
-inline constexpr bool has_entropy = requires(const Op& op, const Context& context, const Inputs<Op, S>& head,
-                                             const typename Op::template Keep<View<S>>& keep, S* out, const At& at) {
-  op.template entropy<Native<S>, S>(context, head, keep, out, at);
+inline constexpr bool has_entropy = requires(const Op& op, const Pass<Native<S>>& pass, const Inputs<Op, S>& head,
+                                             const typename Op::template Keep<View<S>>& keep, S* out) {
+  op.entropy(pass, head, keep, out);
+};
+/// Whether its rows have a log-sum-exp.
+template <class Op>
+inline constexpr bool has_lse = requires(typename Op::template Keep<View<double>> keep) {
+  keep.lse;
 };
 
 }  // namespace detail

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "../engine/lse.hpp"
 #include "../engine/reference_key.hpp"
 #include "checks.hpp"
 #include "heads.hpp"
@@ -35,20 +36,36 @@ void complete_lse(const Op& op, const Context& context, const In& head, const At
     op.score.complete_lse(context.arena(), head, at, lse);
 }
 
+/// The log-sum-exp of every row of a head in natural units, from what sweeps keep.
+template <class Op, class P, class S = typename P::Scalar>
+void shown_lse(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, const Lse<S>& kept, S* lse) {
+  using std::log;
+  const Index* from = references<S>(pass.arena(), op.modifiers(), pass.at);
+  for (Index i = 0; i < pass.at.n; ++i) {
+    const bool none = kept.top[i] == -minus_infinity<S>();
+    lse[i] = none ? minus_infinity<S>() : kept.top[i] - log(kept.inverse[i]);
+    if (none || from == nullptr || from[i] < 0) continue;
+    At pair = pass.at;
+    pair.q = i, pair.k = from[i];
+    lse[i] = std::max(lse[i] + op.modifiers().template above<S>(pair, -1), lowest_number<S>());
+  }
+  complete_lse(op, pass.context, head, pass.at, lse);
+}
+
 /// The whole forward pass with policy P (the machine's vectors, or OneLane as the reference).
 template <class P, class Op, class S = typename P::Scalar>
-void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, const Call<Op, S>& call) {
-  const Name name = operator_name(operation);
+void forward_with(const Op& op, const Inputs<Op, S>& in, MutView<S> out, const Call<Op, S>& call) {
+  const Name name = operator_name(op);
   const Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
-  check_call<Op, S>(operation, in, d, out, "out");
+  check_call<Op, S>(op, in, d, out, "out");
+  if (call.lse && !has_lse<Op>) raise(name + ": lse is asked for, but its weights are not divided by a row's sum");
   if (call.lse && call.lse == call.map) raise(name + ": lse and map are one matrix, wanted two");
   const auto asked = [](const Mat<S>* m) { return m ? View<S>(*m) : View<S>(); };
   refuse_overlaps(name, arrays({{"out", out}, {"lse", asked(call.lse)}, {"map", asked(call.map)}}),
-                  joined(fields_of(in), tables_of(operation)));
+                  joined(fields_of(in), tables_of(op)));
   if (call.map && (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch))
     raise(name + ": map was asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
           text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
-  const Op op = bound<Op, S>(operation, d);
   using KeepAll = typename Op::template Keep<Mat<S>>;
   using Keep = typename Op::template Keep<MutView<S>>;
 
@@ -89,28 +106,14 @@ void forward_with(const Op& operation, const Inputs<Op, S>& in, MutView<S> out, 
                                      : context.arena().template matrix<S>(d.n, count);
           },
           head, keep);
-    const At at{b, h, 0, 0, d.n, d.m};
+    const Pass<P> pass{context, at_head(d, b, h)};
     const Index width = out.cols / d.heads;
-    op.template forward<P, S>(context, head, out.block(b * d.n, h * width, d.n, width), keep, at);
-    if (call.lse) {
-      const Lse<S> kept = lse_of(keep.lse);
-      const Index* from = references<S>(context.arena(), op.modifiers(), at);
-      for (Index i = 0; i < d.n; ++i) {
-        using std::log;
-        const bool none = kept.top[i] == -minus_infinity<S>();
-        S sum = none ? minus_infinity<S>() : kept.top[i] - log(kept.inverse[i]);
-        if (!none && from != nullptr && from[i] >= 0) {
-          At pair = at;
-          pair.q = i, pair.k = from[i];
-          sum = std::max(sum + op.modifiers().template above<S>(pair, -1), lowest_number<S>());
-        }
-        (*call.lse)(t, i) = sum;
-      }
-      complete_lse(op, context, head, at, call.lse->data() + t * d.n);
-    }
+    op.forward(pass, head, out.block(b * d.n, h * width, d.n, width), keep);
+    if constexpr (has_lse<Op>)
+      if (call.lse) shown_lse(op, pass, head, lse_of(keep.lse), call.lse->data() + t * d.n);
     if (call.map && b == call.item && h == call.head) {
       const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(op, head, keep);
-      op.template map_block<P, S>(context, head, kept, 0, 0, MutView<S>(*call.map), at);
+      op.map_block(pass, head, kept, 0, 0, MutView<S>(*call.map));
     }
   });
   if (call.saved) call.saved->filled = true;
@@ -137,5 +140,6 @@ Mat<S> forward(const Op& op, const In& in) {
   forward(op, all, out);
   return out;
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -76,6 +76,9 @@ void check_fields(Name op, const std::string& what, const In& in, const Dims& d)
       in);
 }
 
+/// Where batch item b and query head h begin.
+inline At at_head(const Dims& d, Index b, Index h) { return {b, h, 0, 0, d.n, d.m, d.batch, d.heads}; }
+
 /// The block of a packed array that belongs to batch item b and query head h.
 template <class V>
 V head_of(const V& v, Role role, const Dims& d, Index b, Index h) {

@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memory>
-
 #include "../core/workspace.hpp"
 #include "layout.hpp"
 
@@ -75,15 +73,6 @@ typename Op::template Keep<View<S>> const_kept(const Op& op, const In& head,
   visit_kept<Views>(
       op, [](Kept, Index, bool, MutView<S>& from, View<S>& to) { to = from; }, head, keep, views);
   return views;
-}
-
-template <class Op, class S>
-Op bound(const Op& op, const Dims& d) {
-  Op copy = op;
-  // built anew, not assigned: a chain may hold a lambda with captures, which has no assignment
-  std::destroy_at(&copy.modifiers());
-  std::construct_at(&copy.modifiers(), op.modifiers().bound(d.batch, d.heads));
-  return copy;
 }
 
 template <class Op, class S>

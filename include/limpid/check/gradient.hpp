@@ -207,5 +207,6 @@ GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op,
   }
   return check;
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -7,9 +7,11 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// Where a score stands: batch item, query head, query, key, and the numbers n of queries and m of keys.
+/// Where a score stands: batch item, query head, query, key; the numbers n of queries and m of keys, and those of batch
+/// items and heads.
 struct At {
   Index batch = 0, head = 0, q = 0, k = 0, n = 0, m = 0;
+  Index batches = 1, heads = 1;
   /// The query's place on the keys' axis: the last query stands at the last key (bottom-right alignment).
   Index position() const { return q + m - n; }
 };
@@ -27,5 +29,6 @@ struct Far {
   bool above = false, below = false;
   bool any() const { return above || below; }
 };
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -253,6 +253,5 @@ class SavedTurn {
 };
 
 }  // namespace detail
-
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -32,7 +32,7 @@ struct PullPlan {
   View<S> x;            // dV = (sum_t weight_t A_t)^T x; empty: not wanted
   MutView<S> dv;
   bool accumulate_q = false, accumulate_k = false, accumulate_v = false;
-  Emission<S> emission;
+  RelevanceRequest<S> emission;
   std::array<Moment<S>, 2> moments = {};  // of the first map
 };
 
@@ -47,11 +47,10 @@ struct PullTargets {
 
 /// The plan of a backward pass of one map: made of these scores, its gradients put there.
 template <class S, class Mods>
-PullPlan<S, Mods, 1> plan_of(const Scores<S, Mods>& scores, const std::type_identity_t<Lse<const S>>& lse,
-                             const S* delta, const PullTargets<S>& to, Accumulation accumulate,
-                             const Emission<S>& emission) {
+PullPlan<S, Mods, 1> plan_of(const Scores<S, Mods>& scores, const std::type_identity_t<Lse<const S>>& lse, const PullTargets<S>& to,
+                             Accumulation accumulate, const RelevanceRequest<S>& emission) {
   PullPlan<S, Mods, 1> plan;
-  plan.maps[0] = {scores, lse, delta, nullptr, to.dq, to.dk, to.dbias};
+  plan.maps[0] = {scores, lse, nullptr, nullptr, to.dq, to.dk, to.dbias};
   plan.moments = to.moments;
   plan.accumulate_q = to.direct && accumulate.q;
   plan.accumulate_k = to.direct && accumulate.kv;

@@ -120,16 +120,19 @@ class RowGuard {
     using std::isnan;
     if (!scores.can_mask()) return;
     bool clean = all_finite<P>(g) && all_finite<P>(scores.q);
-    for (Index i = 0; i < g.rows; ++i) clean = clean && !isnan(lse.inverse[i]);
+    const auto unknown = [&](Index i) { return are_normalised<Mods> && isnan(lse.inverse[i]); };
+    for (Index i = 0; i < g.rows; ++i) clean = clean && !unknown(i);
     if (clean) return;
     rows_ = arena.take<Index>(g.rows);
     whole_ = arena.take<bool>(g.rows);
     S *top = arena.take<S>(g.rows), *inverse = arena.take<S>(g.rows);
     for (Index i = 0; i < g.rows; ++i) {
-      const bool whole = isnan(lse.inverse[i]) || !row_is_finite(scores.q.row(i), scores.q.cols);
+      const bool whole = unknown(i) || !row_is_finite(scores.q.row(i), scores.q.cols);
       if (whole || !row_is_finite(g.row(i), g.cols)) rows_[count_] = i, whole_[count_++] = whole;
-      top[i] = whole ? -minus_infinity<S>() : lse.top[i];
-      inverse[i] = whole ? S(0) : lse.inverse[i];
+      if constexpr (are_normalised<Mods>) {
+        top[i] = whole ? -minus_infinity<S>() : lse.top[i];
+        inverse[i] = whole ? S(0) : lse.inverse[i];
+      }
     }
     without_bad_queries(arena, scores);
     g = without_bad_entries(arena, g), lse = {top, inverse};
@@ -194,6 +197,7 @@ class PullGuard {
     for (auto& map : plan.maps) {
       without_bad_queries(arena, map.scores);
       without_bad_keys(arena, map.scores);
+      if constexpr (!are_normalised<Mods>) continue;  // what bad rows would give is written over
       S *top = arena.take<S>(n), *inverse = arena.take<S>(n), *delta = arena.take<S>(n);
       for (Index i = 0; i < n; ++i) {
         const bool out = state_[i] == State::no_weights;

@@ -34,7 +34,8 @@ void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scor
       weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, panel.transposed, row, static_cast<S*>(nullptr),
                       NextRows<P>::none(tile));
       for (Index i = 0; i < nq; ++i)
-        if (lse.top[q0 + i] == -minus_infinity<S>())  // a row without keys has no weights, whatever the query holds
+        if (are_normalised<Mods> &&
+            lse.top[q0 + i] == -minus_infinity<S>())  // a row without keys has no weights, whatever the query holds
           for (Index j = 0; j < nk; ++j) tile[i * ld + j] = S(0);
       f(t);
     }

@@ -19,8 +19,8 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// dS = P (dA - delta) for each map, P weighted; zero where P is, as dA may have overflowed there.
-template <class P, int M, bool Keep>
+/// dS of each map from dA, softmax: P (dA - delta), P weighted; zero where P is, as dA may have overflowed there.
+template <class P, int M, bool Keep, class Weight>
 struct StoreGradients {
   using S = typename P::Scalar;
   Index ld;
@@ -28,16 +28,23 @@ struct StoreGradients {
   S* ds[M];
   const S* delta[M];
   S *total, *da;
+  Weight function;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
     const Index at = r * ld + lane;
     const typename P::V zero = P::set(S(0)), sum = P::load(weights[0] + at);
-    P::store(ds[0] + at, P::if_equal(sum, zero, zero, sum * (acc - P::set(delta[0][r]))));
+    P::store(ds[0] + at, P::if_equal(sum, zero, zero, gradient(0, r, sum, acc)));
     if constexpr (M == 2) {
       const typename P::V second = P::load(weights[1] + at);
-      P::store(ds[1] + at, P::if_equal(second, zero, zero, second * (acc - P::set(delta[1][r]))));
+      P::store(ds[1] + at, P::if_equal(second, zero, zero, gradient(1, r, second, acc)));
       P::store(total + at, sum + second);
     }
     if constexpr (Keep) P::store(da + at, acc);
+  }
+  LIMPID_INLINE typename P::V gradient(int t, Index r, const typename P::V& w, const typename P::V& acc) const {
+    if constexpr (Weight::normalised)
+      return weight_gradient<P>(function, w, acc, P::set(delta[t][r]));
+    else
+      return weight_gradient<P>(function, w, acc, acc);
   }
 };
 
@@ -124,13 +131,13 @@ void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, 
       const Index after = block + rows < n ? block + rows : 0;
       const auto next = [&](View<S> v) { return far ? NextRows<P>{v.row(after), v.stride} : near; };
 
-      StoreGradients<P, M, Emit> store;
-      store.ld = ld, store.total = total, store.da = da;
+      StoreGradients<P, M, Emit, WeightOf<Mods>> store;
+      store.ld = ld, store.total = total, store.da = da, store.function = plan.maps[0].scores.weight;
       for (int t = 0; t < M; ++t) {
         const auto& map = plan.maps[t];
         const Tile<S> tile{weights[t], ld, q0, nq, k0, nk};
         weights_tile<P>(map.scores, map.lse, map.weight, tile, keys[t].transposed, row, raw[t], next(map.scores.q));
-        store.weights[t] = weights[t], store.ds[t] = ds[t], store.delta[t] = map.delta + q0;
+        store.weights[t] = weights[t], store.ds[t] = ds[t], store.delta[t] = map.delta ? map.delta + q0 : nullptr;
       }
       product<P, Walk::rows>(nq, vectors, plan.left.cols, plan.left.row(q0), plan.left.stride, right_t, ld,
                              fetching(next(plan.left), store));

@@ -2,25 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "../core/args.hpp"
+#include "../core/pass.hpp"
 #include "scores.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// Relevance sent down with the backward pass: c_j = sum_i w_i part(A_ij dA_ij). Spec: Chefer, Gur, Wolf 2021,
-/// 2103.15679.
-template <class S>
-struct Emission {
-  const S* w = nullptr;  // n row weights
-  S* c = nullptr;        // m, overwritten
-  Part part = Part::pos;
-};
-
 template <class P>
 void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar* weights, const typename P::Scalar* da,
-                    const Emission<typename P::Scalar>& e) {
+                    const RelevanceRequest<typename P::Scalar>& e) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const V zero = P::set(S(0));

@@ -9,6 +9,7 @@
 #include "lse.hpp"
 #include "reference_key.hpp"
 #include "rows.hpp"
+#include "weight_function.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -37,18 +38,35 @@ struct Distances {
   static constexpr bool intervals = M::intervals, irregular = M::irregular, values = M::values, starts = M::starts,
                         shifts = M::shifts, tables = M::tables, sinks = M::sinks;
 };
+/// The same in the place of modifiers M whose scores become weights by another function than softmax.
+template <class M, WeightFunction W>
+struct Weighted : Distances<M> {};
+
 template <class Mods>
 struct ModifiersOf {
   using type = Mods;
+  using Weight = SoftmaxWeight;
   static constexpr bool distances = false;
 };
 template <class M>
 struct ModifiersOf<Distances<M>> {
   using type = M;
+  using Weight = SoftmaxWeight;
   static constexpr bool distances = true;
+};
+template <class M, class W>
+struct ModifiersOf<Weighted<M, W>> {
+  using type = typename ModifiersOf<M>::type;
+  using Weight = W;
+  static constexpr bool distances = ModifiersOf<M>::distances;
 };
 template <class Mods>
 inline constexpr bool are_distances = ModifiersOf<Mods>::distances;
+template <class Mods>
+using WeightOf = typename ModifiersOf<Mods>::Weight;
+/// Whether rows of weights are divided by their sum, so that there is a log-sum-exp.
+template <class Mods>
+inline constexpr bool are_normalised = WeightOf<Mods>::normalised;
 
 /// The scores of one head, in natural units; bias (one number a key, of distances alone) may be null. Where parts are
 /// given (by_pair) they say what a score is, and scale is that of the gradients alone.
@@ -58,9 +76,10 @@ struct Scores {
   S scale = S(1);
   const S* bias = nullptr;
   const typename ModifiersOf<Mods>::type* mods = nullptr;
-  At at;  // batch and head
+  At at;  // batch and head, and how many of them
   PartsOfScores<S> parts = {};
   const Index* from = nullptr;  // for every query the key that amounts are counted from, see References; or none
+  WeightOf<Mods> weight = {};
   /// Whether anything may be added to products.
   static constexpr bool adds = Mods::starts || are_distances<Mods>;
   bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
@@ -68,13 +87,15 @@ struct Scores {
 
   Index n() const { return q.rows; }
   Index m() const { return k.rows; }
-  At place(Index i, Index j) const { return {at.batch, at.head, i, j, n(), m()}; }
+  At place(Index i, Index j) const { return {at.batch, at.head, i, j, n(), m(), at.batches, at.heads}; }
   /// Whether a pair may be masked at all.
   bool can_mask() const {
     return Mods::intervals || Mods::irregular || Mods::values || bias != nullptr || Mods::starts;
   }
   /// Before a sweep, whose arena it is. What rows leave out a log-sum-exp that is shown gets back.
-  void settle(Arena& arena) { from = references<S>(arena, *mods, place(0, 0)); }
+  void settle(Arena& arena) {
+    if constexpr (are_normalised<Mods>) from = references<S>(arena, *mods, place(0, 0));
+  }
   /// Whether rows of [q0, q0 + nq) count amounts of keys from different ones, so that `starts` does not serve them all.
   bool mixed(Index q0, Index nq) const {
     if constexpr (Mods::tables && Mods::starts && !Mods::values) {
@@ -156,6 +177,12 @@ struct Scores {
     return !(mods->value(S(0), place(i, j)) == minus_infinity<S>());
   }
 };
+
+/// The same scores, made into weights by another function.
+template <class W, class S, class Mods>
+Scores<S, Weighted<Mods, W>> with_weight(const Scores<S, Mods>& s, const W& weight) {
+  return {s.q, s.k, s.scale, s.bias, s.mods, s.at, s.parts, s.from, weight};
+}
 
 /// A tile of scores: entry (query q0 + i, key k0 + j) at data[i * ld + j], or transposed, at data[j * ld + i].
 template <class S>

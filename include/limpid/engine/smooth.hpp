@@ -171,13 +171,17 @@ LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, cons
   }
 }
 
-template <class P>
-LIMPID_NOINLINE void weights_from_scores(typename P::Scalar* s, Index ld, Index rows, Index vectors,
-                                         const typename P::Scalar* top) {
+template <class P, class Weight>
+LIMPID_NOINLINE void weights_from_scores(const Weight& weight, typename P::Scalar* s, Index ld, Index rows,
+                                         Index vectors, const typename P::Scalar* top) {
   for (Index j = 0; j < rows; ++j)
     for (Index v = 0; v < vectors; ++v) {
       typename P::Scalar* p = s + j * ld + v * P::lanes;
-      P::store(p, P::exp(P::load(p) - P::load(top + v * P::lanes)));
+      const typename P::V below = P::load(p) - P::load(top + v * P::lanes);
+      if constexpr (Weight::normalised)
+        P::store(p, P::exp(below));
+      else
+        P::store(p, weight.template weight<P>(below));
     }
 }
 
@@ -207,9 +211,13 @@ class SmoothBlock {
         top_[p * width + l] = minus_infinity<S>();
         sum_[p * width + l] = S(0);
         // padding lanes weigh nothing
-        if (!Online)
-          top_[p * width + l] =
-              l < rows ? map.known.top[first + l] + scores_.shift(first + l, first) : -minus_infinity<S>();
+        if (!Online) {
+          const S shift = l < rows ? scores_.shift(first + l, first) : S(0);
+          if constexpr (are_normalised<Mods>)
+            top_[p * width + l] = l < rows ? map.known.top[first + l] + shift : -minus_infinity<S>();
+          else
+            top_[p * width + l] = shift;
+        }
       }
     }
     clear(ot_, count_ * dv * width);
@@ -232,7 +240,7 @@ class SmoothBlock {
       scores_.starts(first, b, nk, start_);
       const S* panel = qt_ + p * d * width;
       S *top = top_ + p * width, *sum = sum_ + p * width;
-      if constexpr (Online || Mods::values) {
+      if constexpr (Online || Mods::values || !are_normalised<Mods>) {
         const bool sums_parts = scores_.by_pair() || mixed;
         std::copy(top, top + width, found_);
         S* const found = product_finds_top && (!sums_parts || scores_.near_alone()) && keeps_all(t) ? found_ : nullptr;
@@ -249,7 +257,7 @@ class SmoothBlock {
         drop_keys<P, false>(scores_, start_, t, minus_infinity<S>());
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
         if constexpr (!Online) {
-          weights_from_scores<P>(tile_, width, nk, vectors, top);
+          weights_from_scores<P>(scores_.weight, tile_, width, nk, vectors, top);
         } else {
           const auto step = [&](const auto& at_infinity) {
             if (vectors == P::tile_vectors) {
@@ -271,7 +279,7 @@ class SmoothBlock {
       } else {
         if (scores_.by_pair() || mixed) {
           scores_by_pair(t, vectors, panel, mixed, nullptr);
-          weights_from_scores<P>(tile_, width, nk, vectors, top);
+          weights_from_scores<P>(scores_.weight, tile_, width, nk, vectors, top);
         } else {
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
                                  StoreKnown<P>{tile_, width, scores_.scale, start_, top});
@@ -296,8 +304,10 @@ class SmoothBlock {
           alpha_[l] = scores_.one_over(total, top_[p * width + l]);
           if (!map_.lse.given()) continue;
           scores_.store_lse(map_.lse, first + l, first, none ? -minus_infinity<S>() : top_[p * width + l], alpha_[l]);
-        } else {
+        } else if constexpr (are_normalised<Mods>) {
           alpha_[l] = map_.known.inverse[first + l];
+        } else {
+          alpha_[l] = S(1);
         }
       }
       transpose_out<P>(ot_ + p * dv * width, width, alpha_, map_.out.block(first, 0, rows, dv));
@@ -360,11 +370,11 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   Arena& common = context.arena();
   ArenaScope scope(common);
   const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
-  const bool few = !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
+  const bool few = are_normalised<Mods> && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
                    FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
   bool wanted = !few;
-  if constexpr (P::lanes > 1)
+  if constexpr (P::lanes > 1 && are_normalised<Mods>)
     if (few) {
       smooth_few<P>(context, maps);
       for (auto& map : tiled) {  // the log-sum-exp is summed as later sweeps sum; out is what it is without
@@ -392,12 +402,13 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
     if (guards[t].found()) guards[t].poison(maps[t].out, maps[t].lse);
 }
 
-/// out = A x for one head, x m x dv, out n x dv; lse (may be null) for later sweeps.
+/// out = A x for one head, x m x dv, out n x dv; lse (may be null, and is where weights are not normalised) for later
+/// sweeps.
 /// 2 n m (d + dv) flop; scratch of one block of queries a worker.
 template <class P, class Mods>
 void smooth(const Context& context, const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x,
             MutView<typename P::Scalar> out, Lse<typename P::Scalar> lse) {
-  smooth_any<P, true, 1, Mods>(context, {{{scores, x, out, {}, lse}}});
+  smooth_any<P, are_normalised<Mods>, 1, Mods>(context, {{{scores, x, out, {}, lse}}});
 }
 
 /// The same for two maps over the same values in one pass over the keys.
@@ -411,8 +422,8 @@ void smooth_both(const Context& context, const std::array<Scores<typename P::Sca
 
 /// out = A x with the log-sum-exp known: no maximum, no sum.
 template <class P, class Mods>
-void smooth_known(const Context& context, const Scores<typename P::Scalar, Mods>& scores,
-                  Lse<const typename P::Scalar> lse, View<typename P::Scalar> x, MutView<typename P::Scalar> out) {
+void smooth_with_lse(const Context& context, const Scores<typename P::Scalar, Mods>& scores,
+                     Lse<const typename P::Scalar> lse, View<typename P::Scalar> x, MutView<typename P::Scalar> out) {
   smooth_any<P, false, 1, Mods>(context, {{{scores, x, out, lse, {}}}});
 }
 

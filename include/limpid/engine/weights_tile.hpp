@@ -134,13 +134,17 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
   scores.starts(origin, t.k0, t.nk, start, t.q0);
   for (Index j = t.nk; j < vectors * P::lanes; ++j) start[j] = S(0);
   for (Index i = 0; i < t.nq; ++i) {
-    row.top[i] = lse.top[t.q0 + i] + scores.shift(t.q0 + i, origin);
-    row.factor[i] = weight ? weight[t.q0 + i] * lse.inverse[t.q0 + i] : lse.inverse[t.q0 + i];
+    if constexpr (are_normalised<Mods>) {
+      row.top[i] = lse.top[t.q0 + i] + scores.shift(t.q0 + i, origin);
+      row.factor[i] = weight ? weight[t.q0 + i] * lse.inverse[t.q0 + i] : lse.inverse[t.q0 + i];
+    } else {
+      row.top[i] = scores.shift(t.q0 + i, origin);
+    }
   }
   const View<S> q = scores.q;
   const S* rows = q.row(t.q0);
   const bool mixed = scores.mixed(t.q0, t.nq);
-  if (Mods::values || scores.by_pair() || mixed) {
+  if (Mods::values || !are_normalised<Mods> || scores.by_pair() || mixed) {
     if (mixed) starts_by_row<P, true>(scores, t, vectors, row.buffer);
     if (scores.by_pair()) {
       if constexpr (are_distances<Mods>)
@@ -160,8 +164,11 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
     for (Index i = 0; i < t.nq; ++i)
       for (Index j = 0; j < vectors * P::lanes; j += P::lanes) {
         S* p = t.data + i * t.ld + j;
-        const typename P::V s = P::load(p), weighed = P::exp(s - P::set(row.top[i])) * P::set(row.factor[i]);
-        P::store(p, P::if_equal(s, none, zero, weighed));  // also in a row that is NaN
+        const typename P::V s = P::load(p), below = s - P::set(row.top[i]);
+        if constexpr (are_normalised<Mods>)
+          P::store(p, P::if_equal(s, none, zero, P::exp(below) * P::set(row.factor[i])));  // also in a row that is NaN
+        else
+          P::store(p, P::if_equal(s, none, zero, scores.weight.template weight<P>(below)));
       }
   } else {
     product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,

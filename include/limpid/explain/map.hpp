@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../call/checks.hpp"
-#include "../core/context.hpp"
+#include "../core/pass.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -18,19 +18,18 @@ struct HeadCall {
 
 namespace detail {
 
-/// Runs look(context, head inputs, head kept, at) for one head of a saved forward pass; out is what it writes to.
+/// Runs look(pass, head inputs, head kept) for one head of a saved forward pass; out is what it writes to.
 template <class Op, class S, class Look>
-void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call,
+void look_inside(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call,
                  const MutView<S>& out, Look&& look) {
-  const Name name = operator_name(operation);
-  refuse_overlaps(name, arrays({{"out", out}}), joined(fields_of(in), tables_of(operation)));
+  const Name name = operator_name(op);
+  refuse_overlaps(name, arrays({{"out", out}}), joined(fields_of(in), tables_of(op)));
   const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   if (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch)
     raise(name + ": asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
           text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
-  const Op op = bound<Op, S>(operation, d);
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
   const WorkspaceTurn turn(workspace, Inside::closed);
@@ -38,7 +37,8 @@ void look_inside(const Op& operation, const Inputs<Op, S>& in, Saved<Op, S>& sav
   ArenaScope scope(workspace.common());
   const auto head = head_args(in, d, call.item, call.head);
   const auto keep = head_kept<View<S>>(op, saved, head, call.item, call.head);
-  look(op, Context(workspace, call.executor), head, keep, At{call.item, call.head, 0, 0, d.n, d.m});
+  const Context context(workspace, call.executor);
+  look(Pass<Native<S>>{context, at_head(d, call.item, call.head)}, head, keep);
 }
 
 }  // namespace detail
@@ -50,14 +50,14 @@ template <class Op, class S, class Out>
 void map_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Index q0, Index k0,
                Out&& out, const HeadCall& call = {}) {
   const MutView<S> to(std::forward<Out>(out));
-  detail::look_inside(op, in, saved, call, to,
-                      [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-                        if (q0 < 0 || k0 < 0 || to.rows > at.n - q0 || to.cols > at.m - k0)
-                          detail::raise(detail::operator_name(op) + ": map block " +
-                                        detail::shape_text(to.rows, to.cols) + " at " + detail::text_of(q0) + ", " +
-                                        detail::text_of(k0) + ", wanted it inside " + detail::shape_text(at.n, at.m));
-                        o.template map_block<detail::Native<S>, S>(context, head, keep, q0, k0, to, at);
-                      });
+  detail::look_inside(op, in, saved, call, to, [&](const auto& pass, const auto& head, const auto& keep) {
+    const At& at = pass.at;
+    if (q0 < 0 || k0 < 0 || to.rows > at.n - q0 || to.cols > at.m - k0)
+      detail::raise(detail::operator_name(op) + ": map block " + detail::shape_text(to.rows, to.cols) + " at " +
+                    detail::text_of(q0) + ", " + detail::text_of(k0) + ", wanted it inside " +
+                    detail::shape_text(at.n, at.m));
+    op.map_block(pass, head, keep, q0, k0, to);
+  });
 }
 
 /// out = x A for rows x (r x n) and one head, out r x m: w^T A without A. Column mass is x = ones.
@@ -66,20 +66,20 @@ void map_left(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved
               const HeadCall& call = {}) {
   const View<S> w(std::forward<X>(x));
   const MutView<S> to(std::forward<Out>(out));
-  detail::look_inside(
-      op, in, saved, call, to, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-        if (w.cols != at.n || to.cols != at.m || w.rows != to.rows)
-          detail::raise(detail::operator_name(op) + ": map_left got x " + detail::shape_text(w.rows, w.cols) +
-                        " and out " + detail::shape_text(to.rows, to.cols) + ", wanted r x " + detail::text_of(at.n) +
-                        " and r x " + detail::text_of(at.m));
-        const MutView<S> g = context.arena().template matrix<S>(at.n, w.rows);
-        const MutView<S> y = context.arena().template matrix<S>(at.m, w.rows);
-        for (Index r = 0; r < w.rows; ++r)
-          for (Index i = 0; i < at.n; ++i) g(i, r) = w(r, i);
-        o.template apply_transposed<detail::Native<S>, S>(context, head, keep, g, y, at);
-        for (Index r = 0; r < w.rows; ++r)
-          for (Index j = 0; j < at.m; ++j) to(r, j) = y(j, r);
-      });
+  detail::look_inside(op, in, saved, call, to, [&](const auto& pass, const auto& head, const auto& keep) {
+    const At& at = pass.at;
+    if (w.cols != at.n || to.cols != at.m || w.rows != to.rows)
+      detail::raise(detail::operator_name(op) + ": map_left got x " + detail::shape_text(w.rows, w.cols) + " and out " +
+                    detail::shape_text(to.rows, to.cols) + ", wanted r x " + detail::text_of(at.n) + " and r x " +
+                    detail::text_of(at.m));
+    const MutView<S> g = pass.arena().template matrix<S>(at.n, w.rows);
+    const MutView<S> y = pass.arena().template matrix<S>(at.m, w.rows);
+    for (Index r = 0; r < w.rows; ++r)
+      for (Index i = 0; i < at.n; ++i) g(i, r) = w(r, i);
+    op.apply_transposed(pass, head, keep, g, y);
+    for (Index r = 0; r < w.rows; ++r)
+      for (Index j = 0; j < at.m; ++j) to(r, j) = y(j, r);
+  });
 }
 
 /// out = A x for one head, x m x c, out n x c.
@@ -88,15 +88,15 @@ void map_right(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Save
                const HeadCall& call = {}) {
   const View<S> v(std::forward<X>(x));
   const MutView<S> to(std::forward<Out>(out));
-  detail::look_inside(
-      op, in, saved, call, to, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-        if (v.rows != at.m || to.rows != at.n || v.cols != to.cols)
-          detail::raise(detail::operator_name(op) + ": map_right got x " + detail::shape_text(v.rows, v.cols) +
-                        " and out " + detail::shape_text(to.rows, to.cols) + ", wanted " + detail::text_of(at.m) +
-                        " x c and " + detail::text_of(at.n) + " x c");
-        detail::refuse_overlaps(detail::operator_name(op), {{"out", to}}, {{"x", v}});
-        o.template apply<detail::Native<S>, S>(context, head, keep, v, to, at);
-      });
+  detail::look_inside(op, in, saved, call, to, [&](const auto& pass, const auto& head, const auto& keep) {
+    const At& at = pass.at;
+    if (v.rows != at.m || to.rows != at.n || v.cols != to.cols)
+      detail::raise(detail::operator_name(op) + ": map_right got x " + detail::shape_text(v.rows, v.cols) +
+                    " and out " + detail::shape_text(to.rows, to.cols) + ", wanted " + detail::text_of(at.m) +
+                    " x c and " + detail::text_of(at.n) + " x c");
+    detail::refuse_overlaps(detail::operator_name(op), {{"out", to}}, {{"x", v}});
+    op.apply(pass, head, keep, v, to);
+  });
 }
 
 /// out (n x 1) = the entropy of every row of the map, in nats; for operators whose rows are distributions.
@@ -108,15 +108,16 @@ void map_entropy(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Sa
                 "limpid: map_entropy wants an operator whose map has rows that are distributions; the effective map of "
                 "twicing and boosting has entries of either sign");
   const MutView<S> to(std::forward<Out>(out));
-  detail::look_inside(
-      op, in, saved, call, to, [&](const Op& o, const auto& context, const auto& head, const auto& keep, const At& at) {
-        if (to.rows != at.n || to.cols != 1)
-          detail::raise(detail::operator_name(op) + ": map_entropy got out " + detail::shape_text(to.rows, to.cols) +
-                        ", wanted " + detail::shape_text(at.n, 1));
-        S* e = context.arena().template take<S>(at.n);
-        if constexpr (has_entropy) o.template entropy<detail::Native<S>, S>(context, head, keep, e, at);
-        for (Index i = 0; i < to.rows; ++i) to(i, 0) = e[i];
-      });
+  detail::look_inside(op, in, saved, call, to, [&](const auto& pass, const auto& head, const auto& keep) {
+    const At& at = pass.at;
+    if (to.rows != at.n || to.cols != 1)
+      detail::raise(detail::operator_name(op) + ": map_entropy got out " + detail::shape_text(to.rows, to.cols) +
+                    ", wanted " + detail::shape_text(at.n, 1));
+    S* e = pass.arena().template take<S>(at.n);
+    if constexpr (has_entropy) op.entropy(pass, head, keep, e);
+    for (Index i = 0; i < to.rows; ++i) to(i, 0) = e[i];
+  });
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

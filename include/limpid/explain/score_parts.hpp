@@ -159,5 +159,6 @@ void score_parts_backward(const X& x, const Pos& p, const WQ& wq, const WK& wk, 
   detail::add_product_tn<S>(S(1), d.x, dxq, gq), detail::add_product_tn<S>(S(1), d.p, dpq, gq);
   detail::add_product_tn<S>(S(1), d.x, dxk, gk), detail::add_product_tn<S>(S(1), d.p, dpk, gk);
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -148,5 +148,6 @@ void subspace_energy(X&& x, U&& u, Out&& out_, const LayerCall& call = {}) {
     }
   });
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

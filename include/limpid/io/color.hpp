@@ -161,5 +161,6 @@ inline Image enlarge(const Image& image, Index factor) {
 }
 
 }  // namespace io
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

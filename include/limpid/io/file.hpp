@@ -200,5 +200,6 @@ inline void write_file(const std::string& path, const std::vector<std::byte>& by
 
 }  // namespace detail
 }  // namespace io
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -182,5 +182,6 @@ inline void write_idx(const std::string& path, const Tensor& tensor) {
 }
 
 }  // namespace io
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

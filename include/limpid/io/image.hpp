@@ -316,5 +316,6 @@ inline void write_png(const std::string& path, const Image& image, int bits = 8)
 }
 
 }  // namespace io
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -261,5 +261,6 @@ inline void write_npy(const std::string& path, const Tensor& tensor) {
 }
 
 }  // namespace io
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

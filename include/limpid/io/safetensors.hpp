@@ -344,5 +344,6 @@ inline void write_safetensors(const std::string& path, const Safetensors& file) 
 }
 
 }  // namespace io
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -153,5 +153,6 @@ inline Image contact_sheet(const std::vector<Tile>& tiles, Index across, Index e
 }
 
 }  // namespace io
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

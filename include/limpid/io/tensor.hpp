@@ -278,5 +278,6 @@ struct Tensor {
 };
 
 }  // namespace io
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

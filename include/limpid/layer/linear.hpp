@@ -70,5 +70,6 @@ void linear_backward(X&& x, W&& w, Dy&& dy, const std::type_identity_t<LinearGra
     detail::linear_backward_in<detail::Native<S>>(context, vx, vw, vdy, grad, call.accumulate);
   });
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -168,5 +168,6 @@ template <class Op>
 MssaLayer<Op> mssa_layer(const Op& op, Index heads) {
   return {op, heads};
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

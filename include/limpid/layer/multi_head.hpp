@@ -203,5 +203,6 @@ template <class Op>
 MultiHead<Op> multi_head(const Op& op, Index heads, Index kv_heads = 0) {
   return {op, heads, kv_heads};
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

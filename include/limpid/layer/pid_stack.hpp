@@ -243,5 +243,6 @@ class PidStack {
   std::array<Mat<S>, 4> gains_;
   detail::Turn turn_;
 };
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

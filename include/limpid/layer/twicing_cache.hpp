@@ -75,7 +75,6 @@ class TwicingCache {
       explicit Step(Index& s) : size(s) { ++size; }
       ~Step() { size -= done ? 0 : 1; }
     } step(size_);
-    const Op op = detail::bound<Op, S>(op_, seen);
     detail::for_heads(seen.batch * heads, true, workspace_, executor, [&](Index t, const detail::Context& context) {
       const Index b = t / heads, h = t % heads;
       Inputs<Op, S> head{};
@@ -93,8 +92,8 @@ class TwicingCache {
           },
           token, past_[static_cast<std::size_t>(b)], head);
       MutView<S> residuals = residuals_[static_cast<std::size_t>(b)];
-      row<P>(context.arena(), op, head, residuals.block(0, h * op.order * dv, size_, op.order * dv),
-             out.block(b, h * dv, 1, dv), At{b, h, 0, 0, 1, size_});
+      row<P>(context.arena(), op_, head, residuals.block(0, h * op_.order * dv, size_, op_.order * dv),
+             out.block(b, h * dv, 1, dv), detail::at_head(seen, b, h));
     });
     step.done = true;
   }
@@ -180,5 +179,6 @@ class TwicingCache {
   Workspace workspace_;
   detail::Turn turn_;
 };
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -29,12 +29,12 @@ inline namespace LIMPID_ABI {
 /// positions are joined into one product, distances are taken from the middle of the keys or by pair, as nlm says. A
 /// token without a place has rows of its own in a, b (spatial = dot).
 inline auto bilateral(BilateralOptions options = {}) {
-  return Softmax<BilateralScore<Chain<>>>{{chain(), options}, "bilateral"};
+  return Softmax<BilateralScore<Chain<>>>{{{chain(), options}, "bilateral"}, {}};
 }
 template <class M>
 requires(!std::is_same_v<M, BilateralOptions>) auto bilateral(const M& modifiers, BilateralOptions options = {}) {
   using Mods = decltype(chain(modifiers));
-  return Softmax<BilateralScore<Mods>>{{chain(modifiers), options}, "bilateral"};
+  return Softmax<BilateralScore<Mods>>{{{chain(modifiers), options}, "bilateral"}, {}};
 }
 
 /// dot + dot: additive positions with the two cross terms removed, as in TUPE (Ke, He, Liu 2020, arXiv 2006.15595). The

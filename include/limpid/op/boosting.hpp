@@ -34,10 +34,10 @@ struct BoostingArgs : MapArgs {
 
 /// Boosting over any family of scores; see boosting().
 template <class Score>
-struct Boosting {
-  Score score;
+struct Boosting : OverScores<Score> {
   BoostingOptions options;
-  const char* name = "boosting";
+  using OverScores<Score>::score;
+  using OverScores<Score>::name;
 
   template <class T>
   using Args = BoostingArgs<typename Score::template Args<T>, T>;
@@ -61,13 +61,6 @@ struct Boosting {
                     detail::text_of(options.steps) + ", wanted numbers whose products and powers do not overflow");
     score.check(name, dims, head);
   }
-  template <class In>
-  Index out_width(const In& head) const {
-    return head.v.cols;
-  }
-  const auto& modifiers() const { return score.mods; }
-  auto& modifiers() { return score.mods; }
-
   template <class In, class S = typename decltype(In::q)::Scalar>
   detail::Recurrence<S> recurrence(const In& in) const {
     const S tau = in.tau.given() ? in.tau(0, 0) : S(1), rho = in.rho.given() ? in.rho(0, 0) : S(1);
@@ -89,51 +82,44 @@ struct Boosting {
     return r;
   }
 
-  template <class P, class S>
-  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
-               const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, detail::Lse<const S>(),
-                                  detail::lse_of(keep.lse), in.v, out, keep.kept);
+  template <class P, class S = typename P::Scalar>
+  void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    detail::recurrence_forward<P>(pass.context, recurrence(in), prepared.scores, detail::Lse<const S>(),
+                                  engine::lse_of(keep.lse), in.v, out, keep.kept);
   }
 
-  template <class P, class S>
-  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
-                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
-                const detail::Emission<S>& emission) const {
-    Arena& arena = context.arena();
-    const auto prepared = score.prepare(arena, in, at);
-    const auto to = score.targets(arena, in, prepared, grad);
-    const auto plan = detail::plan_of<S>(prepared.scores, detail::lse_of(keep.lse), nullptr, to, accumulate, emission);
+  template <class P, class S = typename P::Scalar>
+  void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad) const {
+    MapBackward map(pass, score, in, engine::lse_of(keep.lse), grad);
     detail::RecurrenceGradient<S> scalars;
     scalars.wanted = grad.tau.given() || grad.rho.given();
-    detail::recurrence_backward<P>(context, recurrence(in), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, scalars,
-                                   sinks);
-    score.finish(in, prepared, to, grad, accumulate);
+    detail::recurrence_backward<P>(pass, recurrence(in), map.plan, in.v, keep.kept, dout, grad.v, scalars);
+    map.deliver();
     if (grad.tau.given()) grad.tau(0, 0) = S(scalars.ds);
     if (grad.rho.given()) grad.rho(0, 0) = S(scalars.dy);
   }
 
   /// out = E x and out = E^T g, E the effective map.
-  template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
-             MutView<S> out, const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), detail::Lse<S>(),
-                                  x, out, MutView<S>());
+  template <class P, class S = typename P::Scalar>
+  void apply(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    detail::recurrence_forward<P>(pass.context, recurrence(in), prepared.scores, engine::lse_of(keep.lse),
+                                  detail::Lse<S>(), x, out, MutView<S>());
   }
-  template <class P, class S>
-  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
-                        MutView<S> out, const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_transposed<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), g, out);
+  template <class P, class S = typename P::Scalar>
+  void apply_transposed(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
+                        MutView<S> out) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    detail::recurrence_transposed<P>(pass.context, recurrence(in), prepared.scores, engine::lse_of(keep.lse), g, out);
   }
   /// A block of E, from (q0, k0), as large as out.
-  template <class P, class S>
-  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
-                 MutView<S> out, const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_block<P>(context, recurrence(in), prepared.scores, detail::lse_of(keep.lse), q0, k0, out);
+  template <class P, class S = typename P::Scalar>
+  void map_block(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
+                 MutView<S> out) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    detail::recurrence_block<P>(pass.context, recurrence(in), prepared.scores, engine::lse_of(keep.lse), q0, k0, out);
   }
 };
 
@@ -166,7 +152,7 @@ struct Boosting {
 /// overflow, or rho is given to a scheme without one.
 template <class Score>
 auto boosting(const Softmax<Score>& map, BoostingOptions options = {}) {
-  return Boosting<Score>{map.score, options};
+  return Boosting<Score>{{map.score, "boosting"}, options};
 }
 /// boosting(softmax(modifiers), options)
 template <class M>

@@ -78,103 +78,104 @@ struct Mssa {
   const auto& modifiers() const { return score.mods; }
   auto& modifiers() { return score.mods; }
 
-  template <class P, class S>
-  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
-               const At& at) const {
+  template <class P, class S = typename P::Scalar>
+  void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
     const View<S> y = keys(in);
-    const auto scores = prepared(context, in, at);
+    const auto scores = prepared(pass.context, in, pass.at);
     if (phi == Phi::softmax) {
-      detail::smooth<P>(context, scores, y, out, detail::lse_of(keep.lse));
-      if (keep.out.given()) detail::copy<S>(out, keep.out);
+      engine::smooth<P>(pass.context, scores, y, out, engine::lse_of(keep.lse));
+      if (keep.out.given()) engine::copy<S>(out, keep.out);
       return;
     }
-    S* weight = context.arena().template take<S>(out.rows);
-    Index* key = context.arena().template take<Index>(out.rows);
-    detail::row_peaks<P>(context, scores, detail::lse_of(keep.lse), weight, key);
+    S* weight = pass.arena().template take<S>(out.rows);
+    Index* key = pass.arena().template take<Index>(out.rows);
+    detail::row_peaks<P>(pass.context, scores, engine::lse_of(keep.lse), weight, key);
     if (one_passes())
       for (Index i = 0; i < out.rows; ++i) keep.peak(0, i) = weight[i] > S(tau) ? S(double(key[i])) : S(-1);
     Keep<View<S>> known;
     known.lse = keep.lse, known.peak = keep.peak;
-    apply<P, S>(context, in, known, y, out, at);
+    apply(pass, in, known, y, out);
     for (Index i = 0; i < out.rows; ++i)
       if (const S inverse = keep.lse(1, i); inverse != inverse)  // a kept key that is not finite
         for (Index c = 0; c < out.cols; ++c) out(i, c) = inverse;
   }
 
-  template <class P, class S>
-  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
-                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
-                const detail::Emission<S>& emission) const {
+  template <class P, class S = typename P::Scalar>
+  void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad) const {
     const View<S> y = keys(in);
     if (phi == Phi::threshold) {  // no path through the scores: phi is piecewise constant
-      const detail::Context serial(context.arena());
+      const detail::Context serial(pass.arena());
       const MutView<S> dkeys = in.cache.given() ? grad.cache : grad.y;
-      if (in.cache.given() && grad.y.given() && !accumulate.q) grad.y.fill(S(0));
-      if (dkeys.given() && !(in.cache.given() ? accumulate.kv : accumulate.q)) dkeys.fill(S(0));
-      if (emission.c) detail::clear(emission.c, y.rows);
-      each_pair<P>(serial, in, keep, at, {0, in.y.rows}, {0, y.rows}, [&](Index i, Index j) {
+      if (in.cache.given() && grad.y.given() && !pass.accumulate.q) grad.y.fill(S(0));
+      if (dkeys.given() && !(in.cache.given() ? pass.accumulate.kv : pass.accumulate.q)) dkeys.fill(S(0));
+      if (pass.relevance.c) detail::clear(pass.relevance.c, y.rows);
+      each_pair<P>(serial, in, keep, pass.at, {0, in.y.rows}, {0, y.rows}, [&](Index i, Index j) {
         if (dkeys.given())
-          detail::add_scaled_row<P>(dkeys.row(j), S(tau), dout.row(i), dkeys.row(j), y.cols);  // dV = A^T dout
-        if (emission.c)
-          emission.c[j] += emission.w[i] * part_of(emission.part, S(tau) * detail::dot(dout.row(i), y.row(j), y.cols));
+          engine::add_scaled_row<P>(dkeys.row(j), S(tau), dout.row(i), dkeys.row(j), y.cols);  // dV = A^T dout
+        if (pass.relevance.c)
+          pass.relevance.c[j] +=
+              pass.relevance.w[i] * part_of(pass.relevance.part, S(tau) * detail::dot(dout.row(i), y.row(j), y.cols));
       });
       return;
     }
     // q = k = v = y: the three paths into one gradient
-    Arena& arena = context.arena();
+    Arena& arena = pass.arena();
     const bool tied = !in.cache.given();
     const MutView<S> dkeys = !tied ? grad.cache : (grad.y.given() ? arena.matrix<S>(y.rows, y.cols) : MutView<S>());
     S* delta = arena.take<S>(in.y.rows);
-    detail::row_dots<P>(dout, keep.out, delta);
-    detail::PullPlan<S, Mods, 1> plan;
-    plan.maps[0] = {prepared(context, in, at), detail::lse_of(keep.lse), delta, nullptr, grad.y, dkeys, nullptr};
-    plan.left = dout, plan.right = y;            // dA = dout Y^T
-    plan.x = dout, plan.dv = dkeys;              // dY = A^T dout, on top of
-    plan.accumulate_q = accumulate.q;            // dY = scale dS Y
-    plan.accumulate_k = !tied && accumulate.kv;  // dY = scale dS^T Y, delivered before the values' part
+    engine::row_dots<P>(dout, keep.out, delta);
+    engine::PullPlan<S, Mods, 1> plan;
+    plan.maps[0] = {
+        prepared(pass.context, in, pass.at), engine::lse_of(keep.lse), delta, nullptr, grad.y, dkeys, nullptr};
+    plan.left = dout, plan.right = y;                 // dA = dout Y^T
+    plan.x = dout, plan.dv = dkeys;                   // dY = A^T dout, on top of
+    plan.accumulate_q = pass.accumulate.q;            // dY = scale dS Y
+    plan.accumulate_k = !tied && pass.accumulate.kv;  // dY = scale dS^T Y, delivered before the values' part
     plan.accumulate_v = true;
-    plan.emission = emission;
-    detail::pull_back<P>(context, plan, sinks);
-    if (tied && grad.y.given()) detail::deliver_scaled<P>(dkeys, S(1), grad.y, true);
+    plan.emission = pass.relevance;
+    engine::pull_back<P>(pass.context, plan, pass.sinks);
+    if (tied && grad.y.given()) engine::deliver_scaled<P>(dkeys, S(1), grad.y, true);
   }
 
   /// out = A x, and out = A^T g.
-  template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
-             MutView<S> out, const At& at) const {
+  template <class P, class S = typename P::Scalar>
+  void apply(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out) const {
     if (phi == Phi::softmax)
-      return detail::smooth_known<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), x, out);
+      return engine::smooth_with_lse<P>(pass.context, prepared(pass.context, in, pass.at), engine::lse_of(keep.lse), x,
+                                        out);
     out.fill(S(0));
-    each_pair<P>(context, in, keep, at, {0, in.y.rows}, {0, x.rows}, [&](Index i, Index j) {
-      detail::add_scaled_row<P>(out.row(i), S(tau), x.row(j), out.row(i), x.cols);
+    each_pair<P>(pass.context, in, keep, pass.at, {0, in.y.rows}, {0, x.rows}, [&](Index i, Index j) {
+      engine::add_scaled_row<P>(out.row(i), S(tau), x.row(j), out.row(i), x.cols);
     });
   }
-  template <class P, class S>
-  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
-                        MutView<S> out, const At& at) const {
+  template <class P, class S = typename P::Scalar>
+  void apply_transposed(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
+                        MutView<S> out) const {
     if (phi == Phi::softmax)
-      return detail::smooth_transposed<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), g, out);
+      return engine::smooth_transposed<P>(pass.context, prepared(pass.context, in, pass.at), engine::lse_of(keep.lse),
+                                          g, out);
     out.fill(S(0));
-    const detail::Context serial(context.arena());
-    each_pair<P>(serial, in, keep, at, {0, g.rows}, {0, out.rows}, [&](Index i, Index j) {
-      detail::add_scaled_row<P>(out.row(j), S(tau), g.row(i), out.row(j), g.cols);
+    const detail::Context serial(pass.arena());
+    each_pair<P>(serial, in, keep, pass.at, {0, g.rows}, {0, out.rows}, [&](Index i, Index j) {
+      engine::add_scaled_row<P>(out.row(j), S(tau), g.row(i), out.row(j), g.cols);
     });
   }
   /// A block of the map, from (q0, k0), as large as out.
-  template <class P, class S>
-  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
-                 MutView<S> out, const At& at) const {
+  template <class P, class S = typename P::Scalar>
+  void map_block(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
+                 MutView<S> out) const {
     if (phi == Phi::softmax)
-      return detail::map_block<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), q0, k0, out);
+      return engine::map_block<P>(pass.context, prepared(pass.context, in, pass.at), engine::lse_of(keep.lse), q0, k0,
+                                  out);
     out.fill(S(0));
-    each_pair<P>(context, in, keep, at, {q0, q0 + out.rows}, {k0, k0 + out.cols},
+    each_pair<P>(pass.context, in, keep, pass.at, {q0, q0 + out.rows}, {k0, k0 + out.cols},
                  [&](Index i, Index j) { out(i - q0, j - k0) = S(tau); });
   }
   /// Of the softmax rows, before a threshold.
-  template <class P, class S>
-  void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
-               const At& at) const {
-    detail::entropy<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), out);
+  template <class P, class S = typename P::Scalar>
+  void entropy(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out) const {
+    engine::entropy<P>(pass.context, prepared(pass.context, in, pass.at), engine::lse_of(keep.lse), out);
   }
 
  private:
@@ -183,14 +184,14 @@ struct Mssa {
     return in.cache.given() ? in.cache : in.y;
   }
   template <class S>
-  auto prepared(const detail::Context& context, const Args<View<S>>& in, const At& at) const {
+  auto prepared(const engine::Context& context, const Args<View<S>>& in, const At& at) const {
     return score.prepare(context.arena(), QKV<View<S>>{in.y, keys(in), keys(in)}, at).scores;
   }
 
   /// f(i, j) for every pair of the block that passes the threshold, the keys of a row in order; rows may run in
   /// parallel.
   template <class P, class S, class F>
-  void each_pair(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, const At& at,
+  void each_pair(const engine::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, const At& at,
                  Interval queries, Interval among, F&& f) const {
     if (one_passes()) {
       for (Index i = queries.begin; i < queries.end; ++i) {
@@ -199,7 +200,7 @@ struct Mssa {
       }
       return;
     }
-    detail::visit_weights<P>(context, prepared(context, in, at), detail::lse_of(keep.lse), queries, among,
+    engine::visit_weights<P>(context, prepared(context, in, at), engine::lse_of(keep.lse), queries, among,
                              [&](const detail::Tile<S>& t) {
                                for (Index i = 0; i < t.nq; ++i)
                                  for (Index j = 0; j < t.nk; ++j)

@@ -28,7 +28,7 @@ inline namespace LIMPID_ABI {
 template <class M = Chain<>>
 auto nlm(const M& modifiers = {}) {
   using Mods = decltype(chain(modifiers));
-  return Softmax<NlmScore<Mods>>{{chain(modifiers)}, "nlm"};
+  return Softmax<NlmScore<Mods>>{{{chain(modifiers)}, "nlm"}, {}};
 }
 
 }  // namespace LIMPID_ABI

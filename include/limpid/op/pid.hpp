@@ -152,10 +152,10 @@ struct PidController {
 
 /// One layer of pid() over any family of scores.
 template <class Score>
-struct Pid {
-  Score score;
+struct Pid : OverScores<Score> {
   PidOptions options;
-  const char* name = "pid";
+  using OverScores<Score>::score;
+  using OverScores<Score>::name;
 
   template <class T>
   using Args = PidArgs<typename Score::template Args<T>, T>;
@@ -208,43 +208,31 @@ struct Pid {
             ", wanted numbers that are at most " + detail::number_text(detail::largest_factor<S>()) +
             " in size, their sums and products too");
   }
-  template <class In>
-  Index out_width(const In& head) const {
-    return head.v.cols;
-  }
-  const auto& modifiers() const { return score.mods; }
-  auto& modifiers() { return score.mods; }
-
-  template <class P, class S>
-  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
-               const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::smooth<P>(context, prepared.scores, in.v, out, detail::lse_of(keep.lse));
-    if (keep.average.given()) detail::copy<S>(out, keep.average);
+  template <class P, class S = typename P::Scalar>
+  void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    engine::smooth<P>(pass.context, prepared.scores, in.v, out, engine::lse_of(keep.lse));
+    if (keep.average.given()) engine::copy<S>(out, keep.average);
     detail::PidController<S>(options, in).template add_to<P>(out);
   }
 
-  template <class P, class S>
-  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
-                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
-                const detail::Emission<S>& emission) const {
-    Arena& arena = context.arena();
-    const auto prepared = score.prepare(arena, in, at);
-    const auto to = score.targets(arena, in, prepared, grad);
-    S* delta = arena.take<S>(in.q.rows);
-    detail::row_dots<P>(dout, keep.average, delta);  // of A V, without the controller
-    auto plan = detail::plan_of(prepared.scores, detail::lse_of(keep.lse), delta, to, accumulate, emission);
-    plan.left = dout, plan.right = in.v;  // dA = dout V^T
-    plan.x = dout, plan.dv = grad.v;      // dV = A^T dout
-    detail::pull_back<P>(context, plan, sinks);
-    score.finish(in, prepared, to, grad, accumulate);
+  template <class P, class S = typename P::Scalar>
+  void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad) const {
+    MapBackward map(pass, score, in, engine::lse_of(keep.lse), grad);
+    map.plan.left = dout, map.plan.right = in.v;  // dA = dout V^T
+    map.plan.x = dout, map.plan.dv = grad.v;      // dV = A^T dout
+    S* delta = pass.arena().template take<S>(in.q.rows);
+    engine::row_dots<P>(dout, keep.average, delta);  // of A V, without the controller
+    map.plan.maps[0].delta = delta;
+    map.finish();
 
     const detail::PidController<S> c(options, in);
     if (grad.v.given()) add<P>(c.on_v(), dout, own_rows(grad.v, in.q.rows));  // dV -= Eb + lambda_d dout
-    put<P>(c.on_r(), dout, grad.reference, accumulate.q);                     // dR = beta Eb
-    put<P>(c.on_s(), dout, grad.integral, accumulate.q);                      // dS = lambda_i dout
-    put<P>(c.lagged ? -c.on_older() : c.on_older(), dout, grad.v_prev, accumulate.q);
-    put<P>(c.lagged ? c.on_older() : S(0), dout, grad.v_before, accumulate.q);
+    put<P>(c.on_r(), dout, grad.reference, pass.accumulate.q);                // dR = beta Eb
+    put<P>(c.on_s(), dout, grad.integral, pass.accumulate.q);                 // dS = lambda_i dout
+    put<P>(c.lagged ? -c.on_older() : c.on_older(), dout, grad.v_prev, pass.accumulate.q);
+    put<P>(c.lagged ? c.on_older() : S(0), dout, grad.v_before, pass.accumulate.q);
     if (grad.lambda_p.given() || grad.lambda_i.given() || grad.lambda_d.given() || grad.beta.given()) {
       const auto sums = c.gradients(dout);
       if (grad.lambda_p.given()) grad.lambda_p(0, 0) = S(sums.p);
@@ -255,23 +243,24 @@ struct Pid {
   }
 
   /// out = E x and out = E^T g, E = d out / d V with A and the state held still.
-  template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
-             MutView<S> out, const At& at) const {
-    detail::smooth_known<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), x, out);
+  template <class P, class S = typename P::Scalar>
+  void apply(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out) const {
+    engine::smooth_with_lse<P>(pass.context, score.prepare(pass.arena(), in, pass.at).scores, engine::lse_of(keep.lse),
+                               x, out);
     add<P>(detail::PidController<S>(options, in).on_v(), own_rows(x, in.q.rows), out);
   }
-  template <class P, class S>
-  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
-                        MutView<S> out, const At& at) const {
-    detail::smooth_transposed<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), g,
-                                 out);
+  template <class P, class S = typename P::Scalar>
+  void apply_transposed(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
+                        MutView<S> out) const {
+    engine::smooth_transposed<P>(pass.context, score.prepare(pass.arena(), in, pass.at).scores,
+                                 engine::lse_of(keep.lse), g, out);
     add<P>(detail::PidController<S>(options, in).on_v(), g, own_rows(out, in.q.rows));
   }
-  template <class P, class S>
-  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
-                 MutView<S> out, const At& at) const {
-    detail::map_block<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), q0, k0, out);
+  template <class P, class S = typename P::Scalar>
+  void map_block(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
+                 MutView<S> out) const {
+    engine::map_block<P>(pass.context, score.prepare(pass.arena(), in, pass.at).scores, engine::lse_of(keep.lse), q0,
+                         k0, out);
     const S c = detail::PidController<S>(options, in).on_v();
     for (Index i = 0; i < out.rows; ++i) {
       const Index own = q0 + i + in.v.rows - in.q.rows - k0;
@@ -279,10 +268,9 @@ struct Pid {
     }
   }
   /// Of the rows of A, the distributions.
-  template <class P, class S>
-  void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
-               const At& at) const {
-    detail::entropy<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), out);
+  template <class P, class S = typename P::Scalar>
+  void entropy(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out) const {
+    engine::entropy<P>(pass.context, score.prepare(pass.arena(), in, pass.at).scores, engine::lse_of(keep.lse), out);
   }
 
  private:
@@ -292,7 +280,7 @@ struct Pid {
   }
   template <class P, class S>
   static void add(S factor, View<S> from, MutView<S> to) {
-    if (factor != S(0)) detail::deliver_scaled<P>(from, factor, to, true);
+    if (factor != S(0)) engine::deliver_scaled<P>(from, factor, to, true);
   }
   template <class P, class S>
   static void put(S factor, View<S> from, MutView<S> to, bool accumulate) {
@@ -328,7 +316,7 @@ struct Pid {
 /// eigenvalue mu of A to mu - lambda_p and shrinks only where that is inside (-1, 1).
 template <class Score>
 auto pid(const Softmax<Score>& map, PidOptions options = {}) {
-  return Pid<Score>{map.score, options};
+  return Pid<Score>{{map.score, "pid"}, options};
 }
 /// pid(softmax(modifiers), options)
 template <class M>
@@ -336,5 +324,6 @@ requires(!std::is_same_v<M, PidOptions>) auto pid(const M& modifiers, PidOptions
   return pid(softmax(modifiers), options);
 }
 inline auto pid(PidOptions options = {}) { return pid(softmax(), options); }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

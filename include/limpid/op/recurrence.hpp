@@ -106,7 +106,7 @@ void recurrence_forward(const Context& context, const Recurrence<S>& r, const Sc
   ArenaScope scope(arena);
   const Index n = v.rows, dv = v.cols;
   const auto sweep = [&](View<S> x, MutView<S> to) {
-    if (known.given()) return smooth_known<P>(context, scores, known, x, to);
+    if (known.given()) return smooth_with_lse<P>(context, scores, known, x, to);
     smooth<P>(context, scores, x, to, lse);
     known = lse;
   };
@@ -161,10 +161,10 @@ void recurrence_transposed(const Context& context, const Recurrence<S>& r, const
 /// in which dA is summed from the w_t: where a row has one key alone both are the same number, and dS is 0. plan says
 /// where dq and dk go and is completed here; dv may be empty.
 template <class P, class Mods, class S = typename P::Scalar>
-void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPlan<S, Mods, 1> plan, View<S> v,
-                         View<S> kept, View<S> dout, MutView<S> dv, bool accumulate_v, RecurrenceGradient<S>& scalars,
-                         S* sinks) {
-  Arena& arena = context.arena();
+void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, PullPlan<S, Mods, 1> plan, View<S> v,
+                         View<S> kept, View<S> dout, MutView<S> dv, RecurrenceGradient<S>& scalars) {
+  const Context& context = pass.context;
+  Arena& arena = pass.arena();
   const Index n = v.rows, width = v.cols, sweeps = r.sweeps(), first = r.smooth_first ? 0 : 1;
   const MutView<S> left = arena.matrix<S>(n, sweeps * width), right = arena.matrix<S>(n, sweeps * width);
   const MutView<S> h = arena.matrix<S>(n, width), sum = arena.matrix<S>(dv.given() ? n : 0, width);
@@ -222,11 +222,11 @@ void recurrence_backward(const Context& context, const Recurrence<S>& r, PullPla
     plan.dv = h;
   }
   plan.accumulate_v = false;
-  pull_back<P>(context, plan, sinks);
+  pull_back<P>(context, plan, pass.sinks);
   if (!r.smooth_first && r.steps > 0 && plan.dv.given()) descend(1);
   if (dv.given()) {
     combine<P>(context, S(1), r.smooth_first ? h : g_start, S(1), sum, sum);
-    deliver<S>(sum, dv, accumulate_v);
+    deliver<S>(sum, dv, pass.accumulate.kv);
   }
 }
 

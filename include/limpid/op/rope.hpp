@@ -5,7 +5,7 @@
 #include <cmath>
 #include <optional>
 
-#include "../call/backward.hpp"
+#include "../call/operator.hpp"
 #include "../score/dot.hpp"
 #include "../score/positions.hpp"
 
@@ -164,60 +164,56 @@ struct Rope {
   const auto& modifiers() const { return inner.modifiers(); }
   auto& modifiers() { return inner.modifiers(); }
 
-  template <class P, class S>
-  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
-               const At& at) const {
-    inner.template forward<P, S>(context, turned<S>(context, in), out, keep, at);
+  template <class P, class S = typename P::Scalar>
+  void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
+    inner.forward(pass, turned<S>(pass.context, in), out, keep);
   }
 
   template <class S>
-  void complete_lse(const detail::Context& context, const Args<View<S>>& in, const At& at, S* lse) const {
+  void complete_lse(const engine::Context& context, const Args<View<S>>& in, const At& at, S* lse) const {
     detail::complete_lse(inner, context, turned<S>(context, in), at, lse);
   }
 
-  template <class P, class S>
-  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
-                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
-                const detail::Emission<S>& emission) const {
-    const Args<View<S>> seen = turned<S>(context, in);
+  template <class P, class S = typename P::Scalar>
+  void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad) const {
+    const Args<View<S>> seen = turned<S>(pass.context, in);
     Args<MutView<S>> inside = grad;  // of the turned rows; zeros, as the operator may be told to add
     const auto scratch = [&](const MutView<S>& g, MutView<S>& to) {
       if (!g.given()) return;
-      to = context.arena().template matrix<S>(g.rows, g.cols);
+      to = pass.arena().template matrix<S>(g.rows, g.cols);
       to.fill(S(0));
     };
     scratch(grad.q, inside.q);
     scratch(grad.k, inside.k);
-    inner.template backward<P, S>(context, seen, keep, dout, inside, accumulate, at, sinks, emission);
+    inner.backward(pass, seen, keep, dout, inside);
     const auto turn_back = [&](const MutView<S>& from, const MutView<S>& to, double first, bool add) {
       if (!to.given()) return;
-      turn<S>(context, from, from, first, -1);  // dq = R^T dq', R the turn of the forward pass
-      detail::deliver<S>(from, to, add);
+      turn<S>(pass.context, from, from, first, -1);  // dq = R^T dq', R the turn of the forward pass
+      engine::deliver<S>(from, to, add);
     };
-    turn_back(inside.q, grad.q, q_first(in), accumulate.q);
-    turn_back(inside.k, grad.k, options.k_offset, accumulate.kv);
+    turn_back(inside.q, grad.q, q_first(in), pass.accumulate.q);
+    turn_back(inside.k, grad.k, options.k_offset, pass.accumulate.kv);
   }
 
-  template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
-             MutView<S> out, const At& at) const {
-    inner.template apply<P, S>(context, turned<S>(context, in), keep, x, out, at);
+  template <class P, class S = typename P::Scalar>
+  void apply(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out) const {
+    inner.apply(pass, turned<S>(pass.context, in), keep, x, out);
   }
-  template <class P, class S>
-  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
-                        MutView<S> out, const At& at) const {
-    inner.template apply_transposed<P, S>(context, turned<S>(context, in), keep, g, out, at);
+  template <class P, class S = typename P::Scalar>
+  void apply_transposed(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
+                        MutView<S> out) const {
+    inner.apply_transposed(pass, turned<S>(pass.context, in), keep, g, out);
   }
-  template <class P, class S>
-  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
-                 MutView<S> out, const At& at) const {
-    inner.template map_block<P, S>(context, turned<S>(context, in), keep, q0, k0, out, at);
+  template <class P, class S = typename P::Scalar>
+  void map_block(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
+                 MutView<S> out) const {
+    inner.map_block(pass, turned<S>(pass.context, in), keep, q0, k0, out);
   }
-  template <class P, class S>
+  template <class P, class S = typename P::Scalar>
   requires detail::has_entropy<Op, S>
-  void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
-               const At& at) const {
-    inner.template entropy<P, S>(context, turned<S>(context, in), keep, out, at);
+  void entropy(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out) const {
+    inner.entropy(pass, turned<S>(pass.context, in), keep, out);
   }
 
  private:
@@ -226,7 +222,7 @@ struct Rope {
     return options.q_offset.value_or(static_cast<double>(in.k.rows - in.q.rows));
   }
   template <class S>
-  void turn(const detail::Context& context, View<S> x, MutView<S> out, double first, double sign) const {
+  void turn(const engine::Context& context, View<S> x, MutView<S> out, double first, double sign) const {
     constexpr Index rows = 1024;  // a task; a multiple of 64, so that the bits do not depend on the cut
     const Index w = options.width == 0 ? x.cols : options.width, r = options.rotary == 0 ? w : options.rotary;
     context.run((x.rows + rows - 1) / rows, [&](Index task, Arena&) {
@@ -237,7 +233,7 @@ struct Rope {
     });
   }
   template <class S>
-  Args<View<S>> turned(const detail::Context& context, const Args<View<S>>& in) const {
+  Args<View<S>> turned(const engine::Context& context, const Args<View<S>>& in) const {
     const auto one = [&](View<S> x, double first) {
       const MutView<S> out = context.arena().template matrix<S>(x.rows, x.cols);
       turn<S>(context, x, out, first, 1);
@@ -260,5 +256,6 @@ template <class Op>
 Rope<Op> rope(const Op& op, const RopeOptions& options = {}) {
   return Rope<Op>{op, options};
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -2,11 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "../call/backward.hpp"
-#include "../engine/probe.hpp"
-#include "../engine/pull_back.hpp"
-#include "../engine/smooth.hpp"
-#include "../engine/smooth_transposed.hpp"
+#include "../call/operator.hpp"
 #include "../score/dot.hpp"
 
 namespace limpid {
@@ -22,10 +18,8 @@ inline namespace LIMPID_ABI {
 /// Throws ShapeError where shapes do not fit. Error: float within 2 x that of the naive float formula, double within
 /// 1e-10 of the largest entry (tests/contract).
 template <class Score>
-struct Softmax {
-  Score score;
-  const char* name = "softmax";
-
+struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
+  using OverScores<Score>::score;
   template <class T>
   using Args = typename Score::template Args<T>;
 
@@ -41,70 +35,48 @@ struct Softmax {
 
   template <class In>
   void check(const Dims& dims, const In& head) const {
-    score.check(name, dims, head);
-  }
-  template <class In>
-  Index out_width(const In& head) const {
-    return head.v.cols;
-  }
-  const auto& modifiers() const { return score.mods; }
-  auto& modifiers() { return score.mods; }
-
-  template <class P, class S>
-  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
-               const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::smooth<P>(context, prepared.scores, in.v, out, detail::lse_of(keep.lse));
-    if (keep.out.given()) detail::copy<S>(out, keep.out);
+    score.check(this->name, dims, head);
   }
 
-  template <class P, class S>
-  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
-                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
-                const detail::Emission<S>& emission) const {
-    Arena& arena = context.arena();
-    const auto prepared = score.prepare(arena, in, at);
-    const auto to = score.targets(arena, in, prepared, grad);
-    S* delta = arena.take<S>(in.q.rows);
-    detail::row_dots<P>(dout, keep.out, delta);
-    auto plan = detail::plan_of(prepared.scores, detail::lse_of(keep.lse), delta, to, accumulate, emission);
-    plan.left = dout, plan.right = in.v;         // dA = dout V^T
-    plan.x = dout, plan.dv = grad.v;             // dV = A^T dout
-    detail::pull_back<P>(context, plan, sinks);  // dS = A o (dA - delta 1^T) and what follows from it
-    score.finish(in, prepared, to, grad, accumulate);
+  template <class P, class S = typename P::Scalar>
+  void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    engine::smooth<P>(pass.context, prepared.scores, in.v, out, engine::lse_of(keep.lse));
+    if (keep.out.given()) engine::copy<S>(out, keep.out);
   }
 
-  /// out = A x, and out = A^T g: the map at work without the map.
-  template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
-             MutView<S> out, const At& at) const {
-    detail::smooth_known<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), x, out);
+  template <class P, class S = typename P::Scalar>
+  void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad) const {
+    MapBackward map(pass, score, in, engine::lse_of(keep.lse), grad);
+    map.plan.left = dout, map.plan.right = in.v;  // dA = dout V^T
+    map.plan.x = dout, map.plan.dv = grad.v;      // dV = A^T dout
+    S* delta = pass.arena().template take<S>(in.q.rows);
+    engine::row_dots<P>(dout, keep.out, delta);
+    map.plan.maps[0].delta = delta;
+    map.finish();  // dS = A o (dA - delta 1^T) and what follows from it
   }
-  template <class P, class S>
-  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
-                        MutView<S> out, const At& at) const {
-    detail::smooth_transposed<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), g,
-                                 out);
+
+  /// The map, and the entropy of its rows.
+  template <class P, class S = typename P::Scalar>
+  auto map(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep) const {
+    return shown_map(score.prepare(pass.arena(), in, pass.at).scores, engine::lse_of(keep.lse));
   }
-  /// A block of the map, from (q0, k0), as large as out.
-  template <class P, class S>
-  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
-                 MutView<S> out, const At& at) const {
-    detail::map_block<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), q0, k0, out);
-  }
-  template <class P, class S>
-  void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
-               const At& at) const {
-    detail::entropy<P>(context, score.prepare(context.arena(), in, at).scores, detail::lse_of(keep.lse), out);
+  template <class P, class S = typename P::Scalar>
+  void entropy(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out) const {
+    const auto shown = map(pass, in, keep);
+    engine::entropy<P>(pass.context, shown.scores, shown.lse, out);
   }
 };
 
 /// Scaled dot-product attention. softmax(), softmax(causal()), softmax(chain(cap, causal() & pad), {.scale = 0.125}).
-inline auto softmax(SoftmaxOptions options = {}) { return Softmax<DotScore<Chain<>>>{{chain(), options.scale}}; }
+inline auto softmax(SoftmaxOptions options = {}) {
+  return Softmax<DotScore<Chain<>>>{{{chain(), options.scale}, "softmax"}, {}};
+}
 template <class M>
 requires(!std::is_same_v<M, SoftmaxOptions>) auto softmax(const M& modifiers, SoftmaxOptions options = {}) {
   using Mods = decltype(chain(modifiers));
-  return Softmax<DotScore<Mods>>{{chain(modifiers), options.scale}};
+  return Softmax<DotScore<Mods>>{{{chain(modifiers), options.scale}, "softmax"}, {}};
 }
 
 }  // namespace LIMPID_ABI

@@ -14,11 +14,11 @@ struct TwicingOptions {
 
 /// Twicing over any family of scores; see twicing().
 template <class Score>
-struct Twicing {
-  Score score;
+struct Twicing : OverScores<Score> {
   Index order = 1;
   double alpha = 1;
-  const char* name = "twicing";
+  using OverScores<Score>::score;
+  using OverScores<Score>::name;
 
   template <class T>
   using Args = typename Score::template Args<T>;
@@ -38,13 +38,6 @@ struct Twicing {
                     detail::number_text(detail::largest_factor<S>()) + " in size");
     score.check(name, dims, head);
   }
-  template <class In>
-  Index out_width(const In& head) const {
-    return head.v.cols;
-  }
-  const auto& modifiers() const { return score.mods; }
-  auto& modifiers() { return score.mods; }
-
   /// u_0 = A V, u_t = u_{t-1} + alpha A (V - u_{t-1}), out = u_order.
   template <class S>
   detail::Recurrence<S> recurrence() const {
@@ -54,48 +47,41 @@ struct Twicing {
     return r;
   }
 
-  template <class P, class S>
-  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
-               const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, detail::Lse<const S>(),
-                                  detail::lse_of(keep.lse), in.v, out, keep.kept);
+  template <class P, class S = typename P::Scalar>
+  void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    detail::recurrence_forward<P>(pass.context, recurrence<S>(), prepared.scores, detail::Lse<const S>(),
+                                  engine::lse_of(keep.lse), in.v, out, keep.kept);
   }
 
-  template <class P, class S>
-  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
-                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
-                const detail::Emission<S>& emission) const {
-    Arena& arena = context.arena();
-    const auto prepared = score.prepare(arena, in, at);
-    const auto to = score.targets(arena, in, prepared, grad);
-    const auto plan = detail::plan_of<S>(prepared.scores, detail::lse_of(keep.lse), nullptr, to, accumulate, emission);
+  template <class P, class S = typename P::Scalar>
+  void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad) const {
+    MapBackward map(pass, score, in, engine::lse_of(keep.lse), grad);
     detail::RecurrenceGradient<S> none;
-    detail::recurrence_backward<P>(context, recurrence<S>(), plan, in.v, keep.kept, dout, grad.v, accumulate.kv, none,
-                                   sinks);
-    score.finish(in, prepared, to, grad, accumulate);
+    detail::recurrence_backward<P>(pass, recurrence<S>(), map.plan, in.v, keep.kept, dout, grad.v, none);
+    map.deliver();
   }
 
   /// out = E x and out = E^T g, E the effective map.
-  template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
-             MutView<S> out, const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_forward<P>(context, recurrence<S>(), prepared.scores, detail::lse_of(keep.lse), detail::Lse<S>(),
-                                  x, out, MutView<S>());
+  template <class P, class S = typename P::Scalar>
+  void apply(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    detail::recurrence_forward<P>(pass.context, recurrence<S>(), prepared.scores, engine::lse_of(keep.lse),
+                                  detail::Lse<S>(), x, out, MutView<S>());
   }
-  template <class P, class S>
-  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
-                        MutView<S> out, const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_transposed<P>(context, recurrence<S>(), prepared.scores, detail::lse_of(keep.lse), g, out);
+  template <class P, class S = typename P::Scalar>
+  void apply_transposed(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
+                        MutView<S> out) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    detail::recurrence_transposed<P>(pass.context, recurrence<S>(), prepared.scores, engine::lse_of(keep.lse), g, out);
   }
   /// A block of E, from (q0, k0), as large as out.
-  template <class P, class S>
-  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
-                 MutView<S> out, const At& at) const {
-    const auto prepared = score.prepare(context.arena(), in, at);
-    detail::recurrence_block<P>(context, recurrence<S>(), prepared.scores, detail::lse_of(keep.lse), q0, k0, out);
+  template <class P, class S = typename P::Scalar>
+  void map_block(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
+                 MutView<S> out) const {
+    const auto prepared = score.prepare(pass.arena(), in, pass.at);
+    detail::recurrence_block<P>(pass.context, recurrence<S>(), prepared.scores, engine::lse_of(keep.lse), q0, k0, out);
   }
 };
 
@@ -123,7 +109,7 @@ struct Twicing {
 /// map may have negative eigenvalues, and these grow, at worst from -1 to -3.
 template <class Score>
 auto twicing(const Softmax<Score>& map, TwicingOptions options = {}) {
-  return Twicing<Score>{map.score, options.order, options.alpha};
+  return Twicing<Score>{{map.score, "twicing"}, options.order, options.alpha};
 }
 /// twicing(softmax(modifiers), options)
 template <class M>
@@ -131,5 +117,6 @@ requires(!std::is_same_v<M, TwicingOptions>) auto twicing(const M& modifiers, Tw
   return twicing(softmax(modifiers), options);
 }
 inline auto twicing(TwicingOptions options = {}) { return twicing(softmax(), options); }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

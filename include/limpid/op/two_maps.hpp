@@ -11,11 +11,7 @@
 #include <cmath>
 #include <limits>
 
-#include "../call/backward.hpp"
-#include "../engine/probe.hpp"
-#include "../engine/pull_back.hpp"
-#include "../engine/smooth.hpp"
-#include "../engine/smooth_transposed.hpp"
+#include "../call/operator.hpp"
 #include "../score/dot.hpp"
 
 namespace limpid {
@@ -222,27 +218,25 @@ struct TwoMaps {
   const auto& modifiers() const { return mods; }
   auto& modifiers() { return mods; }
 
-  template <class P, class S>
-  void forward(const detail::Context& context, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep,
-               const At& at) const {
-    Arena& arena = context.arena();
-    const auto maps = scores<S>(in, at);
+  template <class P, class S = typename P::Scalar>
+  void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
+    Arena& arena = pass.arena();
+    const auto maps = scores<S>(in, pass.at);
     const MutView<S> o1 = keep.first.given() ? keep.first : out;
     const MutView<S> o2 = keep.second.given() ? keep.second : arena.template matrix<S>(out.rows, out.cols);
-    detail::smooth_both<P>(context, maps, in.v, o1, detail::lse_of(keep.lse, 0), o2, detail::lse_of(keep.lse, 1));
+    engine::smooth_both<P>(pass.context, maps, in.v, o1, engine::lse_of(keep.lse, 0), o2, engine::lse_of(keep.lse, 1));
     const auto w = weights<S>(arena, in, View<S>(keep.lse));
     detail::weighted_difference<P>(w.first, o1, w.second, o2, out);  // H = w1 o O1 - w2 o O2
     if (options.norm == HeadNorm::rms)
       detail::RmsNorm<P>(arena, out.cols, in.gamma, options).forward(out);  // Y = norm(H)
   }
 
-  template <class P, class S>
-  void backward(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
-                const Args<MutView<S>>& grad, detail::Accumulation accumulate, const At& at, S* sinks,
-                const detail::Emission<S>& emission) const {
-    Arena& arena = context.arena();
+  template <class P, class S = typename P::Scalar>
+  void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
+                const Args<MutView<S>>& grad) const {
+    Arena& arena = pass.arena();
     const Index n = dout.rows, d = in.q.cols / 2, m = in.k.rows;
-    const auto maps = scores<S>(in, at);
+    const auto maps = scores<S>(in, pass.at);
     const auto w = weights<S>(arena, in, keep.lse);
 
     View<S> dh = dout;
@@ -260,88 +254,88 @@ struct TwoMaps {
     S *delta[2], *minus = arena.template take<S>(n);
     for (Index b = 0; b < 2; ++b) {  // d w1_i = <dH_i, O1_i>, d w2_i = -<dH_i, O2_i>
       delta[b] = arena.template take<S>(n);
-      detail::row_dots<P>(dh, b == 0 ? keep.first : keep.second, delta[b]);
+      engine::row_dots<P>(dh, b == 0 ? keep.first : keep.second, delta[b]);
       for (Index i = 0; i < n; ++i)
         if (empty(keep.lse, b, i)) delta[b][i] = S(0);
     }
-    Mix::template pull<S>(in, w, n, delta[0], delta[1], grad, accumulate);
+    Mix::template pull<S>(in, w, n, delta[0], delta[1], grad, pass.accumulate);
     for (Index i = 0; i < n; ++i) minus[i] = -w.second[i];
 
     // One key for both branches: the second share of its gradient is added afterwards.
     const bool apart = one_key(in) && grad.k.given();
     const MutView<S> dk2 = apart ? arena.template matrix<S>(m, d) : grad.k.block(0, one_key(in) ? 0 : d, m, d);
-    detail::PullPlan<S, Mods, 2> plan;
+    engine::PullPlan<S, Mods, 2> plan;
     plan.maps[0] = {maps[0],
-                    detail::lse_of(keep.lse, 0),
+                    engine::lse_of(keep.lse, 0),
                     delta[0],
                     Mix::first_is_one ? nullptr : w.first,
                     grad.q.block(0, 0, n, d),
                     grad.k.block(0, 0, m, d),
                     nullptr};
-    plan.maps[1] = {maps[1], detail::lse_of(keep.lse, 1), delta[1], minus, grad.q.block(0, d, n, d), dk2, nullptr};
+    plan.maps[1] = {maps[1], engine::lse_of(keep.lse, 1), delta[1], minus, grad.q.block(0, d, n, d), dk2, nullptr};
     plan.left = dh, plan.right = in.v;  // P = dH V^T
     plan.x = dh, plan.dv = grad.v;      // dV = (w1 A1 - w2 A2)^T dH
-    plan.accumulate_q = accumulate.q;
-    plan.accumulate_k = plan.accumulate_v = accumulate.kv;
-    plan.emission = emission;
-    if (apart && accumulate.kv) dk2.fill(S(0));
-    detail::pull_back<P>(context, plan, sinks);  // dS1, dS2 and what follows from them
-    if (apart) detail::deliver<S>(dk2, grad.k, true);
+    plan.accumulate_q = pass.accumulate.q;
+    plan.accumulate_k = plan.accumulate_v = pass.accumulate.kv;
+    plan.emission = pass.relevance;
+    if (apart && pass.accumulate.kv) dk2.fill(S(0));
+    engine::pull_back<P>(pass.context, plan, pass.sinks);  // dS1, dS2 and what follows from them
+    if (apart) engine::deliver<S>(dk2, grad.k, true);
   }
 
   /// out = E x and out = E^T g, E the map that is shown.
-  template <class P, class S>
-  void apply(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x,
-             MutView<S> out, const At& at) const {
-    const auto maps = scores<S>(in, at);
+  template <class P, class S = typename P::Scalar>
+  void apply(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> x, MutView<S> out) const {
+    const auto maps = scores<S>(in, pass.at);
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::smooth_known<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), x, out);
+    engine::smooth_with_lse<P>(pass.context, maps[std::size_t(only)], engine::lse_of(keep.lse, only), x, out);
     if (options.shown != Shown::effective) return;
-    const MutView<S> second = context.arena().template matrix<S>(out.rows, out.cols);
-    detail::smooth_known<P>(context, maps[1], detail::lse_of(keep.lse, 1), x, second);
-    const auto w = weights<S>(context.arena(), in, keep.lse);
+    const MutView<S> second = pass.arena().template matrix<S>(out.rows, out.cols);
+    engine::smooth_with_lse<P>(pass.context, maps[1], engine::lse_of(keep.lse, 1), x, second);
+    const auto w = weights<S>(pass.arena(), in, keep.lse);
     detail::weighted_difference<P>(w.first, out, w.second, second, out);
   }
-  template <class P, class S>
-  void apply_transposed(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
-                        MutView<S> out, const At& at) const {
-    const auto maps = scores<S>(in, at);
+  template <class P, class S = typename P::Scalar>
+  void apply_transposed(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> g,
+                        MutView<S> out) const {
+    const auto maps = scores<S>(in, pass.at);
     const Index only = options.shown == Shown::second ? 1 : 0;
     if (options.shown != Shown::effective)
-      return detail::smooth_transposed<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), g, out);
-    const auto w = weights<S>(context.arena(), in, keep.lse);
-    const MutView<S> weighted = context.arena().template matrix<S>(g.rows, g.cols);
+      return engine::smooth_transposed<P>(pass.context, maps[std::size_t(only)], engine::lse_of(keep.lse, only), g,
+                                          out);
+    const auto w = weights<S>(pass.arena(), in, keep.lse);
+    const MutView<S> weighted = pass.arena().template matrix<S>(g.rows, g.cols);
     for (Index b = 0; b < 2; ++b) {
       for (Index i = 0; i < g.rows; ++i) {
         const S f = b == 0 ? w.first[i] : -w.second[i];
         f == S(0) ? detail::clear(weighted.row(i), g.cols)  // g may be NaN there
                   : detail::scale_row<P>(f, g.row(i), weighted.row(i), g.cols);
       }
-      detail::smooth_transposed<P>(context, maps[std::size_t(b)], detail::lse_of(keep.lse, b), weighted, out, b == 1);
+      engine::smooth_transposed<P>(pass.context, maps[std::size_t(b)], engine::lse_of(keep.lse, b), weighted, out,
+                                   b == 1);
     }
   }
   /// A block of the map that is shown, from (q0, k0), as large as out.
-  template <class P, class S>
-  void map_block(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
-                 MutView<S> out, const At& at) const {
-    const auto maps = scores<S>(in, at);
+  template <class P, class S = typename P::Scalar>
+  void map_block(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0, Index k0,
+                 MutView<S> out) const {
+    const auto maps = scores<S>(in, pass.at);
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::map_block<P>(context, maps[std::size_t(only)], detail::lse_of(keep.lse, only), q0, k0, out);
+    engine::map_block<P>(pass.context, maps[std::size_t(only)], engine::lse_of(keep.lse, only), q0, k0, out);
     if (options.shown != Shown::effective) return;
-    const MutView<S> second = context.arena().template matrix<S>(out.rows, out.cols);
-    detail::map_block<P>(context, maps[1], detail::lse_of(keep.lse, 1), q0, k0, second);
-    const auto w = weights<S>(context.arena(), in, keep.lse);
+    const MutView<S> second = pass.arena().template matrix<S>(out.rows, out.cols);
+    engine::map_block<P>(pass.context, maps[1], engine::lse_of(keep.lse, 1), q0, k0, second);
+    const auto w = weights<S>(pass.arena(), in, keep.lse);
     detail::weighted_difference<P>(w.first + q0, out, w.second + q0, second, out);
   }
   /// Of one of the two maps: the rows of their difference are no distributions.
-  template <class P, class S>
-  void entropy(const detail::Context& context, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out,
-               const At& at) const {
+  template <class P, class S = typename P::Scalar>
+  void entropy(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out) const {
     if (options.shown == Shown::effective)
       detail::raise(detail::Name(name) +
                     ": the effective map has negative entries and no entropy, wanted shown = first or second");
     const Index only = options.shown == Shown::second ? 1 : 0;
-    detail::entropy<P>(context, scores<S>(in, at)[std::size_t(only)], detail::lse_of(keep.lse, only), out);
+    engine::entropy<P>(pass.context, scores<S>(in, pass.at)[std::size_t(only)], engine::lse_of(keep.lse, only), out);
   }
 
  private:
@@ -392,5 +386,6 @@ struct TwoMaps {
     return copy;
   }
 };
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

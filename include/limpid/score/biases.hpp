@@ -81,10 +81,9 @@ struct Bias : Modifier {
   static constexpr bool values = true, tables = true, sinks = true;
   View<S> table;
   MutView<S> dtable;
-  Index heads = 1, batch = 1;
   Index row(const At& a) const {
     if (table.rows == a.n) return a.q;
-    return table.rows == heads * a.n ? a.head * a.n + a.q : (a.batch * heads + a.head) * a.n + a.q;
+    return table.rows == a.heads * a.n ? a.head * a.n + a.q : (a.batch * a.heads + a.head) * a.n + a.q;
   }
   bool adds() const { return true; }
   bool is_table() const { return true; }
@@ -111,7 +110,6 @@ struct Bias : Modifier {
   }
   bool wants_sink() const { return !dtable.empty(); }
   bool wants_serial_heads(Index b, Index h, Index n) const { return !dtable.empty() && dtable.rows != b * h * n; }
-  void bind(Index b, Index h) { batch = b, heads = h; }
   template <class F>
   void reads(F&& f) const {
     f(detail::NamedArray("bias", table));
@@ -143,5 +141,6 @@ auto bias(A&& table, DA&& dtable) {
   m.dtable = MutView<typename std::remove_cvref_t<A>::Scalar>(std::forward<DA>(dtable));
   return m;
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

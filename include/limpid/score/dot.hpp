@@ -76,5 +76,6 @@ struct DotScore {
   template <class S, class In, class Out>
   void finish(const In&, const Prepared<S>&, const detail::PullTargets<S>&, const Out&, detail::Accumulation) const {}
 };
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -77,12 +77,11 @@ MaskFunction<F> mask(F f) {
 struct MaskMatrix : Modifier {
   static constexpr bool is_mask = true, irregular = true;
   View<bool> keep_;
-  Index heads = 1, batch = 1;
   bool keep(const At& a) const {
     Index row = a.q;
-    if (keep_.rows == batch * heads * a.n && heads > 1)
-      row += (a.batch * heads + a.head) * a.n;
-    else if (keep_.rows == batch * a.n)
+    if (keep_.rows == a.batches * a.heads * a.n && a.heads > 1)
+      row += (a.batch * a.heads + a.head) * a.n;
+    else if (keep_.rows == a.batches * a.n)
       row += a.batch * a.n;
     return keep_(row, a.k);
   }
@@ -93,7 +92,6 @@ struct MaskMatrix : Modifier {
           op, "mask", keep_.rows, keep_.cols,
           "n x m, (B n) x m or (B H n) x m with n = " + detail::text_of(n) + ", m = " + detail::text_of(m));
   }
-  void bind(Index b, Index h) { batch = b, heads = h; }
 };
 inline MaskMatrix mask_matrix(View<bool> keep) {
   MaskMatrix m;
@@ -129,11 +127,6 @@ struct AndMask : Modifier {
   void check(const char* op, Index bt, Index h, Index n, Index m) const {
     a.check(op, bt, h, n, m), b.check(op, bt, h, n, m);
   }
-  void bind(Index bt, Index h) { bind_part(a, bt, h), bind_part(b, bt, h); }
-  template <class M>
-  static void bind_part(M& m, Index bt, Index h) {
-    if constexpr (requires { m.bind(bt, h); }) m.bind(bt, h);
-  }
 };
 
 template <class A, class B>
@@ -160,9 +153,6 @@ struct NotMask : Modifier {
     return x == Cover::some ? x : (x == Cover::all ? Cover::none : Cover::all);
   }
   void check(const char* op, Index b, Index h, Index n, Index m) const { a.check(op, b, h, n, m); }
-  void bind(Index b, Index h) {
-    if constexpr (requires { a.bind(b, h); }) a.bind(b, h);
-  }
 };
 
 }  // namespace detail
@@ -179,5 +169,6 @@ template <IsMask A>
 detail::NotMask<A> operator!(A a) {
   return detail::NotMask<A>(std::move(a));
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

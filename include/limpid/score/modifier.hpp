@@ -329,18 +329,8 @@ struct Chain {
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     each([&](const auto& part) { part.check(op, b, h, n, m); });
   }
-  /// The same chain, told how many batch items and heads there are.
-  Chain bound(Index b, Index h) const {
-    Chain c = *this;
-    std::apply([&](auto&... m) { (bind_part(m, b, h), ...); }, c.parts);
-    return c;
-  }
 
  private:
-  template <class M1>
-  static void bind_part(M1& m, Index b, Index h) {
-    if constexpr (requires { m.bind(b, h); }) m.bind(b, h);
-  }
   template <class F>
   LIMPID_INLINE void each(F&& f) const {
     std::apply([&](const auto&... m) { (f(m), ...); }, parts);
@@ -396,5 +386,6 @@ auto chain(const M&... m) {
   return std::apply([](auto... part) { return Chain<decltype(part)...>{{part...}}; }, all);
 }
 inline Chain<> chain() { return {}; }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

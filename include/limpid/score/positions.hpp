@@ -286,5 +286,6 @@ Mat<S> alibi_slopes(Index heads) {
     slopes(h, 0) = h < power ? slope(h + 1, power) : slope(2 * (h - power) + 1, 2 * power);
   return slopes;
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

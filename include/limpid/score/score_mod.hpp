@@ -54,5 +54,6 @@ template <class F, class D = NoDerivative>
 ScoreFunction<F, D> score_mod(F f, D df = {}) {
   return {std::move(f), std::move(df)};
 }
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid
