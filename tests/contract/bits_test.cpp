@@ -107,7 +107,7 @@ TEMPLATE_TEST_CASE("A head of a batch item has the bits it has alone.", "", floa
             INFO("item " << item << ", head " << head);
             const Result<S> single = run(alone(p, item, head), asked);
             CHECK(same_bits(part(packed.out, Role::query, p.sizes, item, head), single.out));
-            CHECK(same_bits(Mat<S>(packed.lse.row(item * 3 + head)), single.lse));
+            if (single.lse.size() > 0) CHECK(same_bits(Mat<S>(packed.lse.row(item * 3 + head)), single.lse));
             for (std::size_t f = 0; f < p.in.size(); ++f) {
               const Role role = p.in[f].role;
               // what heads share is a sum over them

@@ -107,7 +107,8 @@ class SubjectOf final : public Subject<typename P::Scalar> {
     call.batch = s.batch, call.heads = s.heads, call.kv_heads = s.kv_heads;
     call.saved = static_cast<Saved*>(ask.saved.get());
     call.workspace = ask.workspace, call.executor = ask.executor;
-    call.lse = ask.lse, call.map = ask.map, call.head = ask.head, call.item = ask.item;
+    if constexpr (limpid::detail::has_lse<Op>) call.lse = ask.lse;
+    call.map = ask.map, call.head = ask.head, call.item = ask.item;
     const Op op = Entry::make(chain_of<K>(mods));
     if constexpr (native)
       limpid::forward(op, inputs(in), out, call);

@@ -106,7 +106,7 @@ Results<Real> by_loops(const Law<S>& law, const Problem<S>& p, const Way& way, R
         std::vector<Real> dots, scores;
         Real top = -inf, sum = 0;
         for (Index j = 0; j < m; ++j) {
-          const At a{b, h, i, j, n, m};
+          const At a{b, h, i, j, n, m, s.batch, s.heads};
           // a NaN may stand anywhere but must not bring back a pair that does not count: asked with 0 first
           if (!law.keep(a) || score_of(0, a) == -inf) continue;
           Real dot = 0;
@@ -135,7 +135,7 @@ Results<Real> by_loops(const Law<S>& law, const Problem<S>& p, const Way& way, R
         for (Index c = 0; c < s.dv; ++c) delta += dout(b * n + i, h * s.dv + c) * r.out(b * n + i, h * s.dv + c);
         for (std::size_t t = 0; t < keys.size(); ++t) {
           const Index j = keys[t];
-          const At a{b, h, i, j, n, m};
+          const At a{b, h, i, j, n, m, s.batch, s.heads};
           Real da = 0;
           for (Index c = 0; c < s.dv; ++c) {
             da += dout(b * n + i, h * s.dv + c) * v(b * m + j, g * s.dv + c);

@@ -42,7 +42,6 @@ struct AnyMask : limpid::Modifier {
     virtual Cover cover(const At&, Index, Index, Index, Index) const = 0;
     virtual Cover says(const At&, Index, Index, Index, Index) const = 0;  // whether the sweeps ask it or not
     virtual void check(const char*, Index, Index, Index, Index) const = 0;
-    virtual std::shared_ptr<Asked> bound(Index, Index) const = 0;
   };
   template <class M>
   struct Of final : Asked {
@@ -57,11 +56,6 @@ struct AnyMask : limpid::Modifier {
       return m.cover(a, q0, q1, k0, k1);
     }
     void check(const char* op, Index b, Index h, Index n, Index k) const override { m.check(op, b, h, n, k); }
-    std::shared_ptr<Asked> bound(Index b, Index h) const override {
-      auto copy = std::make_shared<Of>(*this);
-      if constexpr (requires { copy->m.bind(b, h); }) copy->m.bind(b, h);
-      return copy;
-    }
   };
 
   std::shared_ptr<Asked> of;
@@ -78,9 +72,6 @@ struct AnyMask : limpid::Modifier {
   }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     if (of) of->check(op, b, h, n, m);
-  }
-  void bind(Index b, Index h) {
-    if (of) of = of->bound(b, h);
   }
 };
 
@@ -105,7 +96,6 @@ struct Any : limpid::Modifier {
     virtual void flush(const At&, const S*) const = 0;
     virtual bool wants_serial_heads(Index, Index, Index) const = 0;
     virtual void check(const char*, Index, Index, Index, Index) const = 0;
-    virtual std::shared_ptr<Asked> bound(Index, Index) const = 0;
   };
   template <class M>
   struct Of final : Asked {
@@ -128,11 +118,6 @@ struct Any : limpid::Modifier {
     void flush(const At& a, const S* sum) const override { m.flush(a, sum); }
     bool wants_serial_heads(Index b, Index h, Index n) const override { return m.wants_serial_heads(b, h, n); }
     void check(const char* op, Index b, Index h, Index n, Index k) const override { m.check(op, b, h, n, k); }
-    std::shared_ptr<Asked> bound(Index b, Index h) const override {
-      auto copy = std::make_shared<Of>(*this);
-      if constexpr (requires { copy->m.bind(b, h); }) copy->m.bind(b, h);
-      return copy;
-    }
   };
 
   std::shared_ptr<Asked> of;
@@ -169,9 +154,6 @@ struct Any : limpid::Modifier {
   bool wants_serial_heads(Index b, Index h, Index n) const { return of && of->wants_serial_heads(b, h, n); }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     if (of) of->check(op, b, h, n, m);
-  }
-  void bind(Index b, Index h) {
-    if (of) of = of->bound(b, h);
   }
 };
 

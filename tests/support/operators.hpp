@@ -12,9 +12,10 @@
 #include <limpid/op/mssa.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
+#include <limpid/op/rope.hpp>
+#include <limpid/op/sigmoid.hpp>
 #include <limpid/op/softmax.hpp>
 #include <limpid/op/twicing.hpp>
-#include <limpid/op/rope.hpp>
 #include <string_view>
 
 namespace suite {
@@ -77,6 +78,7 @@ inline Index width_of(const Rule& rule, std::string_view field, limpid::Role rol
 /// one)
 #define LIMPID_OPERATORS(X)                                                                                         \
   X(softmax, limpid::softmax(mods), .float_multiple = 2)                                                            \
+  X(sigmoid, limpid::sigmoid(mods), .distribution = false, .float_multiple = 2)                                     \
   X(nlm, limpid::nlm(mods), .centred = true, .float_multiple = 5,                                                   \
     .rules = {{{.field = "h", .low = 0.8, .high = 2}, {.field = "h_space", .low = 0.8, .high = 2}}})                \
   X(bilateral, limpid::bilateral(mods),                                                                             \
