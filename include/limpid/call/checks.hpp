@@ -4,8 +4,8 @@
 
 #include <string_view>
 
-#include "../core/pass.hpp"
 #include "../engine/rows.hpp"
+#include "interface.hpp"
 #include "saved.hpp"
 
 namespace limpid {

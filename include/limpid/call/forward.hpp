@@ -55,6 +55,7 @@ void shown_lse(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, con
 /// The whole forward pass with policy P (the machine's vectors, or OneLane as the reference).
 template <class P, class Op, class S = typename P::Scalar>
 void forward_with(const Op& op, const Inputs<Op, S>& in, MutView<S> out, const Call<Op, S>& call) {
+  static_assert(check_operator<Op, S>());
   const Name name = operator_name(op);
   const Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
   check_call<Op, S>(op, in, d, out, "out");

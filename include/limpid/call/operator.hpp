@@ -1,11 +1,6 @@
-// limpid: what an operator is and what its author needs: the interface, checked, and the sweeps, by name.
+// limpid: what the author of an operator needs: the sweeps by name, and what operators share.
 // SPDX-License-Identifier: MIT
-//
-// An operator is a value struct: const, shareable between threads, its parameters aggregates with defaults. The front
-// doors (forward, backward, the looks inside) check shapes, cut packed arrays into heads and spread them; an operator's
-// functions see one head, shapes already checked. Order of calls: check, once a call (and once a head where parameters
-// differ); forward of every head; later, with what it kept, backward or a look inside. examples/10_your_own_operator.cpp
-// is one from outside.
+// The interface itself is told in interface.hpp; examples/10_your_own_operator.cpp is an operator from outside.
 #pragma once
 
 #include <concepts>
@@ -62,6 +57,7 @@ using detail::row_dots;
 /// What every operator over a family of scores shares. Score: DotScore, NlmScore, BilateralScore or a user's.
 template <class Score>
 struct OverScores {
+  static_assert(detail::check_score_family<Score, double>());
   Score score;
   const char* name;  ///< in the text of errors
 
@@ -134,8 +130,8 @@ struct MapBackward {
   const Grad& grad;
   Prepared prepared;
   detail::PullTargets<S> targets;
-  decltype(detail::plan_of(std::declval<const Scores&>(), {}, std::declval<const detail::PullTargets<S>&>(),
-                           {}, {})) plan;
+  decltype(detail::plan_of(std::declval<const Scores&>(), {}, std::declval<const detail::PullTargets<S>&>(), {},
+                           {})) plan;
 
   MapBackward(const BackwardPass<P>& pass_, const Score& score_, const In& in_, detail::Lse<const S> lse,
               const Grad& grad_, const Weight& weight = {})
@@ -145,8 +141,7 @@ struct MapBackward {
         grad(grad_),
         prepared(score.prepare(pass.arena(), in, pass.at)),
         targets(score.targets(pass.arena(), in, prepared, grad)),
-        plan(detail::plan_of(detail::under(prepared.scores, weight), lse, targets, pass.accumulate,
-                             pass.relevance)) {}
+        plan(detail::plan_of(detail::under(prepared.scores, weight), lse, targets, pass.accumulate, pass.relevance)) {}
   MapBackward(const MapBackward&) = delete;
   MapBackward& operator=(const MapBackward&) = delete;
 

@@ -76,7 +76,7 @@ void map_left(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved
     const MutView<S> y = pass.arena().template matrix<S>(at.m, w.rows);
     for (Index r = 0; r < w.rows; ++r)
       for (Index i = 0; i < at.n; ++i) g(i, r) = w(r, i);
-    op.apply_transposed(pass, head, keep, g, y);
+    op.apply_transposed(pass, head, keep, View<S>(g), y);
     for (Index r = 0; r < w.rows; ++r)
       for (Index j = 0; j < at.m; ++j) to(r, j) = y(j, r);
   });

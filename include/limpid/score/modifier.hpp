@@ -367,6 +367,44 @@ struct Chain {
   }
 };
 
+namespace detail {
+
+/// Whether a modifier offers a function of its own: not the one that Modifier has for those who do not. One that is no
+/// such template, or is overloaded, is its own.
+#define LIMPID_OWN(NAME, TYPE, MEMBER)                                                      \
+  template <class M>                                                                        \
+  constexpr bool own_##NAME() {                                                             \
+    if constexpr (requires { &M::MEMBER; })                                                 \
+      return !std::is_same_v<decltype(&M::MEMBER), std::type_identity_t<TYPE> Modifier::*>; \
+    return true;                                                                            \
+  }
+LIMPID_OWN(keep, bool(const At&) const, keep)
+LIMPID_OWN(interval, Interval(const At&) const, interval)
+LIMPID_OWN(value, float(float, const At&) const, template value<float>)
+LIMPID_OWN(start, float(const At&, Index) const, template start<float>)
+#undef LIMPID_OWN
+
+/// One sentence for what a modifier says it does and does not offer.
+template <class M>
+constexpr bool check_modifier() {
+  static_assert(std::is_base_of_v<Modifier, M>,
+                "limpid: a modifier (a mask, a bias, a score function) was wanted; an operator goes round another one "
+                "the other way, as in rope(twicing())");
+  if constexpr (std::is_base_of_v<Modifier, M>) {
+    static_assert(!M::intervals || own_interval<M>(),
+                  "limpid: a modifier with intervals = true offers interval(const At&) const -> Interval");
+    static_assert(!M::irregular || own_keep<M>(),
+                  "limpid: a modifier with irregular = true offers keep(const At&) const -> bool");
+    static_assert(!M::values || own_value<M>(),
+                  "limpid: a modifier with values = true offers template <class S> S value(S, const At&) const");
+    static_assert(!M::starts || own_start<M>(),
+                  "limpid: a modifier with starts = true offers template <class S> S start(const At&, Index) const");
+  }
+  return true;
+}
+
+}  // namespace detail
+
 /// Modifiers in a row; a chain may hold chains.
 template <class... M>
 auto chain(const M&... m) {
@@ -375,10 +413,7 @@ auto chain(const M&... m) {
     if constexpr (requires { one.parts; }) {
       return one.parts;
     } else {
-      static_assert(
-          std::is_base_of_v<Modifier, One>,
-          "limpid: a modifier (a mask, a bias, a score function) was wanted; an operator goes round another one "
-          "the other way, as in rope(twicing())");
+      static_assert(detail::check_modifier<One>());
       return std::make_tuple(one);
     }
   };
