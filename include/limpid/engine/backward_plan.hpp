@@ -47,8 +47,8 @@ struct PullTargets {
 
 /// The plan of a backward pass of one map: made of these scores, its gradients put there.
 template <class S, class Mods>
-PullPlan<S, Mods, 1> plan_of(const Scores<S, Mods>& scores, const std::type_identity_t<Lse<const S>>& lse, const PullTargets<S>& to,
-                             Accumulation accumulate, const RelevanceRequest<S>& emission) {
+PullPlan<S, Mods, 1> plan_of(const Scores<S, Mods>& scores, const std::type_identity_t<Lse<const S>>& lse,
+                             const PullTargets<S>& to, Accumulation accumulate, const RelevanceRequest<S>& emission) {
   PullPlan<S, Mods, 1> plan;
   plan.maps[0] = {scores, lse, nullptr, nullptr, to.dq, to.dk, to.dbias};
   plan.moments = to.moments;

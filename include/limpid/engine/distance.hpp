@@ -12,6 +12,7 @@
 
 #include <utility>
 
+#include "pack.hpp"
 #include "scores.hpp"
 #include "tile.hpp"
 
