@@ -31,8 +31,8 @@ namespace detail {
 #endif
 }
 
-/// A name in the text of an error. No std::string: a long one would allocate in every call, also where nothing is
-/// wrong.
+/// A name in the text of an error. No std::string: a long one
+/// would allocate in every call, also where nothing is wrong.
 struct Name {
   const char* text;
   Name(const char* text_) : text(text_) {}                 // NOLINT: implicit on purpose

@@ -200,9 +200,9 @@ class Workspace {
 
 namespace detail {
 
-/// What calls inside may do with a workspace: an operator's runs functions of the user's while it holds on to memory
-/// that a call inside would give back or move, so it closes the workspace; a layer's leaves it open for what it is made
-/// of.
+/// What calls inside may do with a workspace: an operator's runs functions of the
+/// user's while it holds on to memory that a call inside would give back or move,
+/// so it closes the workspace; a layer's leaves it open for what it is made of.
 enum class Inside { open, closed };
 
 /// Has a workspace for as long as it lives.
@@ -231,8 +231,8 @@ class WorkspaceTurn {
   bool closes_;
 };
 
-/// Writes to, or reads, what a forward pass saved (null: nothing is), or another thing with a turn, for as long as it
-/// lives.
+/// Writes to, or reads, what a forward pass saved (null: nothing
+/// is), or another thing with a turn, for as long as it lives.
 class SavedTurn {
  public:
   template <class T>

@@ -17,8 +17,8 @@ LIMPID_INLINE void for_lanes(Index count, const F& f) {
   for (; c < count; ++c) f(OneLane<typename P::Scalar>{}, c);
 }
 
-/// The sum of f(policy, column) over all columns, lanes side by side, four vectors at a time: a sum waits for the one
-/// before it.
+/// The sum of f(policy, column) over all columns, lanes side by
+/// side, four vectors at a time: a sum waits for the one before it.
 template <class P, class F>
 LIMPID_INLINE typename P::Scalar sum_lanes(Index count, const F& f) {
   using S = typename P::Scalar;

@@ -191,8 +191,8 @@ struct Tile {
   Index ld, q0, nq, k0, nk;
 };
 
-/// Of rows that are mixed the additive parts, row by row, into a tile that is as wide as so many vectors. buffer: of a
-/// row.
+/// Of rows that are mixed the additive parts, row by row, into
+/// a tile that is as wide as so many vectors. buffer: of a row.
 template <class P, bool KeysAreLanes, class Mods>
 void starts_by_row(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t, Index vectors,
                    typename P::Scalar* buffer) {

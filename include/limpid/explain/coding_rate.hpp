@@ -133,8 +133,8 @@ class OneRate {
   }
 
   W value() const { return value_; }
-  /// dx = g d value / dx:  g alpha (I + alpha y y^T)^-1 y = g alpha y (I + alpha y^T y)^-1, then through the
-  /// normalisation.
+  /// dx = g d value / dx:  g alpha (I + alpha y y^T)^-1 y = g alpha y (I + alpha y^T y)^-1,
+  /// then through the normalisation.
   Mat<W> gradient(W g) const {
     Mat<W> d;
     if (y_.size() == 0) return y_;

@@ -146,8 +146,8 @@ Far far_of(const S* numbers, Index count) {
   raise(std::string(op) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + wanted);
 }
 
-/// Whether a modifier's amounts are counted from a query, which leaves a constant out of a row: it has a shift of its
-/// own.
+/// Whether a modifier's amounts are counted from a query, which
+/// leaves a constant out of a row: it has a shift of its own.
 template <class M>
 inline constexpr bool has_shift = M::starts;
 template <class M>
