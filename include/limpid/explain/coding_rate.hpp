@@ -163,7 +163,7 @@ class OneRate {
 
  private:
   /// b = (L L^T)^-1 b by rows: Eigen's solvers leave the vectors of their small triangles to -O3. Columns in blocks
-  /// that stay in the second cache.
+  /// that stay in L2.
   void solve(Mat<W>& b) const {
     const auto& l = cholesky_.matrixLLT();
     constexpr Index block = 128;

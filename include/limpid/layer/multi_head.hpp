@@ -1,4 +1,4 @@
-// limpid: multi-head layers: projections, operator, output map; for q, k, v (MultiHead) and for MSSA (MssaLayer).
+// limpid: the multi-head layer: projections, any operator of q, k and v, output map.
 // SPDX-License-Identifier: MIT
 #pragma once
 

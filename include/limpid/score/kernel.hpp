@@ -70,12 +70,13 @@ struct SomeRows {
   Index operator[](Index i) const { return rows ? rows[i] : i; }
 };
 
-/// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are centred, asking
-/// and seen are the rows that have a say. The reduced score is rounded in units of c max|q| max|k|, the score itself in
-/// units of c |q - k|^2, and what equal rows, as where queries are the keys, give to a gradient is none at all. Where
-/// the first is small nothing is lost. Else near pairs need differences: which costs least for all pairs of narrow
-/// rows, and of wide ones where near pairs are many, by a look at some, spread over both arrays. That look is of time
-/// alone. Squares that overflow are left to the differences. bounded: no score is below -largest_score.
+/// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are
+/// centred, asking and seen are the rows that have a say. The reduced score is rounded in units of c
+/// max|q| max|k|, the score itself in units of c |q - k|^2, and a pair of equal rows, as where queries are
+/// the keys, must give nothing to a gradient. Where the first unit is small nothing is lost. Else near
+/// pairs need differences, and they alone have them if rows are wide and near pairs few (of some, spread
+/// over both arrays); otherwise all pairs do, which is then quicker. Which of the two is a matter of time
+/// alone. Squares that overflow are left to differences. bounded: no score is below -largest_score.
 template <class S>
 Summed how_summed(S coefficient, View<S> q, const S* half_q, const SomeRows& asking, View<S> k, const S* half_k,
                   const SomeRows& seen, bool& bounded) {
