@@ -3,11 +3,12 @@
 #include "levels.hpp"
 
 #include <deque>
-#include <limpid/layer/boosting_block.hpp>
 #include <limpid/explain/coding_rate.hpp>
+#include <limpid/explain/subspaces.hpp>
+#include <limpid/layer/boosting_block.hpp>
 #include <limpid/layer/crate.hpp>
 #include <limpid/layer/differential.hpp>
-#include <limpid/explain/subspaces.hpp>
+#include <limpid/layer/pid_stack.hpp>
 #include <memory>
 #include <string>
 #include <vector>

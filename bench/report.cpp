@@ -58,8 +58,8 @@ json read(const std::string& file) {
   return json::parse(text);
 }
 
-/// Softmax, other operators, then the peers. Repetitions are interleaved at random, so the file has no order of its
-/// own.
+/// Softmax, other operators, then the peers. Repetitions are
+/// interleaved at random, so the file has no order of its own.
 int rank_of(const std::string& op) {
   if (op == "softmax") return 0;
   int rank = 2;
@@ -185,8 +185,8 @@ int table(const std::string& file) {
   return 0;
 }
 
-/// One data file a panel of the plot: a block a line, its first line the title, then n and GFLOP/s; the peak comes
-/// last.
+/// One data file a panel of the plot: a block a line, its first
+/// line the title, then n and GFLOP/s; the peak comes last.
 int plot_data(const std::string& file, const std::string& directory) {
   const std::vector<Entry> all = entries(read(file));
   std::filesystem::create_directories(directory);

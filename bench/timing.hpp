@@ -59,9 +59,9 @@ struct Times {
   double median() const { return bench::median(seconds); }
 };
 
-/// Times all candidates in interleaved rounds, A B C A B C: what disturbs the machine for a while then disturbs every
-/// candidate, not one of them. Each round of a candidate starts warm: one call untimed, unless a call alone fills the
-/// round.
+/// Times all candidates in interleaved rounds, A B C A B C: what disturbs the
+/// machine for a while then disturbs every candidate, not one of them. Each round of
+/// a candidate starts warm: one call untimed, unless a call alone fills the round.
 inline std::vector<Times> interleave(const std::vector<Candidate>& candidates, Effort effort) {
   std::vector<Times> times;
   std::vector<long> calls;

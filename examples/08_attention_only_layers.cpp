@@ -3,8 +3,9 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 #include <cstdio>
-#include <limpid/layer/aot.hpp>
+#include <limpid/check/subspace_data.hpp>
 #include <limpid/explain/subspaces.hpp>
+#include <limpid/layer/aot.hpp>
 #include <vector>
 
 using limpid::Index;

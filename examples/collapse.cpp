@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <iterator>
 #include <limpid/io/sheet.hpp>
+#include <limpid/layer/pid_stack.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
 #include <limpid/op/twicing.hpp>
@@ -68,8 +69,8 @@ void add_cosines(const Tokens& t, std::vector<double>& cosines, Step&& step) {
   }
 }
 
-/// Eigenvalues, largest first. A_ij = e^(S_ij - lse_i) with S symmetric, so A is similar to e^(S_ij - (lse_i + lse_j) /
-/// 2).
+/// Eigenvalues, largest first. A_ij = e^(S_ij - lse_i) with S
+/// symmetric, so A is similar to e^(S_ij - (lse_i + lse_j) / 2).
 Eigen::VectorXd eigenvalues(const Tokens& t) {
   const auto op = limpid::nlm();
   Mat<double> out = t.x, map, lse;

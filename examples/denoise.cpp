@@ -12,8 +12,10 @@
 #include <filesystem>
 #include <functional>
 #include <limpid/exec/thread_pool.hpp>
+#include <limpid/explain/map.hpp>
 #include <limpid/io/npy.hpp>
 #include <limpid/io/sheet.hpp>
+#include <limpid/layer/pid_stack.hpp>
 #include <limpid/op/bilateral.hpp>
 #include <limpid/op/boosting.hpp>
 #include <limpid/op/differential.hpp>

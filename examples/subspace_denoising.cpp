@@ -9,9 +9,10 @@
 // signal of the others, reaches 1.2 to 1.6; then single weights pass the threshold and carry signal to the wrong class.
 #include <cmath>
 #include <cstdio>
+#include <limpid/check/subspace_data.hpp>
+#include <limpid/explain/subspaces.hpp>
 #include <limpid/io/sheet.hpp>
 #include <limpid/layer/aot.hpp>
-#include <limpid/explain/subspaces.hpp>
 #include <string>
 #include <vector>
 

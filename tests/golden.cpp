@@ -4,13 +4,11 @@
 // Bounds, both relative to the largest entry of a tensor (a tensor that vanishes beside its fellows, below 1e-9 of the
 // largest entry among the case's outputs, or among its gradients, is measured by that entry instead):
 //   double   1e-10, or 4 times how far the plain formula's own result moves when the inputs move by half a double
-//   epsilon,
-//            where that is more: if one weight is all but 1, delta cancels against dA and neither the formula nor the
-//            reference has ten digits of the small rest
+//            epsilon, where that is more: if one weight is all but 1, delta cancels against dA and neither the formula
+//            nor the reference has ten digits of the small rest
 //   float    4 times the larger of two errors, plus 32 float epsilons: that of the plain formula computed in float, and
-//   what
-//            inputs moved by half a float epsilon do to the library's result in double. Operators whose test gives no
-//            plain formula go by the second alone.
+//            what inputs moved by half a float epsilon do to the library's result in double. Operators whose test
+//            gives no plain formula go by the second alone.
 #include "support/golden.hpp"
 
 #include <algorithm>

@@ -15,8 +15,8 @@ extern "C" int openblas_get_parallel(void);
 namespace bench {
 namespace {
 
-// Called directly, not through EIGEN_USE_BLAS: that macro changes templates other files of this program instantiate
-// too.
+// Called directly, not through EIGEN_USE_BLAS: that macro
+// changes templates other files of this program instantiate too.
 template <class S>
 struct BlasProducts {
   using Ref = Eigen::Ref<Matrix<S>, 0, Eigen::OuterStride<>>;

@@ -1,5 +1,4 @@
-// limpid: what the optional target limpid::compiled holds ready, so that a user's translation unit need not compile it
-// again.
+// limpid: the operators that the optional target limpid::compiled holds ready: users need not compile them again.
 // SPDX-License-Identifier: MIT
 //
 // With limpid::compiled linked, include this instead of limpid.hpp: the operators below are declared extern for float

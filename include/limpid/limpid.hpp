@@ -1,11 +1,12 @@
 // limpid: the umbrella. Interpretable attention operators on Eigen, forward, backward and from inside.
 // SPDX-License-Identifier: MIT
 //
-// Core, scores, operators, layers, explanations and the gradient checker. Never io/ and never exec/: include those by
-// name.
+// Core, scores, operators, layers, explanations and the gradient
+// checker. Never io/ and never exec/: include those by name.
 #pragma once
 
 #include "check/gradient.hpp"
+#include "check/subspace_data.hpp"
 #include "explain/coding_rate.hpp"
 #include "explain/guidance.hpp"
 #include "explain/map.hpp"

@@ -13,7 +13,7 @@
 #if defined(LIMPID_NO_SIMD)
 #define LIMPID_ABI_VECTORS w1
 #elif defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VP2INTERSECT__)
-#define LIMPID_ABI_VECTORS avx512vp2  // asks for memory differently, see simd.hpp
+#define LIMPID_ABI_VECTORS avx512vp2  // prefetches differently, see engine/tuning.hpp
 #elif defined(__AVX512F__) && defined(__AVX512DQ__)
 #define LIMPID_ABI_VECTORS avx512
 #elif defined(__AVX512F__)

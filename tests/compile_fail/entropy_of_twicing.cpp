@@ -1,6 +1,7 @@
 // limpid: the entropy of a map whose entries have either sign
 // refused: limpid: map_entropy wants an operator whose map has rows that are distributions
 // SPDX-License-Identifier: MIT
+#include <limpid/explain/map.hpp>
 #include <limpid/op/pid.hpp>
 #include <limpid/op/twicing.hpp>
 

@@ -1,7 +1,6 @@
 // limpid: entries of a type that no file holds.
 // SPDX-License-Identifier: MIT
-// refused: limpid: no tensor of a file holds this scalar type, wanted double, float, bool or an integer of 1, 4 or 8
-// bytes
+// refused: limpid: no tensor of a file holds this scalar type, wanted double, float, bool or an integer of 1, 4 or 8 bytes
 #include <cstdint>
 #include <limpid/io/tensor.hpp>
 

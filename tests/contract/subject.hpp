@@ -6,6 +6,7 @@
 #include "support/allocation.hpp"
 
 #include <functional>
+#include <limpid/explain/map.hpp>
 #include <memory>
 #include <string>
 #include <vector>

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limpid/check/gradient.hpp>
 #include <limpid/explain/guidance.hpp>
+#include <limpid/explain/map.hpp>
 #include <limpid/explain/relevance.hpp>
 #include <limpid/op/softmax.hpp>
 #include <map>

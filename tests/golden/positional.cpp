@@ -5,8 +5,8 @@
 
 namespace golden {
 
-/// Index map of a relative table for tokens that do not stand where the library puts them: offsets shifted by a
-/// constant.
+/// Index map of a relative table for tokens that do not stand
+/// where the library puts them: offsets shifted by a constant.
 struct Shifted {
   Index by = 0;
   Index operator()(Index offset, Index size) const { return limpid::ClipOffset{}(offset + by, size); }

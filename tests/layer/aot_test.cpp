@@ -1,8 +1,8 @@
 // limpid: tests of the attention-only transformer; the denoising theorem is in denoising_test.cpp.
 // SPDX-License-Identifier: MIT
 #include <cstring>
+#include <limpid/check/subspace_data.hpp>
 #include <limpid/layer/aot.hpp>
-#include <limpid/explain/subspaces.hpp>
 
 #include "layer_gradient.hpp"
 #include "support/distance.hpp"

@@ -53,8 +53,8 @@ struct Shared {
         second(MutView<double>(buffer).block(0, 0, b.rows, b.cols)) {}
 };
 
-/// forward(in, out) and backward(in, dout, gradients) of a layer refuse every pair that shares memory, and write
-/// nothing.
+/// forward(in, out) and backward(in, dout, gradients) of a layer
+/// refuse every pair that shares memory, and write nothing.
 template <template <class> class Args, class Forward, class Backward>
 void check_overlaps(const std::string& layer, const Args<M>& parameters, M out, const Forward& forward,
                     const Backward& backward) {
@@ -662,8 +662,8 @@ TEST_CASE("Layers of no heads, of heads that do not divide, of no batch items ar
 
 namespace {
 
-/// Every array given, one row or column too large, is refused in the layer's own name and its own, and so is its
-/// gradient.
+/// Every array given, one row or column too large, is refused
+/// in the layer's own name and its own, and so is its gradient.
 template <template <class> class Args, class Forward, class Backward>
 void check_names(const std::string& layer, const Args<M>& parameters, Index cols, const Forward& forward,
                  const Backward& backward) {

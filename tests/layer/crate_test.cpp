@@ -1,8 +1,9 @@
 // limpid: tests of the ISTA step, the CRATE block, coding rates and the share of energy in subspaces.
 // SPDX-License-Identifier: MIT
 #include <limits>
-#include <limpid/layer/crate.hpp>
+#include <limpid/check/subspace_data.hpp>
 #include <limpid/explain/subspaces.hpp>
+#include <limpid/layer/crate.hpp>
 
 #include "layer_gradient.hpp"
 #include "support/distance.hpp"

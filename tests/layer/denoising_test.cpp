@@ -1,8 +1,9 @@
 // limpid: the denoising theorem of the attention-only transformer, at a size
 // where its noise has dimensions enough.
 // SPDX-License-Identifier: MIT
-#include <limpid/layer/aot.hpp>
+#include <limpid/check/subspace_data.hpp>
 #include <limpid/explain/subspaces.hpp>
+#include <limpid/layer/aot.hpp>
 
 #include "support/catch.hpp"
 

@@ -21,8 +21,8 @@ struct Layer {
     dout = random(batch * 5, 7, 11);
 };
 
-/// Every gradient of a layer against central differences; which fields there are, `set` says for views and for
-/// gradients.
+/// Every gradient of a layer against central differences; which
+/// fields there are, `set` says for views and for gradients.
 template <class Op, class Set>
 void layer_is_right(const Op& op, Set&& set) {
   Layer l, g;
@@ -77,8 +77,8 @@ TEST_CASE("gradients of a version 2 layer, one key for both branches, match cent
 }
 
 TEST_CASE("gradients of a gated layer match central differences") {
-  // the first token sees itself alone, H = (2 g - 1) v: near g = 1/2 a small eps bends the norm faster than differences
-  // can
+  // the first token sees itself alone, H = (2 g - 1) v: near g = 1/2
+  // a small eps bends the norm faster than differences can
   layer_is_right(limpid::differential_gated(limpid::causal(), {.eps = 0.1}), [](auto& a, Layer& l) {
     projections(a, l);
     a.gamma = l.gamma, a.gate_w = l.gate_w, a.gate_b = l.gate_b;

@@ -11,8 +11,8 @@
 
 namespace suite {
 
-/// Checks every array of `parameters` that is not empty, and that a second backward with accumulate doubles every
-/// gradient.
+/// Checks every array of `parameters` that is not empty, and that
+/// a second backward with accumulate doubles every gradient.
 template <template <class> class Args, class Layer>
 void check_layer_gradient(const Layer& layer, Args<Mat<double>> parameters, Index out_rows, Index out_cols,
                           Index batch = 1, double bound = 1e-9) {

@@ -1,8 +1,9 @@
 // limpid: statistics of rows at the edges: spreads that are rounding noise, entries whose squares leave the range.
 // SPDX-License-Identifier: MIT
+#include <limpid/check/subspace_data.hpp>
 #include <limpid/explain/coding_rate.hpp>
-#include <limpid/layer/layer_norm.hpp>
 #include <limpid/explain/subspaces.hpp>
+#include <limpid/layer/layer_norm.hpp>
 #include <limpid/op/differential.hpp>
 #include <vector>
 

@@ -5,6 +5,7 @@
 #include <limpid/explain/relevance.hpp>
 #include <limpid/explain/rollout.hpp>
 #include <limpid/layer/crate.hpp>
+#include <limpid/layer/pid_stack.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
 

@@ -1,6 +1,7 @@
 // limpid: tests of layer normalisation and of the multi-head layers, MSSA among them.
 // SPDX-License-Identifier: MIT
 #include <limpid/layer/layer_norm.hpp>
+#include <limpid/layer/mssa.hpp>
 #include <limpid/layer/multi_head.hpp>
 
 #include "layer_gradient.hpp"

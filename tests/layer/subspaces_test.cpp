@@ -1,6 +1,7 @@
 // limpid: shares of energy, signal-to-noise ratios and coding rates by their formulas, rows of zeros included.
 // SPDX-License-Identifier: MIT
 #include <cmath>
+#include <limpid/check/subspace_data.hpp>
 #include <limpid/explain/subspaces.hpp>
 
 #include "support/catch.hpp"

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <limpid/check/gradient.hpp>
+#include <limpid/explain/map.hpp>
 #include <limpid/op/mssa.hpp>
 
 #include "support/catch.hpp"

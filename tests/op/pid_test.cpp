@@ -4,6 +4,8 @@
 #include <cstring>
 #include <limits>
 #include <limpid/check/gradient.hpp>
+#include <limpid/explain/map.hpp>
+#include <limpid/layer/pid_stack.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
 #include <vector>

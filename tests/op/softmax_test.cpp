@@ -1,6 +1,7 @@
 // limpid: identities of plain attention.
 // SPDX-License-Identifier: MIT
 #include <limits>
+#include <limpid/explain/map.hpp>
 #include <limpid/op/softmax.hpp>
 #include <utility>
 #include <vector>

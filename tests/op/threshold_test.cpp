@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 #include <functional>
+#include <limpid/explain/map.hpp>
 #include <limpid/op/mssa.hpp>
 
 #include "support/catch.hpp"

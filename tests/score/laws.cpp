@@ -3,6 +3,7 @@
 #include "score/laws.hpp"
 
 #include <limpid/exec/thread_pool.hpp>
+#include <limpid/explain/map.hpp>
 
 #include "support/executors.hpp"
 

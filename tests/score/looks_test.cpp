@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 #include <limits>
+#include <limpid/explain/map.hpp>
 #include <limpid/op/bilateral.hpp>
 #include <limpid/op/boosting.hpp>
 #include <limpid/op/differential.hpp>

@@ -2,6 +2,7 @@
 // differences of the outputs.
 // SPDX-License-Identifier: MIT
 #include <cmath>
+#include <limpid/explain/map.hpp>
 #include <limpid/op/differential.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/twicing.hpp>

@@ -67,8 +67,8 @@ class Case {
     return Mat<S>::Zero(like.rows(), like.cols());
   }
 
-  /// n x m, true = keep: the mask of the file and the switch `causal` together (query i sees key j when j - i <= m -
-  /// n).
+  /// n x m, true = keep: the mask of the file and the switch
+  /// `causal` together (query i sees key j when j - i <= m - n).
   Mat<bool> visible(Index n, Index m) const {
     Mat<bool> keep = Mat<bool>::Constant(n, m, true);
     if (has("mask")) keep = mask();

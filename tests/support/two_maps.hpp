@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <limpid/check/gradient.hpp>
+#include <limpid/explain/map.hpp>
 #include <limpid/op/differential.hpp>
 #include <limpid/op/differential_gated.hpp>
 #include <limpid/op/softmax.hpp>

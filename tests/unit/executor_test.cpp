@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <limpid/exec/thread_pool.hpp>
+#include <limpid/explain/map.hpp>
 #include <limpid/op/softmax.hpp>
 #include <limpid/op/twicing.hpp>
 #include <memory>

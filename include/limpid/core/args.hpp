@@ -1,5 +1,4 @@
-// limpid: what an operator is given and what it keeps: named fields with a role, so that the front doors can cut out a
-// head.
+// limpid: what an operator is given and what it keeps: fields with a name and a role, by which a call cuts out heads.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -134,8 +133,8 @@ void check_scalar(const char* op, const char* name, View<S> v) {
     raise(std::string(op) + ": " + name + " has " + text_of(v.cols) + " columns, wanted 1 (a number, or one a head)");
 }
 
-/// Every head takes a turn, so there may be no more of them than arrays have numbers, or than a call without any can
-/// go through at once.
+/// A call goes through its heads one by one: no more of them than its arrays have entries, and where these are empty
+/// no more than this.
 inline constexpr Index most_empty_heads = 1 << 20;
 inline void check_counts(Name op, Index batch, Index heads, Index numbers) {
   const Index most = std::max(most_empty_heads, numbers);

@@ -31,8 +31,8 @@ namespace detail {
 #endif
 }
 
-/// A name in the text of an error. No std::string: a long one would allocate in every call, also where nothing is
-/// wrong.
+/// A name in the text of an error. No std::string: a long one
+/// would allocate in every call, also where nothing is wrong.
 struct Name {
   const char* text;
   Name(const char* text_) : text(text_) {}                 // NOLINT: implicit on purpose
@@ -67,7 +67,8 @@ void check_finite(Name op, const char* option, double value, bool fits = true, c
         (fits && std::isfinite(value) ? " in the scalar of the arrays" : ""));
 }
 
-/// What may multiply sums: numbers so far from the end of S that sums do not reach it. Infinity where S says nothing.
+/// The largest number that may multiply sums: so far from the end of S that they do not reach it. Infinity where S has
+/// no limits to tell.
 template <class S>
 double largest_factor() {
   if constexpr (std::numeric_limits<S>::is_specialized) return double(std::numeric_limits<S>::max() / S(0x1p20));
@@ -79,7 +80,7 @@ bool are_factors(const S& number, const More&... more) {
     if (!(std::abs(double(number)) <= largest_factor<S>())) return false;
   return (are_factors(more) && ...);
 }
-/// An option that does.
+/// An option that multiplies sums: finite, and no larger than that.
 template <class S>
 void check_factor(Name op, const char* option, double value) {
   check_finite<S>(op, option, value);

@@ -163,8 +163,8 @@ bool overlap(const A& a, const B& b) {
          pitch - offset < static_cast<std::intptr_t>(b.cols) * size;
 }
 
-/// An array of a call, whatever its scalar, and its name in an error: of + name, and the layer it belongs to in a
-/// stack.
+/// An array of a call, whatever its scalar, and its name in an
+/// error: of + name, and the layer it belongs to in a stack.
 struct NamedArray {
   const char* name;
   View<unsigned char> bytes;

@@ -1,5 +1,4 @@
-// limpid: scratch memory. An arena a worker, handed out like a stack; a second call of the same shapes allocates
-// nothing.
+// limpid: scratch memory. An arena a worker, used like a stack; a second call of the same shapes allocates nothing.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -200,9 +199,9 @@ class Workspace {
 
 namespace detail {
 
-/// What calls inside may do with a workspace: an operator's runs functions of the user's while it holds on to memory
-/// that a call inside would give back or move, so it closes the workspace; a layer's leaves it open for what it is made
-/// of.
+/// Whether a call inside another one may use its workspace. An operator runs functions of the user's while it holds
+/// memory that a call inside would give back or move, so it closes the workspace; a layer leaves it open for the
+/// operators that it is made of.
 enum class Inside { open, closed };
 
 /// Has a workspace for as long as it lives.
@@ -231,8 +230,8 @@ class WorkspaceTurn {
   bool closes_;
 };
 
-/// Writes to, or reads, what a forward pass saved (null: nothing is), or another thing with a turn, for as long as it
-/// lives.
+/// Writes to, or reads, what a forward pass saved (null: nothing
+/// is), or another thing with a turn, for as long as it lives.
 class SavedTurn {
  public:
   template <class T>

@@ -1,13 +1,16 @@
 // limpid: squared distances by pair, sum_c (q_ic - k_jc)^2, and gradients that are sums of differences.
 // SPDX-License-Identifier: MIT
 //
-// |q|^2 - 2 <q, k> + |k|^2 about whatever middle loses (extent / distance)^2 of the digits of a near pair. Differences
-// lose none. They cost a subtraction more a column, so they are for those calls that need them, see score/kernel.hpp,
-// and of wide rows only for near pairs: there a tile is made of products about a middle, as (|q|^2 + |k|^2) / 2 -
-// <q, k> = |q - k|^2 / 2, and a pair for which this is less than half of the first term, so that more than a digit is
-// lost, is made again from the differences; so are gradients, sum_j dS_ij k_j - (sum_j dS_ij) q_i about the middle. A
-// pair has the same bits whichever side stands in the lanes: (a - b)^2 = (b - a)^2, and columns come in one order. All
-// of this page is our own.
+// |q|^2 - 2 <q, k> + |k|^2 loses (extent / distance)^2 of the digits of a near pair, about whatever middle. Differences
+// lose none, but cost one subtraction more a column: they are for calls that need them (score/kernel.hpp), in one of
+// two ways.
+//   Narrow rows: every pair is summed from differences.
+//   Wide rows: near pairs alone are. A tile is made of products about a middle, (|q|^2 + |k|^2) / 2 - <q, k> =
+//   |q - k|^2 / 2; a pair for which this is below half of the first term, so that more than a digit is lost, is made
+//   again from differences. Gradients likewise: the pairs that are not near give sum_j dS_ij k_j - (sum_j dS_ij) q_i
+//   about the middle.
+// A pair has the same bits whichever side stands in the lanes: (a - b)^2 = (b - a)^2, and columns come in one order.
+// All of this page is our own.
 #pragma once
 
 #include <utility>

@@ -45,11 +45,11 @@ void without_bad_keys(Arena& arena, Scores<S, Mods>& scores) {
       part.half_k = without_bad_entries(arena, View<S>(part.half_k, 1, scores.m() + part.behind, 0)).data;
 }
 
-/// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be masked, keys and values
-/// are looked through; if one is not finite, the sweep works on copies with zeros in its place, and `poison` then
-/// writes NaN exactly where a query that keeps such a key would have had it: everywhere for a key, in its column for an
-/// entry of a value. Queries likewise, where a score function may add minus infinity: NaN - inf would not be a masked
-/// score.
+/// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be
+/// masked, keys and values are looked through; if one is not finite, the sweep works on copies with
+/// zeros in its place, and `poison` then writes NaN exactly where a query that keeps such a key
+/// would have had it: everywhere for a key, in its column for an entry of a value. Queries
+/// likewise, where a score function may add minus infinity: NaN - inf would not be a masked score.
 template <class P, class Mods>
 class KeyGuard {
  public:
@@ -157,10 +157,10 @@ class RowGuard {
   Index count_ = 0;
 };
 
-/// As KeyGuard, for the backward pass. What is not finite is replaced by zeros, and `poison` writes NaN where it would
-/// have come: a row of dS where a query, its dout, or a key or value that it keeps is not finite; where it is a query
-/// or key, its weights too, which dV hangs on. A query with nothing to keep, or a masked key, passes nothing whatever
-/// it holds.
+/// As KeyGuard, for the backward pass. What is not finite is replaced by zeros, and `poison`
+/// writes NaN where it would have come: a row of dS where a query, its dout, or a key or
+/// value that it keeps is not finite; where it is a query or key, its weights too, which dV
+/// hangs on. A query with nothing to keep, or a masked key, passes nothing whatever it holds.
 template <class P, int M, class Mods>
 class PullGuard {
  public:

@@ -17,7 +17,7 @@ constexpr Index padded(Index count) {
   return (count + P::lanes - 1) / P::lanes * P::lanes;
 }
 
-/// to[c][i] = from(i, c), zero for i from from.rows to width; to is from.cols x width, width whole vectors.
+/// to[c][i] = from(i, c), and 0 for i in [from.rows, width); to is from.cols x width, width a whole number of vectors.
 template <class P>
 LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::Scalar* to, Index width) {
   using S = typename P::Scalar;
@@ -67,8 +67,8 @@ LIMPID_NOINLINE void transpose_out(const typename P::Scalar* from, Index width, 
   }
 }
 
-/// Whether rows lie far apart, as many heads side by side in one buffer do, over so much memory, and are to be passed
-/// over so often, that walks through page tables cost more than a copy of them side by side.
+/// Whether rows are better copied side by side before they are read: they lie far apart (a head among many in one
+/// buffer), over so much memory and for so many passes, that page table walks cost more than the copy.
 template <class V>
 bool rows_are_far(const V& rows, Index passes) {
   constexpr Index few_passes = 8, apart = 1024, near = second_cache / 4;  // bytes; apart: a quarter page

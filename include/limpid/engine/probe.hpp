@@ -1,5 +1,4 @@
-// limpid: the sweep `probe`: parts of a map and reductions of it, recomputed from the log-sum-exp. Nothing n x n is
-// stored that was not asked for.
+// limpid: the sweep `probe`: parts of a map, and reductions of it, from tiles made again from the log-sum-exp.
 // SPDX-License-Identifier: MIT
 #pragma once
 

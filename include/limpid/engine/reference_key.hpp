@@ -23,10 +23,11 @@ bool keeps_place(const Mods& mods, const At& a) {
   return true;
 }
 
-/// Finds for every query of a head the key that amounts of tables are counted from. Biases near the lowest number of
-/// all keys that a row sees would swallow the scores that they are added to; what they have in common changes no
-/// weight and is left out. A key serves that need not be seen, nor be one row's own: what is seen must have amounts
-/// near its own. As a rule no key is wanted, and of a row one pair is looked at, or none of a head.
+/// Finds for every query of a head the key that amounts of tables are counted from, where one is needed. If all keys
+/// that a row sees have biases near the lowest number, these swallow the scores that they are added to. What they have
+/// in common changes no weight, so the bias of one key is left out of all. That key need not be seen, and rows may
+/// share it; the keys that are seen must have amounts near its own. As a rule none is needed, and one look at a row, or
+/// at the table of a head, tells.
 template <class S, class Mods>
 class References {
  public:
@@ -94,7 +95,7 @@ class References {
   Index counted_from_ = -2, last_ = -1;
 };
 
-/// The keys of all rows, at of the head; null: no row has one, and amounts may be added to scores one by one.
+/// These keys for all rows of the head `at`; null: no row needs one, and amounts may be added to scores as they are.
 template <class S, class Mods>
 const Index* references(Arena& arena, const Mods& mods, const At& at) {
   if constexpr (Mods::tables) {

@@ -17,8 +17,8 @@ LIMPID_INLINE void for_lanes(Index count, const F& f) {
   for (; c < count; ++c) f(OneLane<typename P::Scalar>{}, c);
 }
 
-/// The sum of f(policy, column) over all columns, lanes side by side, four vectors at a time: a sum waits for the one
-/// before it.
+/// The sum of f(policy, column) over all columns, four vectors
+/// at a time: in one chain each sum would wait for the last.
 template <class P, class F>
 LIMPID_INLINE typename P::Scalar sum_lanes(Index count, const F& f) {
   using S = typename P::Scalar;
@@ -104,7 +104,8 @@ void deliver(View<S> from, MutView<S> to, bool accumulate) {
   for (Index i = 0; i < from.rows; ++i) add_row<Native<S>>(from.row(i), to.row(i), from.cols);
 }
 
-/// Whole rows at once: to = factor * from, or to += factor * from. Rows written to are far as a rule, and asked for.
+/// Whole rows at once: to = factor * from, or to += factor * from. Rows written to are seldom in cache, so they
+/// are prefetched.
 template <class P>
 LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::Scalar factor,
                                     MutView<typename P::Scalar> to, bool accumulate) {
@@ -135,7 +136,7 @@ bool all_finite(View<typename P::Scalar> v) {
   using S = typename P::Scalar;
   constexpr int G = P::strands;
   const Index strand = v.rows / G;
-  // a nought that the compiler does not know: told that signs of zeros do not matter, it would leave out x * 0
+  // a zero that the compiler cannot see: with -fno-signed-zeros it would leave out x * 0
   const typename P::V nought = P::keep(P::set(S(0)));
   const S none = P::sum(nought);
   typename P::V zero[G];
@@ -178,8 +179,8 @@ bool holds_finite(View<S> x) {
   return all_finite<Native<S>>(x);
 }
 
-/// out_i = <a_i, b_i> for every row, each summed in the order of the register tile: where one weight is all but 1, the
-/// rows of out and of v are equal there, and delta takes all of dA away, to the last bit.
+/// out_i = <a_i, b_i> for every row, summed in the order of the register tile: where one weight is 1 and all others are
+/// 0, a row of out is a row of v, and delta is the dA of that pair to the last bit, so that their difference is 0.
 template <class P>
 LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scalar> b, typename P::Scalar* out) {
   using S = typename P::Scalar;

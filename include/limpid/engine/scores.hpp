@@ -1,5 +1,4 @@
-// limpid: scores of one head: scale Q K^T + key bias, then modifiers. What a modifier must offer, and how a tile is
-// finished.
+// limpid: scores of one head: scale Q K^T + key bias, then modifiers, a tile at a time.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -15,9 +14,9 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// Columns of q and k that make a part of the scores: factor <q_i, k_j>, or factor |q_i - k_j|^2 by differences. Where
-/// halves are given, of |row|^2, only near pairs are differences, of the part's own q and k, and the others are made of
-/// products (engine/distance.hpp); each has zeros behind it for a whole panel of lanes.
+/// Columns of q and k that make a part of the scores: factor <q_i, k_j>, or factor |q_i - k_j|^2 from differences.
+/// half_q and half_k, if given, are |row|^2 / 2, with zeros behind them for a whole panel of lanes: then only near
+/// pairs are made from differences, of the part's own q and k, and the others from products (engine/distance.hpp).
 template <class S>
 struct ScorePart {
   static constexpr Index behind = 128;
@@ -191,8 +190,7 @@ struct Tile {
   Index ld, q0, nq, k0, nk;
 };
 
-/// Of rows that are mixed the additive parts, row by row, into a tile that is as wide as so many vectors. buffer: of a
-/// row.
+/// The additive parts of mixed rows, row by row, into a tile as wide as so many vectors; buffer has room for one row.
 template <class P, bool KeysAreLanes, class Mods>
 void starts_by_row(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t, Index vectors,
                    typename P::Scalar* buffer) {

@@ -180,10 +180,10 @@ struct Simd {
   // measured: 8 x 2 with 32 registers, 4 x 3 with 16; wider ones spill
   static constexpr int tile_rows = vector_registers == 32 ? 8 : 4;
   static constexpr int tile_vectors = vector_registers == 32 ? 2 : 3;
-  /// Rows that come from memory are best read in so many strands, parts that lie behind one another, side by side: a
-  /// machine looks ahead by itself in each of them, only so far and not beyond a page. Four bring a third more than one
-  /// (Zen 3), and what is asked for ahead besides takes places among the misses under way. With 32 registers one strand
-  /// that asks ahead was measured to be best.
+  /// Rows that come from memory are best read as so many strands side by side, each a part of them in order: the
+  /// hardware prefetcher follows every strand, but only so far, and not beyond a page. Four bring a third more than one
+  /// (Zen 3); software prefetches besides would take places among the misses under way. With 32 registers one strand
+  /// with software prefetch was measured to be best.
   static constexpr int strands = vector_registers == 32 ? 1 : 4;
 
   LIMPID_INLINE static V load(const S* p) { return *reinterpret_cast<const Unaligned*>(p); }
@@ -200,8 +200,8 @@ struct Simd {
   }
   /// keep, for a vector of the register tile. SSE multiplies in place and would copy it for every product.
   LIMPID_INLINE static V hold(V v) { return vector_bytes > 16 ? keep(v) : v; }
-  /// Spelt out where there is one: left to contraction, g++ tuned for Zen rounds twice in some loops and once in
-  /// others, and what two sweeps sum in one order would differ in the last bit.
+  /// By its instruction where there is one: left to contraction, g++ tuned for Zen rounds twice in some loops and once
+  /// in others, and what two sweeps sum in one order would differ in the last bit.
   LIMPID_INLINE static V fma(V a, V b, V c) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     if constexpr (sizeof(S) == 4)
@@ -257,9 +257,9 @@ struct Simd {
     return v;
   }
 
-  /// Asks for a line of memory that is wanted soon, into the second cache, as the first would have to give up what is
-  /// in use; or into the first. Any address will do. Volatile, so that the compiler keeps the order in which lines are
-  /// asked for: g++ 12 shuffled those of a few rows, and the machine no longer saw a stream.
+  /// Prefetches a cache line: into L2, as L1 would have to give up what is in use, or, if Near, into L1. Any address
+  /// will do. Volatile, so that the compiler keeps the order of prefetches: g++ 12 shuffled those of a few rows, and
+  /// the hardware no longer saw a stream.
   template <bool Near = false>
   LIMPID_INLINE static void fetch(const S* p, std::ptrdiff_t further) {
     const auto address = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(further) * sizeof(S);
@@ -306,8 +306,9 @@ struct Simd {
     exp_each<1>(&x);
     return x;
   }
-  /// The same for N vectors, step by step for all of them: one after the other would fill the machine's schedulers with
-  /// work that has to wait. x log2(e) is split into a whole number n and a rest, the rest by one fused multiply-add.
+  /// The same for N vectors, step by step for all of them: one after the other
+  /// would fill the schedulers of the core with work that has to wait. x log2(e) is
+  /// split into a whole number n and a rest, the rest by one fused multiply-add.
   template <int N>
   LIMPID_INLINE static void exp_each(V* x) {
     const V factor = set(log2_e<S>);
@@ -370,8 +371,8 @@ struct Simd {
     }
   }
 
-  /// Lane l of the result is the sum of all lanes of r[l]. Each round halves the vectors: where a lane's number has the
-  /// bit of the round it goes on with the later vector, else with the earlier, and adds the lane without it.
+  /// Lane l of the result is the sum of all lanes of r[l]. Each round makes one vector of two: lanes whose number has
+  /// the bit of the round add two lanes of the later vector, the others two of the earlier.
   LIMPID_INLINE static V sums_of(V* r) {
     fold<lanes / 2>(r);
     return r[0];

@@ -10,13 +10,13 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// Numbers in a line of memory, which is what a fetch brings.
+/// Numbers in a cache line, which is what a prefetch brings.
 template <class S>
 inline constexpr std::ptrdiff_t line_of = sizeof(S) < 64 ? 64 / static_cast<std::ptrdiff_t>(sizeof(S)) : 1;
 
-/// Whether the core reads so much memory at once (Zen 5: 46 GB/s, Zen 4 half of it) that fetching into the second cache
-/// no longer keeps up, and has a first cache of 48 KiB to fetch into. Known by an instruction, for want of a name: g++
-/// 12 takes Zen 5 for a Zen 3 with more instructions.
+/// Whether a core has so much memory bandwidth (Zen 5: 46 GB/s, Zen 4 half of it) that prefetching into L2 does not
+/// keep up, and an L1 of 48 KiB to prefetch into. Known by an instruction, for want of a name: g++ 12 takes Zen 5 for a
+/// Zen 3 with more instructions.
 #if defined(__AVX512VP2INTERSECT__)
 inline constexpr bool quick_memory = true;
 #else
@@ -26,9 +26,9 @@ inline constexpr bool quick_memory = false;
 /// From this size on an amount is far: beside it a float keeps 13 bits behind the point.
 inline constexpr double far_amount = 1024;
 
-/// Queries that go through the registers together, and the first of those that query i is among: amounts of keys that
-/// hang on the query's place are counted from it, in every sweep, as scores near 1e5 are rounded to 1/128 and their
-/// weights are made more than once.
+/// Queries that go through the registers together; origin_of: the first of those that query i is among. Every sweep
+/// counts amounts of keys that depend on the query's place from there: scores near 1e5 are rounded to 1/128, and
+/// weights that are made more than once have to be the same.
 template <class P>
 inline constexpr Index panel_of = P::lanes* P::tile_vectors;
 template <class P>
@@ -36,10 +36,10 @@ Index origin_of(Index i) {
   return i / panel_of<P> * panel_of<P>;
 }
 
-/// Bytes of the second cache, about: arrays larger than this are read from farther away.
+/// Bytes of L2, about: larger arrays are read from farther away.
 inline constexpr Index second_cache = 1 << 20;
 
-// Block sizes matter little (anchors: within 3 %); these keep a block of scores in the first cache.
+// Block sizes matter little (3 %); these keep a block of scores in L1.
 template <class P>
 struct SmoothBlocks {
   static constexpr Index panel = panel_of<P>;
@@ -53,8 +53,8 @@ template <class P>
 struct PullBlocks {
   static constexpr Index unit = P::lanes * P::tile_vectors;
   static constexpr Index keys = unit >= 64 ? unit : 64 / unit * unit;
-  /// Weights and gradients of a block find room in the first cache where vectors are shorter: backward 4 % quicker in
-  /// float, 5 % in double with 16 registers (AVX2, Zen 3). With 32 the size does not matter.
+  /// With 64 the weights and gradients of a block fit into L1: backward is 4 % quicker in float and 5 % in double with
+  /// 16 registers (AVX2, Zen 3). With 32 the size does not matter.
   static constexpr Index queries = P::registers == 32 ? 128 : 64;
   static Index chunks(Index m) {
     const Index blocks = (m + keys - 1) / keys;

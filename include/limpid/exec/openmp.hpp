@@ -18,10 +18,10 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// Tasks on an OpenMP team of `threads` (default: what OpenMP would take). In the child of a fork, where OpenMP's
-/// runtime waits for threads that its parent had, they run one after the other on the calling thread: on a team made
-/// before the fork, and on any once a team has run before it. (A program's own parallel regions before a fork are not
-/// known here.)
+/// Tasks on an OpenMP team of `threads` (default: what OpenMP would take). In the child of
+/// a fork, where OpenMP's runtime waits for threads that its parent had, they run one after
+/// the other on the calling thread: on a team made before the fork, and on any once a team
+/// has run before it. (A program's own parallel regions before a fork are not known here.)
 class OpenMP {
  public:
   explicit OpenMP(int threads = omp_get_max_threads()) : threads_(threads < 1 ? 1 : threads) {}

@@ -133,8 +133,8 @@ class OneRate {
   }
 
   W value() const { return value_; }
-  /// dx = g d value / dx:  g alpha (I + alpha y y^T)^-1 y = g alpha y (I + alpha y^T y)^-1, then through the
-  /// normalisation.
+  /// dx = g d value / dx:  g alpha (I + alpha y y^T)^-1 y = g alpha y (I + alpha y^T y)^-1,
+  /// then through the normalisation.
   Mat<W> gradient(W g) const {
     Mat<W> d;
     if (y_.size() == 0) return y_;
@@ -163,7 +163,7 @@ class OneRate {
 
  private:
   /// b = (L L^T)^-1 b by rows: Eigen's solvers leave the vectors of their small triangles to -O3. Columns in blocks
-  /// that stay in the second cache.
+  /// that stay in L2.
   void solve(Mat<W>& b) const {
     const auto& l = cholesky_.matrixLLT();
     constexpr Index block = 128;

@@ -23,9 +23,10 @@ inline namespace LIMPID_ABI {
 /// (2605.11392), whose text we could not obtain: the formulas are ours. Costs attention r more value columns. Throws
 /// ShapeError where shapes do not fit or arrays overlap.
 ///
-///   limpid::append_columns(v, w, heads, guided_v);   limpid::forward(op, limpid::qkv(q, k, guided_v), out, {.saved =
-///   &saved}); limpid::append_columns(dout, u, heads, guided_dout);   limpid::backward(op, ..., guided_dout, ...,
-///   relevance.ask());
+///   limpid::append_columns(v, w, heads, guided_v);
+///   limpid::forward(op, limpid::qkv(q, k, guided_v), out, {.saved = &saved});
+///   limpid::append_columns(dout, u, heads, guided_dout);
+///   limpid::backward(op, limpid::qkv(q, k, guided_v), saved, guided_dout, grad, relevance.ask());
 template <class X, class More, class Out>
 void append_columns(X&& x_, More&& more_, Index heads, Out&& out_) {
   using S = detail::ScalarOf<Out>;

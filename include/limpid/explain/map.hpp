@@ -43,9 +43,9 @@ void look_inside(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, con
 
 }  // namespace detail
 
-/// A block of the (effective) map of one head: out(i, j) is the weight query q0 + i gives key k0 + j. A row is 1 x m, a
-/// column n x 1, the whole map n x m; memory for what was asked. Cost 2 d flop a pair (more where a map is a
-/// polynomial).
+/// A block of the (effective) map of one head: out(i, j) is the weight query q0 + i gives
+/// key k0 + j. A row is 1 x m, a column n x 1, the whole map n x m; memory for what was
+/// asked. Cost 2 d flop a pair (more where a map is a polynomial).
 template <class Op, class S, class Out>
 void map_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Index q0, Index k0,
                Out&& out, const HeadCall& call = {}) {

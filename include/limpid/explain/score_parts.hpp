@@ -1,4 +1,4 @@
-// limpid: what positions that were added to tokens do to scores.
+// limpid: the four parts of scores of tokens to which positions were added, token and position by token and position.
 // SPDX-License-Identifier: MIT
 #pragma once
 

@@ -87,8 +87,8 @@ inline float map_scale(const char* what, View<float> values, ColorMap colors, fl
   return scale;
 }
 
-/// value / scale in [-1, 1]; NaN is 0, and so are zeros without a scale. In double, where no two floats over- or
-/// underflow.
+/// value / scale in [-1, 1]; NaN is 0, and so are zeros without
+/// a scale. In double, where no two floats over- or underflow.
 inline float map_place(float value, float scale) {
   if (std::isnan(value) || value == 0) return 0;
   const double t = scale > 0 ? static_cast<double>(value) / static_cast<double>(scale) : static_cast<double>(value);

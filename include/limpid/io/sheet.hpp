@@ -80,10 +80,10 @@ inline Index text_width(std::string_view text, Index size = 1) {
   return static_cast<Index>(text.size()) * detail::glyph_width * size;
 }
 
-/// Writes a line of text (capitals, figures, some signs) with its top left corner at (row, col), clipped at the
-/// borders, wherever that is. size: pixels a dot, from 1 to 2^20 (ShapeError otherwise); a line is 7 dots high. ink:
-/// grey value, finite (ShapeError otherwise), of all channels. Throws FormatError for an image whose parts do not
-/// agree.
+/// Writes a line of text (capitals, figures, some signs) with its top left corner at
+/// (row, col), clipped at the borders, wherever that is. size: pixels a dot, from 1 to 2^20
+/// (ShapeError otherwise); a line is 7 dots high. ink: grey value, finite (ShapeError
+/// otherwise), of all channels. Throws FormatError for an image whose parts do not agree.
 inline void draw_text(Image& image, Index row, Index col, std::string_view text, Index size = 1, float ink = 0) {
   detail::check_between("draw_text: size", size, 1, detail::most_dots);
   if (!std::isfinite(ink)) limpid::detail::raise("draw_text: ink is not finite, wanted a grey value");

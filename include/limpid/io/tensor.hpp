@@ -185,9 +185,9 @@ struct Tensor {
     return out;
   }
 
-  /// The tensor as a matrix: the last axis gives the columns, all axes before it the rows; rank 1 is a column, rank 0
-  /// one entry. Entries as values() gives them, with its errors: BOOL goes to Mat<bool>, and to 0 and 1 of any other
-  /// scalar.
+  /// The tensor as a matrix: the last axis gives the columns, all axes before it the
+  /// rows; rank 1 is a column, rank 0 one entry. Entries as values() gives them,
+  /// with its errors: BOOL goes to Mat<bool>, and to 0 and 1 of any other scalar.
   template <class S>
   Mat<S> matrix() const {
     check("tensor");

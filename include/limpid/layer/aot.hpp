@@ -13,8 +13,8 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What an AoT layer reads, and where its gradients go: x (B n) x D; eta 1 x 1, the step, default 1; gamma and beta 1 x
-/// D of the norm; then the attention's own: u (MSSA, see MssaLayerArgs) or wq, wk, wv (see MultiHeadArgs), wo, bo.
+/// What an AoT layer reads, and where its gradients go: x (B n) x D; eta 1 x 1, the step, default 1; gamma and beta
+/// 1 x D of the norm; then the attention's own: u (MSSA, see MssaLayerArgs) or wq, wk, wv (see MultiHeadArgs), wo, bo.
 /// Empty: not given. A stack reads x elsewhere and leaves this one empty. visit(f, a...) calls f(name, a's fields...).
 template <class T>
 struct AotArgs {

@@ -61,9 +61,9 @@ void check_like(const char* name, View<S> v, View<S> x) {
 ///
 ///     s = x + rho u,   z = f(s),   u_next = tau z - kappa u,   out = x + u_next,     kappa = tau rho + tau - 1
 ///
-/// f(View<S> s, MutView<S> z) is the whole sublayer, n x D to n x D. tau = 1, rho = 0: out = x + f(x). out and u_next
-/// are n x D and must not overlap the inputs. saved takes s and z for the backward pass. O(n D) besides f. Throws
-/// ShapeError.
+/// f(View<S> s, MutView<S> z) is the whole sublayer, n x D to n x D. tau = 1, rho = 0:
+/// out = x + f(x). out and u_next are n x D and must not overlap the inputs. saved
+/// takes s and z for the backward pass. O(n D) besides f. Throws ShapeError.
 template <class F, class Out, class Next>
 void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&& f, Out&& out_, Next&& u_next_,
                     BoostingBlockSaved<detail::ScalarOf<Out>>* saved = nullptr, const LayerCall& call = {}) {

@@ -212,9 +212,9 @@ struct Ista {
   }
 };
 
-/// What a CRATE block reads, and where its gradients go: x (B n) x D; gamma1 and beta1 of the norm before the
-/// attention; u, wo, bo (see MssaLayerArgs); gamma2, beta2, dictionary, eta and lambda (see IstaArgs). Empty: not
-/// given.
+/// What a CRATE block reads, and where its gradients go: x (B n) x D; gamma1
+/// and beta1 of the norm before the attention; u, wo, bo (see MssaLayerArgs);
+/// gamma2, beta2, dictionary, eta and lambda (see IstaArgs). Empty: not given.
 template <class T>
 struct CrateArgs {
   T x{}, gamma1{}, beta1{}, u{}, wo{}, bo{}, gamma2{}, beta2{}, dictionary{}, eta{}, lambda{};

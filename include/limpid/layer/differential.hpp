@@ -10,9 +10,10 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 
 /// What a two-map layer reads, and where its gradients go, H heads and G key heads. x (B n) x D, wq D x (H 2d),
-/// wk D x (G 2d), or D x (G d) for one key to both branches, wv D x (G dv), wo (H dv) x E. gate_w D x H and gate_b 1 x
-/// H make the logits z = x gate_w + gate_b that the operator takes (gated attention, or version 2 of differential). The
-/// rest is handed to the operator: gamma, lambda and the vectors it is learned through. Empty: not given.
+/// wk D x (G 2d), or D x (G d) for one key to both branches, wv D x (G dv), wo (H dv) x E. gate_w D x H and
+/// gate_b 1 x H make the logits z = x gate_w + gate_b that the operator takes (gated attention, or version 2 of
+/// differential). The rest is handed to the operator: gamma, lambda and the vectors it is learned through.
+/// Empty: not given.
 template <class T>
 struct TwoMapLayerArgs {
   T x{}, wq{}, wk{}, wv{}, wo{}, gate_w{}, gate_b{}, gamma{}, lambda{}, lambda_q1{}, lambda_k1{}, lambda_q2{},

@@ -12,9 +12,9 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What layer_norm keeps for backward of every row, n x 4: mean (rounded, and what that leaves off) and r = 1 /
-/// sqrt(var + eps) of the row times a power of two, and that power. It is 1 but where squares of the row would over-
-/// or underflow.
+/// What layer_norm keeps for backward of every row, n x 4: mean (rounded, and what
+/// that leaves off) and r = 1 / sqrt(var + eps) of the row times a power of two,
+/// and that power. It is 1 but where squares of the row would over- or underflow.
 template <class S>
 struct LayerNormSaved {
   Mat<S> statistics;
@@ -114,8 +114,8 @@ struct NormRows {
   static Index tasks(Index rows) { return (rows + step - 1) / step; }
 };
 
-/// y = gamma o (x - mean) r + beta and the statistics (n x 4, may be null), shapes checked; gamma and beta may be
-/// empty.
+/// y = gamma o (x - mean) r + beta and the statistics (n x 4,
+/// may be null), shapes checked; gamma and beta may be empty.
 template <class P, class S = typename P::Scalar>
 void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> beta, double eps, MutView<S> y,
                    MutView<S> statistics) {
@@ -245,9 +245,9 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
   if (call.saved) call.saved->filled = true;
 }
 
-/// The gradients that grad names, from dy; saved comes from the forward call. Throws ShapeError where shapes do not
-/// fit, saved is of other rows or of a call that was not finished, or a gradient shares memory with x, gamma, dy or
-/// another one.
+/// The gradients that grad names, from dy; saved comes from the forward call. Throws
+/// ShapeError where shapes do not fit, saved is of other rows or of a call that was
+/// not finished, or a gradient shares memory with x, gamma, dy or another one.
 ///
 ///     dx = r (t - mean(t) - xh mean(t o xh)),   t = gamma o dy,   xh = (x - mean) r
 ///     dgamma = sum of dy o xh over rows,   dbeta = sum of dy

@@ -8,8 +8,8 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What MssaLayer reads, and where its gradients go: x (B n) x D, u D x (H p), head k's basis in columns k p .. (k + 1)
-/// p - 1, wo (H p) x E, bo 1 x E. Without wo the output map is tied, wo = u^T. visit as MultiHeadArgs.
+/// What MssaLayer reads, and where its gradients go: x (B n) x D, u D x (H p), head k's basis in columns
+/// k p .. (k + 1) p - 1, wo (H p) x E, bo 1 x E. Without wo the output map is tied, wo = u^T. visit as MultiHeadArgs.
 template <class T>
 struct MssaLayerArgs {
   T x{}, u{}, wo{}, bo{};

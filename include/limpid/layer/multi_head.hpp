@@ -1,4 +1,4 @@
-// limpid: multi-head layers: projections, operator, output map; for q, k, v (MultiHead) and for MSSA (MssaLayer).
+// limpid: the multi-head layer: projections, any operator of q, k and v, output map.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -7,10 +7,10 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What MultiHead reads, and where its gradients go, H heads and G key heads: x (B n) x D, wq D x (H d), wk D x (G d),
-/// wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E. Empty: not given; without wo the heads' output is the
-/// result. visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by
-/// side.
+/// What MultiHead reads, and where its gradients go, H heads and G key heads: x (B n) x D,
+/// wq D x (H d), wk D x (G d), wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E.
+/// Empty: not given; without wo the heads' output is the result. visit(f, a...) calls
+/// f(name, a's fields...): one set of parameters, or parameters and gradients side by side.
 template <class T>
 struct MultiHeadArgs {
   T x{}, wq{}, bq{}, wk{}, bk{}, wv{}, bv{}, wo{}, bo{};
@@ -63,8 +63,8 @@ struct MultiHead {
   template <class S>
   using Saved = MultiHeadSaved<Op, S>;
 
-  /// Columns of the result. Throws ShapeError where heads or kv_heads is below 1, does not divide or is out of all
-  /// size.
+  /// Columns of the result. Throws ShapeError where heads or
+  /// kv_heads is below 1, does not divide or is out of all size.
   template <class S>
   Index out_width(const Args<S>& in) const {
     detail::check_heads(name, heads, groups(), 1, 0);

@@ -1,4 +1,4 @@
-// limpid: layers of PID attention one after the other, with the state between them.
+// limpid: a stack of PID attention layers, which hands its state from layer to layer and back.
 // SPDX-License-Identifier: MIT
 #pragma once
 

@@ -1,4 +1,4 @@
-// limpid: twicing one token at a time.
+// limpid: decoding with twicing attention: one token at a time, with a cache of keys, values and residuals.
 // SPDX-License-Identifier: MIT
 #pragma once
 

@@ -21,8 +21,8 @@ inline namespace LIMPID_ABI {
 ///     dist:  dq_i = (2/h^2) sum_j dS_ij k_j,   dk_j = (2/h^2)(sum_i dS_ij q_i - c_j k_j),
 ///            dh = -(2/h) sum_ij dS_ij dist_ij
 ///
-/// with dS of softmax and c_j = sum_i dS_ij; positions likewise. Inputs: BilateralArgs. The kernels are chosen at run
-/// time:
+/// with dS of softmax and c_j = sum_i dS_ij; positions likewise.
+/// Inputs: BilateralArgs. The kernels are chosen at run time:
 ///     bilateral(causal(), {.content = ContentKernel::dist, .spatial = SpatialKernel::dot, .pscale = 0.5})
 /// Kept and errors as softmax; a bandwidth that is not positive, missing positions, and inputs that the chosen kernels
 /// do not read throw ShapeError. Cost as softmax with d + c in place of d; memory O((n + m)(d + c + dv)): content and

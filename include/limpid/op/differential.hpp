@@ -180,9 +180,9 @@ requires(!std::is_same_v<M, DifferentialOptions>) auto differential(const M& mod
   return Differential<decltype(chain(modifiers))>{chain(modifiers), options, "differential"};
 }
 
-/// Version 2 of its authors (January 2026, code and blog): A1 V - sigmoid(z_i) A2 V with a logit z for every token and
-/// head, one key for both branches, no norm. The second query branch of head i is query head 2 i + 1 of the official
-/// code.
+/// Version 2 of its authors (January 2026, code and blog): A1 V - sigmoid(z_i) A2 V
+/// with a logit z for every token and head, one key for both branches, no norm.
+/// The second query branch of head i is query head 2 i + 1 of the official code.
 inline auto differential_v2(SoftmaxOptions options = {}) {
   return differential({.scale = options.scale, .norm = HeadNorm::none});
 }

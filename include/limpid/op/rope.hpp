@@ -12,8 +12,8 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// Which columns make plane l of a rotary width r: (2 l, 2 l + 1), as in the paper, or (l, l + r / 2), as in GPT-NeoX
-/// and Llama.
+/// Which columns make plane l of a rotary width r: (2 l, 2 l + 1),
+/// as in the paper, or (l, l + r / 2), as in GPT-NeoX and Llama.
 enum class RopeLayout { interleaved, half };
 
 /// An offset that is not set: m - n.

@@ -1,5 +1,4 @@
-// limpid: scores that are sums of kernels, dot products and squared distances, reduced to one dot product and a key
-// bias.
+// limpid: scores that are sums of dot products and squared distances, as one dot product and a key bias.
 //
 // -|q - k|^2 / h^2 is (2 q.k - |k|^2) / h^2 up to a constant of the row, which the softmax drops; a sum of such terms
 // is one product of concatenated rows. Where a score function is asked (it must see the score itself) the constant
@@ -71,12 +70,13 @@ struct SomeRows {
   Index operator[](Index i) const { return rows ? rows[i] : i; }
 };
 
-/// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are centred, asking
-/// and seen are the rows that have a say. The reduced score is rounded in units of c max|q| max|k|, the score itself in
-/// units of c |q - k|^2, and what equal rows, as where queries are the keys, give to a gradient is none at all. Where
-/// the first is small nothing is lost. Else near pairs need differences: which costs least for all pairs of narrow
-/// rows, and of wide ones where near pairs are many, by a look at some, spread over both arrays. That look is of time
-/// alone. Squares that overflow are left to the differences. bounded: no score is below -largest_score.
+/// Whether c |q - k|^2 from 2 c <q, k> and c |k|^2 would lose digits that differences keep; q and k are
+/// centred, asking and seen are the rows that have a say. The reduced score is rounded in units of c
+/// max|q| max|k|, the score itself in units of c |q - k|^2, and a pair of equal rows, as where queries are
+/// the keys, must give nothing to a gradient. Where the first unit is small nothing is lost. Else near
+/// pairs need differences, and they alone have them if rows are wide and near pairs few (of some, spread
+/// over both arrays); otherwise all pairs do, which is then quicker. Which of the two is a matter of time
+/// alone. Squares that overflow are left to differences. bounded: no score is below -largest_score.
 template <class S>
 Summed how_summed(S coefficient, View<S> q, const S* half_q, const SomeRows& asking, View<S> k, const S* half_k,
                   const SomeRows& seen, bool& bounded) {
@@ -156,8 +156,8 @@ bool about_middle(View<S> from, const S* middle, MutView<S> to, S* half) {
   return fine;
 }
 
-/// Rows that are not finite as rows of NaN: infinity lies infinitely far from all, which would be no weight, or the
-/// same for all.
+/// Rows that are not finite as rows of NaN: infinity lies infinitely
+/// far from all, which would be no weight, or the same for all.
 template <class S>
 View<S> rows_that_show(Arena& arena, View<S> v) {
   if (holds_finite(v)) return v;
@@ -390,12 +390,10 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
 
 /// From gradients of the concatenated rows and of the bias to those of every term:
 ///     dist: dq_i = 2 c (sum_j dS_ij k_j - r_i q_i),   dk_j = 2 c (sum_i dS_ij q_i - c_j k_j),
-///     by pair: dq_i = 2 c sum_j dS_ij (k_j - q_i),   dk_j = 2 c sum_i dS_ij (q_i - k_j), differences made in the
-///     sweep,
-/// sum_ij dS_ij s_ij from the sweep where it was asked for it, otherwise from dq_i and c_j, which costs nothing but
-/// cancels where near pairs have most of dS,
-/// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax, and c_j = sum_i
-/// dS_ij.
+///     by pair: dq_i = 2 c sum_j dS_ij (k_j - q_i),   dk_j = 2 c sum_i dS_ij (q_i - k_j),
+/// where the sweep makes the differences of a pair. sum_ij dS_ij s_ij comes from the sweep where it was asked for it,
+/// otherwise from dq_i and c_j, which costs nothing but cancels where near pairs have most of dS.
+/// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax; c_j = sum_i dS_ij.
 template <class S, class Mods>
 void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from, std::array<KernelGradient<S>, 2>& g,
                    Accumulation accumulate) {
@@ -450,8 +448,8 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
   }
 }
 
-/// The bandwidth of a head: a given number, positive and not so small that 2 / h^2, the weight of <q, k>, overflows, or
-/// the default.
+/// The bandwidth of a head: a given number, positive and not so small
+/// that 2 / h^2, the weight of <q, k>, overflows, or the default.
 template <class S>
 S bandwidth(const char* op, const char* name, View<S> given, S otherwise) {
   if (!given.given()) return otherwise;

@@ -55,8 +55,8 @@ inline Window window(Index left, Index right = 0) {
   return w;
 }
 
-/// true = keep, asked pair by pair. A function that offers block(At, q0, q1, k0, k1) -> Cover lets whole tiles be
-/// skipped.
+/// true = keep, asked pair by pair. A function that offers
+/// block(At, q0, q1, k0, k1) -> Cover lets whole tiles be skipped.
 template <class F>
 struct MaskFunction : Modifier {
   static constexpr bool is_mask = true, irregular = true;

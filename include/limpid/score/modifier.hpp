@@ -19,9 +19,8 @@ inline namespace LIMPID_ABI {
 
 /// What a modifier is unless it says otherwise.
 struct Modifier {
-  static constexpr bool is_mask = false;  ///< keeps or drops pairs
-  static constexpr bool intervals =
-      false;  ///< a mask that keeps one run of keys a query, moving one way with the query
+  static constexpr bool is_mask = false;    ///< keeps or drops pairs
+  static constexpr bool intervals = false;  ///< a mask of one run of keys a query, moving one way with the query
   static constexpr bool irregular = false;  ///< a mask that must be asked pair by pair
   static constexpr bool values = false;     ///< changes a score by more than an amount per key
   static constexpr bool starts = false;     ///< adds an amount per key (up to a constant of the row)
@@ -46,7 +45,7 @@ struct Modifier {
   S shift(const At&, Index) const {
     return S(0);
   }
-  /// Whether a value is the score plus an amount that does not hang on it.
+  /// Whether a value is the score plus an amount that does not depend on it.
   bool adds() const { return false; }
   /// Whether that amount is an entry of a table.
   bool is_table() const { return false; }
@@ -146,8 +145,7 @@ Far far_of(const S* numbers, Index count) {
   raise(std::string(op) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + wanted);
 }
 
-/// Whether a modifier's amounts are counted from a query, which leaves a constant out of a row: it has a shift of its
-/// own.
+/// Whether a modifier counts its amounts from a query, which leaves a constant out of a row: it has a shift of its own.
 template <class M>
 inline constexpr bool has_shift = M::starts;
 template <class M>

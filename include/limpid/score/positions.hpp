@@ -237,8 +237,8 @@ struct SinusoidalOptions {
 };
 
 /// Sinusoidal encodings, w_l = base^(-2 l / D): Vaswani et al. 2017, arXiv 1706.03762, section 3.5. Overwrites out, n x
-/// D; an odd D has one sine more than cosines. Added to x before the projections, so dx is the gradient of the sum. p_i
-/// . p_j depends on i - j only (for even D).
+/// D; an odd D has one sine more than cosines. Added to x before the projections, so dx is the gradient of the sum.
+/// p_i . p_j depends on i - j only (for even D).
 template <class Out>
 void sinusoidal(Out&& out, const SinusoidalOptions& options = {}) {
   using S = detail::ScalarOf<Out>;
