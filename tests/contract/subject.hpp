@@ -107,8 +107,7 @@ struct Operator {
 using Operators = std::vector<std::unique_ptr<Operator>>;
 const Operators& operators();
 
-/// What fills in one chain and scalar of all operators; contract/instance.cpp adds itself, once for each it is compiled
-/// for.
+/// What fills in one scalar of all operators; contract/instance.cpp adds itself, once for each it is compiled for.
 std::vector<void (*)(Operators&)>& instances();
 
 }  // namespace suite
