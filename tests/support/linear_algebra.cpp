@@ -3,17 +3,24 @@
 #include "linear_algebra.hpp"
 
 #include <Eigen/Eigenvalues>
-#include <Eigen/LU>
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace suite {
 
 using limpid::Index, limpid::Mat;
 
 std::vector<std::complex<double>> eigenvalues(const Mat<double>& a) {
-  const Eigen::EigenSolver<Eigen::MatrixXd> solver(Eigen::MatrixXd(a), false);
-  return {solver.eigenvalues().data(), solver.eigenvalues().data() + a.rows()};
+  // in long double: what Eigen has of vectors for double takes twice as long to compile
+  using Wide = Eigen::Matrix<long double, Eigen::Dynamic, Eigen::Dynamic>;
+  Wide wide(a.rows(), a.cols());
+  for (Index i = 0; i < a.rows(); ++i)
+    for (Index j = 0; j < a.cols(); ++j) wide(i, j) = a(i, j);
+  const Eigen::EigenSolver<Wide> solver(wide, false);
+  std::vector<std::complex<double>> values;
+  for (Index i = 0; i < a.rows(); ++i) values.emplace_back(solver.eigenvalues()(i));
+  return values;
 }
 
 std::vector<double> symmetric_eigenvalues(const Mat<double>& a) {
@@ -42,7 +49,46 @@ Mat<double> orthonormal(const Mat<double>& a, Index cols) {
   return q;
 }
 
-Mat<double> solve(const Mat<double>& a, const Mat<double>& b) { return Eigen::MatrixXd(a).partialPivLu().solve(b); }
-double determinant(const Mat<double>& a) { return Eigen::MatrixXd(a).determinant(); }
+namespace {
+
+/// Gauss's way, with the largest entry of a column as pivot: b becomes x with a x = b. Returns the determinant of a.
+double eliminate(Mat<double> a, Mat<double>& b) {
+  const Index n = a.rows();
+  double determinant = 1;
+  for (Index j = 0; j < n; ++j) {
+    Index top = j;
+    for (Index i = j + 1; i < n; ++i)
+      if (std::abs(a(i, j)) > std::abs(a(top, j))) top = i;
+    if (top != j) {
+      for (Index c = 0; c < n; ++c) std::swap(a(j, c), a(top, c));
+      for (Index c = 0; c < b.cols(); ++c) std::swap(b(j, c), b(top, c));
+      determinant = -determinant;
+    }
+    determinant *= a(j, j);
+    for (Index i = j + 1; i < n; ++i) {
+      const double share = a(i, j) / a(j, j);
+      for (Index c = j; c < n; ++c) a(i, c) -= share * a(j, c);
+      for (Index c = 0; c < b.cols(); ++c) b(i, c) -= share * b(j, c);
+    }
+  }
+  for (Index j = n; j-- > 0;)
+    for (Index c = 0; c < b.cols(); ++c) {
+      for (Index k = j + 1; k < n; ++k) b(j, c) -= a(j, k) * b(k, c);
+      b(j, c) /= a(j, j);
+    }
+  return determinant;
+}
+
+}  // namespace
+
+Mat<double> solve(const Mat<double>& a, const Mat<double>& b) {
+  Mat<double> x = b;
+  eliminate(a, x);
+  return x;
+}
+double determinant(const Mat<double>& a) {
+  Mat<double> none(a.rows(), 0);
+  return eliminate(a, none);
+}
 
 }  // namespace suite
