@@ -52,7 +52,8 @@ TEMPLATE_TEST_CASE("In every operator a row that sees but keys of the lowest num
                    double) {
   using S = TestType;
   for_operators([](const Operator& op) {
-    if (op.traits.residual) return;  // their tokens have more in common than keys
+    // tokens of the first have more in common than keys, and weights without a row sum are compared with nothing
+    if (op.traits.residual || !op.has_lse) return;
     const double bound = 256 * static_cast<double>(std::numeric_limits<S>::epsilon());
     auto p = make_problem<S>(op, Kind::masks, {150, 150}, 801);
     check_apart(p, bound);
