@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include "problem.hpp"
 
+#include "support/products.hpp"
+
 using namespace suite;
 
 namespace {
@@ -82,7 +84,7 @@ TEMPLATE_TEST_CASE("The map times the values gives the output, head by head.", "
             const Result<S> r = run(p, asked);
             const Index n = p.sizes.n, m = p.sizes.m, dv = v.cols() / p.sizes.kv_heads;
             const Index group = head / (p.sizes.heads / p.sizes.kv_heads);
-            const Mat<S> wanted = r.map * v.block(item * m, group * dv, m, dv);
+            const Mat<S> wanted = product(r.map, Mat<S>(v.block(item * m, group * dv, m, dv)));
             const Mat<S> found = r.out.block(item * n, head * dv, n, dv);
             CHECK(distance(found, wanted) <= 200 * std::numeric_limits<S>::epsilon() * (1 + largest(wanted)));
           }
@@ -129,7 +131,7 @@ TEMPLATE_TEST_CASE("The map times any array is what map_right gives.", "", float
     limpid::HeadCall call;
     call.head = 3, call.item = 1;
     p.subject().map_right(p.mods, in, ask.saved.get(), x, found, call);
-    const Mat<S> wanted = map * x;
+    const Mat<S> wanted = product(map, x);
     CHECK(distance(found, wanted) <= 200 * std::numeric_limits<S>::epsilon() * (1 + largest(wanted)));
   });
 }

@@ -18,6 +18,7 @@ const Operators& operators() {
       op->name = Entry::name;
       op->traits = Entry::traits();
       op->text_name = Entry::make(limpid::chain()).name;
+      op->has_lse = limpid::detail::has_lse<decltype(Entry::make(limpid::chain()))>;
       op->make_fields = [](const Sizes& s, bool every, Random& random) {
         return make_fields<Entry, double>(s, every, random);
       };

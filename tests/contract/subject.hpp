@@ -42,7 +42,7 @@ struct Modifiers {
   std::function<Cover(const At&, Index, Index, Index, Index)> cover;  // the hint to it
   Mat<S> key_bias;                                                    // 1 x m or B x m
   Mat<S>* dkey_bias = nullptr;
-  double cap = 0;                        // score -> cap tanh(score / cap), values only
+  double cap = 0;                        // scores stay below it in size, values only
   std::function<double(const At&)> add;  // values only
 
   template <class T>
@@ -86,6 +86,7 @@ struct Operator {
   const char* name = nullptr;
   Traits traits;
   std::string text_name;  ///< what its errors call it
+  bool has_lse = true;    ///< weights come by a log-sum-exp, which can be asked for
   std::function<Fields<double>(const Sizes&, bool, Random&)> make_fields;
   std::unique_ptr<Subject<float>> of_float[4];
   std::unique_ptr<Subject<double>> of_double[4];
@@ -108,8 +109,7 @@ struct Operator {
 using Operators = std::vector<std::unique_ptr<Operator>>;
 const Operators& operators();
 
-/// What fills in one chain and scalar of all operators; contract/instance.cpp adds itself, once for each it is compiled
-/// for.
+/// What fills in one scalar of all operators; contract/instance.cpp adds itself, once for each it is compiled for.
 std::vector<void (*)(Operators&)>& instances();
 
 }  // namespace suite

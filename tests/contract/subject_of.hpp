@@ -39,18 +39,24 @@ struct AskedAmount {
   S operator()(const At& a) const { return mods->add ? S(mods->add(a)) : S(0); }
 };
 
+/// Score -> score / sqrt(1 + (score / cap)^2), which like cap tanh(score / cap) never exceeds the cap, and asks no library.
 template <class S>
 struct AskedCap {
   const Modifiers<S>* mods;
-  S operator()(S s, const At&) const { return mods->cap > 0 ? S(mods->cap) * std::tanh(s / S(mods->cap)) : s; }
+  S operator()(S s, const At&) const {
+    if (!(mods->cap > 0)) return s;
+    const S cap = S(mods->cap), a = s / cap, b = cap / s;  // the square of the smaller one is finite
+    return std::abs(a) < S(1) ? s / std::sqrt(S(1) + a * a) : std::copysign(cap / std::sqrt(S(1) + b * b), s);
+  }
 };
 template <class S>
 struct AskedCapSlope {
   const Modifiers<S>* mods;
   S operator()(S s, const At&) const {
     if (!(mods->cap > 0)) return S(1);
-    const S t = std::tanh(s / S(mods->cap));
-    return S(1) - t * t;
+    const S cap = S(mods->cap), a = s / cap, b = cap / s;
+    const S root = std::abs(a) < S(1) ? S(1) / std::sqrt(S(1) + a * a) : std::abs(b) / std::sqrt(S(1) + b * b);
+    return root * root * root;
   }
 };
 

@@ -1,4 +1,4 @@
-// limpid: decompositions for tests, compiled once in linear_algebra.cpp: each of Eigen's costs seconds to compile.
+// limpid: decompositions for tests, by hand: each of Eigen's costs seconds to compile.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace suite {
 
-/// Eigenvalues of any square matrix, in Eigen's order.
+/// Eigenvalues of any square matrix, in any order.
 std::vector<std::complex<double>> eigenvalues(const limpid::Mat<double>& a);
 
 /// Eigenvalues of a symmetric matrix, smallest first.

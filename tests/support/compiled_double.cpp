@@ -1,0 +1,5 @@
+// limpid: see compiled.hpp
+// SPDX-License-Identifier: MIT
+#include "support/compiled.hpp"
+
+LIMPID_TEST_OPERATORS(, double)
