@@ -62,8 +62,8 @@ inline bool random_keep(const At& a, std::uint64_t seed) {
   return Random(seed + static_cast<std::uint64_t>(a.k + 1000 * (a.q + 1000 * (a.head + 8 * a.batch)))).bits() % 3 != 0;
 }
 
-/// Modifiers for the chains masks and values: a random mask, a key bias of every item, and for values a cap and an
-/// amount.
+/// Modifiers for the chains masks and values: a random mask, a key
+/// bias of every item, and for values a cap and an amount.
 template <class S>
 void dress(Problem<S>& p) {
   if (p.kind != Kind::masks && p.kind != Kind::values) return;
@@ -218,8 +218,8 @@ void for_operators(F&& check) {
     }
 }
 
-/// Ragged sizes: around one, a panel of 32 and a block of 128; and few queries of whole vectors, which have a path of
-/// their own.
+/// Ragged sizes: around one, a panel of 32 and a block of 128; and
+/// few queries of whole vectors, which have a path of their own.
 inline const std::vector<Sizes>& ragged_sizes() {
   static const std::vector<Sizes> all = {
       {1, 1},     {1, 2},           {2, 1},           {2, 33},          {31, 31},         {31, 127},        {33, 2},

@@ -74,8 +74,8 @@ inline Index width_of(const Rule& rule, std::string_view field, limpid::Role rol
 
 }  // namespace suite
 
-/// X(name, an operator made of modifiers `mods`, what is special: designated initialisers of suite::Traits, at least
-/// one)
+/// X(name, an operator made of modifiers `mods`, what is special:
+/// designated initialisers of suite::Traits, at least one)
 #define LIMPID_OPERATORS(X)                                                                                         \
   X(softmax, limpid::softmax(mods), .float_multiple = 2)                                                            \
   X(sigmoid, limpid::sigmoid(mods), .distribution = false, .float_multiple = 2)                                     \

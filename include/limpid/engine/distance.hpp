@@ -1,9 +1,9 @@
 // limpid: squared distances by pair, sum_c (q_ic - k_jc)^2, and gradients that are sums of differences.
 // SPDX-License-Identifier: MIT
 //
-// |q|^2 - 2 <q, k> + |k|^2 loses (extent / distance)^2 of the digits of a near pair, about whatever middle. Differences
-// lose none, but cost one subtraction more a column: they are for calls that need them (score/kernel.hpp), in one of
-// two ways.
+// |q|^2 - 2 <q, k> + |k|^2 loses (extent / distance)^2 of the digits of a near pair,
+// about whatever middle. Differences lose none, but cost one subtraction more a column:
+// they are for calls that need them (score/kernel.hpp), in one of two ways.
 //   Narrow rows: every pair is summed from differences.
 //   Wide rows: near pairs alone are. A tile is made of products about a middle, (|q|^2 + |k|^2) / 2 - <q, k> =
 //   |q - k|^2 / 2; a pair for which this is below half of the first term, so that more than a digit is lost, is made

@@ -71,8 +71,8 @@ struct Sigmoid : OverScores<Score>, OneMap<Sigmoid<Score>> {
   detail::SigmoidWeight weight(const At& at) const { return {bias.value_or(at.m > 0 ? -std::log(double(at.m)) : 0)}; }
 };
 
-/// Sigmoid attention (Ramapuram et al. 2024, "Theory, Analysis, and Best Practices for Sigmoid Self-Attention", arXiv
-/// 2409.04431):
+/// Sigmoid attention (Ramapuram et al. 2024, "Theory, Analysis, and
+/// Best Practices for Sigmoid Self-Attention", arXiv 2409.04431):
 ///
 ///     A_ij = sigmoid(s_ij + b),   s = scale Q K^T and modifiers,   b = -log m,   out = A V
 ///     dS = A o (1 - A) o (dout V^T),   dV = A^T dout
