@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include <limits>
 #include <limpid/core/context.hpp>
-#include <limpid/engine/rows.hpp>
 #include <limpid/core/workspace.hpp>
+#include <limpid/engine/rows.hpp>
 
 #include "support/catch.hpp"
 
