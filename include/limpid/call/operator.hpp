@@ -71,6 +71,13 @@ struct OverScores {
   auto& modifiers() { return score.mods; }
 };
 
+/// For an operator that needs nothing of forward in backward but its inputs.
+template <class T>
+struct KeepNothing {
+  template <class F, class... K>
+  static void visit(F&&, const auto&, K&&...) {}
+};
+
 /// The map at work, for an operator of one map: Op::map(pass, in, keep) gives its scores and what was kept of its rows.
 template <class Scores, class S>
 struct ShownMap {

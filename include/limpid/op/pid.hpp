@@ -1,4 +1,4 @@
-// limpid: attention with a PID controller on the values (PIDformer): one layer as an operator, and a stack of layers.
+// limpid: attention with a PID controller on the values (PIDformer): one layer as an operator.
 // SPDX-License-Identifier: MIT
 #pragma once
 

@@ -12,8 +12,6 @@ struct SigmoidOptions {
   std::optional<double> bias = std::nullopt;  ///< b; default -log m, the paper's
 };
 
-namespace detail {
-
 /// w = sigmoid(s + b), dw/ds = w (1 - w).
 struct SigmoidWeight {
   static constexpr bool normalised = false;
@@ -30,24 +28,18 @@ struct SigmoidWeight {
   }
 };
 
-}  // namespace detail
-
-/// Sigmoid attention over dot products; see sigmoid().
+/// Sigmoid attention over any family of scores; see sigmoid().
 template <class Score>
 struct Sigmoid : OverScores<Score>, OneMap<Sigmoid<Score>> {
   std::optional<double> bias;
-  using OverScores<Score>::score;
   template <class T>
   using Args = typename Score::template Args<T>;
   template <class T>
-  struct Keep {  // weights are made again from q and k alone
-    template <class F, class... K>
-    static void visit(F&&, const auto&, K&&...) {}
-  };
+  using Keep = KeepNothing<T>;
 
   template <class In>
   void check(const Dims& dims, const In& head) const {
-    score.check(this->name, dims, head);
+    this->score.check(this->name, dims, head);
     if (bias) detail::check_factor<typename decltype(In::q)::Scalar>(this->name, "bias", *bias);
   }
   template <class P, class S = typename P::Scalar>
@@ -57,37 +49,29 @@ struct Sigmoid : OverScores<Score>, OneMap<Sigmoid<Score>> {
   template <class P, class S = typename P::Scalar>
   void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>&, View<S> dout,
                 const Args<MutView<S>>& grad) const {
-    MapBackward map(pass, score, in, {}, grad, weight(pass.at));
+    MapBackward map(pass, this->score, in, {}, grad, weight(pass.at));
     map.plan.left = dout, map.plan.right = in.v;  // dA = dout V^T
     map.plan.x = dout, map.plan.dv = grad.v;      // dV = A^T dout
     map.finish();                                 // dS = A o (1 - A) o dA and what follows from it
   }
   template <class P, class S = typename P::Scalar>
   auto map(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>&) const {
-    return shown_map(engine::with_weight(score.prepare(pass.arena(), in, pass.at).scores, weight(pass.at)));
+    return shown_map(engine::with_weight(this->score.prepare(pass.arena(), in, pass.at).scores, weight(pass.at)));
   }
-
- private:
-  detail::SigmoidWeight weight(const At& at) const { return {bias.value_or(at.m > 0 ? -std::log(double(at.m)) : 0)}; }
+  SigmoidWeight weight(const At& at) const { return {bias.value_or(at.m > 0 ? -std::log(double(at.m)) : 0)}; }
 };
 
-/// Sigmoid attention (Ramapuram et al. 2024, "Theory, Analysis, and
-/// Best Practices for Sigmoid Self-Attention", arXiv 2409.04431):
-///
-///     A_ij = sigmoid(s_ij + b),   s = scale Q K^T and modifiers,   b = -log m,   out = A V
-///     dS = A o (1 - A) o (dout V^T),   dV = A^T dout
-///
-/// No weight depends on another key, so rows do not sum to one, and there is no log-sum-exp: a call that asks for one
-/// throws ShapeError. Nothing is kept. A masked pair weighs 0; m counts all keys of the item, masked or not (ours).
-/// Cost, shapes and errors as softmax; error: float within 2 x that of the naive float formula (tests/contract).
-inline auto sigmoid(SigmoidOptions options = {}) {
-  return Sigmoid<DotScore<Chain<>>>{{{chain(), options.scale}, "sigmoid"}, {}, options.bias};
-}
+/// Sigmoid attention (Ramapuram et al. 2024, "Theory, Analysis, and Best Practices for Sigmoid Self-Attention", arXiv
+/// 2409.04431): A_ij = sigmoid(s_ij + b), s = scale Q K^T and modifiers, b = -log m, out = A V;
+/// dS = A o (1 - A) o (dout V^T), dV = A^T dout. Rows do not sum to one, and there is no log-sum-exp: a call that asks
+/// for it throws ShapeError. Nothing is kept. A masked pair weighs 0; m counts all keys, masked or not (ours). Cost,
+/// shapes and errors as softmax; float within 2 x the error of the naive float formula (tests/contract, op/sigmoid).
 template <class M>
 requires(!std::is_same_v<M, SigmoidOptions>) auto sigmoid(const M& modifiers, SigmoidOptions options = {}) {
   return Sigmoid<DotScore<decltype(chain(modifiers))>>{
       {{chain(modifiers), options.scale}, "sigmoid"}, {}, options.bias};
 }
+inline auto sigmoid(SigmoidOptions options = {}) { return sigmoid(chain(), options); }
 
 }  // namespace LIMPID_ABI
 }  // namespace limpid
