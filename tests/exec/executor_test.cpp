@@ -492,8 +492,9 @@ TEST_CASE("One workspace, or one saved state, in two calls at the same time is r
   limpid::Saved<decltype(op), float> saved;
   std::string found;
   // a mask that runs another call on another thread while the first one is at work
+  bool asked = false;
   const auto during = [&](const auto& other) {
-    bool asked = false;
+    asked = false;
     const auto nosy = limpid::softmax(limpid::mask([&](const limpid::At&) {
       if (!std::exchange(asked, true)) std::thread([&] { found = suite::error_of(other); }).join();
       return true;
