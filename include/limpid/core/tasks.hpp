@@ -80,7 +80,7 @@ class TaskTree {
     if (trace()) trace()->end_loop();
   }
 
-  /// Inside a head, not inside a task: task(t, state) for every t in [0, count), state = make(arena) once a worker that
+  /// Inside a head, not inside a task: task(state, t) for every t in [0, count), state = make(arena) once a worker that
   /// takes part.
   template <class Make, class Task>
   void loop(int owner, Arena& arena, Index count, Make&& make, Task&& task) {
@@ -92,7 +92,7 @@ class TaskTree {
     auto&& state = make(own);
     for (Index t = 0; t < count; ++t) {
       if (trace()) trace()->begin_task();
-      task(t, state);
+      task(state, t);
       if (trace()) trace()->end_task();
     }
     if (trace()) trace()->end_loop();
@@ -170,7 +170,7 @@ class TaskTree {
       if (t >= count || stopped_) return;
       const ArenaScope scope(arena);
       auto&& state = make(arena);
-      for (; t < count && !stopped_; t = loop.next.fetch_add(1)) task(t, state);
+      for (; t < count && !stopped_; t = loop.next.fetch_add(1)) task(state, t);
     };
     Loop loop{count, &work,
               [](void* object, Loop& l, Arena& arena) { (*static_cast<decltype(work)*>(object))(l, arena); }};

@@ -241,7 +241,7 @@ class PullGuard {
       }
       if (!gradient)
         for (const auto& moment : plan_.moments)
-          if (moment.sums) moment.sums[0] = Wide<S>(nan());
+          if (moment.sum) *moment.sum = Wide<S>(nan());
     }
   }
 

@@ -388,11 +388,14 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
       map.scores.k = near_rows(common, map.scores.k, blocks);
       map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : near_rows(common, map.x, blocks);
     }
-    context.run(blocks, [&](Index task, Arena& arena) {
-      const Index q0 = (blocks - 1 - task) * step;  // under a causal mask the last queries have the most to do
-      const Index q1 = std::min(n, q0 + step);
+    // A panel is a task where there would be few; a row sees the keys in the blocks that its block of queries sees.
+    constexpr Index few_blocks = 64, panel = SmoothBlocks<P>::panel;
+    const Index part = context.spreads() && blocks < few_blocks ? panel : step, parts = (n + part - 1) / part;
+    context.run(parts, [&](Index task, Arena& arena) {
+      const Index q0 = (parts - 1 - task) * part;  // under a causal mask the last queries have the most to do
+      const Index q1 = std::min(n, q0 + part), block_begin = q0 / step * step;
       auto block = each_map(tiled, [&](const auto& map) { return Block(map, q0, q1, arena); });
-      const Interval seen = tiled[0].scores.hull(q0, q1);
+      const Interval seen = tiled[0].scores.hull(block_begin, std::min(n, block_begin + step));
       for (Index k0 = seen.begin; k0 < seen.end; k0 += keys)
         for (auto& b : block) b.add_keys(k0, std::min(k0 + keys, seen.end));
       for (auto& b : block) b.finish();
