@@ -37,7 +37,7 @@ class Context {
   void run(Index count, Make&& make, Task&& task) const {
     if (tree_) return tree_->loop(worker_, *arena_, count, make, task);
     if (count > 1 && workspace_ && (spreads() || executor_.trace()))
-      return as_head(double(count) * TaskTree::flop_a_worker,
+      return as_head(double(count) * executor_.flop_a_worker(),
                      [&](const Context& inner) { inner.run(count, make, task); });
     const ArenaScope scope(*arena_);
     auto&& state = make(*arena_);

@@ -54,11 +54,8 @@ struct alignas(64) Order {
 /// The first exception of a task ends the call: no further task is begun, and when all have ended it comes out of run.
 class TaskTree {
  public:
-  /// Of less work than this, some 20 to 50 us, waking a thread is not worth its while.
-  static constexpr double flop_a_worker = 2e6;
-
   TaskTree(Workspace& workspace, ExecutorRef executor, double flop) : workspace_(workspace), executor_(executor) {
-    workers_ = static_cast<int>(std::min(double(executor.workers()), std::max(1.0, flop / flop_a_worker)));
+    workers_ = static_cast<int>(std::min(double(executor.workers()), std::max(1.0, flop / executor.flop_a_worker())));
   }
 
   /// Whether tasks may run at the same time.
