@@ -339,7 +339,7 @@ class Bench {
     limpid::Inputs<Op, float> in;
     limpid::Grads<Op, float> grad;
     in.q = q, in.k = k, in.v = v;
-    if constexpr (requires { in.v_prev; }) in.v_prev = reference;
+    if constexpr (requires { in.v_prev; }) in.reference = reference, in.v_prev = v;
     F out = dout, dq = q, dk = k, dv = v;
     grad.q = dq, grad.k = dk, grad.v = dv;
     limpid::Saved<Op, float> saved;

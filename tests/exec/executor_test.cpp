@@ -676,7 +676,7 @@ TEST_CASE("A call with an executor inside a task of a call runs serially, whatev
     const auto own = std::this_thread::get_id();
     other.run(4, [&](Index, int) { apart += std::this_thread::get_id() != own; });
     same += run(p, all).same_bits(wanted);
-    CHECK(limpid::ExecutorRef(all).workers() == 1);
+    apart += limpid::ExecutorRef(all).workers() != 1;
   });
   CHECK(apart == 0);
   CHECK(same == 6);

@@ -75,7 +75,7 @@ class TwicingCache {
       explicit Step(Index& s) : size(s) { ++size; }
       ~Step() { size -= done ? 0 : 1; }
     } step(size_);
-    const double flop = 4 * double(seen.batch * seen.m * (op.order + 1)) * double(out.cols);
+    const double flop = 4 * double(seen.batch * seen.m * (op_.order + 1)) * double(out.cols);
     detail::for_heads(
         seen.batch * heads, true, flop, workspace_, executor, [&](Index t, const detail::Context& context) {
           const Index b = t / heads, h = t % heads;
