@@ -67,6 +67,13 @@ class Context {
   int worker_ = 0;
 };
 
+/// f(first row, last row) over blocks of rows, spread as the context says.
+template <class F>
+void for_rows(const Context& context, Index rows, F&& f) {
+  constexpr Index step = 256;
+  context.run((rows + step - 1) / step, [&](Index t, Arena&) { f(t * step, std::min(rows, (t + 1) * step)); });
+}
+
 }  // namespace detail
 }  // namespace LIMPID_ABI
 }  // namespace limpid

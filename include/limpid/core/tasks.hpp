@@ -6,10 +6,9 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
-#include <thread>
 #include <utility>
-#if defined(_MSC_VER)
-#include <intrin.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <sched.h>
 #endif
 
 #include "executor.hpp"
@@ -24,10 +23,10 @@ class Backoff {
  public:
   void pause() {
     constexpr int few = 200;
-    if (++times_ > few) return std::this_thread::yield();
-#if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
-    _mm_pause();
-#elif defined(__x86_64__) || defined(__i386__)
+#if defined(__unix__) || defined(__APPLE__)
+    if (++times_ > few) return static_cast<void>(sched_yield());  // <thread> would cost every user's compiler
+#endif
+#if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");

@@ -463,11 +463,11 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
   ArenaScope scope(arena);
   const Index n = plan.left.rows, m = plan.right.rows;
   const PullCut<P> cut(n, m);
-  PullGuard<P, M, Mods> guard(arena, plan);
+  PullGuard<P, M, Mods> guard(context, plan);
   const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
-  plan.left = near_rows(arena, plan.left, cut.key_blocks);
-  if (plan.dv.given()) plan.x = one_array ? plan.left : near_rows(arena, plan.x, cut.key_blocks);
-  for (auto& map : plan.maps) map.scores.q = near_rows(arena, map.scores.q, cut.key_blocks);
+  plan.left = near_rows(context, plan.left, cut.key_blocks);
+  if (plan.dv.given()) plan.x = one_array ? plan.left : near_rows(context, plan.x, cut.key_blocks);
+  for (auto& map : plan.maps) map.scores.q = near_rows(context, map.scores.q, cut.key_blocks);
 
   const PullOrders<P, S, Mods> orders(arena, cut, plan.maps[0].scores);
   PullShared<P, M, Mods> shared{plan, cut, orders, {}, sinks, plan.maps[0].scores.mods->sink_size(n, m)};

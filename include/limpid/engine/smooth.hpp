@@ -369,7 +369,7 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   const Index n = maps[0].scores.n(), blocks = (n + step - 1) / step;
   Arena& common = context.arena();
   ArenaScope scope(common);
-  const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
+  const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(context, map.scores, map.x); });
   const bool few = are_normalised<Mods> && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
                    FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
@@ -385,8 +385,8 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   if (wanted) {
     const auto* values = tiled[0].x.data;
     for (auto& map : tiled) {
-      map.scores.k = near_rows(common, map.scores.k, blocks);
-      map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : near_rows(common, map.x, blocks);
+      map.scores.k = near_rows(context, map.scores.k, blocks);
+      map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : near_rows(context, map.x, blocks);
     }
     // A panel is a task where there would be few; a row sees the keys in the blocks that its block of queries sees.
     constexpr Index few_blocks = 64, panel = SmoothBlocks<P>::panel;
