@@ -58,14 +58,14 @@ class TaskTree {
   }
 
   /// Whether tasks may run at the same time.
-  bool spreads() const { return workers_ > 1 && trace() == nullptr; }
+  bool spreads() const { return workers_ > 1; }
 
   /// head(h, worker's number, arena for its scratch) for every h in [0, heads).
   template <class Head>
   void run(Index heads, Head&& head) {
-    workspace_.prepare(executor_.workers(), spreads() ? static_cast<int>(std::min<Index>(heads, workers_)) : 0);
+    workspace_.prepare(executor_.workers(), shared() ? static_cast<int>(std::min<Index>(heads, workers_)) : 0);
     const ArenaScope scope(workspace_.common());
-    if (spreads()) return share(heads, head);
+    if (shared()) return share(heads, head);
     if (trace()) trace()->begin_loop(heads, workers_);
     for (Index h = 0; h < heads; ++h) {
       const ArenaScope of_head(workspace_.common());
@@ -81,8 +81,8 @@ class TaskTree {
   template <class Make, class Task>
   void loop(int owner, Arena& arena, Index count, Make&& make, Task&& task) {
     if (count <= 0) return;
-    if (spreads() && count > 1) return publish(owner, count, make, task);
-    Arena& own = spreads() ? *places_[owner].arena : arena;
+    if (shared() && count > 1) return publish(owner, count, make, task);
+    Arena& own = shared() ? *places_[owner].arena : arena;
     const ArenaScope scope(own);
     if (trace()) trace()->begin_loop(count, workers_);
     auto&& state = make(own);
@@ -125,6 +125,7 @@ class TaskTree {
   };
 
   TaskTrace* trace() const { return executor_.trace(); }
+  bool shared() const { return spreads() && trace() == nullptr; }
 
   template <class Head>
   void share(Index heads, Head& head) {
