@@ -60,12 +60,14 @@ struct Wide {
 TEMPLATE_TEST_CASE("The bits do not depend on the executor.", "", float, double) {
   using S = TestType;
   static limpid::ThreadPool two(2), three(3);
+  static auto all_two = eager(two), all_three = eager(three);
   static Backwards backwards;
   std::vector<std::pair<const char*, limpid::ExecutorRef>> executors = {
-      {"a pool of 2", two}, {"a pool of 3", three}, {"tasks in reverse", backwards}};
+      {"a pool of 2", all_two}, {"a pool of 3", all_three}, {"tasks in reverse", backwards}};
 #if defined(LIMPID_TEST_OPENMP)
   static limpid::OpenMP team(3);
-  executors.push_back({"OpenMP", team});
+  static auto all_team = eager(team);
+  executors.push_back({"OpenMP", all_team});
 #endif
   for_operators([&](const Operator& op) {
     Sizes one_head{300, 1100}, three_heads{129, 300}, grouped{127, 33};

@@ -135,11 +135,13 @@ TEST_CASE("Forward and backward have the bits of the serial call on any executor
   CHECK(run(p, backwards).same_bits(wanted));
   for (int threads : {2, 3}) {
     limpid::ThreadPool pool(threads);
-    for (int times = 0; times < 5; ++times) CHECK(run(p, pool).same_bits(wanted));
+    auto all = suite::eager(pool);
+    for (int times = 0; times < 5; ++times) CHECK(run(p, all).same_bits(wanted));
   }
 #if defined(LIMPID_TEST_OPENMP)
   limpid::OpenMP team(3);
-  CHECK(run(p, team).same_bits(wanted));
+  auto whole_team = suite::eager(team);
+  CHECK(run(p, whole_team).same_bits(wanted));
 #endif
 }
 
@@ -384,7 +386,8 @@ TEST_CASE(
   callers.clear(), right = 0;
   for (int c = 0; c < 3; ++c)
     callers.emplace_back([&] {
-      for (int times = 0; times < 3; ++times) right += run(p, pool).same_bits(wanted);
+      auto all = suite::eager(pool);
+      for (int times = 0; times < 3; ++times) right += run(p, all).same_bits(wanted);
     });
   for (std::thread& t : callers) t.join();
   CHECK(right == 9);
@@ -484,6 +487,218 @@ TEST_CASE("In the child of a fork an OpenMP team, old or new, runs its tasks on 
 #endif
 #endif
 
+namespace {
+
+/// Two heads on one key head, so long that their tasks wait for one another: some see nothing, some add to one dQ, to
+/// one dK in stretches, to one key bias. Gradients are added to what is there.
+template <class Mask>
+Results run_long(const Problem& p, const Mask& mask, Index n, Index m, limpid::Workspace& workspace,
+                 limpid::ExecutorRef executor) {
+  suite::Random random(11);
+  const F q = suite::random_matrix<float>(random, n, 2 * p.d), k = suite::random_matrix<float>(random, m, p.d),
+          v = suite::random_matrix<float>(random, m, p.dv), dout = suite::random_matrix<float>(random, n, 2 * p.dv),
+          bias = suite::random_matrix<float>(random, 1, m);
+  Results r{F(n, 2 * p.dv), q, k, v, F::Zero(1, m)};
+  const auto op = limpid::softmax(limpid::chain(mask, limpid::key_bias(bias, r.dbias)));
+  limpid::Saved<std::remove_const_t<decltype(op)>, float> saved;
+  limpid::forward(op, limpid::qkv(q, k, v), r.out,
+                  {.heads = 2, .kv_heads = 1, .saved = &saved, .workspace = &workspace, .executor = executor});
+  limpid::backward(op, limpid::qkv(q, k, v), saved, dout, limpid::grads(r.dq, r.dk, r.dv),
+                   {.accumulate = true, .workspace = &workspace, .executor = executor});
+  return r;
+}
+
+#if defined(__OPTIMIZE__)
+constexpr Index long_times = 50;
+#else
+constexpr Index long_times = 3;
+#endif
+
+}  // namespace
+
+TEST_CASE("A thousand runs on four threads have the bits of the serial one.") {
+  limpid::ThreadPool pool(4);
+  auto all = suite::eager(pool);
+  limpid::Serial serial;
+  const Problem p;
+  const Results wanted = run(p, serial);
+  Index same = 0;
+  for (int times = 0; times < 1000; ++times) same += run(p, all).same_bits(wanted);
+  CHECK(same == 1000);
+  const auto check = [&](const auto& mask, Index n, Index m) {
+    limpid::Workspace own, shared;
+    const Results right = run_long(p, mask, n, m, own, serial);
+    suite::Backwards backwards;
+    CHECK(run_long(p, mask, n, m, own, backwards).same_bits(right));
+    same = 0;
+    for (Index times = 0; times < long_times; ++times) same += run_long(p, mask, n, m, shared, all).same_bits(right);
+    CHECK(same == long_times);
+  };
+  for (Index n : {300, 513}) {
+    check(limpid::window(-1, -1), n, 900);
+    check(limpid::causal(), n, n);
+    check(limpid::window(70, 0), n, n);
+    check(limpid::mask([](const limpid::At& a) { return (a.q / 200 + a.k / 200) % 2 == 0; }), n, 900);
+    check(limpid::mask([](const limpid::At& a) { return a.q > 150 && a.k > 130 && a.k < 500; }), n, 900);
+  }
+}
+
+TEST_CASE("A hundred thousand runs of few tasks lose none of them.") {
+  limpid::ThreadPool pool(4);
+  Index right = 0;
+  constexpr Index runs = 100000;
+  for (Index times = 0; times < runs; ++times) {
+    std::atomic<Index> sum{0};
+    const Index count = 1 + times % 5;
+    pool.run(count, [&](Index t, int) { sum.fetch_add(t + 1, std::memory_order_relaxed); });
+    right += sum == count * (count + 1) / 2;
+  }
+  CHECK(right == runs);
+}
+
+TEST_CASE("Heads and their loops run once each, whoever helps; what keeps an order keeps it.") {
+  const auto check = [](limpid::ExecutorRef executor, Index heads, Index count) {
+    limpid::Workspace workspace;
+    std::vector<std::atomic<int>> heads_seen(static_cast<std::size_t>(heads));
+    std::vector<std::atomic<int>> seen(static_cast<std::size_t>(heads * count));
+    std::atomic<bool> in_order{true}, begun_in_order{true};
+    limpid::detail::TaskTree tree(workspace, executor, 1e30);
+    tree.run(heads, [&](Index h, int worker, limpid::Arena& arena) {
+      ++heads_seen[static_cast<std::size_t>(h)];
+      for (int twice = 0; twice < 2; ++twice) {
+        limpid::detail::Order order, begun;
+        Index last = -1;  // changed in turn alone
+        order.next = 0, begun.next = 0;
+        tree.loop(
+            worker, arena, count, [](limpid::Arena& own) { return own.take<float>(64); },
+            [&](float* scratch, Index t) {
+              if (begun.next.fetch_add(1) < t) begun_in_order = false;  // those before have begun
+              scratch[t % 64] = float(t);
+              ++seen[static_cast<std::size_t>(h * count + t)];
+              tree.in_order(order, t, t + 1, [&] {
+                if (last != t - 1) in_order = false;
+                last = t;
+              });
+              if (scratch[t % 64] != float(t)) in_order = false;
+            });
+        if (last != count - 1) in_order = false;  // a loop ends when its tasks have
+      }
+    });
+    CHECK(in_order);
+    CHECK(begun_in_order);
+    CHECK(std::all_of(heads_seen.begin(), heads_seen.end(), [](const auto& times) { return times == 1; }));
+    CHECK(std::all_of(seen.begin(), seen.end(), [](const auto& times) { return times == 2; }));
+  };
+  limpid::Serial serial;
+  suite::Backwards backwards;
+  suite::Nosy nosy;
+  limpid::ThreadPool two(2), four(4);
+  std::vector<limpid::ExecutorRef> executors = {serial, backwards, nosy, two, four};
+#if defined(LIMPID_TEST_OPENMP)
+  limpid::OpenMP team(3);
+  executors.push_back(team);
+#endif
+  for (const auto& executor : executors)
+    for (Index heads : {0, 1, 2, 3, 7, 50})
+      for (Index count : {0, 1, 2, 40})
+        for (int times = 0; times < 5; ++times) check(executor, heads, count);
+}
+
+TEST_CASE("The first exception of a call's task ends the call, also for those that wait for the task's turn.") {
+  limpid::ThreadPool pool(4);
+  suite::Backwards backwards;
+  const Problem p;
+  limpid::Workspace workspace;
+  auto all = suite::eager(pool);
+  limpid::Serial serial;
+  const Results wanted = run_long(p, limpid::window(-1, -1), 600, 900, workspace, serial);
+  for (limpid::ExecutorRef executor :
+       {limpid::ExecutorRef(serial), limpid::ExecutorRef(backwards), limpid::ExecutorRef(all)})
+    for (Index place : {0, 299, 599}) {
+      std::atomic<int> asked{0};
+      const auto mask = limpid::mask([&](const limpid::At& a) {
+        ++asked;
+        if (a.q == place && a.k == 777) throw std::runtime_error("mask");
+        return true;
+      });
+      CHECK(suite::error_of([&] { run_long(p, mask, 600, 900, workspace, executor); }) == "mask");
+      CHECK(run_long(p, limpid::window(-1, -1), 600, 900, workspace, executor).same_bits(wanted));
+    }
+  limpid::detail::TaskTree tree(workspace, pool, 1e30);
+  for (int times = 0; times < 20; ++times) {
+    std::atomic<int> heads{0}, running{0};
+    const auto throwing = [&] {
+      limpid::detail::TaskTree one(workspace, pool, 1e30);
+      one.run(100, [&](Index h, int worker, limpid::Arena& arena) {
+        ++heads, ++running;
+        struct Leave {
+          std::atomic<int>& count;
+          ~Leave() { --count; }
+        } leave{running};
+        limpid::detail::Order order;
+        one.loop(
+            worker, arena, 30, [](limpid::Arena&) { return 0; },
+            [&](int, Index t) {
+              if (h == 2 && t == 3) throw std::runtime_error("task");
+              one.in_order(order, t, t + 1, [] {});
+            });
+      });
+    };
+    CHECK_THROWS_WITH(throwing(), "task");
+    CHECK(running == 0);
+    CHECK(heads <= 100);
+  }
+}
+
+namespace {
+
+/// A pool of somebody else's, which knows whether it is inside.
+struct Foreign {
+  bool in = false;
+  int workers() const { return 4; }
+  bool inside() const { return in; }
+  template <class Task>
+  void run(Index count, Task&& task) {
+    for (Index t = 0; t < count; ++t) task(t, 0);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("A call with an executor inside a task of a call runs serially, whatever executor it has.") {
+  limpid::ThreadPool pool(3), other(3);
+  auto all = suite::eager(other);
+  const Problem p;
+  limpid::Serial serial;
+  const Results wanted = run(p, serial);
+  std::atomic<int> same{0}, apart{0};
+  pool.run(6, [&](Index, int) {
+    const auto own = std::this_thread::get_id();
+    other.run(4, [&](Index, int) { apart += std::this_thread::get_id() != own; });
+    same += run(p, all).same_bits(wanted);
+    apart += limpid::ExecutorRef(all).workers() != 1;
+  });
+  CHECK(apart == 0);
+  CHECK(same == 6);
+  Foreign foreign;
+  CHECK(limpid::ExecutorRef(foreign).workers() == 4);
+  foreign.in = true;
+  CHECK(limpid::ExecutorRef(foreign).workers() == 1);
+}
+
+TEST_CASE("Nothing is allocated after the first call of the same shapes, also with threads.") {
+  limpid::ThreadPool pool(4);
+  auto all = suite::eager(pool);
+  const Problem p;
+  limpid::Workspace workspace;
+  run_long(p, limpid::causal(), 600, 600, workspace, all);
+  const std::size_t held = workspace.bytes();
+  for (int times = 0; times < 20; ++times) {
+    run_long(p, limpid::causal(), 600, 600, workspace, all);
+    CHECK(workspace.bytes() == held);
+  }
+}
+
 TEST_CASE("One workspace, or one saved state, in two calls at the same time is refused; one after the other is fine.") {
   const F q = F::Random(40, 8), k = q, v = q;
   F out(40, 8), second(40, 8);
@@ -492,8 +707,9 @@ TEST_CASE("One workspace, or one saved state, in two calls at the same time is r
   limpid::Saved<decltype(op), float> saved;
   std::string found;
   // a mask that runs another call on another thread while the first one is at work
+  bool asked = false;
   const auto during = [&](const auto& other) {
-    bool asked = false;
+    asked = false;
     const auto nosy = limpid::softmax(limpid::mask([&](const limpid::At&) {
       if (!std::exchange(asked, true)) std::thread([&] { found = suite::error_of(other); }).join();
       return true;

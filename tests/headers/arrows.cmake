@@ -4,7 +4,7 @@ cmake_minimum_required(VERSION 3.21)
 
 # What the files of a room include besides each other and the standard library, of which threads are for exec/ alone.
 set(threads thread mutex shared_mutex condition_variable future)
-set(core version.hpp Eigen)
+set(core version.hpp Eigen sched.h)
 set(engine core emmintrin.h immintrin.h)
 set(score core engine)
 set(call core engine)

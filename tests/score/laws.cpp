@@ -14,8 +14,9 @@ template <class Op, class S>
 Results<S> run_op(const Op& op, const Law<S>& law, const Problem<S>& p, const Way& way, S before) {
   const suite::Sizes& s = p.sizes;
   limpid::ThreadPool pool(way.workers);
+  auto all = suite::eager(pool);
   limpid::ExecutorRef executor;
-  if (way.workers > 1) executor = pool;
+  if (way.workers > 1) executor = all;
   suite::Backwards backwards;  // heads that must take turns would take them in another order
   if (way.workers == 0) executor = backwards;
   limpid::Saved<Op, S> saved;

@@ -92,7 +92,7 @@ void forward_with(const Op& op, const Inputs<Op, S>& in, MutView<S> out, const C
   if (call.lse) call.lse->resize(d.batch * d.heads, d.n);
   if (call.map) call.map->resize(d.n, d.m);
 
-  for_heads(d.batch * d.heads, true, workspace, call.executor, [&](Index t, const Context& context) {
+  for_heads(d.batch * d.heads, true, flop_of(in, d), workspace, call.executor, [&](Index t, const Context& context) {
     const Index b = t / d.heads, h = t % d.heads;
     const auto head = head_args(in, d, b, h);
     Keep keep;

@@ -3,35 +3,38 @@
 #pragma once
 
 #include "../core/context.hpp"
+#include "layout.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// How a call spreads: over heads, each on one worker, or over the tasks inside one head after the other. The bits are
-/// the same either way; many heads are better spread whole.
-inline bool spread_over_heads(Index heads, int workers) {
-  return workers > 1 && (heads >= 2 * workers || heads % workers == 0);
+/// task(t, context) for count heads (or groups of them), which cost some flop together. Where they may not run at the
+/// same time one comes after the other, its loops shared.
+template <class Task>
+void for_heads(Index count, bool may_spread, double flop, Workspace& workspace, ExecutorRef executor, Task&& task) {
+  TaskTree tree(workspace, executor, flop);
+  const auto head = [&](Index t, int worker, Arena& arena) {
+    const ArenaScope scope(arena);
+    task(t, Context(tree, worker, arena));
+  };
+  if (may_spread) return tree.run(count, head);
+  tree.run(1, [&](Index, int worker, Arena& arena) {
+    for (Index t = 0; t < count; ++t) head(t, worker, arena);
+  });
 }
 
-/// task(t, context) for count heads (or groups of them).
-template <class Task>
-void for_heads(Index count, bool may_spread, Workspace& workspace, ExecutorRef executor, Task&& task) {
-  const int workers = executor.workers();
-  workspace.prepare(workers);
-  if (may_spread && spread_over_heads(count, workers)) {
-    executor.run(count, [&](Index t, int worker) {
-      ArenaScope scope(workspace.worker(worker));
-      task(t, Context(workspace.worker(worker)));
-    });
-    workspace.level();
-    return;
-  }
-  const Context context(workspace, executor);
-  for (Index t = 0; t < count; ++t) {
-    ArenaScope scope(workspace.common());
-    task(t, context);
-  }
+/// About what all heads of a forward pass cost: enough to say how many workers are worth their while.
+template <class In>
+double flop_of(const In& in, const Dims& d) {
+  double width = 0;  // of a head's queries, keys and values
+  In::visit(
+      [&](const char*, Role role, const auto& v) {
+        if (role == Role::query) width += double(v.cols) / double(d.heads);
+        if (role == Role::key) width += double(v.cols) / double(d.kv_heads);
+      },
+      in);
+  return 1.5 * width * double(d.n) * double(d.m) * double(d.batch * d.heads);
 }
 
 }  // namespace detail

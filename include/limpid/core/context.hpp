@@ -2,46 +2,77 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "executor.hpp"
-#include "workspace.hpp"
+#include "tasks.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// Where a sweep takes scratch from and who runs its tasks. Either the sweep runs on one worker, or it spreads.
+/// Where a sweep takes scratch from and who runs its tasks: one worker, the workers of a call from inside one of its
+/// heads, or those of an executor, asked anew for every loop.
 class Context {
  public:
   explicit Context(Arena& arena) : arena_(&arena) {}
   Context(Workspace& workspace, ExecutorRef executor)
       : arena_(&workspace.common()), workspace_(&workspace), executor_(executor) {}
+  Context(TaskTree& tree, int worker, Arena& arena) : arena_(&arena), tree_(&tree), worker_(worker) {}
 
   Arena& arena() const { return *arena_; }
   /// Whether tasks may run at the same time.
-  bool spreads() const { return workspace_ != nullptr && executor_.workers() > 1; }
-  /// task(t, arena) for every t in [0, count); what a task takes from the arena is given back when it ends.
+  bool spreads() const { return tree_ ? tree_->spreads() : workspace_ && executor_.workers() > 1; }
+
+  /// task(t, arena) for every t in [0, count), not from inside a task; what a task takes from the arena is given back
+  /// when it ends.
   template <class Task>
   void run(Index count, Task&& task) const {
-    if (!spreads()) {
-      for (Index t = 0; t < count; ++t) {
-        ArenaScope scope(*arena_);
-        task(t, *arena_);
-      }
-      return;
-    }
-    executor_.run(count, [&](Index t, int worker) {
-      Arena& own = workspace_->worker(worker);
-      ArenaScope scope(own);
-      task(t, own);
-    });
-    workspace_->level();
+    run(
+        count, [](Arena& arena) { return &arena; },
+        [&](Arena* arena, Index t) {
+          ArenaScope scope(*arena);
+          task(t, *arena);
+        });
+  }
+  /// task(state, t), where state is made by make(arena) once for every worker that takes part.
+  template <class Make, class Task>
+  void run(Index count, Make&& make, Task&& task) const {
+    if (tree_) return tree_->loop(worker_, *arena_, count, make, task);
+    if (count > 1 && workspace_ && (spreads() || executor_.trace()))
+      return as_head(double(count) * executor_.flop_a_worker(),
+                     [&](const Context& inner) { inner.run(count, make, task); });
+    const ArenaScope scope(*arena_);
+    auto&& state = make(*arena_);
+    for (Index t = 0; t < count; ++t) task(state, t);
+  }
+  /// f(context), its loops shared by the workers of one call.
+  template <class F>
+  void as_head(double flop, F&& f) const {
+    if (!workspace_) return f(*this);
+    TaskTree tree(*workspace_, executor_, flop);
+    tree.run(1, [&](Index, int worker, Arena& arena) { f(Context(tree, worker, arena)); });
+  }
+
+  /// Inside a task, f() when the order has come to `turn`; then it is the turn of `after`. See TaskTree::in_order.
+  template <class F>
+  void in_order(Order& order, Index turn, Index after, F&& f) const {
+    if (tree_) return tree_->in_order(order, turn, after, f);
+    f();
+    order.next.store(after, std::memory_order_relaxed);
   }
 
  private:
   Arena* arena_;
   Workspace* workspace_ = nullptr;
   ExecutorRef executor_;
+  TaskTree* tree_ = nullptr;
+  int worker_ = 0;
 };
+
+/// f(first row, last row) over blocks of rows, spread as the context says.
+template <class F>
+void for_rows(const Context& context, Index rows, F&& f) {
+  constexpr Index step = 256;
+  context.run((rows + step - 1) / step, [&](Index t, Arena&) { f(t * step, std::min(rows, (t + 1) * step)); });
+}
 
 }  // namespace detail
 }  // namespace LIMPID_ABI

@@ -160,11 +160,11 @@ class Turn {
 
 }  // namespace detail
 
-/// Scratch memory of a call, one arena a worker and one for the call itself. Pass the same one again and again:
-/// after the first call of the largest shapes nothing is allocated. One call at a time: a call on another thread throws
-/// ShapeError meanwhile, and so does one that a mask or a score function of an operator makes inside the operator's
-/// own. The sublayer of a boosting block may use the block's. A copy starts without memory and finds its own: what is
-/// held is nobody's result.
+/// Scratch memory of a call, one arena a worker, one a head that is worked on and one for the call itself. Pass the
+/// same one again and again: after the first call of the largest shapes nothing is allocated. One call at a time: a
+/// call on another thread throws ShapeError meanwhile, and so does one that a mask or a score function of an operator
+/// makes inside the operator's own. The sublayer of a boosting block may use the block's. A copy starts without memory
+/// and finds its own: what is held is nobody's result.
 class Workspace {
  public:
   Workspace() = default;
@@ -173,27 +173,37 @@ class Workspace {
   Workspace& operator=(const Workspace&) noexcept { return *this; }
   Workspace& operator=(Workspace&&) = default;
 
-  void prepare(int workers) {
-    while (static_cast<int>(arenas_.size()) < workers + 1) arenas_.push_back(std::make_unique<Arena>());
+  /// For so many workers, and so many heads at a time that are not the call's own.
+  void prepare(int workers, int heads = 0) {
+    const auto reach = [](Arenas& arenas, int count) {
+      while (static_cast<int>(arenas.size()) < count) arenas.push_back(std::make_unique<Arena>());
+    };
+    reach(arenas_, workers + 1), reach(heads_, heads);
   }
   /// After tasks have run: which worker had how many is chance, so each gets room for what any of them needed, and a
-  /// later call finds it there. Workers hold nothing then.
+  /// later call finds it there. Workers and heads hold nothing then.
   void level() {
-    for (std::size_t w = 2; w < arenas_.size(); ++w) arenas_[1]->match(*arenas_[w]);
-    for (std::size_t w = 2; w < arenas_.size(); ++w) arenas_[w]->match(*arenas_[1]);
+    const auto among = [](Arenas& arenas, std::size_t first) {
+      for (std::size_t w = first + 1; w < arenas.size(); ++w) arenas[first]->match(*arenas[w]);
+      for (std::size_t w = first + 1; w < arenas.size(); ++w) arenas[w]->match(*arenas[first]);
+    };
+    among(arenas_, 1), among(heads_, 0);
   }
   Arena& common() { return *arenas_[0]; }
   Arena& worker(int w) { return *arenas_[static_cast<std::size_t>(w) + 1]; }
+  Arena& head(int h) { return *heads_[static_cast<std::size_t>(h)]; }
   /// Bytes held now.
   std::size_t bytes() const {
     std::size_t sum = 0;
-    for (const auto& a : arenas_) sum += a->bytes();
+    for (const Arenas* arenas : {&arenas_, &heads_})
+      for (const auto& a : *arenas) sum += a->bytes();
     return sum;
   }
   detail::Turn& turn() { return turn_; }
 
  private:
-  std::vector<std::unique_ptr<Arena>> arenas_;
+  using Arenas = std::vector<std::unique_ptr<Arena>>;
+  Arenas arenas_, heads_;  // the call's and the workers'; the heads'
   detail::Turn turn_;
 };
 

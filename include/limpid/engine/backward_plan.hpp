@@ -24,7 +24,7 @@ struct PullMap {
   S* dbias = nullptr;  // m numbers, overwritten; may be null
 };
 
-/// Everything of a pull_back that does not change from chunk to chunk.
+/// Everything of a pull_back that does not change from task to task.
 template <class S, class Mods, int M>
 struct PullPlan {
   std::array<PullMap<S, Mods>, M> maps;

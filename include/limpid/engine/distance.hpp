@@ -270,16 +270,22 @@ void tile_by_pair(const Scores<typename P::Scalar, Mods>& scores, const PartsOfS
   if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, parts, t, vectors, start, found);
 }
 
-/// The gradients of near pairs, dS being taken out of the tile (keys in lanes): dq += dS (k - q), dk += dS (q - k) in
+/// dS of near pairs, taken out of the tile.
+template <class S>
+void take_near_pairs(const NearPairs& near, const Tile<S>& ds, S* taken) {
+  for (Index f = 0; f < near.count; ++f) taken[f] = std::exchange(ds.data[near.places[f]], S(0));
+}
+
+/// The gradients of near pairs, whose dS was taken out of a tile (keys in lanes): dq += dS (k - q), dk += dS (q - k) in
 /// columns that are distances, dq += dS k, dk += dS q in others. dq and dk begin at the tile's rows; may be null.
 template <class P, class Mods>
 LIMPID_NOINLINE void pull_near_pairs(const Scores<typename P::Scalar, Mods>& scores, const NearPairs& near,
-                                     const Tile<typename P::Scalar>& ds, typename P::Scalar* dq, Index dq_stride,
-                                     typename P::Scalar* dk, Index dk_stride) {
+                                     const Tile<typename P::Scalar>& ds, const typename P::Scalar* taken,
+                                     typename P::Scalar* dq, Index dq_stride, typename P::Scalar* dk, Index dk_stride) {
   using S = typename P::Scalar;
   for (Index f = 0; f < near.count; ++f) {
     const Index i = near.places[f] / ds.ld, j = near.places[f] % ds.ld;
-    const S g = std::exchange(ds.data[near.places[f]], S(0));
+    const S g = taken[f];
     if (g == S(0)) continue;  // a masked pair may hold anything
     const auto add = [&](const ScorePart<S>& part, const S* own, const S* other, S* row) {
       S* to = row + part.first;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backward_plan.hpp"
+#include "many_rows.hpp"
 #include "scores.hpp"
 
 namespace limpid {
@@ -55,7 +56,10 @@ class KeyGuard {
  public:
   using S = typename P::Scalar;
 
-  KeyGuard(Arena& arena, Scores<S, Mods>& scores, View<S>& x) : scores_(&scores), bad_k_(scores.k), bad_x_(x) {
+  KeyGuard(const Context& context, Scores<S, Mods>& scores, View<S>& x)
+      : scores_(&scores), bad_k_(scores.k), bad_x_(x) {
+    Arena& arena = context.arena();
+    const auto clean = [&](View<S> v) { return all_finite<P>(context, v); };
     scores.settle(arena);
     if (!scores.can_mask()) return;
     if (Mods::values && !clean(scores.q)) {
@@ -102,7 +106,6 @@ class KeyGuard {
   bool keeps(Index i, Index j) const { return scores_->keeps(i, j); }
 
  private:
-  static bool clean(View<S> v) { return all_finite<P>(v); }
   const Scores<S, Mods>* scores_;
   View<S> bad_k_, bad_x_;
   Index *keys_ = nullptr, *queries_ = nullptr;
@@ -116,10 +119,12 @@ class RowGuard {
  public:
   using S = typename P::Scalar;
 
-  RowGuard(Arena& arena, Scores<S, Mods>& scores, Lse<const S>& lse, View<S>& g) : scores_(&scores), bad_g_(g) {
+  RowGuard(const Context& context, Scores<S, Mods>& scores, Lse<const S>& lse, View<S>& g)
+      : scores_(&scores), bad_g_(g) {
+    Arena& arena = context.arena();
     using std::isnan;
     if (!scores.can_mask()) return;
-    bool clean = all_finite<P>(g) && all_finite<P>(scores.q);
+    bool clean = all_finite<P>(context, g) && all_finite<P>(context, scores.q);
     const auto unknown = [&](Index i) { return are_normalised<Mods> && isnan(lse.inverse[i]); };
     for (Index i = 0; i < g.rows; ++i) clean = clean && !unknown(i);
     if (clean) return;
@@ -166,13 +171,15 @@ class PullGuard {
  public:
   using S = typename P::Scalar;
 
-  PullGuard(Arena& arena, PullPlan<S, Mods, M>& plan)
+  PullGuard(const Context& context, PullPlan<S, Mods, M>& plan)
       : plan_(plan), bad_left_(plan.left), bad_right_(plan.right), bad_x_(plan.x) {
+    Arena& arena = context.arena();
     for (auto& map : plan.maps) map.scores.settle(arena);
     if (std::none_of(plan.maps.begin(), plan.maps.end(), [](const auto& map) { return map.scores.can_mask(); })) return;
-    bool clean = all_finite<P>(plan.left) && all_finite<P>(plan.right);
-    if (plan.dv.given()) clean = clean && all_finite<P>(plan.x);
-    for (const auto& map : plan.maps) clean = clean && all_finite<P>(map.scores.q) && all_finite<P>(map.scores.k);
+    bool clean = all_finite<P>(context, plan.left) && all_finite<P>(context, plan.right);
+    if (plan.dv.given()) clean = clean && all_finite<P>(context, plan.x);
+    for (const auto& map : plan.maps)
+      clean = clean && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
     if (clean) return;
     const Index n = plan.left.rows, m = plan.right.rows;
     state_ = arena.take<State>(n);
@@ -241,7 +248,7 @@ class PullGuard {
       }
       if (!gradient)
         for (const auto& moment : plan_.moments)
-          if (moment.sums) moment.sums[0] = Wide<S>(nan());
+          if (moment.sum) *moment.sum = Wide<S>(nan());
     }
   }
 

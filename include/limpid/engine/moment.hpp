@@ -9,13 +9,13 @@ inline namespace LIMPID_ABI {
 namespace detail {
 
 /// Asked of a pull_back: sum_ij dS_ij |q_i - k_j|^2, a bandwidth's gradient. By pair, as dS is large where the distance
-/// is small: from sums of dS k and dS it would cancel. sums: one a chunk of keys, for the reader to add. part: where
+/// is small: from sums of dS k and dS it would cancel. sum: added to. part: where
 /// the scores are summed by pair, what makes a tile of these distances.
 template <class S>
 struct Moment {
-  static constexpr Index parts = most_chunks, widest = 8;  // wider rows than that cost too much
+  static constexpr Index widest = 8;  // wider rows than that cost too much
   View<S> q, k;
-  Wide<S>* sums = nullptr;
+  Wide<S>* sum = nullptr;
   ScorePart<S> part = {};
 };
 

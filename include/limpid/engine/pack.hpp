@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "../core/workspace.hpp"
-#include "rows.hpp"
+#include "many_rows.hpp"
 #include "tuning.hpp"
 
 namespace limpid {
@@ -76,10 +76,10 @@ bool rows_are_far(const V& rows, Index passes) {
   return passes >= few_passes && rows.stride > rows.cols && pitch >= apart && rows.rows * pitch > near;
 }
 template <class S>
-View<S> near_rows(Arena& arena, View<S> rows, Index passes) {
+View<S> near_rows(const Context& context, View<S> rows, Index passes) {
   if (!rows_are_far(rows, passes)) return rows;
-  const MutView<S> copied = arena.matrix<S>(rows.rows, rows.cols);
-  copy<S>(rows, copied);
+  const MutView<S> copied = context.arena().matrix<S>(rows.rows, rows.cols);
+  copy<S>(context, rows, copied);
   return copied;
 }
 

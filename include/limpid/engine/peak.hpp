@@ -57,7 +57,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
   const Index n = scores.n(), d = scores.q.cols;
   ArenaScope scope(context.arena());
   View<S> also = scores.k;
-  const KeyGuard<P, Mods> guard(context.arena(), scores, also);
+  const KeyGuard<P, Mods> guard(context, scores, also);
 
   context.run((n + width - 1) / width, [&](Index task, Arena& arena) {
     const Index first = task * width, rows = std::min(width, n - first), vectors = (rows + P::lanes - 1) / P::lanes;

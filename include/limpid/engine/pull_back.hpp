@@ -3,12 +3,13 @@
 //
 // FlashAttention-2's backward (Dao 2023, arXiv 2307.08691) with lanes along keys: key blocks outside, the transposed
 // key and value panels are made once a block, queries are read where they lie and broadcast. dK and dV of a block stay
-// in cache. Keys are cut into at most four chunks by shape alone; each sums its own dQ and these are added in order, so
-// the bits do not depend on who ran what.
+// in cache. A task is a block of keys and a stretch of queries. Tasks add to dQ, and stretches to dK and dV, in an order
+// that the shape fixes: each waits for the one before it, so the bits do not depend on who ran what.
 // SPDX-License-Identifier: MIT
 #pragma once
 
 #include <array>
+#include <optional>
 
 #include "../core/context.hpp"
 #include "backward_plan.hpp"
@@ -48,262 +49,447 @@ struct StoreGradients {
   }
 };
 
+/// How a pull_back is cut into tasks, by shape alone: blocks of keys, and where these are few, stretches of the blocks
+/// of queries. A task is number block * stretches + stretch.
+template <class P>
+struct PullCut {
+  using Blocks = PullBlocks<P>;
+  Index n, m, key_blocks, query_blocks, stretches, in_stretch;
+
+  PullCut(Index n_, Index m_) : n(n_), m(m_) {
+    // Wanted, and what is worth gathering sums of keys for: 256 rows cost a serial call nothing, 128 one percent.
+    constexpr Index tasks = 128;
+    const Index fewest_rows = n <= 512 ? 128 : 256;
+    key_blocks = (m + Blocks::keys - 1) / Blocks::keys, query_blocks = (n + Blocks::queries - 1) / Blocks::queries;
+    const Index most = std::max<Index>(1, (n + fewest_rows - 1) / fewest_rows);
+    const Index wanted = std::min(most, (tasks + key_blocks - 1) / std::max<Index>(1, key_blocks));
+    in_stretch = std::max<Index>(1, (query_blocks + wanted - 1) / std::max<Index>(1, wanted));
+    stretches = std::max<Index>(1, (query_blocks + in_stretch - 1) / in_stretch);
+  }
+  Index tasks() const { return key_blocks * stretches; }
+  Interval keys(Index block) const { return {block * Blocks::keys, std::min(m, (block + 1) * Blocks::keys)}; }
+  Interval queries(Index block) const { return {block * Blocks::queries, std::min(n, (block + 1) * Blocks::queries)}; }
+  Interval blocks(Index stretch) const {
+    return {stretch * in_stretch, std::min(query_blocks, (stretch + 1) * in_stretch)};
+  }
+};
+
+/// In what order the tasks of a pull_back add to what they share. Of every block of queries: the next block of keys to
+/// add to dQ; of every block of keys: the next stretch of queries to add to dK, dV and what else a key has; and the
+/// next task to add to what all share. Those that see nothing are passed over.
+template <class P, class S, class Mods>
+class PullOrders {
+ public:
+  struct Keys {
+    Order order;
+    Index first;  // stretch
+  };
+  struct Queries {
+    Order order;
+    Index first;  // block of keys
+  };
+
+  PullOrders(Arena& arena, const PullCut<P>& cut, const Scores<S, Mods>& scores)
+      : cut_(cut),
+        scores_(&scores),
+        keys_(arena.take<Keys>(cut.key_blocks)),
+        queries_(arena.take<Queries>(cut.query_blocks)),
+        all_(arena.take<Order>(1)) {
+    for (Index j = 0; j < cut.key_blocks; ++j) {
+      const Index first = next_stretch(j, -1);
+      keys_[j].first = first < cut.stretches ? first : 0;  // somebody has to write that there is nothing
+      keys_[j].order.next = keys_[j].first;
+    }
+    for (Index i = 0; i < cut.query_blocks; ++i) queries_[i].order.next = queries_[i].first = next_keys(i, -1);
+    all_->next = next_task(-1);
+  }
+
+  /// Whether any query of the block sees any key of the block.
+  bool sees(Index queries, Index keys) const { return see(cut_.queries(queries), keys); }
+  /// Whether a task has anything to do.
+  bool has_work(Index keys, Index stretch) const { return keys_[keys].first == stretch || stretch_sees(keys, stretch); }
+
+  Keys& of_keys(Index block) const { return keys_[block]; }
+  Queries& of_queries(Index block) const { return queries_[block]; }
+  Order& of_all() const { return *all_; }
+  Index next_stretch(Index keys, Index stretch) const {
+    while (++stretch < cut_.stretches && !stretch_sees(keys, stretch)) {
+    }
+    return stretch;
+  }
+  Index next_keys(Index queries, Index keys) const {
+    while (++keys < cut_.key_blocks && !sees(queries, keys)) {
+    }
+    return keys;
+  }
+  Index next_task(Index task) const {
+    while (++task < cut_.tasks() && !has_work(task / cut_.stretches, task % cut_.stretches)) {
+    }
+    return task;
+  }
+
+ private:
+  bool stretch_sees(Index keys, Index stretch) const {
+    const Interval blocks = cut_.blocks(stretch);
+    return see({cut_.queries(blocks.begin).begin, cut_.queries(blocks.end - 1).end}, keys);
+  }
+  bool see(Interval queries, Index block) const {
+    const Interval keys = cut_.keys(block);
+    if constexpr (Mods::intervals) {
+      const Interval h = scores_->hull(queries.begin, queries.end);
+      if (h.begin >= keys.end || h.end <= keys.begin || h.begin >= h.end) return false;
+    }
+    if constexpr (Mods::irregular)
+      return scores_->mods->cover(scores_->place(0, 0), queries.begin, queries.end, keys.begin, keys.end) !=
+             Cover::none;
+    return true;
+  }
+
+  const PullCut<P>& cut_;
+  const Scores<S, Mods>* scores_;
+  Keys* keys_;
+  Queries* queries_;
+  Order* all_;
+};
+
+/// What the tasks of a pull_back share.
+template <class P, int M, class Mods>
+struct PullShared {
+  using S = typename P::Scalar;
+  const PullPlan<S, Mods, M>& plan;
+  const PullCut<P>& cut;
+  const PullOrders<P, S, Mods>& orders;
+  std::array<MutView<S>, M> dq;  // sums, in whole vectors
+  S* sinks;
+  Index sink_size;
+};
+
+/// dQ of a block of queries whose sums are complete.
+template <class P, int M, class Mods>
+void deliver_queries(const PullShared<P, M, Mods>& shared, int t, Interval block) {
+  using S = typename P::Scalar;
+  const auto& map = shared.plan.maps[t];
+  const Index count = block.end - block.begin, d = map.dq.cols;
+  if (!map.dq.given()) return;
+  deliver_scaled<P>(View<S>(shared.dq[t]).block(block.begin, 0, count, d), map.scores.scale,
+                    map.dq.block(block.begin, 0, count, d), shared.plan.accumulate_q);
+}
+
+/// A worker's tasks of a pull_back, with the scratch that they use one after the other.
 template <class P, bool Emit, int M, class Mods>
-void pull_chunk(const PullPlan<typename P::Scalar, Mods, M>& plan, Index chunk, Index begin, Index end,
-                const std::array<MutView<typename P::Scalar>, M>& dq, typename P::Scalar* sinks, Arena& arena) {
+class PullTasks {
+ public:
   using S = typename P::Scalar;
   using Blocks = PullBlocks<P>;
-  constexpr Index ld = Blocks::keys, rows = Blocks::queries;
-  const Index n = plan.left.rows, w = plan.dv.given() ? plan.x.cols : 0;
-  Index width = plan.left.cols;  // of what is read for a query
-  for (const auto& map : plan.maps) width += 2 * map.scores.q.cols;
-  const bool far = n * width * static_cast<Index>(sizeof(S)) > 2 * second_cache;
-  const auto take_tile = [&] { return arena.take<S>(rows * ld); };
+  using Shared = PullShared<P, M, Mods>;
+  static constexpr Index ld = Blocks::keys, rows = Blocks::queries;
 
-  std::array<KeyPanel<P>, M> keys = [&] {
-    if constexpr (M == 1)
-      return std::array<KeyPanel<P>, 1>{KeyPanel<P>(arena, plan.maps[0].scores.k.cols)};
-    else
-      return std::array<KeyPanel<P>, 2>{KeyPanel<P>(arena, plan.maps[0].scores.k.cols),
-                                        KeyPanel<P>(arena, plan.maps[1].scores.k.cols)};
-  }();
-  S* right_t = arena.take<S>(plan.right.cols * ld);
-  S *weights[M], *ds[M], *raw[M], *dk_block[M], *q_copy[M], *keys_off[M];
-  const S* q_rows[M];
-  Index q_stride[M];
-  for (int t = 0; t < M; ++t) {
-    weights[t] = take_tile();
-    ds[t] = M == 1 ? take_tile() : weights[t];
-    raw[t] = Mods::values ? take_tile() : nullptr;
-    dk_block[t] = arena.take<S>(padded<P>(plan.maps[t].scores.k.cols) * ld);
-    q_copy[t] = arena.take<S>(padded<P>(plan.maps[t].scores.q.cols) * rows);
-    keys_off[t] = plan.maps[t].scores.by_pair() ? arena.take<S>(padded<P>(plan.maps[t].scores.k.cols) * ld) : nullptr;
-  }
-  S* total = M == 1 ? weights[0] : take_tile();
-  S* da = Emit ? take_tile() : nullptr;
-  S* dv_block = arena.take<S>(padded<P>(w) * ld);
-  S* x_copy = arena.take<S>(padded<P>(w) * rows);
-  TileRows<P> row(arena);
-  NearPairs near_pairs = {};
-  S* taken = nullptr;  // of keys: sums of dS of far pairs
-  if (plan.maps[0].scores.near_alone()) {
-    near_pairs.places = arena.take<Index>(rows * ld);
-    row.near = &near_pairs;
-    taken = arena.take<S>(ld);
-  }
-  std::array<S*, 2> moment_keys = {};
-  S *distances = nullptr, *no_start = nullptr;
-  for (std::size_t p = 0; p < 2; ++p) {
-    if (!plan.moments[p].sums) continue;
-    if (plan.moments[p].part.cols == 0) {
-      moment_keys[p] = arena.take<S>(plan.moments[p].k.cols * ld);
-    } else if (!distances) {
-      distances = take_tile(), no_start = arena.take<S>(ld);
-      clear(no_start, ld);
-    }
-  }
-  const auto near = NextRows<P>::none(total);
-  const bool sinking = Mods::sinks && plan.maps[0].scores.mods->wants_sink();
-
-  for (Index k0 = begin; k0 < end; k0 += ld) {
-    const Index k1 = std::min(k0 + ld, end), nk = k1 - k0, vectors = (nk + P::lanes - 1) / P::lanes;
+  PullTasks(const Context& context, const Shared& shared, Arena& arena)
+      : context_(context), shared_(shared), plan_(shared.plan), w_(plan_.dv.given() ? plan_.x.cols : 0), row_(arena) {
+    Index width = plan_.left.cols;  // of what is read for a query
+    for (const auto& map : plan_.maps) width += 2 * map.scores.q.cols;
+    far_ = plan_.left.rows * width * static_cast<Index>(sizeof(S)) > 2 * second_cache;
+    const auto take_tile = [&] { return arena.take<S>(rows * ld); };
+    right_t_ = arena.take<S>(plan_.right.cols * ld);
     for (int t = 0; t < M; ++t) {
-      const auto& map = plan.maps[t];
-      keys[t].load(map.scores, k0, nk);
-      clear(dk_block[t], padded<P>(map.scores.k.cols) * ld);
-      if (keys_off[t])
-        rows_taken_off<P>(map.scores.parts, map.scores.k.row(k0), map.scores.k.stride, nk, map.scores.k.cols,
-                          keys_off[t]);
-      if (map.dbias) clear(map.dbias + k0, nk);
+      const auto& map = plan_.maps[t];
+      const Index d = padded<P>(map.scores.k.cols);
+      keys_[t].emplace(arena, map.scores.k.cols);
+      weights_[t] = take_tile();
+      ds_[t] = M == 1 ? take_tile() : weights_[t];
+      raw_[t] = Mods::values ? take_tile() : nullptr;
+      dk_[t] = arena.take<S>(d * ld);
+      q_copy_[t] = arena.take<S>(d * rows);
+      keys_off_[t] = map.scores.by_pair() ? arena.take<S>(d * ld) : nullptr;
+      dbias_[t] = map.dbias ? arena.take<S>(ld) : nullptr;
     }
-    transpose_into<P>(plan.right.block(k0, 0, nk, plan.right.cols), right_t, ld);
+    total_ = M == 1 ? weights_[0] : take_tile();
+    da_ = Emit ? take_tile() : nullptr;
+    emitted_ = Emit ? arena.take<S>(ld) : nullptr;
+    dv_ = arena.take<S>(padded<P>(w_) * ld);
+    x_copy_ = arena.take<S>(padded<P>(w_) * rows);
+    if (plan_.maps[0].scores.near_alone()) {
+      near_pairs_.places = arena.take<Index>(rows * ld);
+      near_ds_ = arena.take<S>(rows * ld);
+      row_.near = &near_pairs_;
+      taken_ = arena.take<S>(ld);
+    }
+    for (std::size_t p = 0; p < 2; ++p) {
+      if (!plan_.moments[p].sum) continue;
+      tallies_ = true;
+      if (plan_.moments[p].part.cols == 0) {
+        moment_keys_[p] = arena.take<S>(plan_.moments[p].k.cols * ld);
+      } else if (!distances_) {
+        distances_ = take_tile(), no_start_ = arena.take<S>(ld);
+        clear(no_start_, ld);
+      }
+    }
+    sinks_ = arena.take<S>(shared.sink_size);
+    sinking_ = Mods::sinks && plan_.maps[0].scores.mods->wants_sink();
+    tallies_ = tallies_ || (sinking_ && shared.sink_size > 0);
+  }
+  PullTasks(const PullTasks&) = delete;
+  PullTasks& operator=(const PullTasks&) = delete;
+
+  void run(Index task) {
+    const auto& cut = shared_.cut;
+    const auto& orders = shared_.orders;
+    const Index block = task / cut.stretches, stretch = task % cut.stretches;
+    if (!orders.has_work(block, stretch)) return;
+    block_ = block, k0_ = cut.keys(block).begin, nk_ = cut.keys(block).end - k0_;
+    if (loaded_ != block) load_keys();
+    clear_sums();
+    // From the last queries on: under a causal mask, or of a window, the next block of keys begins with others.
+    const Interval blocks = cut.blocks(stretch);
+    for (Index i = blocks.end; i-- > blocks.begin;)
+      if (orders.sees(i, block)) add_queries(i, i > blocks.begin ? i - 1 : blocks.end - 1);
+    auto& of_keys = orders.of_keys(block);
+    context_.in_order(of_keys.order, stretch, orders.next_stretch(block, stretch),
+                      [&] { deliver_keys(stretch == of_keys.first); });
+    if (tallies_) context_.in_order(orders.of_all(), task, orders.next_task(task), [&] { deliver_tallies(); });
+  }
+
+ private:
+  Index vectors() const { return (nk_ + P::lanes - 1) / P::lanes; }
+
+  /// The panels of a block of keys.
+  void load_keys() {
+    for (int t = 0; t < M; ++t) {
+      const auto& map = plan_.maps[t];
+      keys_[t]->load(map.scores, k0_, nk_);
+      if (keys_off_[t])
+        rows_taken_off<P>(map.scores.parts, map.scores.k.row(k0_), map.scores.k.stride, nk_, map.scores.k.cols,
+                          keys_off_[t]);
+    }
+    transpose_into<P>(plan_.right.block(k0_, 0, nk_, plan_.right.cols), right_t_, ld);
     for (std::size_t p = 0; p < 2; ++p)
-      if (const View<S>& k = plan.moments[p].k; moment_keys[p])
-        transpose_into<P>(k.block(k0, 0, nk, k.cols), moment_keys[p], ld);
-    clear(dv_block, padded<P>(w) * ld);
-    if (taken) clear(taken, ld);
-    if constexpr (Emit) clear(plan.emission.c + k0, nk);
-
-    for (Index block = 0; block < n; block += rows) {
-      const Interval seen = queries_that_see(plan.maps[0].scores, block, std::min(n, block + rows), k0, k1);
-      const Index q0 = seen.begin, nq = seen.end - q0;
-      if (nq <= 0) continue;
-      const Index after = block + rows < n ? block + rows : 0;
-      const auto next = [&](View<S> v) { return far ? NextRows<P>{v.row(after), v.stride} : near; };
-
-      StoreGradients<P, M, Emit, WeightOf<Mods>> store;
-      store.ld = ld, store.total = total, store.da = da, store.function = plan.maps[0].scores.weight;
-      for (int t = 0; t < M; ++t) {
-        const auto& map = plan.maps[t];
-        const Tile<S> tile{weights[t], ld, q0, nq, k0, nk};
-        weights_tile<P>(map.scores, map.lse, map.weight, tile, keys[t].transposed, row, raw[t], next(map.scores.q));
-        store.weights[t] = weights[t], store.ds[t] = ds[t], store.delta[t] = map.delta ? map.delta + q0 : nullptr;
-      }
-      product<P, Walk::rows>(nq, vectors, plan.left.cols, plan.left.row(q0), plan.left.stride, right_t, ld,
-                             fetching(next(plan.left), store));
-
-      const Tile<S> tile{total, ld, q0, nq, k0, nk};
-      if constexpr (Emit) emit_relevance<P>(tile, total, da, plan.emission);
-      for (int t = 0; t < M; ++t) {
-        const auto& map = plan.maps[t];
-        if (Mods::values || sinking) {
-          const auto& mods = *map.scores.mods;
-          At a = map.scores.place(q0, k0);
-          for (Index i = 0; i < nq; ++i) {
-            a.q = q0 + i;
-            for (Index j = 0; j < nk; ++j) {
-              a.k = k0 + j;
-              S& g = ds[t][i * ld + j];
-              if (g == S(0)) continue;  // masked, perhaps: no derivative is asked of a score that was none
-              g = mods.pull(Mods::values ? raw[t][i * ld + j] : S(0), g, a, sinks);
-            }
-          }
-        }
-        if constexpr (are_distances<Mods> && M == 1)
-          for (std::size_t p = 0; p < 2; ++p) {
-            const auto& moment = plan.moments[p];
-            const Tile<S> of_ds{ds[t], ld, q0, nq, k0, nk};
-            if (moment_keys[p]) {
-              moment.sums[chunk] += moment_of_tile<P>(of_ds, moment.q, moment_keys[p]);
-            } else if (moment.sums) {
-              const View<S> q = map.scores.q;
-              tile_by_pair<P, true>(map.scores, {moment.part}, {distances, ld, q0, nq, k0, nk}, vectors, q.row(q0),
-                                    q.stride, keys[t].transposed, no_start);
-              moment.sums[chunk] += moment_of_distances<P>(of_ds, distances);
-            }
-          }
-        if (map.dbias)
-          for (Index i = 0; i < nq; ++i) add_row<P>(ds[t] + i * ld, map.dbias + k0, nk);
-        const Index d = map.scores.k.cols, features = padded<P>(d) / P::lanes;
-        const bool by_pair = map.scores.by_pair();
-        const View<S> q = map.scores.q;
-        if constexpr (are_distances<Mods> && M == 1)
-          if (taken) {
-            pull_near_pairs<P>(map.scores, near_pairs, {ds[t], ld, q0, nq, k0, nk},
-                               dq[t].given() ? dq[t].row(q0) : nullptr, dq[t].stride,
-                               map.dk.given() ? dk_block[t] : nullptr, padded<P>(d));
-            for (Index i = 0; i < nq; ++i) {
-              const S* of_row = ds[t] + i * ld;
-              add_row<P>(of_row, taken, nk);
-              if (dq[t].given())
-                take_off_middle<P>(map.scores.parts, row_sum<P>(of_row, nk), q.row(q0 + i), dq[t].row(q0 + i));
-            }
-          }
-        if (by_pair && dq[t].given()) {
-          if constexpr (are_distances<Mods>) {
-            rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy[t]);
-            add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
-                                           q_copy[t], padded<P>(d), dq[t].row(q0), dq[t].stride);
-          }
-        } else if (dq[t].given()) {
-          product<P, Walk::rows>(nq, features, nk, ds[t], ld, keys[t].rows, keys[t].stride,
-                                 fetching(next(dq[t]), Accumulate<P>{dq[t].row(q0), dq[t].stride}));
-        }
-        if (map.dk.given()) {
-          whole_rows<P>(q.block(q0, 0, nq, d), q_copy[t], q_rows[t], q_stride[t]);
-          if (by_pair) {
-            if constexpr (are_distances<Mods>)
-              add_differences<P, Walk::columns>(map.scores.parts, nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
-                                                keys_off[t], padded<P>(d), dk_block[t], padded<P>(d));
-          } else {
-            product<P, Walk::columns>(nk, features, nq, ds[t], ld, q_rows[t], q_stride[t],
-                                      Accumulate<P>{dk_block[t], padded<P>(d)});
-          }
-        }
-      }
-      if (w > 0) {
-        const S* x_rows;
-        Index x_stride;
-        whole_rows<P>(plan.x.block(q0, 0, nq, w), x_copy, x_rows, x_stride);
-        product<P, Walk::columns>(nk, padded<P>(w) / P::lanes, nq, total, ld, x_rows, x_stride,
-                                  Accumulate<P>{dv_block, padded<P>(w)});
-      }
-    }
-
-    for (int t = 0; t < M; ++t) {
-      const auto& map = plan.maps[t];
-      if (!map.dk.given()) continue;
-      const Index d = map.scores.k.cols;
-      if constexpr (are_distances<Mods>)
-        if (taken)
-          for (Index j = 0; j < nk; ++j)
-            take_off_middle<P>(map.scores.parts, taken[j], map.scores.k.row(k0 + j), dk_block[t] + j * padded<P>(d));
-      deliver_scaled<P>(View<S>(dk_block[t], nk, d, padded<P>(d)), map.scores.scale, map.dk.block(k0, 0, nk, d),
-                        plan.accumulate_k);
-    }
-    if (w > 0)
-      deliver_scaled<P>(View<S>(dv_block, nk, w, padded<P>(w)), S(1), plan.dv.block(k0, 0, nk, w), plan.accumulate_v);
+      if (const View<S>& k = plan_.moments[p].k; moment_keys_[p])
+        transpose_into<P>(k.block(k0_, 0, nk_, k.cols), moment_keys_[p], ld);
+    loaded_ = block_;
   }
-}
+
+  void clear_sums() {
+    for (int t = 0; t < M; ++t) {
+      clear(dk_[t], padded<P>(plan_.maps[t].scores.k.cols) * ld);
+      if (dbias_[t]) clear(dbias_[t], nk_);
+    }
+    clear(dv_, padded<P>(w_) * ld);
+    if (taken_) clear(taken_, ld);
+    if constexpr (Emit) clear(emitted_, ld);
+    if (tallies_) clear(sinks_, shared_.sink_size), moments_ = {};
+  }
+
+  /// A tile: weights, gradients of scores, what hangs on them, then the products; dQ when it is this block's turn.
+  void add_queries(Index i, Index after) {
+    const Interval block = shared_.cut.queries(i);
+    const Interval seen = queries_that_see(plan_.maps[0].scores, block.begin, block.end, k0_, k0_ + nk_);
+    const Index q0 = seen.begin, nq = seen.end - q0;
+    if (nq > 0) {
+      after_ = shared_.cut.queries(after).begin;
+      make_gradients(q0, nq);
+      if constexpr (Emit)
+        emit_relevance<P>({total_, ld, q0, nq, 0, nk_}, total_, da_, {plan_.emission.w, emitted_, plan_.emission.part});
+      for (int t = 0; t < M; ++t) {
+        side_outputs(t, q0, nq);
+        add_to_keys(t, q0, nq);
+      }
+      if (w_ > 0) add_to_values(q0, nq);
+    }
+    auto& of_queries = shared_.orders.of_queries(i);
+    const Index then = shared_.orders.next_keys(i, block_);
+    context_.in_order(of_queries.order, block_, then, [&] {
+      for (int t = 0; t < M; ++t) {
+        const MutView<S>& dq = shared_.dq[t];
+        if (of_queries.first == block_)
+          for (Index r = block.begin; r < block.end && dq.given(); ++r) clear(dq.row(r), dq.cols);
+        if (nq > 0) add_to_queries(t, q0, nq);
+        if (then == shared_.cut.key_blocks) deliver_queries(shared_, t, block);
+      }
+    });
+  }
+
+  NextRows<P> next(View<S> v) const { return far_ ? NextRows<P>{v.row(after_), v.stride} : NextRows<P>::none(total_); }
+
+  void make_gradients(Index q0, Index nq) {
+    StoreGradients<P, M, Emit, WeightOf<Mods>> store;
+    store.ld = ld, store.total = total_, store.da = da_, store.function = plan_.maps[0].scores.weight;
+    for (int t = 0; t < M; ++t) {
+      const auto& map = plan_.maps[t];
+      const Tile<S> tile{weights_[t], ld, q0, nq, k0_, nk_};
+      weights_tile<P>(map.scores, map.lse, map.weight, tile, keys_[t]->transposed, row_, raw_[t], next(map.scores.q));
+      store.weights[t] = weights_[t], store.ds[t] = ds_[t], store.delta[t] = map.delta ? map.delta + q0 : nullptr;
+    }
+    product<P, Walk::rows>(nq, vectors(), plan_.left.cols, plan_.left.row(q0), plan_.left.stride, right_t_, ld,
+                           fetching(next(plan_.left), store));
+  }
+
+  /// The derivatives of modifiers, bandwidths' gradients, the key bias.
+  void side_outputs(int t, Index q0, Index nq) {
+    const auto& map = plan_.maps[t];
+    if (Mods::values || sinking_) {
+      const auto& mods = *map.scores.mods;
+      At a = map.scores.place(q0, k0_);
+      for (Index i = 0; i < nq; ++i) {
+        a.q = q0 + i;
+        for (Index j = 0; j < nk_; ++j) {
+          a.k = k0_ + j;
+          S& g = ds_[t][i * ld + j];
+          if (g == S(0)) continue;  // masked, perhaps: no derivative is asked of a score that was none
+          g = mods.pull(Mods::values ? raw_[t][i * ld + j] : S(0), g, a, sinks_);
+        }
+      }
+    }
+    const Tile<S> of_ds{ds_[t], ld, q0, nq, k0_, nk_};
+    if constexpr (are_distances<Mods> && M == 1)
+      for (std::size_t p = 0; p < 2; ++p) {
+        const auto& moment = plan_.moments[p];
+        if (moment_keys_[p]) {
+          moments_[p] += moment_of_tile<P>(of_ds, moment.q, moment_keys_[p]);
+        } else if (moment.sum) {
+          const View<S> q = map.scores.q;
+          tile_by_pair<P, true>(map.scores, {moment.part}, {distances_, ld, q0, nq, k0_, nk_}, vectors(), q.row(q0),
+                                q.stride, keys_[t]->transposed, no_start_);
+          moments_[p] += moment_of_distances<P>(of_ds, distances_);
+        }
+      }
+    if (dbias_[t])
+      for (Index i = 0; i < nq; ++i) add_row<P>(ds_[t] + i * ld, dbias_[t], nk_);
+  }
+
+  /// dK += dS^T Q.
+  void add_to_keys(int t, Index q0, Index nq) {
+    const auto& map = plan_.maps[t];
+    const Index d = map.scores.k.cols, wide = padded<P>(d), features = wide / P::lanes;
+    if constexpr (are_distances<Mods> && M == 1)
+      if (taken_) {
+        const Tile<S> of_ds{ds_[t], ld, q0, nq, k0_, nk_};
+        take_near_pairs(near_pairs_, of_ds, near_ds_);
+        pull_near_pairs<P>(map.scores, near_pairs_, of_ds, near_ds_, nullptr, 0, map.dk.given() ? dk_[t] : nullptr,
+                           wide);
+        for (Index i = 0; i < nq; ++i) add_row<P>(ds_[t] + i * ld, taken_, nk_);
+      }
+    if (!map.dk.given()) return;
+    const S* q_rows;
+    Index q_stride;
+    whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy_[t], q_rows, q_stride);
+    if (!map.scores.by_pair()) {
+      product<P, Walk::columns>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Accumulate<P>{dk_[t], wide});
+    } else if constexpr (are_distances<Mods>) {
+      add_differences<P, Walk::columns>(map.scores.parts, nk_, features, nq, ds_[t], ld, q_rows, q_stride, keys_off_[t],
+                                        wide, dk_[t], wide);
+    }
+  }
+
+  /// dV += A^T x.
+  void add_to_values(Index q0, Index nq) {
+    const S* x_rows;
+    Index x_stride;
+    whole_rows<P>(plan_.x.block(q0, 0, nq, w_), x_copy_, x_rows, x_stride);
+    product<P, Walk::columns>(nk_, padded<P>(w_) / P::lanes, nq, total_, ld, x_rows, x_stride,
+                              Accumulate<P>{dv_, padded<P>(w_)});
+  }
+
+  /// dQ += dS K.
+  void add_to_queries(int t, Index q0, Index nq) {
+    const auto& map = plan_.maps[t];
+    const MutView<S>& dq = shared_.dq[t];
+    const Index d = map.scores.k.cols, wide = padded<P>(d), features = wide / P::lanes;
+    if (!dq.given()) return;
+    if constexpr (are_distances<Mods> && M == 1)
+      if (taken_) {
+        pull_near_pairs<P>(map.scores, near_pairs_, {ds_[t], ld, q0, nq, k0_, nk_}, near_ds_, dq.row(q0), dq.stride,
+                           nullptr, 0);
+        for (Index i = 0; i < nq; ++i)
+          take_off_middle<P>(map.scores.parts, row_sum<P>(ds_[t] + i * ld, nk_), map.scores.q.row(q0 + i),
+                             dq.row(q0 + i));
+      }
+    if (!map.scores.by_pair()) {
+      product<P, Walk::rows>(nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
+                             fetching(next(dq), Accumulate<P>{dq.row(q0), dq.stride}));
+    } else if constexpr (are_distances<Mods>) {
+      rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy_[t]);
+      add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
+                                     q_copy_[t], wide, dq.row(q0), dq.stride);
+    }
+  }
+
+  /// What a block of keys has gathered; the first stretch overwrites where the caller does not ask for a sum.
+  void deliver_keys(bool first) {
+    for (int t = 0; t < M; ++t) {
+      const auto& map = plan_.maps[t];
+      if (dbias_[t]) deliver<S>({dbias_[t], 1, nk_, nk_}, {map.dbias + k0_, 1, nk_, nk_}, !first);
+      if (!map.dk.given()) continue;
+      const Index d = map.scores.k.cols, wide = padded<P>(d);
+      if constexpr (are_distances<Mods>)
+        if (taken_)
+          for (Index j = 0; j < nk_; ++j)
+            take_off_middle<P>(map.scores.parts, taken_[j], map.scores.k.row(k0_ + j), dk_[t] + j * wide);
+      deliver_scaled<P>(View<S>(dk_[t], nk_, d, wide), map.scores.scale, map.dk.block(k0_, 0, nk_, d),
+                        plan_.accumulate_k || !first);
+    }
+    if (w_ > 0)
+      deliver_scaled<P>(View<S>(dv_, nk_, w_, padded<P>(w_)), S(1), plan_.dv.block(k0_, 0, nk_, w_),
+                        plan_.accumulate_v || !first);
+    if constexpr (Emit) deliver<S>({emitted_, 1, nk_, nk_}, {plan_.emission.c + k0_, 1, nk_, nk_}, !first);
+  }
+
+  void deliver_tallies() {
+    for (std::size_t p = 0; p < 2; ++p)
+      if (plan_.moments[p].sum) *plan_.moments[p].sum += moments_[p];
+    if (sinking_) add_row<P>(sinks_, shared_.sinks, shared_.sink_size);
+  }
+
+  const Context& context_;
+  const Shared& shared_;
+  const PullPlan<S, Mods, M>& plan_;
+  const Index w_;
+  bool far_ = false, sinking_ = false, tallies_ = false;
+  Index loaded_ = -1, block_ = 0, k0_ = 0, nk_ = 0, after_ = 0;
+  std::array<std::optional<KeyPanel<P>>, M> keys_;
+  S *right_t_, *weights_[M], *ds_[M], *raw_[M], *dk_[M], *q_copy_[M], *keys_off_[M], *dbias_[M];
+  S *total_, *da_, *emitted_, *dv_, *x_copy_, *sinks_;
+  S *near_ds_ = nullptr, *taken_ = nullptr;  // of near pairs, and sums over the others' of a key
+  TileRows<P> row_;
+  NearPairs near_pairs_ = {};
+  std::array<S*, 2> moment_keys_ = {};
+  std::array<Wide<S>, 2> moments_ = {};
+  S *distances_ = nullptr, *no_start_ = nullptr;
+};
 
 template <class P, bool Emit, int M, class Mods>
 void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M> plan, typename P::Scalar* sinks) {
   using S = typename P::Scalar;
-  using Blocks = PullBlocks<P>;
   Arena& arena = context.arena();
   ArenaScope scope(arena);
-  const Index n = plan.left.rows, m = plan.right.rows, chunks = Blocks::chunks(m);
-  const Index sink_size = plan.maps[0].scores.mods->sink_size(n, m);
-  PullGuard<P, M, Mods> guard(arena, plan);
-  const Index passes = (m + Blocks::keys - 1) / Blocks::keys;
+  const Index n = plan.left.rows, m = plan.right.rows;
+  const PullCut<P> cut(n, m);
+  PullGuard<P, M, Mods> guard(context, plan);
   const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
-  plan.left = near_rows(arena, plan.left, passes);
-  if (plan.dv.given()) plan.x = one_array ? plan.left : near_rows(arena, plan.x, passes);
-  for (auto& map : plan.maps) map.scores.q = near_rows(arena, map.scores.q, passes);
+  plan.left = near_rows(context, plan.left, cut.key_blocks);
+  if (plan.dv.given()) plan.x = one_array ? plan.left : near_rows(context, plan.x, cut.key_blocks);
+  for (auto& map : plan.maps) map.scores.q = near_rows(context, map.scores.q, cut.key_blocks);
 
-  // The first chunk sums into dq itself where whole vectors fit there.
-  using Targets = std::array<MutView<S>, M>;
-  const auto fresh = [&](bool first) {
-    Targets targets;
-    for (int t = 0; t < M; ++t) {
-      const MutView<S>& dq = plan.maps[t].dq;
-      if (!dq.given()) continue;
-      const bool in_place = first && !plan.accumulate_q && dq.cols % P::lanes == 0 && !rows_are_far(dq, passes);
-      targets[t] = in_place ? dq : arena.matrix<S>(n, padded<P>(dq.cols));
-    }
-    return targets;
-  };
-  const auto restart = [&](Targets& targets, S* partial) {
-    for (auto& t : targets)
-      for (Index i = 0; i < t.rows; ++i) detail::clear(t.row(i), t.cols);
-    detail::clear(partial, sink_size);
-  };
-  const auto add = [&](Targets& sum, const Targets& part, const S* partial) {
-    for (int t = 0; t < M; ++t)
-      if (sum[t].given()) deliver_scaled<P>(part[t], S(1), sum[t], true);
-    for (Index s = 0; s < sink_size; ++s) sinks[s] += partial[s];
-  };
-
-  Targets sum = fresh(true);
-  S* sink_parts = arena.take<S>(sink_size * chunks);
-  restart(sum, sink_parts);
-  if (!context.spreads()) {
-    Targets part = chunks > 1 ? fresh(false) : sum;
-    for (Index c = 0; c < chunks; ++c) {
-      S* partial = sink_parts + c * sink_size;
-      Targets& target = c == 0 ? sum : part;
-      if (c > 0) restart(target, partial);
-      ArenaScope inner(arena);
-      pull_chunk<P, Emit, M>(plan, c, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), target, partial, arena);
-      if (c > 0) add(sum, part, partial);
-    }
-  } else {
-    Targets parts[4] = {sum};
-    for (Index c = 1; c < chunks; ++c) parts[c] = fresh(false);
-    context.run(chunks, [&](Index c, Arena& own) {
-      S* partial = sink_parts + c * sink_size;
-      if (c > 0) restart(parts[c], partial);
-      pull_chunk<P, Emit, M>(plan, c, Blocks::chunk_begin(m, c), Blocks::chunk_begin(m, c + 1), parts[c], partial, own);
-    });
-    for (Index c = 1; c < chunks; ++c) add(sum, parts[c], sink_parts + c * sink_size);
-  }
-  for (Index s = 0; s < sink_size; ++s) sinks[s] += sink_parts[s];
-
+  const PullOrders<P, S, Mods> orders(arena, cut, plan.maps[0].scores);
+  PullShared<P, M, Mods> shared{plan, cut, orders, {}, sinks, plan.maps[0].scores.mods->sink_size(n, m)};
   for (int t = 0; t < M; ++t) {
     const MutView<S>& dq = plan.maps[t].dq;
     if (!dq.given()) continue;
-    deliver_scaled<P>(View<S>(sum[t]).block(0, 0, n, dq.cols), plan.maps[t].scores.scale, dq, plan.accumulate_q);
+    // summed where it goes to if whole vectors fit there
+    const bool in_place = !plan.accumulate_q && dq.cols % P::lanes == 0 && !rows_are_far(dq, cut.key_blocks);
+    shared.dq[t] = in_place ? dq : arena.matrix<S>(n, padded<P>(dq.cols));
   }
+  for (Index i = 0; i < cut.query_blocks; ++i) {
+    if (orders.of_queries(i).first < cut.key_blocks) continue;
+    const Interval block = cut.queries(i);  // that sees nothing
+    for (int t = 0; t < M; ++t) {
+      for (Index r = block.begin; r < block.end && shared.dq[t].given(); ++r)
+        clear(shared.dq[t].row(r), shared.dq[t].cols);
+      deliver_queries(shared, t, block);
+    }
+  }
+  context.run(
+      cut.tasks(), [&](Arena& own) { return PullTasks<P, Emit, M, Mods>(context, shared, own); },
+      [](PullTasks<P, Emit, M, Mods>& tasks, Index t) { tasks.run(t); });
   guard.poison(sinks);
 }
 
@@ -311,7 +497,7 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
 ///     dS_t = weight_t A_t o (dA - delta_t 1^T),  dQ_t = scale_t dS_t K_t,  dK_t = scale_t dS_t^T Q_t,
 ///     dbias_t = column sums of dS_t,  dV = (sum_t weight_t A_t)^T x.
 /// Where a modifier changes values, dS is taken back through its derivative first. sinks: sink_size(n, m) numbers,
-/// added to. 2 n m (sum_t 3 d_t + r + w) flop; scratch: one tile set a worker and at most four times n x d.
+/// added to. 2 n m (sum_t 3 d_t + r + w) flop; scratch: one tile set a worker and one n x d where dq has no room for whole vectors.
 template <class P, int M, class Mods>
 void pull_back(const Context& context, const PullPlan<typename P::Scalar, Mods, M>& plan, typename P::Scalar* sinks) {
   if (plan.emission.c != nullptr)

@@ -361,6 +361,24 @@ class SmoothBlock {
   S *qt_, *ot_, *tile_, *start_, *top_, *sum_, *alpha_, *found_;
 };
 
+/// How many queries are a task: a whole block, or a part of one where there would be few tasks; a row has the same bits
+/// in any. Parts of a panel are for rows that begin with one key, and count no amounts from the panel's first. A serial
+/// call with parts of two vectors is as quick as with whole blocks.
+template <class P, class Mods>
+Index smooth_part(const Context& context, const Scores<typename P::Scalar, Mods>& scores) {
+  using Blocks = SmoothBlocks<P>;
+  constexpr Index enough = 96, least = 2 * P::lanes;  // tasks; queries
+  const Index n = scores.n();
+  Index part = Blocks::queries;
+  if (!context.spreads() || n >= enough * part) return part;
+  part = Blocks::panel;
+  const bool alike = !Mods::shifts && !scores.mixed(0, n) && scores.hull(0, 1).begin == scores.hull(n - 1, n).begin;
+  if (!alike || P::lanes == 1) return part;
+  for (const Index smaller : {2 * least, least})
+    if (n < enough * part && smaller < part && Blocks::queries % smaller == 0) part = smaller;
+  return part;
+}
+
 /// One map, or several over the same values: these then go through the keys together, a block of values serving all.
 template <class P, bool Online, std::size_t M, class Mods>
 void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
@@ -369,7 +387,7 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   const Index n = maps[0].scores.n(), blocks = (n + step - 1) / step;
   Arena& common = context.arena();
   ArenaScope scope(common);
-  const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(common, map.scores, map.x); });
+  const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(context, map.scores, map.x); });
   const bool few = are_normalised<Mods> && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
                    FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
@@ -385,14 +403,16 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   if (wanted) {
     const auto* values = tiled[0].x.data;
     for (auto& map : tiled) {
-      map.scores.k = near_rows(common, map.scores.k, blocks);
-      map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : near_rows(common, map.x, blocks);
+      map.scores.k = near_rows(context, map.scores.k, blocks);
+      map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : near_rows(context, map.x, blocks);
     }
-    context.run(blocks, [&](Index task, Arena& arena) {
-      const Index q0 = (blocks - 1 - task) * step;  // under a causal mask the last queries have the most to do
-      const Index q1 = std::min(n, q0 + step);
+    // A row sees the keys in the blocks that its block of queries sees, whatever part of that is a task.
+    const Index part = smooth_part<P>(context, tiled[0].scores), parts = (n + part - 1) / part;
+    context.run(parts, [&](Index task, Arena& arena) {
+      const Index q0 = (parts - 1 - task) * part;  // under a causal mask the last queries have the most to do
+      const Index q1 = std::min(n, q0 + part), block_begin = q0 / step * step;
       auto block = each_map(tiled, [&](const auto& map) { return Block(map, q0, q1, arena); });
-      const Interval seen = tiled[0].scores.hull(q0, q1);
+      const Interval seen = tiled[0].scores.hull(block_begin, std::min(n, block_begin + step));
       for (Index k0 = seen.begin; k0 < seen.end; k0 += keys)
         for (auto& b : block) b.add_keys(k0, std::min(k0 + keys, seen.end));
       for (auto& b : block) b.finish();

@@ -20,9 +20,9 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
   constexpr Index ld = Blocks::keys, rows = Blocks::queries;
   const Index n = scores.n(), m = scores.m(), w = g.cols, pw = padded<P>(w);
   ArenaScope scope(context.arena());
-  const RowGuard<P, Mods> rows_of_g(context.arena(), scores, lse, g);
+  const RowGuard<P, Mods> rows_of_g(context, scores, lse, g);
   View<S> also = scores.k;
-  const KeyGuard<P, Mods> guard(context.arena(), scores, also);  // keys that nobody keeps must not be seen
+  const KeyGuard<P, Mods> guard(context, scores, also);  // keys that nobody keeps must not be seen
 
   context.run((m + ld - 1) / ld, [&](Index task, Arena& arena) {
     const Index k0 = task * ld, k1 = std::min(m, k0 + ld), nk = k1 - k0;

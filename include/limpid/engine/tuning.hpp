@@ -47,8 +47,6 @@ struct SmoothBlocks {
   static constexpr Index queries = panel * panels, keys = 128;
 };
 
-inline constexpr Index most_chunks = 4;  // of keys
-
 template <class P>
 struct PullBlocks {
   static constexpr Index unit = P::lanes * P::tile_vectors;
@@ -56,14 +54,6 @@ struct PullBlocks {
   /// With 64 the weights and gradients of a block fit into L1: backward is 4 % quicker in float and 5 % in double with
   /// 16 registers (AVX2, Zen 3). With 32 the size does not matter.
   static constexpr Index queries = P::registers == 32 ? 128 : 64;
-  static Index chunks(Index m) {
-    const Index blocks = (m + keys - 1) / keys;
-    return blocks >= 16 ? most_chunks : (blocks >= 4 ? 2 : 1);
-  }
-  static Index chunk_begin(Index m, Index chunk) {
-    const Index blocks = (m + keys - 1) / keys;
-    return std::min(m, blocks * chunk / chunks(m) * keys);
-  }
 };
 
 }  // namespace detail

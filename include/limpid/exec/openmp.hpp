@@ -18,17 +18,17 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// Tasks on an OpenMP team of `threads` (default: what OpenMP would take). In the child of
-/// a fork, where OpenMP's runtime waits for threads that its parent had, they run one after
-/// the other on the calling thread: on a team made before the fork, and on any once a team
-/// has run before it. (A program's own parallel regions before a fork are not known here.)
+/// Tasks on an OpenMP team of `threads` (default: what OpenMP would take). Inside a task of any pool of ours, and in
+/// the child of a fork, where OpenMP's runtime waits for threads that its parent had, they run one after the other on
+/// the calling thread: on a team made before the fork, and on any once a team has run before it. (A program's own
+/// parallel regions before a fork are not known here.)
 class OpenMP {
  public:
   explicit OpenMP(int threads = omp_get_max_threads()) : threads_(threads < 1 ? 1 : threads) {}
   int workers() const { return threads_; }
   template <class Task>
   void run(Index count, Task&& task) {
-    if (process_ != this_process() || process_ != process_of_teams()) {
+    if (detail::InsideTask::now() || process_ != this_process() || process_ != process_of_teams()) {
       for (Index t = 0; t < count; ++t) task(t, 0);
       return;
     }
@@ -36,6 +36,7 @@ class OpenMP {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads_)
     for (Index t = 0; t < count; ++t) {
       try {
+        const detail::InsideTask inside;
         task(t, omp_get_thread_num());
       } catch (...) {
 #pragma omp critical(limpid_openmp_error)

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -16,19 +17,20 @@
 #include <unistd.h>
 #endif
 
-#include "../core/executor.hpp"
+#include "../core/tasks.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 
 /// `threads` workers, the caller's thread among them (less than one counts as one). After a call they look for the next
-/// one for 100 us, yielding, then sleep. The first exception of a task comes out of run, and the pool serves on. A
-/// program that uses it links its platform's thread library (Threads::Threads in CMake).
+/// one for 100 us, as long as no more threads do so, of all pools, than there are cores; then they sleep. A call wakes
+/// no more of them than it has tasks for. The first exception of a task comes out of run when all others have ended,
+/// and the pool serves on. A program that uses it links its platform's thread library (Threads::Threads in CMake).
 ///
 /// run may be called from anywhere. Calls from several threads go on side by side: each caller is at work on its own
 /// tasks at once, and the pool's threads help the first call that has tasks left. So a call ends whatever other calls
-/// wait for, also one made by a thread that a task of this pool waits for. Inside a task of this pool tasks run one
-/// after the other on the calling thread, and so they do in the child of a fork, which has no threads but its own.
+/// wait for, also one made by a thread that a task of this pool waits for. Inside a task of any pool of ours tasks run
+/// one after the other on the calling thread, and so they do in the child of a fork, which has no threads but its own.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads = static_cast<int>(std::thread::hardware_concurrency()))
@@ -53,7 +55,7 @@ class ThreadPool {
 
   template <class Task>
   void run(Index count, Task&& task) {
-    if (crew_->threads.empty() || count <= 1 || !crew_->is_ours() || Inside::holds(crew_.get())) {
+    if (crew_->threads.empty() || count <= 1 || !crew_->is_ours() || detail::InsideTask::now()) {
       for (Index t = 0; t < count; ++t) task(t, 0);
       return;
     }
@@ -64,28 +66,6 @@ class ThreadPool {
 
  private:
   struct Crew;
-
-  /// The pools whose tasks this thread is in, the innermost first.
-  class Inside {
-   public:
-    explicit Inside(const Crew* crew) : crew_(crew), outer_(innermost()) { innermost() = this; }
-    ~Inside() { innermost() = outer_; }
-    Inside(const Inside&) = delete;
-    Inside& operator=(const Inside&) = delete;
-    static bool holds(const Crew* crew) {
-      for (const Inside* i = innermost(); i; i = i->outer_)
-        if (i->crew_ == crew) return true;
-      return false;
-    }
-
-   private:
-    static const Inside*& innermost() {
-      static thread_local const Inside* top = nullptr;
-      return top;
-    }
-    const Crew* crew_;
-    const Inside* outer_;
-  };
 
   /// A call of run, which outlives what is done for it.
   struct Job {
@@ -120,14 +100,17 @@ class ThreadPool {
 
     void run(Index count, const void* object, void (*call)(const void*, Index, int)) {
       Job job{object, call, count};
+      Index asleep;
       {
         const std::lock_guard<std::mutex> lock(mutex);
         Job** last = &jobs;
         while (*last) last = &(*last)->after;
         *last = &job;
         ++round;
+        asleep = std::min(sleeping, count - 1 - looking.load());
       }
-      wake.notify_all();
+      if (asleep == static_cast<Index>(threads.size())) wake.notify_all(), asleep = 0;
+      for (; asleep > 0; --asleep) wake.notify_one();  // those that look out come by themselves
       work(job, 0);
       {
         const std::lock_guard<std::mutex> lock(mutex);
@@ -136,7 +119,7 @@ class ThreadPool {
         *place = job.after;  // from now on nobody begins to help
       }
       const auto finished = [&] { return job.helpers.load() == 0; };
-      wait_a_moment(finished);
+      look_out(finished);
       std::unique_lock<std::mutex> lock(mutex);
       done.wait(lock, finished);
       if (job.error) std::rethrow_exception(std::exchange(job.error, nullptr));
@@ -147,9 +130,13 @@ class ThreadPool {
       const auto called = [&] { return stop.load() || round.load() != seen; };
       std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
       for (;;) {
-        wait_a_moment(called);
+        ++looking;
+        look_out(called);
         lock.lock();
+        --looking;
+        ++sleeping;
         wake.wait(lock, called);
+        --sleeping;
         if (stop) return;
         seen = round;
         while (Job* job = unfinished()) {
@@ -165,11 +152,15 @@ class ThreadPool {
 
    private:
     /// Waking a thread takes as long as a small head's attention, so for about that long a thread looks before it
-    /// sleeps; others that have work may have the core meanwhile.
+    /// sleeps: a moment on its core, then between others that have work. Not where all cores are looked from already.
     template <class Condition>
-    static void wait_a_moment(const Condition& holds) {
+    static void look_out(const Condition& holds) {
+      static const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+      static std::atomic<int> lookouts{0};
       const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
-      while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+      if (lookouts.fetch_add(1) < cores)
+        for (detail::Backoff backoff; !holds() && std::chrono::steady_clock::now() < end;) backoff.pause();
+      --lookouts;
     }
 
     /// The first job that has tasks left.
@@ -180,7 +171,7 @@ class ThreadPool {
     }
 
     void work(Job& job, int worker) {
-      const Inside inside(this);
+      const detail::InsideTask inside;
       for (Index t = job.next.fetch_add(1); t < job.count; t = job.next.fetch_add(1)) {
         try {
           job.call(job.object, t, worker);
@@ -195,6 +186,8 @@ class ThreadPool {
     std::mutex mutex;
     std::condition_variable wake, done;
     Job* jobs = nullptr;  // in the order of the calls
+    std::atomic<Index> looking{0};
+    Index sleeping = 0;
     std::atomic<unsigned long> round{0};
     std::atomic<bool> stop{false};
 #if defined(__unix__) || defined(__APPLE__)

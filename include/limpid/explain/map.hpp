@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../call/checks.hpp"
+#include "../call/heads.hpp"
 #include "../core/pass.hpp"
 
 namespace limpid {
@@ -37,8 +38,10 @@ void look_inside(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, con
   ArenaScope scope(workspace.common());
   const auto head = head_args(in, d, call.item, call.head);
   const auto keep = head_kept<View<S>>(op, saved, head, call.item, call.head);
-  const Context context(workspace, call.executor);
-  look(Pass<Native<S>>{context, at_head(d, call.item, call.head)}, head, keep);
+  const double flop = flop_of(in, d) / double(d.batch * d.heads);
+  Context(workspace, call.executor).as_head(flop, [&](const Context& context) {
+    look(Pass<Native<S>>{context, at_head(d, call.item, call.head)}, head, keep);
+  });
 }
 
 }  // namespace detail

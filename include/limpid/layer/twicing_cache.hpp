@@ -75,26 +75,28 @@ class TwicingCache {
       explicit Step(Index& s) : size(s) { ++size; }
       ~Step() { size -= done ? 0 : 1; }
     } step(size_);
-    detail::for_heads(seen.batch * heads, true, workspace_, executor, [&](Index t, const detail::Context& context) {
-      const Index b = t / heads, h = t % heads;
-      Inputs<Op, S> head{};
-      Inputs<Op, S>::visit(
-          [&](const char*, Role role, const View<S>& one, const Mat<S>& past, View<S>& to) {
-            if (!one.given()) return;
-            Dims d = seen;
-            d.batch = 1;
-            if (role == Role::key || role == Role::key_side)
-              to = detail::head_of(View<S>(past).block(0, 0, size_, past.cols()), role, d, 0, h);
-            else if (role == Role::head)
-              to = detail::head_of(one, role, d, 0, h);
-            else
-              to = detail::head_of(one.block(one.rows == 1 ? 0 : b, 0, 1, one.cols), role, d, 0, h);
-          },
-          token, past_[static_cast<std::size_t>(b)], head);
-      MutView<S> residuals = residuals_[static_cast<std::size_t>(b)];
-      row<P>(context.arena(), op_, head, residuals.block(0, h * op_.order * dv, size_, op_.order * dv),
-             out.block(b, h * dv, 1, dv), detail::at_head(seen, b, h));
-    });
+    const double flop = 4 * double(seen.batch * seen.m * (op_.order + 1)) * double(out.cols);
+    detail::for_heads(
+        seen.batch * heads, true, flop, workspace_, executor, [&](Index t, const detail::Context& context) {
+          const Index b = t / heads, h = t % heads;
+          Inputs<Op, S> head{};
+          Inputs<Op, S>::visit(
+              [&](const char*, Role role, const View<S>& one, const Mat<S>& past, View<S>& to) {
+                if (!one.given()) return;
+                Dims d = seen;
+                d.batch = 1;
+                if (role == Role::key || role == Role::key_side)
+                  to = detail::head_of(View<S>(past).block(0, 0, size_, past.cols()), role, d, 0, h);
+                else if (role == Role::head)
+                  to = detail::head_of(one, role, d, 0, h);
+                else
+                  to = detail::head_of(one.block(one.rows == 1 ? 0 : b, 0, 1, one.cols), role, d, 0, h);
+              },
+              token, past_[static_cast<std::size_t>(b)], head);
+          MutView<S> residuals = residuals_[static_cast<std::size_t>(b)];
+          row<P>(context.arena(), op_, head, residuals.block(0, h * op_.order * dv, size_, op_.order * dv),
+                 out.block(b, h * dv, 1, dv), detail::at_head(seen, b, h));
+        });
     step.done = true;
   }
 

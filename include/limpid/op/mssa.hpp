@@ -124,7 +124,7 @@ struct Mssa {
     const bool tied = !in.cache.given();
     const MutView<S> dkeys = !tied ? grad.cache : (grad.y.given() ? arena.matrix<S>(y.rows, y.cols) : MutView<S>());
     S* delta = arena.take<S>(in.y.rows);
-    engine::row_dots<P>(dout, keep.out, delta);
+    engine::row_dots<P>(pass.context, dout, keep.out, delta);
     engine::PullPlan<S, Mods, 1> plan;
     plan.maps[0] = {
         prepared(pass.context, in, pass.at), engine::lse_of(keep.lse), delta, nullptr, grad.y, dkeys, nullptr};

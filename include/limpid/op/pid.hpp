@@ -223,7 +223,7 @@ struct Pid : OverScores<Score> {
     map.plan.left = dout, map.plan.right = in.v;  // dA = dout V^T
     map.plan.x = dout, map.plan.dv = grad.v;      // dV = A^T dout
     S* delta = pass.arena().template take<S>(in.q.rows);
-    engine::row_dots<P>(dout, keep.average, delta);  // of A V, without the controller
+    engine::row_dots<P>(pass.context, dout, keep.average, delta);  // of A V, without the controller
     map.plan.maps[0].delta = delta;
     map.finish();
 

@@ -32,13 +32,6 @@ struct RecurrenceGradient {
   Wide<S> ds = 0, dy = 0;
 };
 
-/// f(first row, last row) over blocks of rows, spread as the context says.
-template <class F>
-void for_rows(const Context& context, Index rows, F&& f) {
-  constexpr Index step = 256;
-  context.run((rows + step - 1) / step, [&](Index t, Arena&) { f(t * step, std::min(rows, (t + 1) * step)); });
-}
-
 template <class P>
 LIMPID_NOINLINE void combine_row(typename P::Scalar a, const typename P::Scalar* x, typename P::Scalar b,
                                  const typename P::Scalar* y, typename P::Scalar* to, Index count) {

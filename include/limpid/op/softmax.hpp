@@ -52,7 +52,7 @@ struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
     map.plan.left = dout, map.plan.right = in.v;  // dA = dout V^T
     map.plan.x = dout, map.plan.dv = grad.v;      // dV = A^T dout
     S* delta = pass.arena().template take<S>(in.q.rows);
-    engine::row_dots<P>(dout, keep.out, delta);
+    engine::row_dots<P>(pass.context, dout, keep.out, delta);
     map.plan.maps[0].delta = delta;
     map.finish();  // dS = A o (dA - delta 1^T) and what follows from it
   }

@@ -254,7 +254,7 @@ struct TwoMaps {
     S *delta[2], *minus = arena.template take<S>(n);
     for (Index b = 0; b < 2; ++b) {  // d w1_i = <dH_i, O1_i>, d w2_i = -<dH_i, O2_i>
       delta[b] = arena.template take<S>(n);
-      engine::row_dots<P>(dh, b == 0 ? keep.first : keep.second, delta[b]);
+      engine::row_dots<P>(pass.context, dh, b == 0 ? keep.first : keep.second, delta[b]);
       for (Index i = 0; i < n; ++i)
         if (empty(keep.lse, b, i)) delta[b][i] = S(0);
     }

@@ -375,8 +375,8 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
     if (!term.distance || !g[static_cast<std::size_t>(t)].coefficient) continue;
     if (term.q.cols > Moment<S>::widest && !term.by_pair) continue;
     auto& moment = to.moments[static_cast<std::size_t>(t)];
-    moment = {term.q, term.k, arena.take<Wide<S>>(Moment<S>::parts)};
-    std::fill(moment.sums, moment.sums + Moment<S>::parts, Wide<S>(0));
+    moment = {term.q, term.k, arena.take<Wide<S>>(1)};
+    *moment.sum = Wide<S>(0);
     if (term.by_pair && term.q.cols > narrow) moment.part = p.scores.parts[term.part];
   }
   to.direct = !p.joined() && !g[0].coefficient && p.terms[0].unit == S(1);
@@ -439,10 +439,9 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
         if (to.k.given())
           add_scaled_row<Native<S>>(to.k.row(j), -weight * c_j * term.unit, term.k.row(j), to.k.row(j), w);
       }
-    if (const auto& moment = from.moments[static_cast<std::size_t>(t)]; moment.sums != nullptr) {
-      to.sum_ds_s = 0;
+    if (const auto& moment = from.moments[static_cast<std::size_t>(t)]; moment.sum != nullptr) {
       const Wide<S> each = moment.part.cols > 0 ? Wide<S>(1) : -Wide<S>(term.coefficient);
-      for (Index c = 0; c < Moment<S>::parts; ++c) to.sum_ds_s += each * moment.sums[c];
+      to.sum_ds_s = each * *moment.sum;
     }
     first += w;
   }
