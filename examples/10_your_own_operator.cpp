@@ -33,13 +33,13 @@ struct Unsharp : OverScores<DotScore<Chain<>>> {  // brings score, name, Args (q
                 const Args<MutView<S>>& grad) const {
     const MutView<S> g = pass.arena().template matrix<S>(dout.rows, dout.cols);
     S* delta = pass.arena().template take<S>(dout.rows);
-    engine::deliver_scaled<P>(dout, S(-c), g, false);
+    engine::copy_or_add_scaled<P>(dout, S(-c), g, false);
     engine::row_dots<P>(g, keep.blurred, delta);
     MapBackward map(pass, score, in, engine::lse_of(keep.lse), grad);
     map.plan.left = g, map.plan.right = in.v, map.plan.maps[0].delta = delta;  // dA = g V^T, delta_i = <g_i, (A V)_i>
     map.plan.x = g, map.plan.dv = grad.v;                                      // dV = A^T g
     map.finish();
-    if (grad.v.given()) engine::deliver_scaled<P>(dout, S(1 + c), grad.v, true);
+    if (grad.v.given()) engine::copy_or_add_scaled<P>(dout, S(1 + c), grad.v, true);
   }
   // What the looks inside show, and rollout and relevance go through: E = (1 + c) I - c A.
   template <class P, class S, class In, class Keep>

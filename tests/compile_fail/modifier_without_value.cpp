@@ -1,10 +1,10 @@
 // limpid: a modifier that says it changes scores, and does not say how.
 // SPDX-License-Identifier: MIT
-// refused: a modifier with values = true offers template <class S> S value\(S, const At&\) const
+// refused: a modifier with per_pair = true offers template <class S> S value\(S, const At&\) const
 #include <limpid/limpid.hpp>
 
 struct Halved : limpid::Modifier {
-  static constexpr bool values = true;
+  static constexpr bool per_pair = true;
 #if !LIMPID_MISTAKE
   template <class S>
   S value(S s, const limpid::At&) const {

@@ -22,12 +22,13 @@ struct Doubled {
     return p;
   }
   template <class S, class In, class Out>
-  limpid::engine::PullTargets<S> targets(limpid::Arena& arena, const In& in, const Prepared<S>& p, const Out& g) const {
+  limpid::engine::GradientTargets<S> targets(limpid::Arena& arena, const In& in, const Prepared<S>& p,
+                                             const Out& g) const {
     return Dot{mods}.targets(arena, in, p, g);
   }
 #if !LIMPID_MISTAKE
   template <class S, class In, class Out>
-  void finish(const In&, const Prepared<S>&, const limpid::engine::PullTargets<S>&, const Out&,
+  void finish(const In&, const Prepared<S>&, const limpid::engine::GradientTargets<S>&, const Out&,
               limpid::engine::Accumulation) const {}
 #endif
 };

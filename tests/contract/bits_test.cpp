@@ -140,9 +140,9 @@ TEMPLATE_TEST_CASE("The gradient of what heads share is the sum of theirs.", "",
           for (std::size_t f = 0; f < sum.size(); ++f) {
             if (!sum[f].given()) continue;
             const limpid::Dims d{2, 4, p.sizes.kv_heads, p.sizes.n, p.sizes.m};
-            limpid::detail::deliver<S>(View<S>(single.grad[f].value),
-                                       limpid::detail::head_of(MutView<S>(sum[f].value), sum[f].role, d, item, head),
-                                       true);
+            limpid::detail::copy_or_add<S>(
+                View<S>(single.grad[f].value),
+                limpid::detail::head_of(MutView<S>(sum[f].value), sum[f].role, d, item, head), true);
           }
         }
       const double size = largest_gradient(packed);
@@ -165,13 +165,13 @@ TEMPLATE_TEST_CASE("A slice of a larger array has the bits of its copy.", "", fl
         INFO(p.text());
         const Result<S> packed = run(p);
 
-        std::vector<Wide<S>> in, grad;
+        std::vector<Accumulator<S>> in, grad;
         typename Subject<S>::Views views;
         typename Subject<S>::MutViews grads;
         for (auto& f : p.in) in.emplace_back(f.value), grad.emplace_back(f.value);
         for (auto& w : in) views.push_back(w.view());
         for (auto& w : grad) grads.push_back(w.view());
-        Wide<S> out(packed.out), dout(p.dout);
+        Accumulator<S> out(packed.out), dout(p.dout);
         Result<S> sliced;
         sliced.dkey_bias = Mat<S>::Zero(p.mods.key_bias.rows(), p.mods.key_bias.cols());
         p.mods.dkey_bias = &sliced.dkey_bias;

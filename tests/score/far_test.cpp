@@ -337,8 +337,8 @@ namespace {
 template <class M>
 Mat<float> finite_rows(const M& modifier, const Problem<float>& p, const AnyMask& mask = {}) {
   Law<float> law;
-  law.by_value = M::values, law.mask = mask;
-  if constexpr (M::values)
+  law.by_value = M::per_pair, law.mask = mask;
+  if constexpr (M::per_pair)
     law.first_value = modifier;
   else
     law.first_start = modifier;

@@ -78,44 +78,46 @@ struct AnyMask : limpid::Modifier {
 /// A modifier of any type that changes scores by pair (Values), or adds an amount a key.
 template <class S, bool Values>
 struct Any : limpid::Modifier {
-  static constexpr bool values = Values, starts = !Values, tables = true, sinks = true;
+  static constexpr bool per_pair = Values, per_key = !Values, tables = true, collects_gradient = true;
 
   struct Asked {
     virtual ~Asked() = default;
     virtual S value(S, const At&) const = 0;
     virtual S slope(S, const At&) const = 0;
-    virtual S start(const At&, Index) const = 0;
-    virtual S shift(const At&, Index) const = 0;
+    virtual S key_bias(const At&, Index) const = 0;
+    virtual S row_constant(const At&, Index) const = 0;
     virtual bool adds() const = 0;
     virtual bool is_table() const = 0;
     virtual S amount(const At&) const = 0;
     virtual limpid::Far far(const At&) const = 0;
-    virtual void sink(const At&, S, S*) const = 0;
-    virtual bool wants_sink() const = 0;
-    virtual Index sink_size(Index, Index) const = 0;
-    virtual void flush(const At&, const S*) const = 0;
+    virtual void add_gradient(const At&, S, S*) const = 0;
+    virtual bool wants_gradient() const = 0;
+    virtual Index gradient_size(Index, Index) const = 0;
+    virtual void deliver_gradient(const At&, const S*) const = 0;
     virtual bool wants_serial_heads(Index, Index, Index) const = 0;
     virtual void check(const char*, Index, Index, Index, Index) const = 0;
   };
   template <class M>
   struct Of final : Asked {
-    static_assert(Values || !M::values);
+    static_assert(Values || !M::per_pair);
     M m;
     explicit Of(M m_) : m(std::move(m_)) {}
     S value(S s, const At& a) const override { return m.value(s, a); }
     S slope(S s, const At& a) const override { return m.slope(s, a); }
-    S start(const At& a, Index q0) const override { return M::starts ? m.template start<S>(a, q0) : S(0); }
-    S shift(const At& a, Index q0) const override { return M::starts ? m.template shift<S>(a, q0) : S(0); }
+    S key_bias(const At& a, Index q0) const override { return M::per_key ? m.template key_bias<S>(a, q0) : S(0); }
+    S row_constant(const At& a, Index q0) const override {
+      return M::per_key ? m.template row_constant<S>(a, q0) : S(0);
+    }
     bool adds() const override { return m.adds(); }
     bool is_table() const override { return m.is_table(); }
     S amount(const At& a) const override { return m.template amount<S>(a); }
     limpid::Far far(const At& a) const override { return m.template far<S>(a); }
-    void sink(const At& a, S ds, S* sum) const override {
-      if constexpr (M::sinks) m.sink(a, ds, sum);
+    void add_gradient(const At& a, S ds, S* sum) const override {
+      if constexpr (M::collects_gradient) m.add_gradient(a, ds, sum);
     }
-    bool wants_sink() const override { return M::sinks && m.wants_sink(); }
-    Index sink_size(Index n, Index k) const override { return m.sink_size(n, k); }
-    void flush(const At& a, const S* sum) const override { m.flush(a, sum); }
+    bool wants_gradient() const override { return M::collects_gradient && m.wants_gradient(); }
+    Index gradient_size(Index n, Index k) const override { return m.gradient_size(n, k); }
+    void deliver_gradient(const At& a, const S* sum) const override { m.deliver_gradient(a, sum); }
     bool wants_serial_heads(Index b, Index h, Index n) const override { return m.wants_serial_heads(b, h, n); }
     void check(const char* op, Index b, Index h, Index n, Index k) const override { m.check(op, b, h, n, k); }
   };
@@ -130,12 +132,12 @@ struct Any : limpid::Modifier {
   S value(S s, const At& a) const { return of ? of->value(s, a) : s; }
   S slope(S s, const At& a) const { return of ? of->slope(s, a) : S(1); }
   template <class T>
-  S start(const At& a, Index q0) const {
-    return of ? of->start(a, q0) : S(0);
+  S key_bias(const At& a, Index q0) const {
+    return of ? of->key_bias(a, q0) : S(0);
   }
   template <class T>
-  S shift(const At& a, Index q0) const {
-    return of ? of->shift(a, q0) : S(0);
+  S row_constant(const At& a, Index q0) const {
+    return of ? of->row_constant(a, q0) : S(0);
   }
   bool adds() const { return !of || of->adds(); }
   bool is_table() const { return of && of->is_table(); }
@@ -147,10 +149,10 @@ struct Any : limpid::Modifier {
   limpid::Far far(const At& a) const {
     return of ? of->far(a) : limpid::Far{};
   }
-  void sink(const At& a, S ds, S* sum) const { of->sink(a, ds, sum); }
-  bool wants_sink() const { return of && of->wants_sink(); }
-  Index sink_size(Index n, Index m) const { return of ? of->sink_size(n, m) : 0; }
-  void flush(const At& a, const S* sum) const { of->flush(a, sum); }
+  void add_gradient(const At& a, S ds, S* sum) const { of->add_gradient(a, ds, sum); }
+  bool wants_gradient() const { return of && of->wants_gradient(); }
+  Index gradient_size(Index n, Index m) const { return of ? of->gradient_size(n, m) : 0; }
+  void deliver_gradient(const At& a, const S* sum) const { of->deliver_gradient(a, sum); }
   bool wants_serial_heads(Index b, Index h, Index n) const { return of && of->wants_serial_heads(b, h, n); }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     if (of) of->check(op, b, h, n, m);

@@ -70,40 +70,41 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
         part.fill(S(0));
       },
       grad, parts);
-  const Index sink_size = op.modifiers().sink_size(d.n, d.m);
-  S* sinks = common.take<S>(heads * sink_size);
-  for (Index s = 0; s < heads * sink_size; ++s) sinks[s] = S(0);
+  const Index gradient_size = op.modifiers().gradient_size(d.n, d.m);
+  S* collected = common.take<S>(heads * gradient_size);
+  for (Index s = 0; s < heads * gradient_size; ++s) collected[s] = S(0);
   S* emitted = emits ? common.take<S>(heads * d.m) : nullptr;
 
   const bool may_spread = !op.modifiers().wants_serial_heads(d.batch, d.heads, d.n);
-  for_heads(d.batch * d.kv_heads, may_spread, 2.5 * flop_of(in, d), workspace, call.executor,
-            [&](Index t, const Context& context) {
-              const Index b = t / d.kv_heads, g = t % d.kv_heads;
-              for (Index h = g * group; h < (g + 1) * group; ++h) {
-                ArenaScope inner(context.arena());
-                const auto head = head_args(in, d, b, h);
-                Grads<Op, S> to{};
-                Grads<Op, S>::visit(
-                    [&](const char*, Role role, const MutView<S>& all, const MutView<S>& part, MutView<S>& one) {
-                      if (!all.given()) return;
-                      if (!is_shared(role)) {
-                        one = head_of(all, role, d, b, h);
-                      } else {
-                        const Index rows = part.rows / heads;
-                        one = part.block((b * d.heads + h) * rows, 0, rows, part.cols);
-                      }
-                    },
-                    grad, parts, to);
-                const auto keep = head_kept<View<S>>(op, saved, head, b, h);
-                const Index width = dout.cols / d.heads, index = b * d.heads + h;
-                RelevanceRequest<S> relevance;
-                if (emits) relevance = {call.relevance_weights.row(b), emitted + index * d.m, call.part};
-                const Accumulation accumulate{call.accumulate, call.accumulate || h > g * group};
-                op.backward(
-                    BackwardPass<P>{{context, at_head(d, b, h)}, accumulate, sinks + index * sink_size, relevance},
-                    head, keep, dout.block(b * d.n, h * width, d.n, width), to);
-              }
-            });
+  for_heads(
+      d.batch * d.kv_heads, may_spread, 2.5 * flop_of(in, d), workspace, call.executor,
+      [&](Index t, const Context& context) {
+        const Index b = t / d.kv_heads, g = t % d.kv_heads;
+        for (Index h = g * group; h < (g + 1) * group; ++h) {
+          ArenaScope inner(context.arena());
+          const auto head = head_args(in, d, b, h);
+          Grads<Op, S> to{};
+          Grads<Op, S>::visit(
+              [&](const char*, Role role, const MutView<S>& all, const MutView<S>& part, MutView<S>& one) {
+                if (!all.given()) return;
+                if (!is_shared(role)) {
+                  one = head_of(all, role, d, b, h);
+                } else {
+                  const Index rows = part.rows / heads;
+                  one = part.block((b * d.heads + h) * rows, 0, rows, part.cols);
+                }
+              },
+              grad, parts, to);
+          const auto keep = head_kept<View<S>>(op, saved, head, b, h);
+          const Index width = dout.cols / d.heads, index = b * d.heads + h;
+          RelevanceRequest<S> relevance;
+          if (emits) relevance = {call.relevance_weights.row(b), emitted + index * d.m, call.part};
+          const Accumulation accumulate{call.accumulate, call.accumulate || h > g * group};
+          op.backward(
+              BackwardPass<P>{{context, at_head(d, b, h)}, accumulate, collected + index * gradient_size, relevance},
+              head, keep, dout.block(b * d.n, h * width, d.n, width), to);
+        }
+      });
 
   Grads<Op, S>::visit(
       [&](const char*, Role role, const MutView<S>& g, const MutView<S>& part) {
@@ -111,12 +112,13 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
         if (!call.accumulate) g.fill(S(0));
         for (Index t = 0; t < heads; ++t) {
           const Index rows = part.rows / heads;
-          deliver<S>(part.block(t * rows, 0, rows, part.cols), head_of(g, role, d, t / d.heads, t % d.heads), true);
+          copy_or_add<S>(part.block(t * rows, 0, rows, part.cols), head_of(g, role, d, t / d.heads, t % d.heads), true);
         }
       },
       grad, parts);
-  if (sink_size > 0)
-    for (Index t = 0; t < heads; ++t) op.modifiers().flush(at_head(d, t / d.heads, t % d.heads), sinks + t * sink_size);
+  if (gradient_size > 0)
+    for (Index t = 0; t < heads; ++t)
+      op.modifiers().deliver_gradient(at_head(d, t / d.heads, t % d.heads), collected + t * gradient_size);
   if (emits)
     for (Index b = 0; b < d.batch; ++b)
       for (Index j = 0; j < d.m; ++j) {

@@ -30,17 +30,17 @@ auto tables_of(const Op& op) {
   return [&op](auto&& f) { op.modifiers().reads(f); };
 }
 template <class Op>
-auto sinks_of(const Op& op) {
+auto gradients_of(const Op& op) {
   return [&op](auto&& f) { op.modifiers().writes(f); };
 }
 
 /// What a backward call writes, of an operator or of what has one inside, may lie neither over what is read nor over
-/// arrays of the operator's modifiers, nor may their sinks, of which several may be one array.
+/// arrays of the operator's modifiers, nor may their collected, of which several may be one array.
 template <class Op, class Written, class Read>
 void refuse_backward_overlaps(Name name, const Op& op, const Written& written, const Read& read) {
   const auto all = joined(read, tables_of(op));
-  refuse_overlaps(name, written, joined(all, sinks_of(op)));
-  sinks_of(op)([&](const NamedArray& sink) { refuse_overlaps(name, arrays({sink}), all); });
+  refuse_overlaps(name, written, joined(all, gradients_of(op)));
+  gradients_of(op)([&](const NamedArray& one) { refuse_overlaps(name, arrays({one}), all); });
 }
 
 /// Whether an operator's scores look at a parameter themselves; an operator round another one has those of that.

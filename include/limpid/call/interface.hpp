@@ -24,7 +24,7 @@
 //     backward(pass, in, keep, dout, grad)    a field of grad that is not given() is not wanted. Query fields are added
 //                                             to where pass.accumulate.q, key fields where pass.accumulate.kv, else
 //                                             overwritten; parameters (Role::head, sides) are always overwritten: the
-//                                             front door sums heads. pass.sinks and pass.relevance go to pull_back.
+//                                             front door sums heads. pass.collected and pass.relevance go to pull_back.
 //     apply(pass, in, keep, x, out)           out = E x, E the (effective) map; x m x c, out n x c, overwritten
 //     apply_transposed(pass, in, keep, g, out)      out = E^T g
 //     map_block(pass, in, keep, q0, k0, out)  the block of E from (q0, k0), as large as out
@@ -37,14 +37,14 @@
 //     template <class S> Prepared             a struct with the field `scores`, a detail::Scores<S, Mods>
 //     check(op, dims, head)
 //     prepare(arena, in, at)                  the scores of head `at`, before modifiers
-//     targets(arena, in, prepared, grad)      where pull_back puts dq, dk (for the rows that Scores holds) and the sums of
-//                                             dS over queries; `direct` where these are the user's own arrays
+//     targets(arena, in, prepared, grad)      where pull_back puts dq, dk (for the rows that Scores holds) and the sums
+//                                             of dS over queries; `direct` where these are the user's own arrays
 //     finish(in, prepared, targets, grad, accumulate)   from there to the gradients of its own inputs
 //     complete_lse(arena, in, at, lse)        optional: adds to a log-sum-exp what its scores leave out of whole rows
 //
-// A MODIFIER derives from Modifier (score/modifier.hpp), says by flags what it does and offers what these flags promise:
-// is_mask with keep (and `irregular`) or interval (and `intervals`); `values` with value and slope; `starts` with start;
-// `sinks` with sink, sink_size, flush. chain() checks it.
+// A MODIFIER derives from Modifier (score/modifier.hpp), says by flags what it does and offers what these flags
+// promise: is_mask with keep (and `irregular`) or interval (and `intervals`); `per_pair` with value and slope;
+// `per_key` with key_bias; `collects_gradient` with add_gradient, gradient_size, deliver_gradient. chain() checks it.
 #pragma once
 
 #include <type_traits>
@@ -87,7 +87,7 @@ struct Offers {
   static constexpr bool name = requires(const Op& op) { static_cast<const char*>(op.name); };
   static constexpr bool check = requires(const Op& op, const Dims& d, const In& in) { op.check(d, in); };
   static constexpr bool out_width = requires(const Op& op, const In& in) { Index(op.out_width(in)); };
-  static constexpr bool modifiers = requires(const Op& op) { op.modifiers().wants_sink(); };
+  static constexpr bool modifiers = requires(const Op& op) { op.modifiers().wants_gradient(); };
   static constexpr bool forward =
       requires(const Op& op, const Pass<P>& pass, const In& in, MutView<S> out, const KeepMut& keep) {
     op.forward(pass, in, out, keep);
@@ -163,7 +163,7 @@ constexpr bool check_score_family() {
     constexpr bool targets = requires(const Score& s, Arena& a, const In& in, const Prepared& p, const Grad& g) {
       s.finish(in, p, s.targets(a, in, p, g), g, Accumulation());
     };
-    constexpr bool mods = requires(const Score& s) { s.mods.wants_sink(); };
+    constexpr bool mods = requires(const Score& s) { s.mods.wants_gradient(); };
     static_assert(mods, "limpid: a family of scores has a field mods, the chain of its modifiers");
     static_assert(check, "limpid: a family of scores offers check(const char* op, const Dims&, head) const");
     static_assert(prepare, "limpid: a family of scores offers prepare(Arena&, in, const At&) const -> Prepared<S>");

@@ -22,11 +22,11 @@ using detail::Accumulation;  // accumulate.q, accumulate.kv: whether gradients o
 using detail::Context;       // pass.context: scratch memory (arena()), and run(count, task(t, arena))
 
 // The sweeps, each one pass over tiles of the map A of one head; nothing n x n is stored.
-using detail::entropy;            // (context, scores, lse, out): - sum_j A_ij log A_ij of every row
-using detail::map_block;          // (context, scores, lse, q0, k0, out): a block of A
-using detail::pull_back;          // (context, plan, sinks): dA = left right^T -> dq, dk, dv and what hangs on scores
-using detail::smooth;             // (context, scores, x, out, lse): out = A x, and the log-sum-exp of every row
-using detail::smooth_both;        // the same for two maps over one x
+using detail::entropy;      // (context, scores, lse, out): - sum_j A_ij log A_ij of every row
+using detail::map_block;    // (context, scores, lse, q0, k0, out): a block of A
+using detail::pull_back;    // (context, plan, collected): dA = left right^T -> dq, dk, dv and what hangs on scores
+using detail::smooth;       // (context, scores, x, out, lse): out = A x, and the log-sum-exp of every row
+using detail::smooth_both;  // the same for two maps over one x
 using detail::smooth_transposed;  // (context, scores, lse, g, out, accumulate): out = A^T g
 using detail::smooth_with_lse;    // (context, scores, lse, x, out): out = A x, the log-sum-exp known
 using detail::visit_weights;      // (context, scores, lse, queries, keys, f(tile)): A tile by tile
@@ -39,16 +39,16 @@ using detail::Scores;
 using detail::with_weight;  // (scores, weight): the same scores under another WeightFunction than softmax
 
 // A plan of pull_back and what it is filled with; MapBackward below fills what all operators fill alike.
+using detail::BackwardMap;
+using detail::BackwardPlan;
+using detail::GradientTargets;
 using detail::plan_of;
-using detail::PullMap;
-using detail::PullPlan;
-using detail::PullTargets;
 
 // Rows: delta_i = <dout_i, out_i> in the order in which a tile is summed; copies and sums.
 using detail::add_scaled_row;
 using detail::copy;
-using detail::deliver;
-using detail::deliver_scaled;
+using detail::copy_or_add;
+using detail::copy_or_add_scaled;
 using detail::for_lanes;
 using detail::row_dots;
 
@@ -136,8 +136,8 @@ struct MapBackward {
   const In& in;
   const Grad& grad;
   Prepared prepared;
-  detail::PullTargets<S> targets;
-  decltype(detail::plan_of(std::declval<const Scores&>(), {}, std::declval<const detail::PullTargets<S>&>(), {},
+  detail::GradientTargets<S> targets;
+  decltype(detail::plan_of(std::declval<const Scores&>(), {}, std::declval<const detail::GradientTargets<S>&>(), {},
                            {})) plan;
 
   MapBackward(const BackwardPass<P>& pass_, const Score& score_, const In& in_, detail::Lse<const S> lse,
@@ -154,7 +154,7 @@ struct MapBackward {
 
   /// dS and what follows from it, delivered to the inputs of the scores.
   void finish() {
-    detail::pull_back<P>(pass.context, plan, pass.sinks);
+    detail::pull_back<P>(pass.context, plan, pass.collected);
     deliver();
   }
   /// The same after a pull_back of one's own.

@@ -110,7 +110,7 @@ auto numeric_gradient(M& x, F&& f, double step = 0) {
 /// given. The inputs are copied, never written. Meant for double (errors of a right gradient stay below 1e-8, of a
 /// wrong one nothing does); check_gradient<long double>(op, in) works too. An error is relative to the largest entry of
 /// its field, but at least to 1e-3 of the largest of all fields, as a gradient that is zero has no size of its own.
-/// Cost: 4 forward calls an entry, or a direction. Gradient sinks of modifiers are added to once. Throws ShapeError as
+/// Cost: 4 forward calls an entry, or a direction. Gradients of modifiers are added to once. Throws ShapeError as
 /// forward does, and where directions is negative or step none that GradientOptions allows.
 template <class S = double, class Op>
 GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in,

@@ -122,7 +122,7 @@ namespace detail {
 
 /// Sums over a whole head: wider than float, as they cancel.
 template <class S>
-using Wide = std::conditional_t<std::is_same_v<S, float>, double, S>;
+using Accumulator = std::conditional_t<std::is_same_v<S, float>, double, S>;
 
 template <class S>
 void copy(View<S> from, MutView<S> to) {

@@ -32,7 +32,7 @@ struct Pass {
 template <class P>
 struct BackwardPass : Pass<P> {
   detail::Accumulation accumulate;  ///< which gradients are added to what is there
-  typename P::Scalar* sinks;        ///< for the modifiers' own gradients, handed on to pull_back; added to
+  typename P::Scalar* collected;    ///< for the modifiers' own gradients, handed on to pull_back; added to
   RelevanceRequest<typename P::Scalar> relevance = {};
 };
 

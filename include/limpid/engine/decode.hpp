@@ -22,10 +22,10 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-struct FewQueries {
+struct Decode {
   static constexpr Index fewest_keys = 256, block = 1024, near = 64;
   static constexpr Index chunk = 2048;  // keys a task; by shape alone, merged in order
-  /// Numbers from one row of scores to the next: rows 4 KiB apart would share places in the first cache.
+  /// Numbers from one row of scores to the next: rows 4 KiB apart would share places in L1.
   template <class P>
   static constexpr Index ld = block + P::lanes;
 
@@ -57,31 +57,31 @@ struct FewQueries {
   /// values of two.
   template <class S>
   static Index ahead(View<S> rows, Index queries) {
-    const Index bytes = quick_memory && queries < 8 ? 8 * 1024 : 12 * 1024;
+    const Index bytes = high_bandwidth && queries < 8 ? 8 * 1024 : 12 * 1024;
     return bytes / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
   }
-  /// Asks for a line so far ahead, into the first cache where memory is quick.
+  /// Asks for a line so far ahead, into L1 where memory is quick.
   template <class P>
-  LIMPID_INLINE static void fetch(const typename P::Scalar* row, Index further) {
-    P::template fetch<quick_memory>(row, further);
+  LIMPID_INLINE static void prefetch(const typename P::Scalar* row, Index further) {
+    P::template prefetch<high_bandwidth>(row, further);
   }
   template <class P>
-  static constexpr bool fetches_keys(int n) {
-    return n > 1 || fetches_values<P>;
+  static constexpr bool prefetches_keys(int n) {
+    return n > 1 || prefetches_values<P>;
   }
   template <class P>
-  static constexpr bool fetches_values = quick_memory || P::lanes < line_of<typename P::Scalar>;
+  static constexpr bool prefetches_values = high_bandwidth || P::lanes < line_of<typename P::Scalar>;
   /// Queries are worked on by 1, 2, 4 or 8; those too many are zeros.
   static Index whole(Index n) { return n <= 2 ? n : (n <= 4 ? 4 : 8); }
 };
 
-/// tile[i][j] = <q_i, k_j> for N queries, 1 or 2, and the keys of a block. ahead: where to fetch from.
+/// tile[i][j] = <q_i, k_j> for N queries, 1 or 2, and the keys of a block. ahead: where to prefetch from.
 template <class P, int N>
-LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scalar> k, Index ahead,
-                              typename P::Scalar* tile) {
+LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, View<typename P::Scalar> k, Index ahead,
+                                 typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
-  constexpr bool woven = FewQueries::woven<P>;
+  constexpr bool woven = Decode::woven<P>;
   constexpr int R = P::lanes / N;  // keys at a time: as many sums as there are lanes, which one reduction serves
   // keys read side by side: of every strand one; else more would not look like a stream to the machine
   constexpr int G = std::min(R, woven ? P::strands : N), T = R / G;
@@ -102,12 +102,12 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
       for (Index c = 0; c < q.cols; c += P::lanes) {
         V query[N];
         LIMPID_UNROLL(4)
-        for (int i = 0; i < N; ++i) query[i] = P::keep(P::load(q.row(i) + c));
+        for (int i = 0; i < N; ++i) query[i] = P::pin(P::load(q.row(i) + c));
         LIMPID_UNROLL(4)
         for (int r = 0; r < G; ++r) {
-          const V one = P::keep(P::load(key[r] + c));
-          if (!woven && FewQueries::fetches_keys<P>(N))  // in the order of memory where rows touch
-            FewQueries::fetch<P>(touching ? key[0] + c * G + r * P::lanes : key[r] + c, ahead);
+          const V one = P::pin(P::load(key[r] + c));
+          if (!woven && Decode::prefetches_keys<P>(N))  // in the order of memory where rows touch
+            Decode::prefetch<P>(touching ? key[0] + c * G + r * P::lanes : key[r] + c, ahead);
           LIMPID_UNROLL(4)
           for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
         }
@@ -125,7 +125,7 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
     for (int i = 0; i < N; ++i) {
       LIMPID_UNROLL(4)
       for (int r = 0; r < pieces; ++r)
-        std::copy_n(all + i * R + r * length, length, tile + i * FewQueries::ld<P> + j + r * apart);
+        std::copy_n(all + i * R + r * length, length, tile + i * Decode::ld<P> + j + r * apart);
     }
   };
   Index j = 0;
@@ -139,11 +139,11 @@ LIMPID_NOINLINE void few_dots(View<typename P::Scalar> q, View<typename P::Scala
 
 /// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries, 1 or 2. ahead: as above.
 template <class P, int N>
-LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, View<typename P::Scalar> x,
-                                const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
+LIMPID_NOINLINE void decode_values(const typename P::Scalar* tile, View<typename P::Scalar> x,
+                                   const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
   using S = typename P::Scalar;
   using V = typename P::V;
-  constexpr bool woven = FewQueries::woven<P>;
+  constexpr bool woven = Decode::woven<P>;
   constexpr int wide = woven ? 8 / N : 4;  // vectors of columns
   const auto columns = [&](Index c, auto count, auto asks, auto sides, Index begin, Index end, Index apart,
                            const S* factor) {
@@ -160,17 +160,17 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, View<typename P:
         const S* x_row = x.row(j + r * apart) + c;
         if constexpr (decltype(asks)::value) {
           LIMPID_UNROLL(4)
-          for (Index l = C * P::lanes; l < FewQueries::together * line_of<S>; l += line_of<S>) P::fetch(x_row, l);
+          for (Index l = C * P::lanes; l < Decode::together * line_of<S>; l += line_of<S>) P::prefetch(x_row, l);
         }
         V row[C];
         LIMPID_UNROLL(8)
         for (int v = 0; v < C; ++v) {
-          row[v] = P::keep(P::load(x_row + v * P::lanes));
-          if (!woven && FewQueries::fetches_values<P>) FewQueries::fetch<P>(x_row + v * P::lanes, ahead);
+          row[v] = P::pin(P::load(x_row + v * P::lanes));
+          if (!woven && Decode::prefetches_values<P>) Decode::prefetch<P>(x_row + v * P::lanes, ahead);
         }
         LIMPID_UNROLL(4)
         for (int i = 0; i < N; ++i) {
-          const V p = P::set(tile[i * FewQueries::ld<P> + j + r * apart]);
+          const V p = P::set(tile[i * Decode::ld<P> + j + r * apart]);
           LIMPID_UNROLL(8)
           for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
         }
@@ -189,7 +189,7 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, View<typename P:
     using Wide = std::integral_constant<int, wide>;
     Index c = 0;
     for (; c + wide * P::lanes <= x.cols; c += wide * P::lanes) {
-      if (woven && wide * P::lanes < FewQueries::together * line_of<S> && FewQueries::come_together<S>(c, x.cols))
+      if (woven && wide * P::lanes < Decode::together * line_of<S> && Decode::come_together<S>(c, x.cols))
         columns(c, Wide(), std::true_type(), sides, begin, end, apart, factor);
       else
         columns(c, Wide(), std::false_type(), sides, begin, end, apart, factor);
@@ -201,7 +201,7 @@ LIMPID_NOINLINE void few_values(const typename P::Scalar* tile, View<typename P:
     rows(std::integral_constant<int, 1>(), 0, x.rows, 0, alpha);
   } else {  // a few rows of each strand at a time, which stay near for the passes over them
     constexpr int G = P::strands;
-    const Index strand = x.rows / G, step = x.cols <= wide * P::lanes ? strand : FewQueries::near / G;
+    const Index strand = x.rows / G, step = x.cols <= wide * P::lanes ? strand : Decode::near / G;
     S one[N];
     std::fill_n(one, N, S(1));
     for (Index j = 0; j < strand; j += step)
@@ -228,17 +228,17 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
   using V = typename P::V;
   constexpr int all = 4 * W / P::lanes, most = P::registers == 32 ? 16 : 8;  // vectors of queries; sums
   constexpr int Q = std::min(all, most / 4), R = std::min(8, most / Q);      // vectors and keys at a time
-  // Lines are fetched evenly over the steps, four features each; in the order of memory where rows touch.
+  // Lines are prefetched evenly over the steps, four features each; in the order of memory where rows touch.
   constexpr int steps = static_cast<int>(line_of<S> / 4);  // to a line
   const bool touching = k.stride == k.cols;
   const Index gap = touching ? line_of<S> : k.stride;
-  constexpr bool woven = FewQueries::woven<P>;
+  constexpr bool woven = Decode::woven<P>;
   static_assert(!woven || R == 4);
   const Index strand = k.rows / 4;
   for (Index j = 0; j < k.rows; j += R) {
     const S* key[R];
     LIMPID_UNROLL(16)
-    for (int r = 0; r < R; ++r) key[r] = k.row(FewQueries::in_strands<P>(j + (j + r < k.rows ? r : 0), strand));
+    for (int r = 0; r < R; ++r) key[r] = k.row(Decode::in_strands<P>(j + (j + r < k.rows ? r : 0), strand));
     LIMPID_UNROLL(4)
     for (int first = 0; first < all; first += Q) {
       V sums[Q * R];
@@ -248,11 +248,11 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
       for (Index c = 0; c < k.cols; c += 4, q += 4 * W) {
         V query[Q];
         LIMPID_UNROLL(4)
-        for (int v = 0; v < Q; ++v) query[v] = P::keep(P::load(q + v * P::lanes));
+        for (int v = 0; v < Q; ++v) query[v] = P::pin(P::load(q + v * P::lanes));
         LIMPID_UNROLL(8)
         for (int r = 0; r < R; ++r) {
-          const V one = P::keep(P::in_quads(key[r] + c));
-          if (!woven && r % steps == 0 && first == 0) FewQueries::fetch<P>(soon + r / steps * gap, ahead);
+          const V one = P::pin(P::in_quads(key[r] + c));
+          if (!woven && r % steps == 0 && first == 0) Decode::prefetch<P>(soon + r / steps * gap, ahead);
           LIMPID_UNROLL(4)
           for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
         }
@@ -303,8 +303,8 @@ LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename
   }
   for (Index j = 0; j < keys; j += 4) {
     if (j % 8 == 0 && j / 8 < first) {
-      const S* row = x.row(FewQueries::in_strands<P>(j / 8, x.rows / 4));
-      for (Index c = 0; c < x.cols; c += line_of<S>) FewQueries::fetch<P>(row + c, ahead);
+      const S* row = x.row(Decode::in_strands<P>(j / 8, x.rows / 4));
+      for (Index c = 0; c < x.cols; c += line_of<S>) Decode::prefetch<P>(row + c, ahead);
     }
     S* p = tile + j * W;
     LIMPID_UNROLL(16)
@@ -323,7 +323,7 @@ LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename
 }
 
 /// C vectors of columns of quad_values' sum for N of W queries, with so many rows of `x_row`, of which four lie so far
-/// apart, and in strands the next four behind them. Of four rows the ones from First to Last are fetched ahead, or
+/// apart, and in strands the next four behind them. Of four rows the ones from First to Last are prefetched ahead, or
 /// their lines come together.
 template <class P, int W, int N, int C, int First, int Last>
 LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename P::Scalar* x_row, Index stride,
@@ -336,17 +336,17 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
     LIMPID_UNROLL(4)
     for (int v = 0; v < C; ++v) acc[i][v] = P::load(out + i * out_stride + v * P::lanes) * P::set(alpha[i]);
   }
-  const auto one = [&](const typename P::Scalar* w, bool fetched) {
+  const auto one = [&](const typename P::Scalar* w, bool prefetched) {
     V row[C];
-    if (FewQueries::woven<P> && fetched) {
+    if (Decode::woven<P> && prefetched) {
       LIMPID_UNROLL(4)
-      for (int l = 1; l < FewQueries::together; ++l) P::fetch(x_row, l * line_of<typename P::Scalar>);
+      for (int l = 1; l < Decode::together; ++l) P::prefetch(x_row, l * line_of<typename P::Scalar>);
     }
     LIMPID_UNROLL(4)
     for (int v = 0; v < C; ++v) {
-      row[v] = P::keep(P::load(x_row + v * P::lanes));
-      if (!FewQueries::woven<P> && fetched && v * P::lanes % line_of<typename P::Scalar> == 0)
-        FewQueries::fetch<P>(x_row + v * P::lanes, ahead);
+      row[v] = P::pin(P::load(x_row + v * P::lanes));
+      if (!Decode::woven<P> && prefetched && v * P::lanes % line_of<typename P::Scalar> == 0)
+        Decode::prefetch<P>(x_row + v * P::lanes, ahead);
     }
     LIMPID_UNROLL(8)
     for (int i = 0; i < N; ++i) {
@@ -360,9 +360,9 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
   for (; j + 4 <= rows; j += 4, weight += 4 * W) {
     LIMPID_UNROLL(4)
     for (int r = 0; r < 4; ++r) one(weight + r, First <= r && r <= Last);
-    if (FewQueries::woven<P>) x_row += stride - 4 * apart;
+    if (Decode::woven<P>) x_row += stride - 4 * apart;
   }
-  for (; j < rows; ++j, ++weight) one(weight, !FewQueries::woven<P>);
+  for (; j < rows; ++j, ++weight) one(weight, !Decode::woven<P>);
   LIMPID_UNROLL(8)
   for (int i = 0; i < N; ++i) {
     LIMPID_UNROLL(4)
@@ -375,7 +375,7 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
 /// more than sums outside of registers.
 template <class P, int W>
 struct QuadPass {
-  static constexpr int queries = W == 8 && !quick_memory ? 6 : W, vectors = P::registers == 32 ? 4 : 2;
+  static constexpr int queries = W == 8 && !high_bandwidth ? 6 : W, vectors = P::registers == 32 ? 4 : 2;
   static bool is_all(Index columns) { return queries == W && columns <= vectors * P::lanes; }
 };
 
@@ -395,9 +395,9 @@ LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typenam
           weights + 4 * i, x.row(0) + c, x.stride, apart, x.rows, ahead, alpha + i, out.row(i) + c, out.stride);
     };
     using std::integral_constant;
-    if constexpr (!FewQueries::woven<P>)
+    if constexpr (!Decode::woven<P>)
       rows(integral_constant < int, i == 0 ? 0 : 3 > (), integral_constant < int, i == 0 && N < W ? 2 : 3 > ());
-    else if (i == 0 && FewQueries::come_together<S>(c, x.cols))
+    else if (i == 0 && Decode::come_together<S>(c, x.cols))
       rows(integral_constant<int, 0>(), integral_constant<int, 3>());
     else
       rows(integral_constant<int, 4>(), integral_constant<int, 4>());
@@ -414,12 +414,12 @@ LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typenam
 
 /// Keys [begin, end): running maximum, sum and unnormalised output of every query. q: the queries, made up to `whole`.
 template <class P, class Mods>
-class FewChunk {
+class DecodeChunk {
  public:
   using S = typename P::Scalar;
   using V = typename P::V;
 
-  FewChunk(const Scores<S, Mods>& scores, View<S> q, View<S> x, S* top, S* sum, MutView<S> out, Arena& arena)
+  DecodeChunk(const Scores<S, Mods>& scores, View<S> q, View<S> x, S* top, S* sum, MutView<S> out, Arena& arena)
       : scores_(scores), q_(q), x_(x), top_(top), sum_(sum), out_(out) {
     tile_ = arena.take<S>(q.rows * ld);
     start_ = arena.take<S>(ld);
@@ -435,10 +435,10 @@ class FewChunk {
       top_[i] = minus_infinity<S>(), sum_[i] = S(0);
       clear(out_.row(i), out_.cols);
     }
-    const Index most = q_.rows <= 2 ? ld : FewQueries::block;
+    const Index most = q_.rows <= 2 ? ld : Decode::block;
     for (Index k0 = begin; k0 < end; k0 += most) {
       const Tile<S> t{q_.rows <= 2 ? tile_ : rows_, ld, 0, scores_.n(), k0, std::min(most, end - k0)};
-      scores_.starts(0, k0, t.nk, start_);
+      scores_.key_bias(0, k0, t.nk, start_);
       clear(start_ + t.nk, ld - t.nk);
       const View<S> keys = scores_.k.block(k0, 0, t.nk, q_.cols), values = x_.block(k0, 0, t.nk, x_.cols);
       if (q_.rows == 1) {
@@ -455,16 +455,16 @@ class FewChunk {
   }
 
  private:
-  static constexpr Index ld = FewQueries::ld<P>;
-  static constexpr bool woven = FewQueries::woven<P>;
+  static constexpr Index ld = Decode::ld<P>;
+  static constexpr bool woven = Decode::woven<P>;
 
   bool modified() const {
-    return Mods::values || Mods::starts || Mods::intervals || Mods::irregular || scores_.bias != nullptr;
+    return Mods::per_pair || Mods::per_key || Mods::intervals || Mods::irregular || scores_.bias != nullptr;
   }
   S scale() const { return scores_.scale; }
 
   void modify(const Tile<S>& t) const {
-    if constexpr (Mods::values) value_tile<P, true>(scores_, t);
+    if constexpr (Mods::per_pair) value_tile<P, true>(scores_, t);
     drop_keys<P, true>(scores_, start_, t, minus_infinity<S>());
     if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores_, t, minus_infinity<S>());
   }
@@ -474,16 +474,15 @@ class FewChunk {
     const Index whole = (t.nk + 3) / 4 * 4, strand = woven ? t.nk / 4 : 0;
     const S* start = start_;  // the same for all where nothing modifies
     if (ordered_ != nullptr) {
-      for (Index j = 0; j < whole; ++j) ordered_[j] = start_[FewQueries::in_strands<P>(j, strand)];
+      for (Index j = 0; j < whole; ++j) ordered_[j] = start_[Decode::in_strands<P>(j, strand)];
       start = ordered_;
     }
-    quad_dots<P, W>(packed_, keys, start, scale(), FewQueries::ahead(scores_.k, q_.rows), tile_);
+    quad_dots<P, W>(packed_, keys, start, scale(), Decode::ahead(scores_.k, q_.rows), tile_);
     if (modified()) {
       const auto each_four = [&](auto f) {
         for (Index i = 0; i < W; ++i)
           for (Index j = 0; j < whole; j += 4)
-            f(tile_ + W * j + 4 * i, rows_ + i * ld + FewQueries::in_strands<P>(j, strand),
-              j < 4 * strand ? strand : 1);
+            f(tile_ + W * j + 4 * i, rows_ + i * ld + Decode::in_strands<P>(j, strand), j < 4 * strand ? strand : 1);
       };
       each_four([](const S* quad, S* row, Index apart) {
         for (Index r = 0; r < 4; ++r) row[r * apart] = quad[r];
@@ -498,7 +497,7 @@ class FewChunk {
     S alpha[W];
     if constexpr (woven) {
       quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values, t.nk / 8, 0);
-      constexpr Index step = FewQueries::near / 4;
+      constexpr Index step = Decode::near / 4;
       const auto rows = [&](Index from, Index first, Index count, Index apart) {
         quad_values<P, W>(tile_ + W * from, {values.row(first), count, values.cols, values.stride}, alpha, out_, apart,
                           0);
@@ -509,9 +508,9 @@ class FewChunk {
     } else {
       // What is asked for while weights are made the values leave out: they look that much further ahead, and at the
       // end ask for nothing.
-      const Index ahead = FewQueries::ahead(x_, q_.rows), spared = quick_memory ? 0 : t.nk / 8;
+      const Index ahead = Decode::ahead(x_, q_.rows), spared = high_bandwidth ? 0 : t.nk / 8;
       quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values, spared, ahead);
-      const Index step = spared == 0 && QuadPass<P, W>::is_all(x_.cols) ? t.nk : FewQueries::near;
+      const Index step = spared == 0 && QuadPass<P, W>::is_all(x_.cols) ? t.nk : Decode::near;
       for (Index j = 0; j < t.nk; j += step) {
         const View<S> near = values.block(j, 0, std::min(step, t.nk - j), values.cols);
         quad_values<P, W>(tile_ + W * j, near, alpha, out_, values.stride,
@@ -525,7 +524,7 @@ class FewChunk {
   void by_rows(const Tile<S>& t, View<S> keys, View<S> values) {
     const Index whole = padded<P>(t.nk);
     const V scale = P::set(this->scale());
-    few_dots<P, N>(q_, keys, FewQueries::ahead(scores_.k, q_.rows), tile_);
+    decode_dots<P, N>(q_, keys, Decode::ahead(scores_.k, q_.rows), tile_);
     for (Index i = 0; i < N; ++i)
       for (Index j = 0; j < whole; j += P::lanes) {
         S* p = tile_ + i * ld + j;
@@ -554,7 +553,7 @@ class FewChunk {
       }
       sum_[i] = sum_[i] * alpha[i] + P::sum(total);
     }
-    few_values<P, N>(tile_, values, alpha, out_, FewQueries::ahead(x_, q_.rows));
+    decode_values<P, N>(tile_, values, alpha, out_, Decode::ahead(x_, q_.rows));
   }
 
   const Scores<S, Mods>& scores_;
@@ -566,12 +565,12 @@ class FewChunk {
 
 /// What the chunks of one map leave behind, and how it becomes the result.
 template <class P, class Mods>
-class FewParts {
+class DecodeParts {
  public:
   using S = typename P::Scalar;
 
-  FewParts(Arena& arena, const SmoothMap<S, Mods>& map, Index chunks)
-      : map_(map), rows_(FewQueries::whole(map.scores.n())) {
+  DecodeParts(Arena& arena, const SmoothMap<S, Mods>& map, Index chunks)
+      : map_(map), rows_(Decode::whole(map.scores.n())) {
     const Index n = map.scores.n(), d = map.scores.q.cols;
     parts_ = arena.matrix<S>(chunks * rows_, map.x.cols);
     top_ = arena.matrix<S>(chunks, rows_), sum_ = arena.matrix<S>(chunks, rows_);
@@ -580,14 +579,14 @@ class FewParts {
     for (Index i = n; i < rows_; ++i) clear(q_.row(i), d);
     // wanted when the keys are done with: the result's rows, and what are mostly the next item's queries
     for (Index i = 0; i < n; ++i) {
-      for (Index c = 0; c < map.out.cols; c += P::lanes) P::fetch(map.out.row(i) + c, 0);
-      for (Index c = 0; c < d; c += P::lanes) P::fetch(map.scores.q.row(i) + c, n * map.scores.q.stride);
+      for (Index c = 0; c < map.out.cols; c += P::lanes) P::prefetch(map.out.row(i) + c, 0);
+      for (Index c = 0; c < d; c += P::lanes) P::prefetch(map.scores.q.row(i) + c, n * map.scores.q.stride);
     }
   }
 
   void run_chunk(Index c, Index begin, Index end, Arena& arena) const {
-    FewChunk<P, Mods>(map_.scores, View<S>(q_), map_.x, top_.row(c), sum_.row(c),
-                      parts_.block(c * rows_, 0, rows_, map_.x.cols), arena)
+    DecodeChunk<P, Mods>(map_.scores, View<S>(q_), map_.x, top_.row(c), sum_.row(c),
+                         parts_.block(c * rows_, 0, rows_, map_.x.cols), arena)
         .run(begin, end);
   }
 
@@ -606,8 +605,8 @@ class FewParts {
       bool begun = false;
       for (Index c = 0; c < top_.rows; ++c) {
         if (empty(c)) continue;
-        deliver_scaled<P>(parts_.block(c * rows_ + i, 0, 1, out.cols), factor(c) * inverse,
-                          out.block(i, 0, 1, out.cols), begun);
+        copy_or_add_scaled<P>(parts_.block(c * rows_ + i, 0, 1, out.cols), factor(c) * inverse,
+                              out.block(i, 0, 1, out.cols), begun);
         begun = true;
       }
       if (!begun) clear(out.row(i), out.cols);
@@ -621,14 +620,15 @@ class FewParts {
 };
 
 template <class P, std::size_t M, class Mods>
-void smooth_few(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
+void smooth_decode(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
   const auto& scores = maps[0].scores;
-  const Interval seen = scores.hull(0, scores.n());
-  const Index chunks = (seen.end - seen.begin + FewQueries::chunk - 1) / FewQueries::chunk;
-  const auto parts = each_map(maps, [&](const auto& map) { return FewParts<P, Mods>(context.arena(), map, chunks); });
+  const Interval seen = scores.key_range(0, scores.n());
+  const Index chunks = (seen.end - seen.begin + Decode::chunk - 1) / Decode::chunk;
+  const auto parts =
+      each_map(maps, [&](const auto& map) { return DecodeParts<P, Mods>(context.arena(), map, chunks); });
   context.run(chunks, [&](Index c, Arena& own) {
-    const Index begin = seen.begin + c * FewQueries::chunk;
-    for (const auto& part : parts) part.run_chunk(c, begin, std::min(seen.end, begin + FewQueries::chunk), own);
+    const Index begin = seen.begin + c * Decode::chunk;
+    for (const auto& part : parts) part.run_chunk(c, begin, std::min(seen.end, begin + Decode::chunk), own);
   });
   for (const auto& part : parts) part.merge();
 }

@@ -252,7 +252,7 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
       const Index i = t.q0 + (KeysAreLanes ? r : l), j = t.k0 + (KeysAreLanes ? l : r);
       S added;
       if (start == nullptr)
-        scores.starts(origin_of<P>(t.q0), j, 1, &added, i);
+        scores.key_bias(origin_of<P>(t.q0), j, 1, &added, i);
       else
         added = start[KeysAreLanes ? l : r];
       const S s = score_of_parts<P>(scores, parts, i, j) + added;

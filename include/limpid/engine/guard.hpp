@@ -62,7 +62,7 @@ class KeyGuard {
     const auto clean = [&](View<S> v) { return all_finite<P>(context, v); };
     scores.settle(arena);
     if (!scores.can_mask()) return;
-    if (Mods::values && !clean(scores.q)) {
+    if (Mods::per_pair && !clean(scores.q)) {
       queries_ = arena.take<Index>(scores.n());
       for (Index i = 0; i < scores.n(); ++i)
         if (!row_is_finite(scores.q.row(i), scores.q.cols)) queries_[query_count_++] = i;
@@ -171,7 +171,7 @@ class PullGuard {
  public:
   using S = typename P::Scalar;
 
-  PullGuard(const Context& context, PullPlan<S, Mods, M>& plan)
+  PullGuard(const Context& context, BackwardPlan<S, Mods, M>& plan)
       : plan_(plan), bad_left_(plan.left), bad_right_(plan.right), bad_x_(plan.x) {
     Arena& arena = context.arena();
     for (auto& map : plan.maps) map.scores.settle(arena);
@@ -216,7 +216,7 @@ class PullGuard {
     }
   }
 
-  void poison(S* sinks) const {
+  void poison(S* collected) const {
     if (!state_) return;
     const auto& scores = plan_.maps[0].scores;
     const auto spoil = [&](MutView<S> v, Index row) {
@@ -242,13 +242,14 @@ class PullGuard {
           spoil(map.dk, j);
           if (map.dbias) map.dbias[j] = nan();
         }
-        if (plan_.emission.c && !(weights && left && row_is_finite(bad_right_.row(j), bad_right_.cols)))
-          plan_.emission.c[j] = nan();
-        if (Mods::sinks && scores.mods->wants_sink()) scores.mods->pull(S(0), nan(), scores.place(i, j), sinks);
+        if (plan_.relevance.c && !(weights && left && row_is_finite(bad_right_.row(j), bad_right_.cols)))
+          plan_.relevance.c[j] = nan();
+        if (Mods::collects_gradient && scores.mods->wants_gradient())
+          scores.mods->pull(S(0), nan(), scores.place(i, j), collected);
       }
       if (!gradient)
         for (const auto& moment : plan_.moments)
-          if (moment.sum) *moment.sum = Wide<S>(nan());
+          if (moment.sum) *moment.sum = Accumulator<S>(nan());
     }
   }
 
@@ -257,7 +258,7 @@ class PullGuard {
 
   static S nan() { return S(std::numeric_limits<double>::quiet_NaN()); }
 
-  PullPlan<S, Mods, M>& plan_;
+  BackwardPlan<S, Mods, M>& plan_;
   View<S> bad_left_, bad_right_, bad_x_;
   State* state_ = nullptr;
 };

@@ -12,21 +12,22 @@ namespace detail {
 /// is small: from sums of dS k and dS it would cancel. sum: added to. part: where
 /// the scores are summed by pair, what makes a tile of these distances.
 template <class S>
-struct Moment {
+struct DistanceMoment {
   static constexpr Index widest = 8;  // wider rows than that cost too much
   View<S> q, k;
-  Wide<S>* sum = nullptr;
+  Accumulator<S>* sum = nullptr;
   ScorePart<S> part = {};
 };
 
 /// A row of queries at a time goes to the wide sum: terms of either sign, most of which cancels.
 template <class P>
-LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_tile(const Tile<typename P::Scalar>& t, View<typename P::Scalar> q,
-                                                        const typename P::Scalar* keys_transposed) {
+LIMPID_NOINLINE Accumulator<typename P::Scalar> moment_of_tile(const Tile<typename P::Scalar>& t,
+                                                               View<typename P::Scalar> q,
+                                                               const typename P::Scalar* keys_transposed) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const V zero = P::set(S(0));
-  Wide<S> total = 0;
+  Accumulator<S> total = 0;
   for (Index i = 0; i < t.nq; ++i) {
     V sum = zero;
     for (Index j = 0; j < t.nk; j += P::lanes) {
@@ -39,19 +40,19 @@ LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_tile(const Tile<typename P::S
       const V one = P::if_equal(ds, zero, zero, ds * distance);  // a masked pair may lie anywhere
       sum = sum + P::if_less(inside, P::set(S(double(t.nk))), one, zero);
     }
-    total += Wide<S>(P::sum(sum));
+    total += Accumulator<S>(P::sum(sum));
   }
   return total;
 }
 
 /// The same of distances that are there, a tile like that of dS.
 template <class P>
-LIMPID_NOINLINE Wide<typename P::Scalar> moment_of_distances(const Tile<typename P::Scalar>& t,
-                                                             const typename P::Scalar* distances) {
+LIMPID_NOINLINE Accumulator<typename P::Scalar> moment_of_distances(const Tile<typename P::Scalar>& t,
+                                                                    const typename P::Scalar* distances) {
   using S = typename P::Scalar;
-  Wide<S> total = 0;
+  Accumulator<S> total = 0;
   for (Index i = 0; i < t.nq; ++i)
-    total += Wide<S>(sum_lanes<P>(t.nk, [&](auto policy, Index j) {
+    total += Accumulator<S>(sum_lanes<P>(t.nk, [&](auto policy, Index j) {
       using L = decltype(policy);
       const typename L::V ds = L::load(t.data + i * t.ld + j), zero = L::set(S(0));
       return L::if_equal(ds, zero, zero, ds * L::load(distances + i * t.ld + j));  // a masked pair may lie anywhere

@@ -70,14 +70,14 @@ LIMPID_NOINLINE void transpose_out(const typename P::Scalar* from, Index width, 
 /// Whether rows are better copied side by side before they are read: they lie far apart (a head among many in one
 /// buffer), over so much memory and for so many passes, that page table walks cost more than the copy.
 template <class V>
-bool rows_are_far(const V& rows, Index passes) {
-  constexpr Index few_passes = 8, apart = 1024, near = second_cache / 4;  // bytes; apart: a quarter page
+bool rows_are_strided(const V& rows, Index passes) {
+  constexpr Index few_passes = 8, apart = 1024, near = l2_bytes / 4;  // bytes; apart: a quarter page
   const Index pitch = rows.stride * static_cast<Index>(sizeof(typename V::Scalar));
   return passes >= few_passes && rows.stride > rows.cols && pitch >= apart && rows.rows * pitch > near;
 }
 template <class S>
-View<S> near_rows(const Context& context, View<S> rows, Index passes) {
-  if (!rows_are_far(rows, passes)) return rows;
+View<S> pack_if_strided(const Context& context, View<S> rows, Index passes) {
+  if (!rows_are_strided(rows, passes)) return rows;
   const MutView<S> copied = context.arena().matrix<S>(rows.rows, rows.cols);
   copy<S>(context, rows, copied);
   return copied;
@@ -85,7 +85,7 @@ View<S> near_rows(const Context& context, View<S> rows, Index passes) {
 
 /// Rows as whole vectors: in place where the width allows it, else a padded copy.
 template <class P, class S>
-void whole_rows(View<S> block, S* copy, const S*& rows, Index& stride) {
+void padded_rows(View<S> block, S* copy, const S*& rows, Index& stride) {
   rows = block.data;
   stride = block.stride;
   if (block.cols % P::lanes == 0) return;

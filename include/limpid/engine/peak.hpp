@@ -70,22 +70,22 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
     for (Index l = 0; l < width; ++l) top[l] = minus_infinity<S>(), sum[l] = S(0);
     for (Index l = 0; l < rows; ++l) key[first + l] = -1;
 
-    const Interval seen = scores.hull(first, first + rows);
+    const Interval seen = scores.key_range(first, first + rows);
     for (Index b = seen.begin; b < seen.end; b += Blocks::keys) {
       const Index nk = std::min(Blocks::keys, seen.end - b);
       if constexpr (Mods::irregular)
         if (scores.mods->cover(scores.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile, width, first, rows, b, nk};
       const bool mixed = scores.mixed(first, rows);
-      if (mixed) starts_by_row<P, false>(scores, t, vectors, start);
-      scores.starts(first, b, nk, start);
+      if (mixed) key_bias_by_row<P, false>(scores, t, vectors, start);
+      scores.key_bias(first, b, nk, start);
       if (mixed)
         product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
                                AddScores<P>{tile, width, scores.scale});
       else
         product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
                                StoreScores<P>{tile, width, scores.scale, start});
-      if constexpr (Mods::values) value_tile<P, false>(scores, t);
+      if constexpr (Mods::per_pair) value_tile<P, false>(scores, t);
       drop_keys<P, false>(scores, start, t, minus_infinity<S>());
       if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());
       for (Index v = 0; v < vectors * P::lanes; v += P::lanes) {

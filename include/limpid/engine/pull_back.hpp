@@ -3,8 +3,8 @@
 //
 // FlashAttention-2's backward (Dao 2023, arXiv 2307.08691) with lanes along keys: key blocks outside, the transposed
 // key and value panels are made once a block, queries are read where they lie and broadcast. dK and dV of a block stay
-// in cache. A task is a block of keys and a stretch of queries. Tasks add to dQ, and stretches to dK and dV, in an order
-// that the shape fixes: each waits for the one before it, so the bits do not depend on who ran what.
+// in cache. A task is a block of keys and a stretch of queries. Tasks add to dQ, and stretches to dK and dV, in an
+// order that the shape fixes: each waits for the one before it, so the bits do not depend on who ran what.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -136,7 +136,7 @@ class PullOrders {
   bool see(Interval queries, Index block) const {
     const Interval keys = cut_.keys(block);
     if constexpr (Mods::intervals) {
-      const Interval h = scores_->hull(queries.begin, queries.end);
+      const Interval h = scores_->key_range(queries.begin, queries.end);
       if (h.begin >= keys.end || h.end <= keys.begin || h.begin >= h.end) return false;
     }
     if constexpr (Mods::irregular)
@@ -156,12 +156,12 @@ class PullOrders {
 template <class P, int M, class Mods>
 struct PullShared {
   using S = typename P::Scalar;
-  const PullPlan<S, Mods, M>& plan;
+  const BackwardPlan<S, Mods, M>& plan;
   const PullCut<P>& cut;
   const PullOrders<P, S, Mods>& orders;
   std::array<MutView<S>, M> dq;  // sums, in whole vectors
-  S* sinks;
-  Index sink_size;
+  S* collected;
+  Index gradient_size;
 };
 
 /// dQ of a block of queries whose sums are complete.
@@ -171,8 +171,8 @@ void deliver_queries(const PullShared<P, M, Mods>& shared, int t, Interval block
   const auto& map = shared.plan.maps[t];
   const Index count = block.end - block.begin, d = map.dq.cols;
   if (!map.dq.given()) return;
-  deliver_scaled<P>(View<S>(shared.dq[t]).block(block.begin, 0, count, d), map.scores.scale,
-                    map.dq.block(block.begin, 0, count, d), shared.plan.accumulate_q);
+  copy_or_add_scaled<P>(View<S>(shared.dq[t]).block(block.begin, 0, count, d), map.scores.scale,
+                        map.dq.block(block.begin, 0, count, d), shared.plan.accumulate_q);
 }
 
 /// A worker's tasks of a pull_back, with the scratch that they use one after the other.
@@ -188,7 +188,7 @@ class PullTasks {
       : context_(context), shared_(shared), plan_(shared.plan), w_(plan_.dv.given() ? plan_.x.cols : 0), row_(arena) {
     Index width = plan_.left.cols;  // of what is read for a query
     for (const auto& map : plan_.maps) width += 2 * map.scores.q.cols;
-    far_ = plan_.left.rows * width * static_cast<Index>(sizeof(S)) > 2 * second_cache;
+    far_ = plan_.left.rows * width * static_cast<Index>(sizeof(S)) > 2 * l2_bytes;
     const auto take_tile = [&] { return arena.take<S>(rows * ld); };
     right_t_ = arena.take<S>(plan_.right.cols * ld);
     for (int t = 0; t < M; ++t) {
@@ -197,7 +197,7 @@ class PullTasks {
       keys_[t].emplace(arena, map.scores.k.cols);
       weights_[t] = take_tile();
       ds_[t] = M == 1 ? take_tile() : weights_[t];
-      raw_[t] = Mods::values ? take_tile() : nullptr;
+      raw_[t] = Mods::per_pair ? take_tile() : nullptr;
       dk_[t] = arena.take<S>(d * ld);
       q_copy_[t] = arena.take<S>(d * rows);
       keys_off_[t] = map.scores.by_pair() ? arena.take<S>(d * ld) : nullptr;
@@ -224,9 +224,9 @@ class PullTasks {
         clear(no_start_, ld);
       }
     }
-    sinks_ = arena.take<S>(shared.sink_size);
-    sinking_ = Mods::sinks && plan_.maps[0].scores.mods->wants_sink();
-    tallies_ = tallies_ || (sinking_ && shared.sink_size > 0);
+    sinks_ = arena.take<S>(shared.gradient_size);
+    sinking_ = Mods::collects_gradient && plan_.maps[0].scores.mods->wants_gradient();
+    tallies_ = tallies_ || (sinking_ && shared.gradient_size > 0);
   }
   PullTasks(const PullTasks&) = delete;
   PullTasks& operator=(const PullTasks&) = delete;
@@ -276,7 +276,7 @@ class PullTasks {
     clear(dv_, padded<P>(w_) * ld);
     if (taken_) clear(taken_, ld);
     if constexpr (Emit) clear(emitted_, ld);
-    if (tallies_) clear(sinks_, shared_.sink_size), moments_ = {};
+    if (tallies_) clear(sinks_, shared_.gradient_size), moments_ = {};
   }
 
   /// A tile: weights, gradients of scores, what hangs on them, then the products; dQ when it is this block's turn.
@@ -288,7 +288,8 @@ class PullTasks {
       after_ = shared_.cut.queries(after).begin;
       make_gradients(q0, nq);
       if constexpr (Emit)
-        emit_relevance<P>({total_, ld, q0, nq, 0, nk_}, total_, da_, {plan_.emission.w, emitted_, plan_.emission.part});
+        add_relevance<P>({total_, ld, q0, nq, 0, nk_}, total_, da_,
+                         {plan_.relevance.w, emitted_, plan_.relevance.part});
       for (int t = 0; t < M; ++t) {
         side_outputs(t, q0, nq);
         add_to_keys(t, q0, nq);
@@ -320,13 +321,13 @@ class PullTasks {
       store.weights[t] = weights_[t], store.ds[t] = ds_[t], store.delta[t] = map.delta ? map.delta + q0 : nullptr;
     }
     product<P, Walk::rows>(nq, vectors(), plan_.left.cols, plan_.left.row(q0), plan_.left.stride, right_t_, ld,
-                           fetching(next(plan_.left), store));
+                           prefetching(next(plan_.left), store));
   }
 
   /// The derivatives of modifiers, bandwidths' gradients, the key bias.
   void side_outputs(int t, Index q0, Index nq) {
     const auto& map = plan_.maps[t];
-    if (Mods::values || sinking_) {
+    if (Mods::per_pair || sinking_) {
       const auto& mods = *map.scores.mods;
       At a = map.scores.place(q0, k0_);
       for (Index i = 0; i < nq; ++i) {
@@ -335,7 +336,7 @@ class PullTasks {
           a.k = k0_ + j;
           S& g = ds_[t][i * ld + j];
           if (g == S(0)) continue;  // masked, perhaps: no derivative is asked of a score that was none
-          g = mods.pull(Mods::values ? raw_[t][i * ld + j] : S(0), g, a, sinks_);
+          g = mods.pull(Mods::per_pair ? raw_[t][i * ld + j] : S(0), g, a, sinks_);
         }
       }
     }
@@ -371,7 +372,7 @@ class PullTasks {
     if (!map.dk.given()) return;
     const S* q_rows;
     Index q_stride;
-    whole_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy_[t], q_rows, q_stride);
+    padded_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy_[t], q_rows, q_stride);
     if (!map.scores.by_pair()) {
       product<P, Walk::columns>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Accumulate<P>{dk_[t], wide});
     } else if constexpr (are_distances<Mods>) {
@@ -384,7 +385,7 @@ class PullTasks {
   void add_to_values(Index q0, Index nq) {
     const S* x_rows;
     Index x_stride;
-    whole_rows<P>(plan_.x.block(q0, 0, nq, w_), x_copy_, x_rows, x_stride);
+    padded_rows<P>(plan_.x.block(q0, 0, nq, w_), x_copy_, x_rows, x_stride);
     product<P, Walk::columns>(nk_, padded<P>(w_) / P::lanes, nq, total_, ld, x_rows, x_stride,
                               Accumulate<P>{dv_, padded<P>(w_)});
   }
@@ -405,7 +406,7 @@ class PullTasks {
       }
     if (!map.scores.by_pair()) {
       product<P, Walk::rows>(nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
-                             fetching(next(dq), Accumulate<P>{dq.row(q0), dq.stride}));
+                             prefetching(next(dq), Accumulate<P>{dq.row(q0), dq.stride}));
     } else if constexpr (are_distances<Mods>) {
       rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy_[t]);
       add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
@@ -417,31 +418,31 @@ class PullTasks {
   void deliver_keys(bool first) {
     for (int t = 0; t < M; ++t) {
       const auto& map = plan_.maps[t];
-      if (dbias_[t]) deliver<S>({dbias_[t], 1, nk_, nk_}, {map.dbias + k0_, 1, nk_, nk_}, !first);
+      if (dbias_[t]) copy_or_add<S>({dbias_[t], 1, nk_, nk_}, {map.dbias + k0_, 1, nk_, nk_}, !first);
       if (!map.dk.given()) continue;
       const Index d = map.scores.k.cols, wide = padded<P>(d);
       if constexpr (are_distances<Mods>)
         if (taken_)
           for (Index j = 0; j < nk_; ++j)
             take_off_middle<P>(map.scores.parts, taken_[j], map.scores.k.row(k0_ + j), dk_[t] + j * wide);
-      deliver_scaled<P>(View<S>(dk_[t], nk_, d, wide), map.scores.scale, map.dk.block(k0_, 0, nk_, d),
-                        plan_.accumulate_k || !first);
+      copy_or_add_scaled<P>(View<S>(dk_[t], nk_, d, wide), map.scores.scale, map.dk.block(k0_, 0, nk_, d),
+                            plan_.accumulate_k || !first);
     }
     if (w_ > 0)
-      deliver_scaled<P>(View<S>(dv_, nk_, w_, padded<P>(w_)), S(1), plan_.dv.block(k0_, 0, nk_, w_),
-                        plan_.accumulate_v || !first);
-    if constexpr (Emit) deliver<S>({emitted_, 1, nk_, nk_}, {plan_.emission.c + k0_, 1, nk_, nk_}, !first);
+      copy_or_add_scaled<P>(View<S>(dv_, nk_, w_, padded<P>(w_)), S(1), plan_.dv.block(k0_, 0, nk_, w_),
+                            plan_.accumulate_v || !first);
+    if constexpr (Emit) copy_or_add<S>({emitted_, 1, nk_, nk_}, {plan_.relevance.c + k0_, 1, nk_, nk_}, !first);
   }
 
   void deliver_tallies() {
     for (std::size_t p = 0; p < 2; ++p)
       if (plan_.moments[p].sum) *plan_.moments[p].sum += moments_[p];
-    if (sinking_) add_row<P>(sinks_, shared_.sinks, shared_.sink_size);
+    if (sinking_) add_row<P>(sinks_, shared_.collected, shared_.gradient_size);
   }
 
   const Context& context_;
   const Shared& shared_;
-  const PullPlan<S, Mods, M>& plan_;
+  const BackwardPlan<S, Mods, M>& plan_;
   const Index w_;
   bool far_ = false, sinking_ = false, tallies_ = false;
   Index loaded_ = -1, block_ = 0, k0_ = 0, nk_ = 0, after_ = 0;
@@ -452,12 +453,13 @@ class PullTasks {
   TileRows<P> row_;
   NearPairs near_pairs_ = {};
   std::array<S*, 2> moment_keys_ = {};
-  std::array<Wide<S>, 2> moments_ = {};
+  std::array<Accumulator<S>, 2> moments_ = {};
   S *distances_ = nullptr, *no_start_ = nullptr;
 };
 
 template <class P, bool Emit, int M, class Mods>
-void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M> plan, typename P::Scalar* sinks) {
+void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods, M> plan,
+                   typename P::Scalar* collected) {
   using S = typename P::Scalar;
   Arena& arena = context.arena();
   ArenaScope scope(arena);
@@ -465,17 +467,17 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
   const PullCut<P> cut(n, m);
   PullGuard<P, M, Mods> guard(context, plan);
   const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
-  plan.left = near_rows(context, plan.left, cut.key_blocks);
-  if (plan.dv.given()) plan.x = one_array ? plan.left : near_rows(context, plan.x, cut.key_blocks);
-  for (auto& map : plan.maps) map.scores.q = near_rows(context, map.scores.q, cut.key_blocks);
+  plan.left = pack_if_strided(context, plan.left, cut.key_blocks);
+  if (plan.dv.given()) plan.x = one_array ? plan.left : pack_if_strided(context, plan.x, cut.key_blocks);
+  for (auto& map : plan.maps) map.scores.q = pack_if_strided(context, map.scores.q, cut.key_blocks);
 
   const PullOrders<P, S, Mods> orders(arena, cut, plan.maps[0].scores);
-  PullShared<P, M, Mods> shared{plan, cut, orders, {}, sinks, plan.maps[0].scores.mods->sink_size(n, m)};
+  PullShared<P, M, Mods> shared{plan, cut, orders, {}, collected, plan.maps[0].scores.mods->gradient_size(n, m)};
   for (int t = 0; t < M; ++t) {
     const MutView<S>& dq = plan.maps[t].dq;
     if (!dq.given()) continue;
     // summed where it goes to if whole vectors fit there
-    const bool in_place = !plan.accumulate_q && dq.cols % P::lanes == 0 && !rows_are_far(dq, cut.key_blocks);
+    const bool in_place = !plan.accumulate_q && dq.cols % P::lanes == 0 && !rows_are_strided(dq, cut.key_blocks);
     shared.dq[t] = in_place ? dq : arena.matrix<S>(n, padded<P>(dq.cols));
   }
   for (Index i = 0; i < cut.query_blocks; ++i) {
@@ -490,20 +492,22 @@ void pull_back_any(const Context& context, PullPlan<typename P::Scalar, Mods, M>
   context.run(
       cut.tasks(), [&](Arena& own) { return PullTasks<P, Emit, M, Mods>(context, shared, own); },
       [](PullTasks<P, Emit, M, Mods>& tasks, Index t) { tasks.run(t); });
-  guard.poison(sinks);
+  guard.poison(collected);
 }
 
 /// Gradients of one head from dA = left right^T (left n x r, right m x r):
 ///     dS_t = weight_t A_t o (dA - delta_t 1^T),  dQ_t = scale_t dS_t K_t,  dK_t = scale_t dS_t^T Q_t,
 ///     dbias_t = column sums of dS_t,  dV = (sum_t weight_t A_t)^T x.
-/// Where a modifier changes values, dS is taken back through its derivative first. sinks: sink_size(n, m) numbers,
-/// added to. 2 n m (sum_t 3 d_t + r + w) flop; scratch: one tile set a worker and one n x d where dq has no room for whole vectors.
+/// Where a modifier changes values, dS is taken back through its derivative first. collected: gradient_size(n, m)
+/// numbers, added to. 2 n m (sum_t 3 d_t + r + w) flop; scratch: one tile set a worker and one n x d where dq has no
+/// room for whole vectors.
 template <class P, int M, class Mods>
-void pull_back(const Context& context, const PullPlan<typename P::Scalar, Mods, M>& plan, typename P::Scalar* sinks) {
-  if (plan.emission.c != nullptr)
-    pull_back_any<P, true, M>(context, plan, sinks);
+void pull_back(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
+               typename P::Scalar* collected) {
+  if (plan.relevance.c != nullptr)
+    pull_back_any<P, true, M>(context, plan, collected);
   else
-    pull_back_any<P, false, M>(context, plan, sinks);
+    pull_back_any<P, false, M>(context, plan, collected);
 }
 
 }  // namespace detail

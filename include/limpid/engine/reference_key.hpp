@@ -48,7 +48,7 @@ class References {
   }
 
  private:
-  static constexpr bool alike = !Mods::values;  // amounts are those of keys, the same for all rows
+  static constexpr bool alike = !Mods::per_pair;  // amounts are those of keys, the same for all rows
   struct Seen {
     Index key = -1;
     S amount = S(0);
@@ -105,7 +105,7 @@ const Index* references(Arena& arena, const Mods& mods, const At& at) {
     References<S, Mods> find(arena, mods, at, far);
     bool any = mods.sums_tables();
     for (Index i = 0; i < at.n; ++i) {
-      const bool alike = !Mods::values && !Mods::intervals && !Mods::irregular && i > 0;  // rows see and add the same
+      const bool alike = !Mods::per_pair && !Mods::intervals && !Mods::irregular && i > 0;  // rows see and add the same
       keys[i] = alike ? keys[0] : find.of_row(i, i == 0 ? -1 : keys[i - 1]);
       any = any || keys[i] >= 0;
     }

@@ -10,8 +10,8 @@ inline namespace LIMPID_ABI {
 namespace detail {
 
 template <class P>
-void emit_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar* weights, const typename P::Scalar* da,
-                    const RelevanceRequest<typename P::Scalar>& e) {
+void add_relevance(const Tile<typename P::Scalar>& t, const typename P::Scalar* weights, const typename P::Scalar* da,
+                   const RelevanceRequest<typename P::Scalar>& e) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const V zero = P::set(S(0));

@@ -99,7 +99,7 @@ LIMPID_INLINE void add_scaled_row(const typename P::Scalar* a, typename P::Scala
 
 /// to = from, or to += from.
 template <class S>
-void deliver(View<S> from, MutView<S> to, bool accumulate) {
+void copy_or_add(View<S> from, MutView<S> to, bool accumulate) {
   if (!accumulate) return copy(from, to);
   for (Index i = 0; i < from.rows; ++i) add_row<Native<S>>(from.row(i), to.row(i), from.cols);
 }
@@ -107,15 +107,15 @@ void deliver(View<S> from, MutView<S> to, bool accumulate) {
 /// Whole rows at once: to = factor * from, or to += factor * from. Rows written to are seldom in cache, so they
 /// are prefetched.
 template <class P>
-LIMPID_NOINLINE void deliver_scaled(View<typename P::Scalar> from, typename P::Scalar factor,
-                                    MutView<typename P::Scalar> to, bool accumulate) {
+LIMPID_NOINLINE void copy_or_add_scaled(View<typename P::Scalar> from, typename P::Scalar factor,
+                                        MutView<typename P::Scalar> to, bool accumulate) {
   using V = typename P::V;
   const V f = P::set(factor);
   for (Index i = 0; i < to.rows; ++i) {
     const auto* x = from.row(i);
     auto* y = to.row(i);
     Index c = 0;
-    for (Index l = 0; l < to.cols; l += line_of<typename P::Scalar>) P::fetch(y + l, 16 * to.stride);
+    for (Index l = 0; l < to.cols; l += line_of<typename P::Scalar>) P::prefetch(y + l, 16 * to.stride);
     if (accumulate) {
       for (; c + P::lanes <= to.cols; c += P::lanes) P::store(y + c, P::load(y + c) + f * P::load(x + c));
       for (; c < to.cols; ++c) y[c] += factor * x[c];
@@ -137,7 +137,7 @@ bool all_finite(View<typename P::Scalar> v) {
   constexpr int G = P::strands;
   const Index strand = v.rows / G;
   // a zero that the compiler cannot see: with -fno-signed-zeros it would leave out x * 0
-  const typename P::V nought = P::keep(P::set(S(0)));
+  const typename P::V nought = P::pin(P::set(S(0)));
   const S none = P::sum(nought);
   typename P::V zero[G];
   LIMPID_UNROLL(4)
@@ -196,7 +196,7 @@ LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scala
       LIMPID_UNROLL(16)
       for (Index r = 0; r < w; ++r) {
         x[r] = P::load(row(a, r) + c), y[r] = P::load(row(b, r) + c);
-        P::fetch(row(a, r) + c, w * a.stride), P::fetch(row(b, r) + c, w * b.stride);  // of the next w rows
+        P::prefetch(row(a, r) + c, w * a.stride), P::prefetch(row(b, r) + c, w * b.stride);  // of the next w rows
       }
       P::transpose(x);
       P::transpose(y);
@@ -216,11 +216,11 @@ LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scala
 
 /// sum_ij g_ij v_ij, where g is not 0; made and summed wide, as most of it may cancel.
 template <class S>
-Wide<S> inner_product(View<S> g, View<S> v) {
-  Wide<S> sum = 0;
+Accumulator<S> inner_product(View<S> g, View<S> v) {
+  Accumulator<S> sum = 0;
   for (Index i = 0; i < g.rows; ++i)
     for (Index j = 0; j < g.cols; ++j)
-      if (g(i, j) != S(0)) sum += Wide<S>(g(i, j)) * Wide<S>(v(i, j));
+      if (g(i, j) != S(0)) sum += Accumulator<S>(g(i, j)) * Accumulator<S>(v(i, j));
   return sum;
 }
 

@@ -34,8 +34,9 @@ using PartsOfScores = std::array<ScorePart<S>, 2>;
 /// alone the code of such sums is made.
 template <class M>
 struct Distances {
-  static constexpr bool intervals = M::intervals, irregular = M::irregular, values = M::values, starts = M::starts,
-                        shifts = M::shifts, tables = M::tables, sinks = M::sinks;
+  static constexpr bool intervals = M::intervals, irregular = M::irregular, per_pair = M::per_pair,
+                        per_key = M::per_key, row_constants = M::row_constants, tables = M::tables,
+                        collects_gradient = M::collects_gradient;
 };
 /// The same in the place of modifiers M whose scores become weights by another function than softmax.
 template <class M, WeightFunction W>
@@ -80,7 +81,7 @@ struct Scores {
   const Index* from = nullptr;  // for every query the key that amounts are counted from, see References; or none
   WeightOf<Mods> weight = {};
   /// Whether anything may be added to products.
-  static constexpr bool adds = Mods::starts || are_distances<Mods>;
+  static constexpr bool adds = Mods::per_key || are_distances<Mods>;
   bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
   bool near_alone() const { return are_distances<Mods> && (parts[0].near_alone() || parts[1].near_alone()); }
 
@@ -89,22 +90,23 @@ struct Scores {
   At place(Index i, Index j) const { return {at.batch, at.head, i, j, n(), m(), at.batches, at.heads}; }
   /// Whether a pair may be masked at all.
   bool can_mask() const {
-    return Mods::intervals || Mods::irregular || Mods::values || bias != nullptr || Mods::starts;
+    return Mods::intervals || Mods::irregular || Mods::per_pair || bias != nullptr || Mods::per_key;
   }
   /// Before a sweep, whose arena it is. What rows leave out a log-sum-exp that is shown gets back.
   void settle(Arena& arena) {
     if constexpr (are_normalised<Mods>) from = references<S>(arena, *mods, place(0, 0));
   }
-  /// Whether rows of [q0, q0 + nq) count amounts of keys from different ones, so that `starts` does not serve them all.
+  /// Whether rows of [q0, q0 + nq) count amounts of keys from different ones, so that `key_bias` does not serve them
+  /// all.
   bool mixed(Index q0, Index nq) const {
-    if constexpr (Mods::tables && Mods::starts && !Mods::values) {
+    if constexpr (Mods::tables && Mods::per_key && !Mods::per_pair) {
       if (from != nullptr) return std::any_of(from + q0, from + q0 + nq, [&](Index key) { return key != from[q0]; });
     }
     return false;
   }
 
   /// Every key that some query of [q0, q1) may see: intervals move one way with the query.
-  Interval hull(Index q0, Index q1) const {
+  Interval key_range(Index q0, Index q1) const {
     if constexpr (Mods::intervals) {
       const Interval a = mods->interval(place(q0, 0)), b = mods->interval(place(q1 - 1, 0));
       const Index begin = std::max<Index>(0, std::min(a.begin, b.begin)), end = std::min(m(), std::max(a.end, b.end));
@@ -115,14 +117,14 @@ struct Scores {
 
   /// The additive part of keys [k0, k0 + nk) as seen by queries counted from q0. Only minus infinity is no key: what
   /// would become it by a sum stays the lowest number.
-  void starts(Index q0, Index k0, Index nk, S* out) const { starts(q0, k0, nk, out, q0); }
+  void key_bias(Index q0, Index k0, Index nk, S* out) const { key_bias(q0, k0, nk, out, q0); }
   /// The same for row i alone.
-  void starts(Index q0, Index k0, Index nk, S* out, Index i) const {
+  void key_bias(Index q0, Index k0, Index nk, S* out, Index i) const {
     if (bias)
       copy_row<Native<S>>(bias + k0, out, nk);
     else
       std::fill(out, out + nk, S(0));
-    if constexpr (Mods::starts && !Mods::values) {
+    if constexpr (Mods::per_key && !Mods::per_pair) {
       const auto add = [&](const auto& start) {
         const S lowest = lowest_number<S>(), none = minus_infinity<S>();
         for (Index r = 0; r < nk; ++r) {
@@ -134,14 +136,14 @@ struct Scores {
         }
       };
       if (from == nullptr)
-        add([&](const At& a) { return mods->template start<S>(a, q0); });
+        add([&](const At& a) { return mods->template key_bias<S>(a, q0); });
       else
-        add([&](const At& a) { return mods->template start<S>(a, q0, from[i]); });
+        add([&](const At& a) { return mods->template key_bias<S>(a, q0, from[i]); });
     }
   }
-  /// What `starts` leaves out besides, as it is the same for all keys of a row; to be taken off a maximum.
-  S shift(Index i, Index q0) const {
-    if constexpr (Mods::shifts && !Mods::values) return mods->template shift<S>(place(i, 0), q0);
+  /// What `key_bias` leaves out besides, as it is the same for all keys of a row; to be taken off a maximum.
+  S row_constant(Index i, Index q0) const {
+    if constexpr (Mods::row_constants && !Mods::per_pair) return mods->template row_constant<S>(place(i, 0), q0);
     return S(0);
   }
   /// One over the sum of a row's weights, 0 where there are none. NaN where all distances of several keys are beyond
@@ -149,7 +151,7 @@ struct Scores {
   /// the lowest number is its own.
   S one_over(const S& total, const S& top) const {
     if (total == S(0)) return S(0);
-    if constexpr (are_distances<Mods> && !Mods::values)
+    if constexpr (are_distances<Mods> && !Mods::per_pair)
       if (top == lowest_number<S>() && total != S(1)) return S(std::numeric_limits<double>::quiet_NaN());
     return S(1) / total;
   }
@@ -157,9 +159,9 @@ struct Scores {
   /// is a rounding away.
   void store_lse(Lse<S> lse, Index i, Index q0, const S& top, const S& inverse) const {
     lse.top[i] = top, lse.inverse[i] = inverse;
-    if constexpr (Mods::shifts && !Mods::values) {
+    if constexpr (Mods::row_constants && !Mods::per_pair) {
       using std::exp;
-      const S taken = shift(i, q0), found = OneLane<S>::keep(lse.top[i] = top - taken) + taken;
+      const S taken = row_constant(i, q0), found = OneLane<S>::pin(lse.top[i] = top - taken) + taken;
       if (found != top && found - top == found - top) lse.inverse[i] = inverse * exp(found - top);
     }
   }
@@ -192,11 +194,11 @@ struct Tile {
 
 /// The additive parts of mixed rows, row by row, into a tile as wide as so many vectors; buffer has room for one row.
 template <class P, bool KeysAreLanes, class Mods>
-void starts_by_row(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t, Index vectors,
-                   typename P::Scalar* buffer) {
+void key_bias_by_row(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t, Index vectors,
+                     typename P::Scalar* buffer) {
   using S = typename P::Scalar;
   for (Index i = 0; i < (KeysAreLanes ? t.nq : vectors * P::lanes); ++i) {
-    if (i < t.nq) scores.starts(origin_of<P>(t.q0), t.k0, t.nk, buffer, t.q0 + i);
+    if (i < t.nq) scores.key_bias(origin_of<P>(t.q0), t.k0, t.nk, buffer, t.q0 + i);
     for (Index j = 0; j < (KeysAreLanes ? vectors * P::lanes : t.nk); ++j)
       t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = i < t.nq && j < t.nk ? buffer[j] : S(0);
   }
@@ -219,7 +221,7 @@ struct AddScores {
 template <class P, bool KeysAreLanes, class Mods>
 void drop_keys(const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* start,
                const Tile<typename P::Scalar>& t, typename P::Scalar fill) {
-  if (!Mods::starts && scores.bias == nullptr) return;
+  if (!Mods::per_key && scores.bias == nullptr) return;
   for (Index j = 0; j < t.nk; ++j)
     if (start[j] == minus_infinity<typename P::Scalar>())
       for (Index i = 0; i < t.nq; ++i) t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = fill;

@@ -3,9 +3,9 @@
 //
 // Vectors are written with the GCC and Clang vector extension: one text serves SSE2, AVX2, AVX-512 and NEON, float and
 // double, and reads as arithmetic. A policy P offers: Scalar, V (the vector), lanes, tile_rows x tile_vectors (the
-// register tile), registers, strands, load, store, set, keep, hold, fma, max, select by comparison, exp, lane_index,
-// sums and the largest over lanes, fetch, quads. OneLane is the same policy for any scalar Eigen accepts (long double,
-// an autodiff scalar) and for other compilers; tests use it as the reference.
+// register tile), registers, strands, load, store, set, pin, hold, fma, max, select by comparison, exp, lane_index,
+// sums and the largest over lanes, prefetch, quads. OneLane is the same policy for any scalar Eigen accepts (long
+// double, an autodiff scalar) and for other compilers; tests use it as the reference.
 #pragma once
 
 #include <cmath>
@@ -77,7 +77,7 @@ struct OneLane {
   LIMPID_INLINE static void store(S* p, const V& v) { *p = v; }
   LIMPID_INLINE static V set(const S& s) { return s; }
   /// The same number, which a compiler that may reassociate (-funsafe-math-optimizations) cannot take apart.
-  LIMPID_INLINE static V keep(V v) {
+  LIMPID_INLINE static V pin(V v) {
 #if defined(__GNUC__)
 #if defined(__SSE2__)
     if constexpr (std::is_same_v<S, float> || std::is_same_v<S, double>) {
@@ -110,7 +110,7 @@ struct OneLane {
   LIMPID_INLINE static V largest(const V& v) { return v; }
   static constexpr bool quads = false;
   template <bool Near = false>
-  LIMPID_INLINE static void fetch(const S*, std::ptrdiff_t) {}
+  LIMPID_INLINE static void prefetch(const S*, std::ptrdiff_t) {}
   LIMPID_INLINE static void transpose(V*) {}
   LIMPID_INLINE static V sums_of(V* r) { return r[0]; }
   LIMPID_INLINE static V exp(const V& v) {
@@ -190,7 +190,7 @@ struct Simd {
   LIMPID_INLINE static void store(S* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
   LIMPID_INLINE static V set(S s) { return s - V{}; }
   /// The same vector, in a register from here on: g++ would load it anew for every multiply-add that it takes part in.
-  LIMPID_INLINE static V keep(V v) {
+  LIMPID_INLINE static V pin(V v) {
 #if defined(__AVX512F__)
     asm("" : "+v"(v));
 #elif defined(__SSE2__)
@@ -199,7 +199,7 @@ struct Simd {
     return v;
   }
   /// keep, for a vector of the register tile. SSE multiplies in place and would copy it for every product.
-  LIMPID_INLINE static V hold(V v) { return vector_bytes > 16 ? keep(v) : v; }
+  LIMPID_INLINE static V hold(V v) { return vector_bytes > 16 ? pin(v) : v; }
   /// By its instruction where there is one: left to contraction, g++ tuned for Zen rounds twice in some loops and once
   /// in others, and what two sweeps sum in one order would differ in the last bit.
   LIMPID_INLINE static V fma(V a, V b, V c) {
@@ -261,7 +261,7 @@ struct Simd {
   /// will do. Volatile, so that the compiler keeps the order of prefetches: g++ 12 shuffled those of a few rows, and
   /// the hardware no longer saw a stream.
   template <bool Near = false>
-  LIMPID_INLINE static void fetch(const S* p, std::ptrdiff_t further) {
+  LIMPID_INLINE static void prefetch(const S* p, std::ptrdiff_t further) {
     const auto address = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(further) * sizeof(S);
     // NOLINTNEXTLINE(performance-no-int-to-ptr): it may lie behind the array, where no pointer may be moved to
     const auto* line = reinterpret_cast<const char*>(address);

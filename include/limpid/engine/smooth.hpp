@@ -64,7 +64,7 @@ struct StoreAndFindTop {
 };
 
 template <class P>
-struct StoreKnown {  // exp(score - top), queries in lanes
+struct StoreWithLse {  // exp(score - top), queries in lanes
   using S = typename P::Scalar;
   S* out;
   Index ld;
@@ -94,17 +94,17 @@ struct Rescale {  // C = C * alpha + acc: each key block is summed apart, which 
   }
 };
 
-/// Keys and values of a block, of whose successor a part is fetched while weights are made: the columns from `from` on,
-/// every `step`. No columns where all keys and values find room in a second cache anyway.
+/// Keys and values of a block, of whose successor a part is prefetched while weights are made: the columns from `from`
+/// on, every `step`. No columns where all keys and values find room in L2 anyway.
 template <class S>
-struct Fetched {
+struct Prefetch {
   View<S> k, x;
   Index from, step;
   /// What lies `further` rows on from row j.
   template <class P>
-  LIMPID_INLINE void fetch(Index j, Index further) const {
-    for (Index c = from; c < k.cols; c += step) P::fetch(k.row(j) + c, further * k.stride);
-    for (Index c = from; c < x.cols; c += step) P::fetch(x.row(j) + c, further * x.stride);
+  LIMPID_INLINE void prefetch(Index j, Index further) const {
+    for (Index c = from; c < k.cols; c += step) P::prefetch(k.row(j) + c, further * k.stride);
+    for (Index c = from; c < x.cols; c += step) P::prefetch(x.row(j) + c, further * x.stride);
   }
 };
 
@@ -114,7 +114,7 @@ struct Fetched {
 template <class P, int N, class AtInfinity>
 LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, const typename P::Scalar* found,
                                  typename P::Scalar* running_max, typename P::Scalar* running_sum,
-                                 typename P::Scalar* alpha, const Fetched<typename P::Scalar>& fetched,
+                                 typename P::Scalar* alpha, const Prefetch<typename P::Scalar>& prefetched,
                                  const AtInfinity& at_infinity) {
   using S = typename P::Scalar;
   using V = typename P::V;
@@ -153,7 +153,7 @@ LIMPID_NOINLINE void online_step(typename P::Scalar* s, Index ld, Index nk, cons
     P::store(alpha + v * P::lanes, P::exp(old - base[v]));
   }
   for (Index j = 0; j < nk; ++j) {
-    fetched.template fetch<P>(j, SmoothBlocks<P>::keys);
+    prefetched.template prefetch<P>(j, SmoothBlocks<P>::keys);
     V e[N];
     LIMPID_UNROLL(16)
     for (int v = 0; v < N; ++v) e[v] = P::load(s + j * ld + v * P::lanes) - base[v];
@@ -212,7 +212,7 @@ class SmoothBlock {
         sum_[p * width + l] = S(0);
         // padding lanes weigh nothing
         if (!Online) {
-          const S shift = l < rows ? scores_.shift(first + l, first) : S(0);
+          const S shift = l < rows ? scores_.row_constant(first + l, first) : S(0);
           if constexpr (are_normalised<Mods>)
             top_[p * width + l] = l < rows ? map.known.top[first + l] + shift : -minus_infinity<S>();
           else
@@ -229,18 +229,18 @@ class SmoothBlock {
     const Index d = scores_.q.cols, dv = map_.x.cols;
     for (Index p = 0; p < count_; ++p) {
       const Index first = first_of(p), rows = rows_of(p), vectors = (rows + P::lanes - 1) / P::lanes;
-      const Interval own = scores_.hull(first, first + rows);
+      const Interval own = scores_.key_range(first, first + rows);
       const Index b = std::max(k0, own.begin), nk = std::min(k1, own.end) - b;
       if (nk <= 0) continue;
       if constexpr (Mods::irregular)
         if (scores_.mods->cover(scores_.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile_, width, first, rows, b, nk};
       const bool mixed = scores_.mixed(first, rows);
-      if (mixed) starts_by_row<P, false>(scores_, t, vectors, start_);
-      scores_.starts(first, b, nk, start_);
+      if (mixed) key_bias_by_row<P, false>(scores_, t, vectors, start_);
+      scores_.key_bias(first, b, nk, start_);
       const S* panel = qt_ + p * d * width;
       S *top = top_ + p * width, *sum = sum_ + p * width;
-      if constexpr (Online || Mods::values || !are_normalised<Mods>) {
+      if constexpr (Online || Mods::per_pair || !are_normalised<Mods>) {
         const bool sums_parts = scores_.by_pair() || mixed;
         std::copy(top, top + width, found_);
         S* const found = product_finds_top && (!sums_parts || scores_.near_alone()) && keeps_all(t) ? found_ : nullptr;
@@ -253,7 +253,7 @@ class SmoothBlock {
         else
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
                                  StoreScores<P>{tile_, width, scores_.scale, start_});
-        if constexpr (Mods::values) value_tile<P, false>(scores_, t);
+        if constexpr (Mods::per_pair) value_tile<P, false>(scores_, t);
         drop_keys<P, false>(scores_, start_, t, minus_infinity<S>());
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
         if constexpr (!Online) {
@@ -282,7 +282,7 @@ class SmoothBlock {
           weights_from_scores<P>(scores_.weight, tile_, width, nk, vectors, top);
         } else {
           product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                                 StoreKnown<P>{tile_, width, scores_.scale, start_, top});
+                                 StoreWithLse<P>{tile_, width, scores_.scale, start_, top});
         }
         drop_keys<P, false>(scores_, start_, t, S(0));
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, S(0));
@@ -317,7 +317,7 @@ class SmoothBlock {
  private:
   /// Whether what a product stores are scores that count, so that it finds their maximum: no function makes others of
   /// them, and no mask takes some out. Those of keys that are none are minus infinity.
-  static constexpr bool product_finds_top = Online && !Mods::values && !Mods::irregular;
+  static constexpr bool product_finds_top = Online && !Mods::per_pair && !Mods::irregular;
   bool keeps_all(const Tile<S>& t) const {
     if constexpr (Mods::intervals)
       for (const Index i : {t.q0, t.q0 + t.nq - 1}) {  // they move one way with the query
@@ -327,7 +327,7 @@ class SmoothBlock {
     return true;
   }
   /// Whether near pairs are left at infinity until a block's maximum is known, which finds them.
-  static constexpr bool top_finds_near = Online && are_distances<Mods> && !Mods::values;
+  static constexpr bool top_finds_near = Online && are_distances<Mods> && !Mods::per_pair;
 
   /// The scores of a tile where distances are summed by pair, or rows are mixed: then it holds their additive parts.
   void scores_by_pair(const Tile<S>& t, Index vectors, const S* panel, bool mixed, S* found) {
@@ -347,10 +347,10 @@ class SmoothBlock {
   Index first_of(Index p) const { return q0_ + p * width; }
   Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }
   /// What panel p fetches of the block after keys [b, b + nk): every panel its share of the lines.
-  Fetched<S> part(Index p, Index b, Index nk) const {
+  Prefetch<S> part(Index p, Index b, Index nk) const {
     const bool tied = map_.x.data == scores_.k.data;  // keys that are their own values
     const Index d = scores_.k.cols, dv = tied ? 0 : map_.x.cols;
-    const bool far = scores_.k.rows * (d + dv) * static_cast<Index>(sizeof(S)) > second_cache;
+    const bool far = scores_.k.rows * (d + dv) * static_cast<Index>(sizeof(S)) > l2_bytes;
     return {scores_.k.block(b, 0, nk, far ? d : 0), map_.x.block(b, 0, nk, far ? dv : 0), p * line_of<S>,
             count_ * line_of<S>};
   }
@@ -372,7 +372,8 @@ Index smooth_part(const Context& context, const Scores<typename P::Scalar, Mods>
   Index part = Blocks::queries;
   if (!context.spreads() || n >= enough * part) return part;
   part = Blocks::panel;
-  const bool alike = !Mods::shifts && !scores.mixed(0, n) && scores.hull(0, 1).begin == scores.hull(n - 1, n).begin;
+  const bool alike =
+      !Mods::row_constants && !scores.mixed(0, n) && scores.key_range(0, 1).begin == scores.key_range(n - 1, n).begin;
   if (!alike || P::lanes == 1) return part;
   for (const Index smaller : {2 * least, least})
     if (n < enough * part && smaller < part && Blocks::queries % smaller == 0) part = smaller;
@@ -389,12 +390,12 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   ArenaScope scope(common);
   const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(context, map.scores, map.x); });
   const bool few = are_normalised<Mods> && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
-                   FewQueries::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
+                   Decode::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
   bool wanted = !few;
   if constexpr (P::lanes > 1 && are_normalised<Mods>)
     if (few) {
-      smooth_few<P>(context, maps);
+      smooth_decode<P>(context, maps);
       for (auto& map : tiled) {  // the log-sum-exp is summed as later sweeps sum; out is what it is without
         map.x = map.x.block(0, 0, map.x.rows, 0);
         wanted = wanted || map.lse.given();
@@ -403,8 +404,8 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   if (wanted) {
     const auto* values = tiled[0].x.data;
     for (auto& map : tiled) {
-      map.scores.k = near_rows(context, map.scores.k, blocks);
-      map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : near_rows(context, map.x, blocks);
+      map.scores.k = pack_if_strided(context, map.scores.k, blocks);
+      map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : pack_if_strided(context, map.x, blocks);
     }
     // A row sees the keys in the blocks that its block of queries sees, whatever part of that is a task.
     const Index part = smooth_part<P>(context, tiled[0].scores), parts = (n + part - 1) / part;
@@ -412,7 +413,7 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
       const Index q0 = (parts - 1 - task) * part;  // under a causal mask the last queries have the most to do
       const Index q1 = std::min(n, q0 + part), block_begin = q0 / step * step;
       auto block = each_map(tiled, [&](const auto& map) { return Block(map, q0, q1, arena); });
-      const Interval seen = tiled[0].scores.hull(block_begin, std::min(n, block_begin + step));
+      const Interval seen = tiled[0].scores.key_range(block_begin, std::min(n, block_begin + step));
       for (Index k0 = seen.begin; k0 < seen.end; k0 += keys)
         for (auto& b : block) b.add_keys(k0, std::min(k0 + keys, seen.end));
       for (auto& b : block) b.finish();

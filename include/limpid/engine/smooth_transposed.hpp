@@ -42,10 +42,10 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
                       NextRows<P>::none(tile));
       const S* g_rows;
       Index g_stride;
-      whole_rows<P>(g.block(q0, 0, nq, w), copy, g_rows, g_stride);
+      padded_rows<P>(g.block(q0, 0, nq, w), copy, g_rows, g_stride);
       product<P, Walk::columns>(nk, pw / P::lanes, nq, tile, ld, g_rows, g_stride, Accumulate<P>{sum, pw});
     }
-    deliver_scaled<P>(View<S>(sum, nk, w, pw), S(1), out.block(k0, 0, nk, w), accumulate);
+    copy_or_add_scaled<P>(View<S>(sum, nk, w, pw), S(1), out.block(k0, 0, nk, w), accumulate);
   });
   rows_of_g.poison(out);
 }

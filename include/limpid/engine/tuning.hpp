@@ -18,9 +18,9 @@ inline constexpr std::ptrdiff_t line_of = sizeof(S) < 64 ? 64 / static_cast<std:
 /// keep up, and an L1 of 48 KiB to prefetch into. Known by an instruction, for want of a name: g++ 12 takes Zen 5 for a
 /// Zen 3 with more instructions.
 #if defined(__AVX512VP2INTERSECT__)
-inline constexpr bool quick_memory = true;
+inline constexpr bool high_bandwidth = true;
 #else
-inline constexpr bool quick_memory = false;
+inline constexpr bool high_bandwidth = false;
 #endif
 
 /// From this size on an amount is far: beside it a float keeps 13 bits behind the point.
@@ -37,7 +37,7 @@ Index origin_of(Index i) {
 }
 
 /// Bytes of L2, about: larger arrays are read from farther away.
-inline constexpr Index second_cache = 1 << 20;
+inline constexpr Index l2_bytes = 1 << 20;
 
 // Block sizes matter little (3 %); these keep a block of scores in L1.
 template <class P>

@@ -54,20 +54,20 @@ struct NextRows {
 /// An epilogue that also asks for the next block's rows, a line at a vector. Without a branch: where nothing is far,
 /// what is near is asked for. Vectors shorter than a line lost by it.
 template <class P, class Epilogue>
-struct FetchNext {
+struct PrefetchNext {
   Epilogue epilogue;
   NextRows<P> next;
   template <int N>
   LIMPID_INLINE void row(Index r, Index lane, const typename P::V* acc) const {
     if constexpr (P::lanes >= line_of<typename P::Scalar>) {
       LIMPID_UNROLL(4)
-      for (int v = 0; v < N; ++v) P::fetch(next.rows, r * next.stride + lane + v * P::lanes);
+      for (int v = 0; v < N; ++v) P::prefetch(next.rows, r * next.stride + lane + v * P::lanes);
     }
     finish_row<P, N>(epilogue, r, lane, acc);
   }
 };
 template <class P, class Epilogue>
-FetchNext<P, Epilogue> fetching(const NextRows<P>& next, const Epilogue& epilogue) {
+PrefetchNext<P, Epilogue> prefetching(const NextRows<P>& next, const Epilogue& epilogue) {
   return {epilogue, next};
 }
 
@@ -87,7 +87,7 @@ struct KeyPanel {
   void load(const Scores<S, Mods>& scores, Index k0, Index nk) {
     const View<S> block = scores.k.block(k0, 0, nk, d);
     transpose_into<P>(block, transposed, width);
-    whole_rows<P>(block, copy, rows, stride);
+    padded_rows<P>(block, copy, rows, stride);
   }
 };
 
@@ -95,7 +95,7 @@ struct KeyPanel {
 template <class S, class Mods>
 Interval queries_that_see(const Scores<S, Mods>& scores, Index q0, Index q1, Index k0, Index k1) {
   const auto sees = [&](Index a, Index b) {
-    const Interval h = scores.hull(a, b);
+    const Interval h = scores.key_range(a, b);
     return h.begin < k1 && h.end > k0 && h.begin < h.end;
   };
   if constexpr (Mods::intervals) {
@@ -131,21 +131,21 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
   const Index vectors = (t.nk + P::lanes - 1) / P::lanes, origin = origin_of<P>(t.q0);
   const S scale = scores.scale;
   S* start = row.start;
-  scores.starts(origin, t.k0, t.nk, start, t.q0);
+  scores.key_bias(origin, t.k0, t.nk, start, t.q0);
   for (Index j = t.nk; j < vectors * P::lanes; ++j) start[j] = S(0);
   for (Index i = 0; i < t.nq; ++i) {
     if constexpr (are_normalised<Mods>) {
-      row.top[i] = lse.top[t.q0 + i] + scores.shift(t.q0 + i, origin);
+      row.top[i] = lse.top[t.q0 + i] + scores.row_constant(t.q0 + i, origin);
       row.factor[i] = weight ? weight[t.q0 + i] * lse.inverse[t.q0 + i] : lse.inverse[t.q0 + i];
     } else {
-      row.top[i] = scores.shift(t.q0 + i, origin);
+      row.top[i] = scores.row_constant(t.q0 + i, origin);
     }
   }
   const View<S> q = scores.q;
   const S* rows = q.row(t.q0);
   const bool mixed = scores.mixed(t.q0, t.nq);
-  if (Mods::values || !are_normalised<Mods> || scores.by_pair() || mixed) {
-    if (mixed) starts_by_row<P, true>(scores, t, vectors, row.buffer);
+  if (Mods::per_pair || !are_normalised<Mods> || scores.by_pair() || mixed) {
+    if (mixed) key_bias_by_row<P, true>(scores, t, vectors, row.buffer);
     if (scores.by_pair()) {
       if constexpr (are_distances<Mods>)
         tile_by_pair<P, true>(scores, scores.parts, t, vectors, rows, q.stride, keys_transposed,
@@ -155,11 +155,11 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
                              AddScores<P>{t.data, t.ld, scale});
     } else {
       product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                             fetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
+                             prefetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
     }
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
-    if constexpr (Mods::values) value_tile<P, true>(scores, t);
+    if constexpr (Mods::per_pair) value_tile<P, true>(scores, t);
     const typename P::V none = P::set(minus_infinity<S>()), zero = P::set(S(0));
     for (Index i = 0; i < t.nq; ++i)
       for (Index j = 0; j < vectors * P::lanes; j += P::lanes) {
@@ -172,7 +172,7 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
       }
   } else {
     product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                           fetching(next, StoreWeights<P>{t.data, t.ld, scale, start, row.top, row.factor}));
+                           prefetching(next, StoreWeights<P>{t.data, t.ld, scale, start, row.top, row.factor}));
   }
   drop_keys<P, true>(scores, start, t, S(0));
   if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));
@@ -186,7 +186,7 @@ void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const type
                   const typename P::Scalar* keys_transposed, const TileRows<P>& row, typename P::Scalar* raw,
                   const NextRows<P>& next) {
   if (row.near) row.near->count = 0;
-  if constexpr (!Mods::shifts) {
+  if constexpr (!Mods::row_constants) {
     weights_of_rows<P>(scores, lse, weight, t, keys_transposed, row, raw, next);
   } else {
     for (Index q0 = t.q0, end = t.q0 + t.nq; q0 < end;) {

@@ -66,7 +66,7 @@ struct ScaledTokens {
 template <class S>
 class OneRate {
  public:
-  using W = Wide<S>;
+  using W = Accumulator<S>;
   using P = Native<W>;
 
   OneRate(const char* name, const Context& context, View<S> x, const CodingRateOptions& options,
@@ -207,10 +207,10 @@ void check_codebook(const char* name, View<S> x, View<S> u, Index heads) {
 /// 2311.13110. By Cholesky of the smaller Gram matrix, in double for float tokens. O(n D min(n, D)). Throws ShapeError
 /// for eps2 <= 0, and where it is so small for the size of x that the 1 of I is lost.
 template <class X, class S = detail::ScalarOf<X>>
-detail::Wide<S> coding_rate(X&& x, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
+detail::Accumulator<S> coding_rate(X&& x, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x));
   detail::check_rate("coding_rate", options);
-  detail::Wide<S> value = 0;
+  detail::Accumulator<S> value = 0;
   detail::with_context(
       call, [&](const auto& context) { value = detail::OneRate<S>("coding_rate", context, vx, options).value(); });
   return value;
@@ -226,7 +226,7 @@ void coding_rate_backward(X&& x, double g, Dx&& dx, const CodingRateOptions& opt
   detail::check_gradient<S>("coding_rate", "x", to, vx);
   detail::refuse_overlaps("coding_rate", {{"x", to, detail::gradient_of}}, {{"x", vx}});
   detail::with_context(call, [&](const auto& context) {
-    const auto d = detail::OneRate<S>("coding_rate", context, vx, options).gradient(detail::Wide<S>(g));
+    const auto d = detail::OneRate<S>("coding_rate", context, vx, options).gradient(detail::Accumulator<S>(g));
     for (Index i = 0; i < to.rows; ++i)
       for (Index c = 0; c < to.cols; ++c) to(i, c) = S(d(i, c)) + (call.accumulate ? to(i, c) : S(0));
   });
@@ -235,11 +235,12 @@ void coding_rate_backward(X&& x, double g, Dx&& dx, const CodingRateOptions& opt
 /// R^c(x; U) = sum_k R(x U_k), the rate with one codebook a head, u D x (H p), alpha = p / (n eps2). Tokens of any size
 /// are multiplied as if of order 1. Throws ShapeError as coding_rate, and where u does not fit.
 template <class X, class U, class S = detail::ScalarOf<X>>
-detail::Wide<S> subspace_coding_rate(X&& x, U&& u, const CodingRateOptions& options = {}, const LayerCall& call = {}) {
+detail::Accumulator<S> subspace_coding_rate(X&& x, U&& u, const CodingRateOptions& options = {},
+                                            const LayerCall& call = {}) {
   const View<S> vx(std::forward<X>(x)), vu(std::forward<U>(u));
   detail::check_rate("subspace_coding_rate", options);
   detail::check_codebook<S>("subspace_coding_rate", vx, vu, options.heads);
-  detail::Wide<S> value = 0;
+  detail::Accumulator<S> value = 0;
   detail::with_context(call, [&](const auto& context) {
     const Index p = vu.cols / options.heads;
     const detail::ScaledTokens<S> tokens(context, vx, vu);
@@ -266,7 +267,7 @@ void subspace_coding_rate_backward(X&& x, U&& u, double g, const std::type_ident
                           {{"x", vx}, {"u", vu}});
   detail::with_context(call, [&](const auto& context) {
     const Index p = vu.cols / options.heads;
-    using W = detail::Wide<S>;
+    using W = detail::Accumulator<S>;
     using P = detail::Native<S>;
     const detail::ScaledTokens<S> tokens(context, vx, vu);
     const MutView<S> y = tokens.y;

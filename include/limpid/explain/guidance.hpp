@@ -116,7 +116,7 @@ void rewrite_step(View<detail::ScalarOf<X>> gradient, View<detail::ScalarOf<X>> 
   detail::check_parameters<S>("rewrite_step", "region", region);
   detail::check_parameters<S>("rewrite_step", "x", View<S>(x));
   using std::sqrt;
-  using W = detail::Wide<S>;
+  using W = detail::Accumulator<S>;
   const auto weight = [&](Index i) { return region.given() ? region(i, 0) : S(1); };
   // d over 2^exponent. As it is, unless its square or 1 / |d| would over- or underflow.
   bool plain = true;

@@ -157,8 +157,8 @@ struct Aot {
       attention().template project<S>(context, args, saved.attention.o, da);
       S* each = arena.take<S>(rows);
       detail::row_dots<detail::Native<S>>(dout, View<S>(da), each);
-      detail::Wide<S> sum = 0;
-      for (Index i = 0; i < rows; ++i) sum += detail::Wide<S>(each[i]);
+      detail::Accumulator<S> sum = 0;
+      for (Index i = 0; i < rows; ++i) sum += detail::Accumulator<S>(each[i]);
       d_eta = S(sum) + (call.accumulate ? grad.eta(0, 0) : S(0));
     }
     const S eta = step<S>(in);
@@ -360,7 +360,7 @@ struct AotStack {
       layer.template backward<S>(in, saved.layers[l], g, grad, {call.accumulate, &workspace, call.executor});
       g = grad.x;
     }
-    if (dx.given()) detail::deliver<S>(g, dx, call.accumulate);
+    if (dx.given()) detail::copy_or_add<S>(g, dx, call.accumulate);
   }
 
  private:

@@ -148,7 +148,7 @@ void boosting_block_backward(const std::type_identity_t<BoostingBlockArgs<View<S
     // s = x + rho u
     add(grad.x, S(1), dout, S(1), ds);
     add(grad.u, c.rho, ds, -c.kappa, e);
-    const auto wide = [](S x) { return detail::Wide<S>(x); };
+    const auto wide = [](S x) { return detail::Accumulator<S>(x); };
     const bool fed = in.u.given();
     if (grad.tau.given()) {
       const auto g = detail::inner_product<S>(e, z) - (fed ? (wide(c.rho) + 1) * detail::inner_product<S>(e, in.u) : 0);

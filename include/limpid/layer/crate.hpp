@@ -128,11 +128,11 @@ struct Ista {
       for (Index c = 0; c < cols; ++c) m(i, c) = saved.active(i, c) ? dout(i, c) : S(0);
     if (grad.eta.given() || grad.lambda.given()) {
       detail::linear_in<P>(context, e, in.dictionary, View<S>(), n);  // (B - B W^T) W
-      detail::Wide<S> on_eta = 0, sum = 0;
+      detail::Accumulator<S> on_eta = 0, sum = 0;
       for (Index i = 0; i < rows; ++i)
         for (Index c = 0; c < cols; ++c) {
-          on_eta += detail::Wide<S>(m(i, c)) * detail::Wide<S>(n(i, c) - threshold);
-          sum += detail::Wide<S>(m(i, c));
+          on_eta += detail::Accumulator<S>(m(i, c)) * detail::Accumulator<S>(n(i, c) - threshold);
+          sum += detail::Accumulator<S>(m(i, c));
         }
       const auto give = [&](MutView<S> g, S x) {
         if (g.given()) g(0, 0) = call.accumulate ? g(0, 0) + x : x;
@@ -158,7 +158,7 @@ struct Ista {
       detail::layer_norm_backward_in<P>(context, in.x, in.gamma, View<S>(saved.norm.statistics), View<S>(db),
                                         {grad.x, grad.gamma, grad.beta}, call.accumulate, call.accumulate);
     else if (grad.x.given())
-      detail::deliver<S>(db, grad.x, call.accumulate);
+      detail::copy_or_add<S>(db, grad.x, call.accumulate);
   }
 
   /// Shapes and numbers of a call, raised in the name of a layer; out_name is that of out: out or dout.

@@ -50,7 +50,7 @@ struct RowStatistics {
 /// unit x - mean - off. Kept: a compiler that may reassociate would round mean + off to the mean again.
 template <class L, class S>
 LIMPID_INLINE auto without_mean(L, const S* x, Index c, const RowStatistics<S>& row) {
-  return L::keep(L::set(row.unit) * L::load(x + c) - L::set(row.mean)) - L::set(row.off);
+  return L::pin(L::set(row.unit) * L::load(x + c) - L::set(row.mean)) - L::set(row.off);
 }
 
 /// Whether all entries lie within two roundings of the largest of each other.

@@ -133,7 +133,7 @@ class PidStack {
       pending_[1].setZero();
     detail::visit_pid_gains(
         [&](const char*, Role, const MutView<S>& asked, const MutView<S>& part) {
-          if (asked.given()) detail::deliver<S>(part, asked, call.accumulate || !last);
+          if (asked.given()) detail::copy_or_add<S>(part, asked, call.accumulate || !last);
         },
         grad, gains);
     --left_;
@@ -222,13 +222,13 @@ class PidStack {
     const Index width = sb_.cols() / heads();
     for (Index h = 0; h < heads(); ++h) {
       const S b = beta(in, h);
-      detail::Wide<S> sum = 0;
+      detail::Accumulator<S> sum = 0;
       for (Index i = 0; i < sb_.rows(); ++i)
         for (Index c = h * width; c < (h + 1) * width; ++c) {
           const S g = weight * sb_(i, c);
           pending_[0](i, c) -= g;
           dr_(i, c) += b * g;
-          sum += detail::Wide<S>(g) * detail::Wide<S>(in.reference(i, c));
+          sum += detail::Accumulator<S>(g) * detail::Accumulator<S>(in.reference(i, c));
         }
       if (dbeta.given()) dbeta(dbeta.rows == 1 ? 0 : h, 0) += S(sum);
     }

@@ -137,8 +137,8 @@ struct LambdaMix {
         const S dz = w.second[i] == S(0) ? S(0) : -delta2[i] * w.second[i] * sigmoid(-in.z(i, 0));
         grad.z(i, 0) = accumulate.q ? grad.z(i, 0) + dz : dz;
       }
-    Wide<S> sum(0);
-    for (Index i = 0; i < n; ++i) sum -= Wide<S>(delta2[i]);
+    Accumulator<S> sum(0);
+    for (Index i = 0; i < n; ++i) sum -= Accumulator<S>(delta2[i]);
     if (grad.lambda.given()) grad.lambda(0, 0) = S(sum);
     if (in.lambda_q1.given())
       lambda_from_backward<S>(vectors(in), S(sum), {grad.lambda_q1, grad.lambda_k1, grad.lambda_q2, grad.lambda_k2});

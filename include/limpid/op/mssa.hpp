@@ -125,7 +125,7 @@ struct Mssa {
     const MutView<S> dkeys = !tied ? grad.cache : (grad.y.given() ? arena.matrix<S>(y.rows, y.cols) : MutView<S>());
     S* delta = arena.take<S>(in.y.rows);
     engine::row_dots<P>(pass.context, dout, keep.out, delta);
-    engine::PullPlan<S, Mods, 1> plan;
+    engine::BackwardPlan<S, Mods, 1> plan;
     plan.maps[0] = {
         prepared(pass.context, in, pass.at), engine::lse_of(keep.lse), delta, nullptr, grad.y, dkeys, nullptr};
     plan.left = dout, plan.right = y;                 // dA = dout Y^T
@@ -133,9 +133,9 @@ struct Mssa {
     plan.accumulate_q = pass.accumulate.q;            // dY = scale dS Y
     plan.accumulate_k = !tied && pass.accumulate.kv;  // dY = scale dS^T Y, delivered before the values' part
     plan.accumulate_v = true;
-    plan.emission = pass.relevance;
-    engine::pull_back<P>(pass.context, plan, pass.sinks);
-    if (tied && grad.y.given()) engine::deliver_scaled<P>(dkeys, S(1), grad.y, true);
+    plan.relevance = pass.relevance;
+    engine::pull_back<P>(pass.context, plan, pass.collected);
+    if (tied && grad.y.given()) engine::copy_or_add_scaled<P>(dkeys, S(1), grad.y, true);
   }
 
   /// out = A x, and out = A^T g.

@@ -128,16 +128,16 @@ struct PidController {
 
   /// <G, d out / d gain>: <G, E>, <G, S + E>, <G, V_prev - V>, <Eb, R>.
   struct Sums {
-    Wide<S> p = 0, i = 0, d = 0, beta = 0;
+    Accumulator<S> p = 0, i = 0, d = 0, beta = 0;
   };
   Sums gradients(View<S> g) const {
     Sums all;
     if (!on) return all;
-    const Wide<S> reference = inner_product(g, r);
-    all.p = Wide<S>(beta) * reference - inner_product(g, v);
-    all.i = (s.given() ? inner_product(g, s) : Wide<S>(0)) + (lagged ? Wide<S>(0) : all.p);
+    const Accumulator<S> reference = inner_product(g, r);
+    all.p = Accumulator<S>(beta) * reference - inner_product(g, v);
+    all.i = (s.given() ? inner_product(g, s) : Accumulator<S>(0)) + (lagged ? Accumulator<S>(0) : all.p);
     if (has_d()) all.d = inner_product(g, older) - inner_product(g, newer);
-    all.beta = Wide<S>(on_error()) * reference;
+    all.beta = Accumulator<S>(on_error()) * reference;
     return all;
   }
 
@@ -280,7 +280,7 @@ struct Pid : OverScores<Score> {
   }
   template <class P, class S>
   static void add(S factor, View<S> from, MutView<S> to) {
-    if (factor != S(0)) engine::deliver_scaled<P>(from, factor, to, true);
+    if (factor != S(0)) engine::copy_or_add_scaled<P>(from, factor, to, true);
   }
   template <class P, class S>
   static void put(S factor, View<S> from, MutView<S> to, bool accumulate) {

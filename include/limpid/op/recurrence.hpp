@@ -29,7 +29,7 @@ struct Recurrence {
 template <class S>
 struct RecurrenceGradient {
   bool wanted = false;
-  Wide<S> ds = 0, dy = 0;
+  Accumulator<S> ds = 0, dy = 0;
 };
 
 template <class P>
@@ -154,7 +154,7 @@ void recurrence_transposed(const Context& context, const Recurrence<S>& r, const
 /// in which dA is summed from the w_t: where a row has one key alone both are the same number, and dS is 0. plan says
 /// where dq and dk go and is completed here; dv may be empty.
 template <class P, class Mods, class S = typename P::Scalar>
-void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, PullPlan<S, Mods, 1> plan, View<S> v,
+void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, BackwardPlan<S, Mods, 1> plan, View<S> v,
                          View<S> kept, View<S> dout, MutView<S> dv, RecurrenceGradient<S>& scalars) {
   const Context& context = pass.context;
   Arena& arena = pass.arena();
@@ -173,10 +173,10 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Pu
   const auto step = [&](Index t) { return View<S>(kept_step(u, t, width)); };        // u_t
   const auto descend = [&](Index t) {  // what H_t = A^T G_t says, once it is known
     if (scalars.wanted) {
-      const Wide<S> hv = r.x == S(0) ? Wide<S>(0) : inner_product<S>(h, v);
-      const Wide<S> hu = inner_product<S>(h, step(t - 1)), gu = inner_product<S>(gradient(t), step(t - 1));
-      scalars.ds += Wide<S>(r.x) * hv + Wide<S>(r.y) * hu + Wide<S>(r.dz_ds) * gu;
-      scalars.dy += Wide<S>(r.s) * hu + Wide<S>(r.dz_dy) * gu;
+      const Accumulator<S> hv = r.x == S(0) ? Accumulator<S>(0) : inner_product<S>(h, v);
+      const Accumulator<S> hu = inner_product<S>(h, step(t - 1)), gu = inner_product<S>(gradient(t), step(t - 1));
+      scalars.ds += Accumulator<S>(r.x) * hv + Accumulator<S>(r.y) * hu + Accumulator<S>(r.dz_ds) * gu;
+      scalars.dy += Accumulator<S>(r.s) * hu + Accumulator<S>(r.dz_dy) * gu;
     }
     if (dv.given()) combine<P>(context, r.s * r.x, h, S(1), sum, sum);
     combine<P>(context, r.z, gradient(t), r.s * r.y, h, gradient(t - 1));
@@ -215,11 +215,11 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Pu
     plan.dv = h;
   }
   plan.accumulate_v = false;
-  pull_back<P>(context, plan, pass.sinks);
+  pull_back<P>(context, plan, pass.collected);
   if (!r.smooth_first && r.steps > 0 && plan.dv.given()) descend(1);
   if (dv.given()) {
     combine<P>(context, S(1), r.smooth_first ? h : g_start, S(1), sum, sum);
-    deliver<S>(sum, dv, pass.accumulate.kv);
+    copy_or_add<S>(sum, dv, pass.accumulate.kv);
   }
 }
 

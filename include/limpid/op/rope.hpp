@@ -190,7 +190,7 @@ struct Rope {
     const auto turn_back = [&](const MutView<S>& from, const MutView<S>& to, double first, bool add) {
       if (!to.given()) return;
       turn<S>(pass.context, from, from, first, -1);  // dq = R^T dq', R the turn of the forward pass
-      engine::deliver<S>(from, to, add);
+      engine::copy_or_add<S>(from, to, add);
     };
     turn_back(inside.q, grad.q, q_first(in), pass.accumulate.q);
     turn_back(inside.k, grad.k, options.k_offset, pass.accumulate.kv);

@@ -79,7 +79,7 @@ class RmsNorm {
   void backward(Arena& arena, MutView<S> h, View<S> dy, MutView<S> dgamma, const Skip& skip) const {
     constexpr Index block = 64;  // rows summed in S before they go to the wide sum
     S* part = arena.take<S>(width_);
-    Wide<S>* sum = arena.take<Wide<S>>(width_);
+    Accumulator<S>* sum = arena.take<Accumulator<S>>(width_);
     clear(part, width_);
     clear(sum, width_);
     for (Index i = 0; i < h.rows; ++i) {
@@ -108,7 +108,7 @@ class RmsNorm {
         });
       }
       if ((i + 1) % block == 0 || i + 1 == h.rows) {
-        for (Index c = 0; c < width_; ++c) sum[c] += Wide<S>(part[c]);
+        for (Index c = 0; c < width_; ++c) sum[c] += Accumulator<S>(part[c]);
         clear(part, width_);
       }
     }
@@ -124,7 +124,7 @@ class RmsNorm {
   /// Kept: a compiler that may reassociate would multiply units first, which leaves the range.
   template <class L>
   LIMPID_INLINE static auto scaled(L, const S* x, Index c, S unit) {
-    return L::keep(L::set(unit) * L::load(x + c));
+    return L::pin(L::set(unit) * L::load(x + c));
   }
   Scale inverse(const S* x) const {
     using std::sqrt;
@@ -264,7 +264,7 @@ struct TwoMaps {
     // One key for both branches: the second share of its gradient is added afterwards.
     const bool apart = one_key(in) && grad.k.given();
     const MutView<S> dk2 = apart ? arena.template matrix<S>(m, d) : grad.k.block(0, one_key(in) ? 0 : d, m, d);
-    engine::PullPlan<S, Mods, 2> plan;
+    engine::BackwardPlan<S, Mods, 2> plan;
     plan.maps[0] = {maps[0],
                     engine::lse_of(keep.lse, 0),
                     delta[0],
@@ -277,10 +277,10 @@ struct TwoMaps {
     plan.x = dh, plan.dv = grad.v;      // dV = (w1 A1 - w2 A2)^T dH
     plan.accumulate_q = pass.accumulate.q;
     plan.accumulate_k = plan.accumulate_v = pass.accumulate.kv;
-    plan.emission = pass.relevance;
+    plan.relevance = pass.relevance;
     if (apart && pass.accumulate.kv) dk2.fill(S(0));
-    engine::pull_back<P>(pass.context, plan, pass.sinks);  // dS1, dS2 and what follows from them
-    if (apart) engine::deliver<S>(dk2, grad.k, true);
+    engine::pull_back<P>(pass.context, plan, pass.collected);  // dS1, dS2 and what follows from them
+    if (apart) engine::copy_or_add<S>(dk2, grad.k, true);
   }
 
   /// out = E x and out = E^T g, E the map that is shown.

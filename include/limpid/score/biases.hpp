@@ -13,7 +13,7 @@ inline namespace LIMPID_ABI {
 /// with relative() and bias() too, and with several of them.
 template <class S>
 struct KeyBias : Modifier {
-  static constexpr bool starts = true, tables = true, sinks = true;
+  static constexpr bool per_key = true, tables = true, collects_gradient = true;
   View<S> b;
   MutView<S> db;
   Index row(const At& a) const { return b.rows == 1 ? 0 : a.batch; }
@@ -28,7 +28,7 @@ struct KeyBias : Modifier {
     return detail::plus(s, amount<T>(a));
   }
   template <class T>
-  T start(const At& a, Index) const {
+  T key_bias(const At& a, Index) const {
     return amount<T>(a);
   }
   template <class T>
@@ -36,13 +36,13 @@ struct KeyBias : Modifier {
     return detail::far_of(b.row(row(a)), b.cols);
   }
   template <class T>
-  void sink(const At& a, T ds, T* sum) const {
+  void add_gradient(const At& a, T ds, T* sum) const {
     sum[a.k] += ds;
   }
-  bool wants_sink() const { return !db.empty(); }
-  Index sink_size(Index, Index m) const { return wants_sink() ? m : 0; }
+  bool wants_gradient() const { return !db.empty(); }
+  Index gradient_size(Index, Index m) const { return wants_gradient() ? m : 0; }
   template <class T>
-  void flush(const At& a, const T* sum) const {
+  void deliver_gradient(const At& a, const T* sum) const {
     for (Index j = 0; j < a.m; ++j) db(row(a), j) += S(sum[j]);
   }
   template <class F>
@@ -78,7 +78,7 @@ KeyBias<typename std::remove_cvref_t<B>::Scalar> key_bias(B&& b, DB&& db) {
 /// which count as in KeyBias.
 template <class S>
 struct Bias : Modifier {
-  static constexpr bool values = true, tables = true, sinks = true;
+  static constexpr bool per_pair = true, tables = true, collects_gradient = true;
   View<S> table;
   MutView<S> dtable;
   Index row(const At& a) const {
@@ -105,10 +105,10 @@ struct Bias : Modifier {
     return all;
   }
   template <class T>
-  void sink(const At& a, T ds, T*) const {
+  void add_gradient(const At& a, T ds, T*) const {
     if (!dtable.empty()) dtable(row(a), a.k) += S(ds);
   }
-  bool wants_sink() const { return !dtable.empty(); }
+  bool wants_gradient() const { return !dtable.empty(); }
   bool wants_serial_heads(Index b, Index h, Index n) const { return !dtable.empty() && dtable.rows != b * h * n; }
   template <class F>
   void reads(F&& f) const {

@@ -70,11 +70,12 @@ struct DotScore {
     return {{in.q, in.k, detail::scale_of<S>(scale, in.q.cols), nullptr, &mods, at}};
   }
   template <class S, class In, class Out>
-  detail::PullTargets<S> targets(Arena&, const In&, const Prepared<S>&, const Out& g) const {
+  detail::GradientTargets<S> targets(Arena&, const In&, const Prepared<S>&, const Out& g) const {
     return {g.q, g.k, nullptr, true};
   }
   template <class S, class In, class Out>
-  void finish(const In&, const Prepared<S>&, const detail::PullTargets<S>&, const Out&, detail::Accumulation) const {}
+  void finish(const In&, const Prepared<S>&, const detail::GradientTargets<S>&, const Out&,
+              detail::Accumulation) const {}
 };
 
 }  // namespace LIMPID_ABI

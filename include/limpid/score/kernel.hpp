@@ -251,7 +251,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     width += term.q.cols;
     p.terms[static_cast<std::size_t>(p.count++)] = term;
   }
-  p.whole = Mods::values && any_distance;
+  p.whole = Mods::per_pair && any_distance;
   const auto each_term = [&](const auto& f) {  // f(number, its first column)
     Index first = 0;
     for (std::size_t t = 0; t < static_cast<std::size_t>(p.count); ++t) f(t, first), first += p.terms[t].q.cols;
@@ -359,24 +359,25 @@ template <class S>
 struct KernelGradient {
   MutView<S> q, k;
   bool coefficient = false;  ///< asked for
-  Wide<S> sum_ds_s = 0;      ///< sum_ij dS_ij s_ij, s_ij this term's (reduced) score: coefficient times its derivative
+  Accumulator<S> sum_ds_s =
+      0;  ///< sum_ij dS_ij s_ij, s_ij this term's (reduced) score: coefficient times its derivative
 };
 
 /// Where pull_back should write: into the user's arrays if there is one term and nothing else to be computed.
 template <class S, class Mods>
-PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
-                              const std::array<KernelGradient<S>, 2>& g) {
-  PullTargets<S> to;
+GradientTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
+                                  const std::array<KernelGradient<S>, 2>& g) {
+  GradientTargets<S> to;
   constexpr Index narrow = 4;  // the loop over the pairs of a tile is as quick as a product
   const Index n = p.scores.n(), m = p.scores.m(), width = p.scores.q.cols;
   if (p.scores.bias) to.dbias = arena.take<S>(m);
   for (Index t = 0; t < p.count; ++t) {
     const auto& term = p.terms[static_cast<std::size_t>(t)];
     if (!term.distance || !g[static_cast<std::size_t>(t)].coefficient) continue;
-    if (term.q.cols > Moment<S>::widest && !term.by_pair) continue;
+    if (term.q.cols > DistanceMoment<S>::widest && !term.by_pair) continue;
     auto& moment = to.moments[static_cast<std::size_t>(t)];
-    moment = {term.q, term.k, arena.take<Wide<S>>(1)};
-    *moment.sum = Wide<S>(0);
+    moment = {term.q, term.k, arena.take<Accumulator<S>>(1)};
+    *moment.sum = Accumulator<S>(0);
     if (term.by_pair && term.q.cols > narrow) moment.part = p.scores.parts[term.part];
   }
   to.direct = !p.joined() && !g[0].coefficient && p.terms[0].unit == S(1);
@@ -395,8 +396,8 @@ PullTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p,
 /// otherwise from dq_i and c_j, which costs nothing but cancels where near pairs have most of dS.
 /// r_i = sum_j dS_ij, which is 0 unless a score function stands between the score and the softmax; c_j = sum_i dS_ij.
 template <class S, class Mods>
-void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from, std::array<KernelGradient<S>, 2>& g,
-                   Accumulation accumulate) {
+void finish_kernel(const KernelPrepared<S, Mods>& p, const GradientTargets<S>& from,
+                   std::array<KernelGradient<S>, 2>& g, Accumulation accumulate) {
   const Index n = p.scores.n(), m = p.scores.m();
   Index first = 0;
   for (Index t = 0; t < p.count; ++t) {
@@ -409,13 +410,14 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
       for (Index i = 0; i < n; ++i) {
         const S* dq = from.dq.row(i) + first;
         const S r = p.whole && term.distance ? from.dq(i, p.scores.q.cols - 1) : S(0);
-        Wide<S> sum = 0;
+        Accumulator<S> sum = 0;
         for (Index c = 0; c < w; ++c) {
           S d = dq[c] * on_q;
           if (d != S(0) && !term.by_pair)
-            sum += Wide<S>(d) * Wide<S>(term.q(i, c));  // a row that passes nothing may hold anything
+            sum += Accumulator<S>(d) * Accumulator<S>(term.q(i, c));  // a row that passes nothing may hold anything
           if (r != S(0)) {
-            sum -= Wide<S>(r) * Wide<S>(term.coefficient) * Wide<S>(term.q(i, c)) * Wide<S>(term.q(i, c));
+            sum -= Accumulator<S>(r) * Accumulator<S>(term.coefficient) * Accumulator<S>(term.q(i, c)) *
+                   Accumulator<S>(term.q(i, c));
             d -= weight * r * term.q(i, c);
           }
           d *= term.unit;
@@ -428,19 +430,19 @@ void finish_kernel(const KernelPrepared<S, Mods>& p, const PullTargets<S>& from,
         const S on_k = (p.joined() && p.bare() ? weight : S(1)) * term.unit;
         if (on_k != S(1))
           for (Index j = 0; j < m; ++j) scale_row<Native<S>>(on_k, dk.row(j), dk.row(j), w);
-        deliver<S>(View<S>(dk), to.k, accumulate.kv);
+        copy_or_add<S>(View<S>(dk), to.k, accumulate.kv);
       }
     }
     if (term.distance && !term.by_pair)
       for (Index j = 0; j < m; ++j) {
         const S c_j = from.dbias[j];
         if (c_j == S(0)) continue;
-        to.sum_ds_s -= Wide<S>(c_j) * Wide<S>(term.coefficient) * Wide<S>(squared_norm(term.k, j));
+        to.sum_ds_s -= Accumulator<S>(c_j) * Accumulator<S>(term.coefficient) * Accumulator<S>(squared_norm(term.k, j));
         if (to.k.given())
           add_scaled_row<Native<S>>(to.k.row(j), -weight * c_j * term.unit, term.k.row(j), to.k.row(j), w);
       }
     if (const auto& moment = from.moments[static_cast<std::size_t>(t)]; moment.sum != nullptr) {
-      const Wide<S> each = moment.part.cols > 0 ? Wide<S>(1) : -Wide<S>(term.coefficient);
+      const Accumulator<S> each = moment.part.cols > 0 ? Accumulator<S>(1) : -Accumulator<S>(term.coefficient);
       to.sum_ds_s = each * *moment.sum;
     }
     first += w;

@@ -1,8 +1,8 @@
 // limpid: what a modifier of scores offers, and chains of them.
 //
 // chain(a, b, ...) applies values from left to right; masks come last whatever their place, so a masked pair stays
-// masked. Arrays a modifier looks at must outlive it; gradient sinks are ADDED to, as several calls may share one
-// table. ShapeError where a result lies over such an array, or a sink over anything but a sink.
+// masked. Arrays a modifier looks at must outlive it; gradient collected are ADDED to, as several calls may share one
+// table. ShapeError where a result lies over such an array, or a gradient over anything but a modifier's gradient.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -22,10 +22,10 @@ struct Modifier {
   static constexpr bool is_mask = false;    ///< keeps or drops pairs
   static constexpr bool intervals = false;  ///< a mask of one run of keys a query, moving one way with the query
   static constexpr bool irregular = false;  ///< a mask that must be asked pair by pair
-  static constexpr bool values = false;     ///< changes a score by more than an amount per key
-  static constexpr bool starts = false;     ///< adds an amount per key (up to a constant of the row)
+  static constexpr bool per_pair = false;   ///< changes a score by more than an amount per key
+  static constexpr bool per_key = false;    ///< adds an amount per key (up to a constant of the row)
   static constexpr bool tables = false;     ///< may add entries of an array of the user's, which may be any numbers
-  static constexpr bool sinks = false;      ///< may collect a gradient of its own
+  static constexpr bool collects_gradient = false;  ///< may collect a gradient of its own
   Interval interval(const At& a) const { return {0, a.m}; }
   bool keep(const At&) const { return true; }
   Cover cover(const At&, Index, Index, Index, Index) const { return Cover::all; }
@@ -38,11 +38,11 @@ struct Modifier {
     return S(1);
   }
   template <class S>
-  S start(const At&, Index) const {
+  S key_bias(const At&, Index) const {
     return S(0);
   }
   template <class S>
-  S shift(const At&, Index) const {
+  S row_constant(const At&, Index) const {
     return S(0);
   }
   /// Whether a value is the score plus an amount that does not depend on it.
@@ -59,12 +59,12 @@ struct Modifier {
     return {};
   }
   template <class S>
-  void sink(const At&, S, S*) const {}
-  bool wants_sink() const { return false; }
+  void add_gradient(const At&, S, S*) const {}
+  bool wants_gradient() const { return false; }
   bool wants_serial_heads(Index, Index, Index) const { return false; }
-  Index sink_size(Index, Index) const { return 0; }
+  Index gradient_size(Index, Index) const { return 0; }
   template <class S>
-  void flush(const At&, const S*) const {}
+  void deliver_gradient(const At&, const S*) const {}
   void check(const char*, Index, Index, Index, Index) const {}
   /// Calls f(detail::NamedArray) for every array of the user's that is looked at, or added to.
   template <class F>
@@ -147,11 +147,12 @@ Far far_of(const S* numbers, Index count) {
 
 /// Whether a modifier counts its amounts from a query, which leaves a constant out of a row: it has a shift of its own.
 template <class M>
-inline constexpr bool has_shift = M::starts;
+inline constexpr bool has_row_constant = M::per_key;
 template <class M>
-requires requires { &M::template shift<float>; }
-inline constexpr bool has_shift<M> =
-    M::starts && !std::is_same_v<decltype(&M::template shift<float>), float (Modifier::*)(const At&, Index) const>;
+requires requires { &M::template row_constant<float>; }
+inline constexpr bool has_row_constant<M> =
+    M::per_key &&
+    !std::is_same_v<decltype(&M::template row_constant<float>), float (Modifier::*)(const At&, Index) const>;
 
 }  // namespace detail
 
@@ -159,8 +160,9 @@ inline constexpr bool has_shift<M> =
 template <class... M>
 struct Chain {
   static constexpr bool intervals = (M::intervals || ...), irregular = (M::irregular || ...),
-                        values = (M::values || ...), starts = (M::starts || ...),
-                        shifts = (detail::has_shift<M> || ...), tables = (M::tables || ...), sinks = (M::sinks || ...);
+                        per_pair = (M::per_pair || ...), per_key = (M::per_key || ...),
+                        row_constants = (detail::has_row_constant<M> || ...), tables = (M::tables || ...),
+                        collects_gradient = (M::collects_gradient || ...);
   std::tuple<M...> parts;
 
   Interval interval(const At& a) const {
@@ -230,10 +232,10 @@ struct Chain {
       if constexpr (std::remove_cvref_t<decltype(m)>::tables) {
         if (place < first || !m.is_table()) return;
         const S one = S(part) * m.template amount<S>(a);
-        sum += detail::OneLane<S>::keep(from < 0 ? one : one - S(part) * m.template amount<S>(other));
+        sum += detail::OneLane<S>::pin(from < 0 ? one : one - S(part) * m.template amount<S>(other));
       }
     });
-    return detail::finite_product(detail::OneLane<S>::keep(sum), S(1 / part));
+    return detail::finite_product(detail::OneLane<S>::pin(sum), S(1 / part));
   }
   /// Whether there are several such tables: their far amounts may cancel.
   bool sums_tables() const {
@@ -255,53 +257,53 @@ struct Chain {
     return all;
   }
   template <class S>
-  S start(const At& a, Index q0) const {
+  S key_bias(const At& a, Index q0) const {
     S s(0);
     bool first = true;
     each([&](const auto& m) {
-      if constexpr (std::remove_cvref_t<decltype(m)>::starts) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::per_key) {
         if (std::exchange(first, false))
-          s = m.template start<S>(a, q0);
+          s = m.template key_bias<S>(a, q0);
         else if (s != detail::minus_infinity<S>())  // masked stays masked
-          s = detail::plus(s, m.template start<S>(a, q0));
+          s = detail::plus(s, m.template key_bias<S>(a, q0));
       }
     });
     return s;
   }
   /// Tables counted from a key, as above.
   template <class S>
-  S start(const At& a, Index q0, Index from) const {
+  S key_bias(const At& a, Index q0, Index from) const {
     S s(0);
     bool masked = false;
     each([&](const auto& m) {
       using One = std::remove_cvref_t<decltype(m)>;
-      if (!One::starts || masked) return;
+      if (!One::per_key || masked) return;
       const bool table = One::tables && m.is_table();
-      const S next = table ? m.template amount<S>(a) : m.template start<S>(a, q0);
+      const S next = table ? m.template amount<S>(a) : m.template key_bias<S>(a, q0);
       masked = next == detail::minus_infinity<S>();
       if (!table) s = detail::plus(s, next);
     });
     return masked ? detail::minus_infinity<S>() : detail::plus(s, above<S>(a, from));
   }
   template <class S>
-  S shift(const At& a, Index q0) const {
+  S row_constant(const At& a, Index q0) const {
     S s(0);
-    each([&](const auto& m) { s += m.template shift<S>(a, q0); });
+    each([&](const auto& m) { s += m.template row_constant<S>(a, q0); });
     return s;
   }
-  /// Gradient of the raw score from that of the final one, feeding the sinks on its way. s is the raw score.
+  /// Gradient of the raw score from that of the final one, feeding the collected on its way. s is the raw score.
   template <class S>
   LIMPID_INLINE S pull(S s, S ds, const At& a, S* sums) const {
     return pull_from<0>(s, ds, a, sums);
   }
-  Index sink_size(Index n, Index m) const {
+  Index gradient_size(Index n, Index m) const {
     Index size = 0;
-    each([&](const auto& part) { size += part.sink_size(n, m); });
+    each([&](const auto& part) { size += part.gradient_size(n, m); });
     return size;
   }
-  bool wants_sink() const {
+  bool wants_gradient() const {
     bool wanted = false;
-    each([&](const auto& m) { wanted = wanted || m.wants_sink(); });
+    each([&](const auto& m) { wanted = wanted || m.wants_gradient(); });
     return wanted;
   }
   bool wants_serial_heads(Index b, Index h, Index n) const {
@@ -310,10 +312,10 @@ struct Chain {
     return wanted;
   }
   template <class S>
-  void flush(const At& a, const S* sums) const {
+  void deliver_gradient(const At& a, const S* sums) const {
     each([&](const auto& m) {
-      if (m.sink_size(a.n, a.m) > 0) m.flush(a, sums);
-      sums += m.sink_size(a.n, a.m);
+      if (m.gradient_size(a.n, a.m) > 0) m.deliver_gradient(a, sums);
+      sums += m.gradient_size(a.n, a.m);
     });
   }
   template <class F>
@@ -356,9 +358,9 @@ struct Chain {
       if constexpr (Part::is_mask) {
         return pull_from<I + 1>(s, ds, a, sums);
       } else {
-        const S g = pull_from<I + 1>(values ? m.value(s, a) : s, ds, a, sums + m.sink_size(a.n, a.m));
-        if constexpr (Part::sinks)
-          if (m.wants_sink()) m.sink(a, g, sums);
+        const S g = pull_from<I + 1>(per_pair ? m.value(s, a) : s, ds, a, sums + m.gradient_size(a.n, a.m));
+        if constexpr (Part::collects_gradient)
+          if (m.wants_gradient()) m.add_gradient(a, g, sums);
         return m.slope(s, a) * g;
       }
     }
@@ -379,7 +381,7 @@ namespace detail {
 LIMPID_OWN(keep, bool(const At&) const, keep)
 LIMPID_OWN(interval, Interval(const At&) const, interval)
 LIMPID_OWN(value, float(float, const At&) const, template value<float>)
-LIMPID_OWN(start, float(const At&, Index) const, template start<float>)
+LIMPID_OWN(key_bias, float(const At&, Index) const, template key_bias<float>)
 #undef LIMPID_OWN
 
 /// One sentence for what a modifier says it does and does not offer.
@@ -393,10 +395,11 @@ constexpr bool check_modifier() {
                   "limpid: a modifier with intervals = true offers interval(const At&) const -> Interval");
     static_assert(!M::irregular || own_keep<M>(),
                   "limpid: a modifier with irregular = true offers keep(const At&) const -> bool");
-    static_assert(!M::values || own_value<M>(),
-                  "limpid: a modifier with values = true offers template <class S> S value(S, const At&) const");
-    static_assert(!M::starts || own_start<M>(),
-                  "limpid: a modifier with starts = true offers template <class S> S start(const At&, Index) const");
+    static_assert(!M::per_pair || own_value<M>(),
+                  "limpid: a modifier with per_pair = true offers template <class S> S value(S, const At&) const");
+    static_assert(
+        !M::per_key || own_key_bias<M>(),
+        "limpid: a modifier with per_key = true offers template <class S> S key_bias(const At&, Index) const");
   }
   return true;
 }

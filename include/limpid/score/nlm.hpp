@@ -63,11 +63,11 @@ struct NlmScore {
     detail::complete_kernel_lse<S>(prepare(arena, in, at), lse);
   }
   template <class S, class In, class Out>
-  detail::PullTargets<S> targets(Arena& arena, const In&, const Prepared<S>& p, const Out& g) const {
+  detail::GradientTargets<S> targets(Arena& arena, const In&, const Prepared<S>& p, const Out& g) const {
     return detail::kernel_targets<S>(arena, p, gradients<S>(g));
   }
   template <class S, class In, class Out>
-  void finish(const In& in, const Prepared<S>& p, const detail::PullTargets<S>& from, const Out& g,
+  void finish(const In& in, const Prepared<S>& p, const detail::GradientTargets<S>& from, const Out& g,
               detail::Accumulation accumulate) const {
     auto parts = gradients<S>(g);
     detail::finish_kernel<S>(p, from, parts, accumulate);

@@ -16,7 +16,7 @@ inline namespace LIMPID_ABI {
 /// scores that would fall below all numbers stay the lowest, and are not masked.
 template <class S, bool Symmetric>
 struct Alibi : Modifier {
-  static constexpr bool values = Symmetric, starts = !Symmetric, sinks = true;
+  static constexpr bool per_pair = Symmetric, per_key = !Symmetric, collects_gradient = true;
   View<S> slopes;
   MutView<S> dslopes;
   S slope_of(Index head) const { return *entry(slopes, head); }
@@ -42,21 +42,21 @@ struct Alibi : Modifier {
   }
   // slope (j - p of the first query): small for near keys, so that float keeps its digits; the rest is a row constant
   template <class T>
-  T start(const At& a, Index q0) const {
+  T key_bias(const At& a, Index q0) const {
     return slope_at<T>(a) * T(a.k - (q0 + a.m - a.n));
   }
   template <class T>
-  T shift(const At& a, Index q0) const {
+  T row_constant(const At& a, Index q0) const {
     return slope_at<T>(a) * T(a.q - q0);
   }
   template <class T>
-  void sink(const At& a, T ds, T* sum) const {
+  void add_gradient(const At& a, T ds, T* sum) const {
     *sum -= ds * gap<T>(a);
   }
-  bool wants_sink() const { return !dslopes.empty(); }
-  Index sink_size(Index, Index) const { return wants_sink() ? 1 : 0; }
+  bool wants_gradient() const { return !dslopes.empty(); }
+  Index gradient_size(Index, Index) const { return wants_gradient() ? 1 : 0; }
   template <class T>
-  void flush(const At& a, const T* sum) const {
+  void deliver_gradient(const At& a, const T* sum) const {
     *entry(dslopes, a.head) += S(*sum);
   }
   template <class F>
@@ -138,7 +138,7 @@ struct ClipOffset {
 /// another map). dtable += the sum of dS over the pairs of an entry. Entries far from 0 as in KeyBias.
 template <class S, class Map>
 struct Relative : Modifier {
-  static constexpr bool values = true, tables = true, sinks = true;
+  static constexpr bool per_pair = true, tables = true, collects_gradient = true;
   View<S> table;
   MutView<S> dtable;
   Map map;
@@ -159,13 +159,13 @@ struct Relative : Modifier {
     return detail::far_of(table.row(row(a)), table.cols);
   }
   template <class T>
-  void sink(const At& a, T ds, T* sum) const {
+  void add_gradient(const At& a, T ds, T* sum) const {
     sum[entry(a)] += ds;
   }
-  bool wants_sink() const { return !dtable.empty(); }
-  Index sink_size(Index, Index) const { return wants_sink() ? table.cols : 0; }
+  bool wants_gradient() const { return !dtable.empty(); }
+  Index gradient_size(Index, Index) const { return wants_gradient() ? table.cols : 0; }
   template <class T>
-  void flush(const At& a, const T* sum) const {
+  void deliver_gradient(const At& a, const T* sum) const {
     for (Index r = 0; r < table.cols; ++r) dtable(row(a), r) += S(sum[r]);
   }
   template <class F>

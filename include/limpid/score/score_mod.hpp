@@ -12,7 +12,7 @@ inline namespace LIMPID_ABI {
 /// they are, as nothing is known of f: where all keys that a row sees have the lowest number, they count alike.
 template <class F>
 struct Additive : Modifier {
-  static constexpr bool values = true;
+  static constexpr bool per_pair = true;
   F f;
   explicit Additive(F f_) : f(std::move(f_)) {}
   bool adds() const { return true; }
@@ -34,7 +34,7 @@ struct NoDerivative {};
 /// are all alike. Biases that come after it have their say, see KeyBias.
 template <class F, class D>
 struct ScoreFunction : Modifier {
-  static constexpr bool values = true;
+  static constexpr bool per_pair = true;
   F f;
   D df;
   ScoreFunction(F f_, D df_) : f(std::move(f_)), df(std::move(df_)) {}
