@@ -22,9 +22,7 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-struct Decode {
-  static constexpr Index fewest_keys = 256, block = 1024, near = 64;
-  static constexpr Index chunk = 2048;  // keys a task; by shape alone, merged in order
+struct Decode : DecodeBlocks {
   /// Numbers from one row of scores to the next: rows 4 KiB apart would share places in L1.
   template <class P>
   static constexpr Index ld = block + P::lanes;
@@ -37,8 +35,6 @@ struct Decode {
   static Index in_strands(Index i, Index strand) {
     return woven<P> && i < 4 * strand ? i / 4 + i % 4 * strand : i;
   }
-  /// Lines that are asked for together with the first, where a pass over rows takes fewer and rows have so many.
-  static constexpr int together = 4;
   template <class S>
   static bool come_together(Index c, Index columns) {
     constexpr Index all = together * line_of<S>;
@@ -48,19 +44,16 @@ struct Decode {
   /// Whether this path serves: whole vectors of features, and enough keys for it to matter.
   template <class P>
   static bool fits(Index n, Index m, Index d, Index dv) {
-    return P::lanes > 1 && n <= (P::quads ? 8 : 2) && n > 0 && m >= fewest_keys && d % P::lanes == 0 &&
+    return P::lanes > 1 && n <= most_queries(P::quads) && n > 0 && m >= fewest_keys && d % P::lanes == 0 &&
            dv % P::lanes == 0;
   }
-  /// Where there is much to do for a row the machine no longer looks far enough ahead by itself: so many numbers
-  /// further on in memory are asked for, 12 KiB of rows, or where memory is quick and queries are fewer than eight 8
-  /// KiB. Where memory is not quick, vectors of a line leave it time to look far enough for one query, and for the
-  /// values of two.
+  /// Numbers from a row to what is asked for with it. Where bandwidth is not high, vectors of a line leave the machine
+  /// time to look far enough for one query, and for the values of two.
   template <class S>
   static Index ahead(View<S> rows, Index queries) {
-    const Index bytes = high_bandwidth && queries < 8 ? 8 * 1024 : 12 * 1024;
-    return bytes / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
+    return prefetch_bytes(queries) / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
   }
-  /// Asks for a line so far ahead, into L1 where memory is quick.
+  /// Asks for a line so far ahead, into L1 where bandwidth is high.
   template <class P>
   LIMPID_INLINE static void prefetch(const typename P::Scalar* row, Index further) {
     P::template prefetch<high_bandwidth>(row, further);

@@ -39,7 +39,7 @@ template <class P, Walk W, bool TransposeB>
 void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
               MutView<typename P::Scalar> out, bool accumulate, const typename P::Scalar* row = nullptr) {
   using S = typename P::Scalar;
-  constexpr Index width = P::lanes * P::tile_vectors, depth = 256, height = 256, few_rows = 8;
+  constexpr Index width = P::lanes * P::tile_vectors, depth = GemmBlocks::depth, height = GemmBlocks::height;
   const Index inner = W == Walk::rows ? a.cols : a.rows, step = W == Walk::rows ? a.stride : 1,
               along = W == Walk::rows ? 1 : a.stride;
   const Index panels = (out.cols + width - 1) / width, blocks = (out.rows + height - 1) / height;
@@ -51,7 +51,7 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
       for (Index i = 0; i < rows; ++i)
         for (Index c = 0; c < cols; ++c) to(i, c) = row ? row[c0 + c] : S(0);
     // a panel serves all rows of a block; of a few rows it would cost as much as they do, and b is read where it lies
-    const bool packed = TransposeB || rows > few_rows || cols % P::lanes != 0;
+    const bool packed = TransposeB || rows > GemmBlocks::few_rows || cols % P::lanes != 0;
     S* panel = packed ? arena.take<S>(depth * width) : nullptr;
     for (Index k0 = 0; k0 < inner; k0 += depth) {
       const Index count = std::min(depth, inner - k0);

@@ -13,7 +13,6 @@ namespace detail {
 /// the scores are summed by pair, what makes a tile of these distances.
 template <class S>
 struct DistanceMoment {
-  static constexpr Index widest = 8;  // wider rows than that cost too much
   View<S> q, k;
   Accumulator<S>* sum = nullptr;
   ScorePart<S> part = {};

@@ -71,9 +71,9 @@ LIMPID_NOINLINE void transpose_out(const typename P::Scalar* from, Index width, 
 /// buffer), over so much memory and for so many passes, that page table walks cost more than the copy.
 template <class V>
 bool rows_are_strided(const V& rows, Index passes) {
-  constexpr Index few_passes = 8, apart = 1024, near = l2_bytes / 4;  // bytes; apart: a quarter page
   const Index pitch = rows.stride * static_cast<Index>(sizeof(typename V::Scalar));
-  return passes >= few_passes && rows.stride > rows.cols && pitch >= apart && rows.rows * pitch > near;
+  return passes >= StridedRows::passes && rows.stride > rows.cols && pitch >= StridedRows::apart &&
+         rows.rows * pitch > StridedRows::memory;
 }
 template <class S>
 View<S> pack_if_strided(const Context& context, View<S> rows, Index passes) {

@@ -57,12 +57,9 @@ struct PullCut {
   Index n, m, key_blocks, query_blocks, stretches, in_stretch;
 
   PullCut(Index n_, Index m_) : n(n_), m(m_) {
-    // Wanted, and what is worth gathering sums of keys for: 256 rows cost a serial call nothing, 128 one percent.
-    constexpr Index tasks = 128;
-    const Index fewest_rows = n <= 512 ? 128 : 256;
     key_blocks = (m + Blocks::keys - 1) / Blocks::keys, query_blocks = (n + Blocks::queries - 1) / Blocks::queries;
-    const Index most = std::max<Index>(1, (n + fewest_rows - 1) / fewest_rows);
-    const Index wanted = std::min(most, (tasks + key_blocks - 1) / std::max<Index>(1, key_blocks));
+    const Index most = std::max<Index>(1, (n + Blocks::fewest_rows(n) - 1) / Blocks::fewest_rows(n));
+    const Index wanted = std::min(most, (Blocks::tasks + key_blocks - 1) / std::max<Index>(1, key_blocks));
     in_stretch = std::max<Index>(1, (query_blocks + wanted - 1) / std::max<Index>(1, wanted));
     stretches = std::max<Index>(1, (query_blocks + in_stretch - 1) / in_stretch);
   }

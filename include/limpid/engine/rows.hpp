@@ -97,6 +97,16 @@ LIMPID_INLINE void add_scaled_row(const typename P::Scalar* a, typename P::Scala
   });
 }
 
+/// to = a x + b y; to may be either.
+template <class P>
+LIMPID_NOINLINE void combine_row(typename P::Scalar a, const typename P::Scalar* x, typename P::Scalar b,
+                                 const typename P::Scalar* y, typename P::Scalar* to, Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    L::store(to + c, L::fma(L::set(a), L::load(x + c), L::set(b) * L::load(y + c)));
+  });
+}
+
 /// to = from, or to += from.
 template <class S>
 void copy_or_add(View<S> from, MutView<S> to, bool accumulate) {

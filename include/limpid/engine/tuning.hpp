@@ -39,6 +39,36 @@ Index origin_of(Index i) {
 /// Bytes of L2, about: larger arrays are read from farther away.
 inline constexpr Index l2_bytes = 1 << 20;
 
+/// Rows that are copied side by side before they are read: so many bytes apart (a quarter page), over more memory than
+/// that (a quarter of L2), and read at least so often. 12 heads side by side in one buffer: page table walks cost more
+/// than the copy from about there on.
+struct StridedRows {
+  static constexpr Index passes = 8, apart = 1024, memory = l2_bytes / 4;
+};
+
+/// Products of whole matrices: rows of a task, and the inner sum in blocks, each summed apart, whose packed panel stays
+/// in L2. Of so few rows a panel would be packed for as long as they take: B is read where it lies.
+struct GemmBlocks {
+  static constexpr Index height = 256, depth = 256, few_rows = 8;
+};
+
+/// Rows of a task of what is done row by row: norms, sums of two arrays, finite checks. Small enough for a layer of some
+/// hundred tokens to spread, large enough (some 10 us) to be worth handing out.
+inline constexpr Index rows_of_task = 256;
+
+/// Smooth for few queries, bound by memory: worth it from so many keys on; keys of a block, whose scores stay in L1;
+/// rows of values that stay near for several passes over them; keys of a task, by shape alone, merged in order; lines
+/// that are asked for together with the first where a pass takes fewer columns than a row has.
+struct DecodeBlocks {
+  static constexpr Index fewest_keys = 256, block = 1024, near = 64, chunk = 2048;
+  static constexpr int together = 4;
+  /// Queries that are worked on side by side: more than two want registers in quads.
+  static constexpr Index most_queries(bool quads) { return quads ? 8 : 2; }
+  /// How far ahead is prefetched. Where there is much to do for a row the machine no longer looks far enough ahead by
+  /// itself: 12 KiB of rows, or 8 KiB where bandwidth is high and queries are fewer than eight.
+  static constexpr Index prefetch_bytes(Index queries) { return high_bandwidth && queries < 8 ? 8 * 1024 : 12 * 1024; }
+};
+
 // Block sizes matter little (3 %); these keep a block of scores in L1.
 template <class P>
 struct SmoothBlocks {
@@ -47,6 +77,9 @@ struct SmoothBlocks {
   static constexpr Index queries = panel * panels, keys = 128;
 };
 
+/// Columns up to which a bandwidth's gradient is summed by pair: wider rows cost too much.
+inline constexpr Index widest_moment = 8;
+
 template <class P>
 struct PullBlocks {
   static constexpr Index unit = P::lanes * P::tile_vectors;
@@ -54,6 +87,10 @@ struct PullBlocks {
   /// With 64 the weights and gradients of a block fit into L1: backward is 4 % quicker in float and 5 % in double with
   /// 16 registers (AVX2, Zen 3). With 32 the size does not matter.
   static constexpr Index queries = P::registers == 32 ? 128 : 64;
+  /// Tasks wanted of a head, and the fewest queries a task is cut down to for them, as its keys' sums are gathered
+  /// again: 256 rows cost a serial call nothing, 128 one percent.
+  static constexpr Index tasks = 128;
+  static Index fewest_rows(Index n) { return n <= 512 ? 128 : 256; }
 };
 
 }  // namespace detail

@@ -110,7 +110,7 @@ RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
 
 /// Tasks of so many rows, by shape alone.
 struct NormRows {
-  static constexpr Index step = 256;
+  static constexpr Index step = rows_of_task;
   static Index tasks(Index rows) { return (rows + step - 1) / step; }
 };
 

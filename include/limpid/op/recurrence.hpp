@@ -32,15 +32,6 @@ struct RecurrenceGradient {
   Accumulator<S> ds = 0, dy = 0;
 };
 
-template <class P>
-LIMPID_NOINLINE void combine_row(typename P::Scalar a, const typename P::Scalar* x, typename P::Scalar b,
-                                 const typename P::Scalar* y, typename P::Scalar* to, Index count) {
-  const typename P::V va = P::set(a), vb = P::set(b);
-  Index j = 0;
-  for (; j + P::lanes <= count; j += P::lanes) P::store(to + j, P::fma(va, P::load(x + j), vb * P::load(y + j)));
-  for (; j < count; ++j) to[j] = a * x[j] + b * y[j];
-}
-
 /// to = a x + b y, in place where they are the same rows. What counts by exactly 0 is not looked at: it may hold
 /// anything.
 template <class P>

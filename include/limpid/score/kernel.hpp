@@ -374,7 +374,7 @@ GradientTargets<S> kernel_targets(Arena& arena, const KernelPrepared<S, Mods>& p
   for (Index t = 0; t < p.count; ++t) {
     const auto& term = p.terms[static_cast<std::size_t>(t)];
     if (!term.distance || !g[static_cast<std::size_t>(t)].coefficient) continue;
-    if (term.q.cols > DistanceMoment<S>::widest && !term.by_pair) continue;
+    if (term.q.cols > widest_moment && !term.by_pair) continue;
     auto& moment = to.moments[static_cast<std::size_t>(t)];
     moment = {term.q, term.k, arena.take<Accumulator<S>>(1)};
     *moment.sum = Accumulator<S>(0);
