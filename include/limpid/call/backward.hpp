@@ -24,13 +24,11 @@ struct BackwardCall {
 
 namespace detail {
 
-template <class P, class Op, class S = typename P::Scalar>
-void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout, const Grads<Op, S>& grad,
-                   const BackwardCall<S>& call) {
+/// Shapes of what a backward call writes and reads, and that none lies over another.
+template <class Op, class S>
+void check_backward(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S> dout, const Grads<Op, S>& grad,
+                    const BackwardCall<S>& call) {
   const Name name = operator_name(op);
-  const SavedTurn saved_turn(&saved, false, name);
-  check_saved<Op, S>(name, saved, in);
-  const Dims d = saved.dims;
   check_call<Op, S>(op, in, d, dout, "dout");
   Grads<Op, S>::visit(
       [&](const char* field, Role, const MutView<S>& g, const View<S>& x) {
@@ -50,6 +48,66 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
   const View<S> weights = emits ? call.relevance_weights : View<S>();
   refuse_backward_overlaps(name, op, joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})),
                            joined(fields_of(in), arrays({{"dout", dout}, {"relevance_weights", weights}})));
+}
+
+/// Gradients of what several heads share (sides, parameters): each head writes its own, and they are added in order
+/// afterwards.
+template <class Op, class S>
+class SharedGradients {
+ public:
+  SharedGradients(Arena& arena, const Dims& d, const Grads<Op, S>& grad) : d_(d), grad_(grad) {
+    Grads<Op, S>::visit(
+        [&](const char*, Role role, const MutView<S>& g, MutView<S>& part) {
+          if (!g.given() || !is_shared(role)) return;
+          const Index rows = role == Role::head ? 1 : (role == Role::query_side ? d.n : d.m);
+          part = arena.matrix<S>(d.batch * d.heads * rows, g.cols);
+          part.fill(S(0));
+        },
+        grad, parts_);
+  }
+
+  /// Where a head writes: its block of the packed gradients, its own of the shared ones.
+  Grads<Op, S> of_head(Index b, Index h) const {
+    Grads<Op, S> to{};
+    Grads<Op, S>::visit(
+        [&](const char*, Role role, const MutView<S>& all, const MutView<S>& part, MutView<S>& one) {
+          if (!all.given()) return;
+          one = is_shared(role) ? of(part, b * d_.heads + h) : head_of(all, role, d_, b, h);
+        },
+        grad_, parts_, to);
+    return to;
+  }
+
+  void add_up(bool accumulate) const {
+    Grads<Op, S>::visit(
+        [&](const char*, Role role, const MutView<S>& g, const MutView<S>& part) {
+          if (!g.given() || !is_shared(role)) return;
+          if (!accumulate) g.fill(S(0));
+          for (Index t = 0; t < d_.batch * d_.heads; ++t)
+            copy_or_add<S>(of(part, t), head_of(g, role, d_, t / d_.heads, t % d_.heads), true);
+        },
+        grad_, parts_);
+  }
+
+ private:
+  static bool is_shared(Role r) { return r == Role::query_side || r == Role::key_side || r == Role::head; }
+  MutView<S> of(const MutView<S>& part, Index t) const {
+    const Index rows = part.rows / (d_.batch * d_.heads);
+    return part.block(t * rows, 0, rows, part.cols);
+  }
+  const Dims d_;
+  const Grads<Op, S>& grad_;
+  Grads<Op, S> parts_{};
+};
+
+template <class P, class Op, class S = typename P::Scalar>
+void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout, const Grads<Op, S>& grad,
+                   const BackwardCall<S>& call) {
+  const Name name = operator_name(op);
+  const SavedTurn saved_turn(&saved, false, name);
+  check_saved<Op, S>(name, saved, in);
+  const Dims d = saved.dims;
+  check_backward<Op, S>(op, in, d, dout, grad, call);
 
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
@@ -58,21 +116,12 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
   Arena& common = workspace.common();
   ArenaScope scope(common);
 
-  // Gradients of what several heads share: each head writes its own, and they are added in order afterwards.
-  const auto is_shared = [](Role r) { return r == Role::query_side || r == Role::key_side || r == Role::head; };
   const Index heads = d.batch * d.heads, group = d.heads / d.kv_heads;
-  Grads<Op, S> parts{};
-  Grads<Op, S>::visit(
-      [&](const char*, Role role, const MutView<S>& g, MutView<S>& part) {
-        if (!g.given() || !is_shared(role)) return;
-        const Index rows = role == Role::head ? 1 : (role == Role::query_side ? d.n : d.m);
-        part = common.matrix<S>(heads * rows, g.cols);
-        part.fill(S(0));
-      },
-      grad, parts);
+  const SharedGradients<Op, S> shared(common, d, grad);
   const Index gradient_size = op.modifiers().gradient_size(d.n, d.m);
   S* collected = common.take<S>(heads * gradient_size);
   for (Index s = 0; s < heads * gradient_size; ++s) collected[s] = S(0);
+  const bool emits = call.relevance.given();
   S* emitted = emits ? common.take<S>(heads * d.m) : nullptr;
 
   const bool may_spread = !op.modifiers().wants_serial_heads(d.batch, d.heads, d.n);
@@ -83,18 +132,6 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
         for (Index h = g * group; h < (g + 1) * group; ++h) {
           ArenaScope inner(context.arena());
           const auto head = head_args(in, d, b, h);
-          Grads<Op, S> to{};
-          Grads<Op, S>::visit(
-              [&](const char*, Role role, const MutView<S>& all, const MutView<S>& part, MutView<S>& one) {
-                if (!all.given()) return;
-                if (!is_shared(role)) {
-                  one = head_of(all, role, d, b, h);
-                } else {
-                  const Index rows = part.rows / heads;
-                  one = part.block((b * d.heads + h) * rows, 0, rows, part.cols);
-                }
-              },
-              grad, parts, to);
           const auto keep = head_kept<View<S>>(op, saved, head, b, h);
           const Index width = dout.cols / d.heads, index = b * d.heads + h;
           RelevanceRequest<S> relevance;
@@ -102,20 +139,11 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
           const Accumulation accumulate{call.accumulate, call.accumulate || h > g * group};
           op.backward(
               BackwardPass<P>{{context, at_head(d, b, h)}, accumulate, collected + index * gradient_size, relevance},
-              head, keep, dout.block(b * d.n, h * width, d.n, width), to);
+              head, keep, dout.block(b * d.n, h * width, d.n, width), shared.of_head(b, h));
         }
       });
 
-  Grads<Op, S>::visit(
-      [&](const char*, Role role, const MutView<S>& g, const MutView<S>& part) {
-        if (!g.given() || !is_shared(role)) return;
-        if (!call.accumulate) g.fill(S(0));
-        for (Index t = 0; t < heads; ++t) {
-          const Index rows = part.rows / heads;
-          copy_or_add<S>(part.block(t * rows, 0, rows, part.cols), head_of(g, role, d, t / d.heads, t % d.heads), true);
-        }
-      },
-      grad, parts);
+  shared.add_up(call.accumulate);
   if (gradient_size > 0)
     for (Index t = 0; t < heads; ++t)
       op.modifiers().deliver_gradient(at_head(d, t / d.heads, t % d.heads), collected + t * gradient_size);

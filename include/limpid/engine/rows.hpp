@@ -61,6 +61,22 @@ typename P::Scalar largest_entry(const typename P::Scalar* x, Index count) {
   return OneLane<S>::max(largest, lanes[0]);
 }
 
+/// Column by column the median of count rows, at most `most` of them; of none 0.
+template <class P, Index most>
+void median_of_rows(const typename P::Scalar* const* rows, Index count, Index cols, typename P::Scalar* to) {
+  for_lanes<P>(cols, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    typename L::V column[most];
+    for (Index s = 0; s < count; ++s) column[s] = L::load(rows[s] + c);
+    for (Index least = 0; least < count / 2 + 1; ++least)  // the least of those that are left goes to the front
+      for (Index s = count - 1; s > least; --s) {
+        const typename L::V a = column[s - 1], b = column[s];
+        column[s - 1] = L::if_less(a, b, a, b), column[s] = L::if_less(a, b, b, a);
+      }
+    L::store(to + c, count == 0 ? L::set(typename P::Scalar(0)) : column[count / 2]);
+  });
+}
+
 /// to = from.
 template <class P>
 LIMPID_INLINE void copy_row(const typename P::Scalar* from, typename P::Scalar* to, Index count) {

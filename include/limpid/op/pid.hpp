@@ -143,7 +143,7 @@ struct PidController {
 
  private:
   template <class L>
-  LIMPID_INLINE typename L::V error(Index row, Index c) const {
+  LIMPID_INLINE auto error(Index row, Index c) const {
     return L::fma(L::set(beta), L::load(r.row(row) + c), -L::load(v.row(row) + c));
   }
 };

@@ -125,17 +125,7 @@ S* middle_of(Arena& arena, View<S> v, const SomeRows& some) {
     const S* row = v.row(some[steps < 2 ? 0 : s * (some.count - 1) / (steps - 1)]);
     if (row_is_finite(row, v.cols)) rows[count++] = row;
   }
-  for_lanes<P>(v.cols, [&](auto policy, Index c) {
-    using L = decltype(policy);
-    typename L::V column[most];
-    for (Index s = 0; s < count; ++s) column[s] = L::load(rows[s] + c);
-    for (Index least = 0; least < count / 2 + 1; ++least)  // the least of those that are left goes to the front
-      for (Index s = count - 1; s > least; --s) {
-        const typename L::V a = column[s - 1], b = column[s];
-        column[s - 1] = L::if_less(a, b, a, b), column[s] = L::if_less(a, b, b, a);
-      }
-    L::store(middle + c, count == 0 ? L::set(S(0)) : column[count / 2]);
-  });
+  median_of_rows<P, most>(rows, count, v.cols, middle);
   return middle;
 }
 

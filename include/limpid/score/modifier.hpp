@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "../core/at.hpp"
+#include "../engine/reference_key.hpp"
 #include "../engine/rows.hpp"
 #include "../engine/tuning.hpp"
 
@@ -115,29 +116,6 @@ S finite_product(S a, S b) {
   const S product = a * b, most = -lowest_number<S>();
   if (product > most && !(a > most)) return most;
   return product < -most && !(a < -most) ? -most : product;
-}
-
-/// Whether any of count numbers is far; those that are not finite are not.
-template <class S>
-Far far_of(const S* numbers, Index count) {
-  using P = Native<S>;
-  const auto look = [&](auto policy, Index c, auto& up, auto& down) {
-    using L = decltype(policy);
-    const auto zero = L::set(S(0)), x = L::load(numbers + c), size = L::if_less(x, zero, zero - x, x);
-    const auto finite = L::if_less(size, L::set(-minus_infinity<S>()), x, zero);
-    up = L::max(up, finite), down = L::max(down, zero - finite);
-  };
-  auto up = P::set(S(0)), down = up;
-  S most(0), least(0);
-  Index c = 0;
-  for (; c + P::lanes <= count; c += P::lanes) look(P{}, c, up, down);
-  for (; c < count; ++c) look(OneLane<S>{}, c, most, least);
-  S lane[P::lanes];
-  P::store(lane, P::largest(up));
-  most = std::max(most, lane[0]);
-  P::store(lane, P::largest(down));
-  least = std::max(least, lane[0]);
-  return {!(most < S(far_amount)), !(least < S(far_amount))};
 }
 
 [[noreturn, gnu::cold]] inline void raise_modifier(const char* op, const char* name, Index rows, Index cols,
