@@ -54,10 +54,11 @@ struct StoreGradients {
 template <class P>
 struct PullCut {
   using Blocks = PullBlocks<P>;
-  Index n, m, key_blocks, query_blocks, stretches, in_stretch;
+  Index n, m, rows, key_blocks, query_blocks, stretches, in_stretch;  // rows: of a block of queries
 
   PullCut(Index n_, Index m_) : n(n_), m(m_) {
-    key_blocks = (m + Blocks::keys - 1) / Blocks::keys, query_blocks = (n + Blocks::queries - 1) / Blocks::queries;
+    rows = Blocks::rows(n);
+    key_blocks = (m + Blocks::keys - 1) / Blocks::keys, query_blocks = (n + rows - 1) / rows;
     const Index most = std::max<Index>(1, (n + Blocks::fewest_rows(n) - 1) / Blocks::fewest_rows(n));
     const Index wanted = std::min(most, (Blocks::tasks + key_blocks - 1) / std::max<Index>(1, key_blocks));
     in_stretch = std::max<Index>(1, (query_blocks + wanted - 1) / std::max<Index>(1, wanted));
@@ -65,7 +66,7 @@ struct PullCut {
   }
   Index tasks() const { return key_blocks * stretches; }
   Interval keys(Index block) const { return {block * Blocks::keys, std::min(m, (block + 1) * Blocks::keys)}; }
-  Interval queries(Index block) const { return {block * Blocks::queries, std::min(n, (block + 1) * Blocks::queries)}; }
+  Interval queries(Index block) const { return {block * rows, std::min(n, (block + 1) * rows)}; }
   Interval blocks(Index stretch) const {
     return {stretch * in_stretch, std::min(query_blocks, (stretch + 1) * in_stretch)};
   }

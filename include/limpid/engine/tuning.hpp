@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "../core/matrix.hpp"
@@ -87,6 +88,9 @@ struct PullBlocks {
   /// With 64 the weights and gradients of a block fit into L1: backward is 4 % quicker in float and 5 % in double with
   /// 16 registers (AVX2, Zen 3). With 32 the size does not matter.
   static constexpr Index queries = P::registers == 32 ? 128 : 64;
+  /// How many of these a block of n queries in all has: where blocks are few, tasks wait less for smaller ones (16
+  /// workers, n = 1024, causal: 0.80 of the speed-up in place of 0.71).
+  static Index rows(Index n) { return n <= 1024 ? std::min<Index>(64, queries) : queries; }
   /// Tasks wanted of a head, and the fewest queries a task is cut down to for them, as its keys' sums are gathered
   /// again: 256 rows cost a serial call nothing, 128 one percent.
   static constexpr Index tasks = 128;
