@@ -270,7 +270,7 @@ TEST_CASE("Layers refuse results over the arrays of their operator's modifiers, 
       two_map_parameters(), "wq", 4);
 
   M out = random(5, 4, 1), dx = out;
-  Eigen::Map<M> keys(out.data(), 1, 5), add_gradient(dx.data(), 1, 5);
+  Eigen::Map<M> keys(out.data(), 1, 5), sink(dx.data(), 1, 5);
   const M x = random(5, 4, 2), before = out, given = random(1, 5, 3);
   const std::vector<limpid::AotArgs<M>> parameters(2, aot_parameters());
   const std::vector<limpid::AotArgs<View<double>>> layers(parameters.begin(), parameters.end());
