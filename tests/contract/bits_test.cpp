@@ -165,13 +165,13 @@ TEMPLATE_TEST_CASE("A slice of a larger array has the bits of its copy.", "", fl
         INFO(p.text());
         const Result<S> packed = run(p);
 
-        std::vector<Accumulator<S>> in, grad;
+        std::vector<Wide<S>> in, grad;
         typename Subject<S>::Views views;
         typename Subject<S>::MutViews grads;
         for (auto& f : p.in) in.emplace_back(f.value), grad.emplace_back(f.value);
         for (auto& w : in) views.push_back(w.view());
         for (auto& w : grad) grads.push_back(w.view());
-        Accumulator<S> out(packed.out), dout(p.dout);
+        Wide<S> out(packed.out), dout(p.dout);
         Result<S> sliced;
         sliced.dkey_bias = Mat<S>::Zero(p.mods.key_bias.rows(), p.mods.key_bias.cols());
         p.mods.dkey_bias = &sliced.dkey_bias;
