@@ -335,11 +335,11 @@ struct Simd {
     V y[N], shifted[N], f[N], p[N];
     LIMPID_UNROLL(16)
     for (int i = 0; i < N; ++i) y[i] = max(x[i], set(lowest));
-    // keep: a compiler that may reassociate would cancel what is added and taken away again
+    // pin: a compiler that may reassociate would cancel what is added and taken away again
     LIMPID_UNROLL(16)
-    for (int i = 0; i < N; ++i) shifted[i] = keep(fma(y[i], factor, set(round)));
+    for (int i = 0; i < N; ++i) shifted[i] = pin(fma(y[i], factor, set(round)));
     LIMPID_UNROLL(16)
-    for (int i = 0; i < N; ++i) f[i] = keep(shifted[i] - round);
+    for (int i = 0; i < N; ++i) f[i] = pin(shifted[i] - round);
     LIMPID_UNROLL(16)
     for (int i = 0; i < N; ++i) f[i] = fma(y[i], factor, -f[i]);
     LIMPID_UNROLL(16)
