@@ -108,6 +108,7 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
   check_saved<Op, S>(name, saved, in);
   const Dims d = saved.dims;
   check_backward<Op, S>(op, in, d, dout, grad, call);
+  check_saved_columns<Op, S>(op, saved, in);
 
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;

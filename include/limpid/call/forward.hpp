@@ -78,7 +78,7 @@ void forward_with(const Op& op, const Inputs<Op, S>& in, MutView<S> out, const C
   if (call.saved) {
     Saved<Op, S>& saved = *call.saved;
     saved.filled = false;
-    saved.dims = d;
+    saved.dims = d, saved.columns = out.cols;
     visit_kept<KeepAll>(
         op,
         [&](Kept kind, Index count, bool, Mat<S>& m) {

@@ -19,6 +19,7 @@ namespace detail {
 template <class Op, class S>
 struct SavedState {
   Dims dims;
+  Index columns = 0;  // of out
   typename Op::template Keep<Mat<S>> kept;
   bool filled = false;
   mutable Turn turn;
@@ -82,6 +83,15 @@ void check_saved(Name name, const Saved<Op, S>& saved, const Inputs<Op, S>& in) 
   if (d.n != saved.dims.n || d.m != saved.dims.m)
     raise(name + ": saved belongs to n = " + text_of(saved.dims.n) + ", m = " + text_of(saved.dims.m) +
           ", the inputs have n = " + text_of(d.n) + ", m = " + text_of(d.m));
+}
+
+/// The same of widths, of inputs that fit each other.
+template <class Op, class S>
+void check_saved_columns(const Op& op, const Saved<Op, S>& saved, const Inputs<Op, S>& in) {
+  const Index columns = saved.dims.heads * op.out_width(head_args(in, saved.dims, 0, 0));
+  if (columns != saved.columns)
+    raise(operator_name(op) + ": saved belongs to an output of " + text_of(saved.columns) +
+          " columns, that of the inputs has " + text_of(columns));
 }
 
 }  // namespace detail

@@ -28,7 +28,7 @@ void row_dots(const Context& context, View<typename P::Scalar> a, View<typename 
 }
 
 template <class S>
-void copy(const Context& context, View<S> from, MutView<S> to) {
+void copy_rows(const Context& context, View<S> from, MutView<S> to) {
   for_rows(context, from.rows, [&](Index begin, Index end) {
     copy<S>(from.block(begin, 0, end - begin, from.cols), to.block(begin, 0, end - begin, to.cols));
   });

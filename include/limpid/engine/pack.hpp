@@ -79,7 +79,7 @@ template <class S>
 View<S> pack_if_strided(const Context& context, View<S> rows, Index passes) {
   if (!rows_are_strided(rows, passes)) return rows;
   const MutView<S> copied = context.arena().matrix<S>(rows.rows, rows.cols);
-  copy<S>(context, rows, copied);
+  copy_rows<S>(context, rows, copied);
   return copied;
 }
 

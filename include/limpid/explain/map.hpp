@@ -27,6 +27,7 @@ void look_inside(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, con
   refuse_overlaps(name, arrays({{"out", out}}), joined(fields_of(in), tables_of(op)));
   const SavedTurn saved_turn(&saved, false, name);
   check_saved<Op, S>(name, saved, in);
+  check_saved_columns<Op, S>(op, saved, in);
   const Dims d = saved.dims;
   if (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch)
     raise(name + ": asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
