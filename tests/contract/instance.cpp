@@ -1,5 +1,6 @@
 // limpid: every operator with one scalar and some chains of modifiers. The build compiles this file once for each
-// scalar: the chains share whatever of an operator does not depend on them. SPDX-License-Identifier: MIT
+// scalar: the chains share whatever of an operator does not depend on them.
+// SPDX-License-Identifier: MIT
 #include "subject_of.hpp"
 
 namespace {

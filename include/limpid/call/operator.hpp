@@ -1,5 +1,6 @@
 // limpid: what the author of an operator needs: the sweeps by name, and what operators share.
 // SPDX-License-Identifier: MIT
+//
 // The interface itself is told in interface.hpp; examples/10_your_own_operator.cpp is an operator from outside.
 #pragma once
 

@@ -1,6 +1,7 @@
 // limpid: how a call's work is shared. Heads are tasks, and loops inside a head hold tasks that every worker of the
 // call may help with: any mix of batch, heads and length keeps any number of workers busy, on any executor, by one run
-// of it. SPDX-License-Identifier: MIT
+// of it.
+// SPDX-License-Identifier: MIT
 #pragma once
 
 #include <algorithm>
