@@ -98,10 +98,10 @@ void recurrence_forward(const Context& context, const Recurrence<S>& r, const Sc
   if (r.smooth_first) {
     sweep(v, out);  // out holds the last u_t
   } else {
-    copy<S>(v, out);
+    copy_rows<S>(context, v, out);
     if (r.sweeps() == 0 && !known.given()) sweep(v.block(0, 0, n, 0), own.block(0, 0, n, 0));  // only the log-sum-exp
   }
-  if (kept.given()) copy<S>(out, kept_step(kept, 0, dv));
+  if (kept.given()) copy_rows<S>(context, out, kept_step(kept, 0, dv));
   for (Index t = 1; t <= r.steps; ++t) {
     const MutView<S> aw = kept.given() ? kept_step(kept, t, dv) : own;
     sweep(recurrence_input<P, S>(context, r, v, out, w), aw);
@@ -117,9 +117,9 @@ void recurrence_transposed(const Context& context, const Recurrence<S>& r, const
   Arena& arena = context.arena();
   ArenaScope scope(arena);
   const MutView<S> now = arena.matrix<S>(g.rows, g.cols), h = arena.matrix<S>(g.rows, g.cols);
-  copy<S>(g, now);
+  copy_rows<S>(context, g, now);
   if (r.skip)
-    copy<S>(g, out);
+    copy_rows<S>(context, g, out);
   else
     out.fill(S(0));
   for (Index t = r.steps; t >= 1; --t) {
@@ -157,7 +157,7 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Ba
   const bool scaled = r.s != S(1) && r.steps > 0;
   const MutView<S> smoothed = scaled ? arena.matrix<S>(n, sweeps * width) : MutView<S>();  // s A w_t
   S* delta = arena.take<S>(n);
-  if (dv.given()) r.skip ? copy<S>(dout, sum) : sum.fill(S(0));
+  if (dv.given()) r.skip ? copy_rows<S>(context, dout, sum) : sum.fill(S(0));
 
   const auto of = [&](const MutView<S>& m, Index t) { return kept_step(m, t - first, width); };
   const auto gradient = [&](Index t) { return t < first ? g_start : of(left, t); };  // G_t
@@ -173,7 +173,7 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Ba
     combine<P>(context, r.z, gradient(t), r.s * r.y, h, gradient(t - 1));
   };
 
-  if (r.steps > 0) copy<S>(kept_step(kept, 0, width), kept_step(u, 0, width));
+  if (r.steps > 0) copy_rows<S>(context, kept_step(kept, 0, width), kept_step(u, 0, width));
   for (Index t = 1; t < r.steps; ++t)
     combine<P>(context, r.s, kept_step(kept, t, width), r.z, step(t - 1), kept_step(u, t, width));
   for (Index t = 1; t <= r.steps; ++t) {
@@ -182,15 +182,15 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Ba
       combine<P>(context, r.s, w, S(0), w, of(right, t));
       combine<P>(context, r.s, kept_step(kept, t, width), S(0), w, of(smoothed, t));
     } else if (w.data != of(right, t).data) {
-      copy<S>(w, of(right, t));
+      copy_rows<S>(context, w, of(right, t));
     }
   }
   if (r.smooth_first) {  // u_0 = A V
-    copy<S>(v, of(right, 0));
-    if (scaled) copy<S>(kept_step(kept, 0, width), of(smoothed, 0));
+    copy_rows<S>(context, v, of(right, 0));
+    if (scaled) copy_rows<S>(context, kept_step(kept, 0, width), of(smoothed, 0));
   }
 
-  copy<S>(dout, gradient(r.steps));
+  copy_rows<S>(context, dout, gradient(r.steps));
   for (Index t = r.steps; t >= 1; --t) {
     if (t == first) break;  // pull_back does this sweep
     smooth_transposed<P>(context, plan.maps[0].scores, plan.maps[0].lse, gradient(t), h);

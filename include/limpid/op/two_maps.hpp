@@ -76,47 +76,47 @@ class RmsNorm {
   /// h becomes dh = r (u o dy - <u o dy, r h> r h / width), and dgamma (may be empty) = sum of c dy o (r h), rows for
   /// which skip(i) left out of both.
   template <class Skip>
-  void backward(Arena& arena, MutView<S> h, View<S> dy, MutView<S> dgamma, const Skip& skip) const {
-    constexpr Index block = 64;  // rows summed in S before they go to the wide sum
-    S* part = arena.take<S>(width_);
-    Accumulator<S>* sum = arena.take<Accumulator<S>>(width_);
-    clear(part, width_);
-    clear(sum, width_);
-    for (Index i = 0; i < h.rows; ++i) {
-      S* x = h.row(i);
-      if (skip(i)) {
-        clear(x, width_);
-      } else {
-        const S* g = dy.row(i);
-        const Scale r = inverse(x);
-        for_lanes<P>(width_, [&](auto policy, Index c) {  // r h in the place of h
-          using L = decltype(policy);
-          const auto y = L::set(r.inverse) * scaled(L(), x, c, r.unit);
-          L::store(x + c, y);
-          if (dgamma.given()) L::store(part + c, L::fma(L::set(c_) * L::load(g + c), y, L::load(part + c)));
-        });
-        const S along = sum_lanes<P>(width_,
-                                     [&](auto policy, Index c) {
-                                       using L = decltype(policy);
-                                       return L::load(u_ + c) * L::load(g + c) * L::load(x + c);
-                                     }) /
-                        S(double(width_));
-        for_lanes<P>(width_, [&](auto policy, Index c) {
-          using L = decltype(policy);
-          const auto d = L::load(u_ + c) * L::load(g + c) - L::set(along) * L::load(x + c);
-          L::store(x + c, L::set(r.unit) * (L::set(r.inverse) * d));
-        });
-      }
-      if ((i + 1) % block == 0 || i + 1 == h.rows) {
-        for (Index c = 0; c < width_; ++c) sum[c] += Accumulator<S>(part[c]);
-        clear(part, width_);
-      }
+  void backward(const Context& context, MutView<S> h, View<S> dy, MutView<S> dgamma, const Skip& skip) const {
+    constexpr Index block = 64;  // rows summed in S before they go to the wide sum; a task
+    const Index blocks = (h.rows + block - 1) / block;
+    const MutView<S> parts = context.arena().matrix<S>(dgamma.given() ? blocks : 0, width_);
+    context.run(blocks, [&](Index t, Arena&) {
+      S* part = dgamma.given() ? parts.row(t) : nullptr;
+      if (part) clear(part, width_);
+      for (Index i = t * block; i < std::min(h.rows, (t + 1) * block); ++i)
+        backward_row(h.row(i), dy.row(i), part, skip(i));
+    });
+    if (!dgamma.given()) return;
+    for (Index c = 0; c < width_; ++c) {
+      Accumulator<S> sum = 0;
+      for (Index t = 0; t < blocks; ++t) sum += Accumulator<S>(parts(t, c));
+      dgamma(0, c) = S(sum);
     }
-    if (dgamma.given())
-      for (Index c = 0; c < width_; ++c) dgamma(0, c) = S(sum[c]);
   }
 
  private:
+  /// One row of it; dgamma (may be null) is added to.
+  void backward_row(S* x, const S* g, S* dgamma, bool skip) const {
+    if (skip) return clear(x, width_);
+    const Scale r = inverse(x);
+    for_lanes<P>(width_, [&](auto policy, Index c) {  // r h in the place of h
+      using L = decltype(policy);
+      const auto y = L::set(r.inverse) * scaled(L(), x, c, r.unit);
+      L::store(x + c, y);
+      if (dgamma) L::store(dgamma + c, L::fma(L::set(c_) * L::load(g + c), y, L::load(dgamma + c)));
+    });
+    const S along = sum_lanes<P>(width_,
+                                 [&](auto policy, Index c) {
+                                   using L = decltype(policy);
+                                   return L::load(u_ + c) * L::load(g + c) * L::load(x + c);
+                                 }) /
+                    S(double(width_));
+    for_lanes<P>(width_, [&](auto policy, Index c) {
+      using L = decltype(policy);
+      const auto d = L::load(u_ + c) * L::load(g + c) - L::set(along) * L::load(x + c);
+      L::store(x + c, L::set(r.unit) * (L::set(r.inverse) * d));
+    });
+  }
   /// r is inverse times unit, a power of two: 1 but where squares would leave the scalar's range.
   struct Scale {
     S inverse, unit;
@@ -226,9 +226,12 @@ struct TwoMaps {
     const MutView<S> o2 = keep.second.given() ? keep.second : arena.template matrix<S>(out.rows, out.cols);
     engine::smooth_both<P>(pass.context, maps, in.v, o1, engine::lse_of(keep.lse, 0), o2, engine::lse_of(keep.lse, 1));
     const auto w = weights<S>(arena, in, View<S>(keep.lse));
-    detail::weighted_difference<P>(w.first, o1, w.second, o2, out);  // H = w1 o O1 - w2 o O2
-    if (options.norm == HeadNorm::rms)
-      detail::RmsNorm<P>(arena, out.cols, in.gamma, options).forward(out);  // Y = norm(H)
+    const detail::RmsNorm<P> norm(arena, out.cols, in.gamma, options);
+    detail::for_rows(pass.context, out.rows, [&](Index begin, Index end) {
+      const auto rows = [&](const auto& v) { return v.block(begin, 0, end - begin, v.cols); };
+      detail::weighted_difference<P>(w.first + begin, rows(o1), w.second + begin, rows(o2), rows(out));
+      if (options.norm == HeadNorm::rms) norm.forward(rows(out));  // Y = norm(H), H = w1 o O1 - w2 o O2
+    });
   }
 
   template <class P, class S = typename P::Scalar>
@@ -242,8 +245,11 @@ struct TwoMaps {
     View<S> dh = dout;
     if (options.norm == HeadNorm::rms) {  // Y = norm(H)
       const MutView<S> h = arena.template matrix<S>(n, dout.cols);
-      detail::weighted_difference<P>(w.first, keep.first, w.second, keep.second, h);
-      detail::RmsNorm<P>(arena, dout.cols, in.gamma, options).backward(arena, h, dout, grad.gamma, [&](Index i) {
+      detail::for_rows(pass.context, n, [&](Index begin, Index end) {
+        const auto rows = [&](const auto& v) { return v.block(begin, 0, end - begin, v.cols); };
+        detail::weighted_difference<P>(w.first + begin, rows(keep.first), w.second + begin, rows(keep.second), rows(h));
+      });
+      detail::RmsNorm<P>(arena, dout.cols, in.gamma, options).backward(pass.context, h, dout, grad.gamma, [&](Index i) {
         return empty(keep.lse, 0, i) && empty(keep.lse, 1, i);
       });
       dh = h;
