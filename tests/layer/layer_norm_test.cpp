@@ -188,7 +188,7 @@ TEMPLATE_TEST_CASE("The head norm of differential attention: rows of any size ke
       limpid::ArenaScope scope(workspace.common());
       const detail::RmsNorm<P> norm(workspace.common(), width, {}, options);
       norm.forward(h);
-      norm.backward(workspace.common(), back, dy, dgamma, [](Index) { return false; });
+      norm.backward(detail::Context(workspace.common()), back, dy, dgamma, [](Index) { return false; });
       Mat<S> with_eps = S(scale) * base;  // as tiny as the row, or as large: eps is of squares
       options.eps = scale < 1 ? double(std::numeric_limits<S>::min()) * 1e4 : 1e-5;
       detail::RmsNorm<P>(workspace.common(), width, {}, options).forward(with_eps);
