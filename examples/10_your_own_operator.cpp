@@ -73,3 +73,8 @@ int main() {
 
 // prints: kept:   gradients are those of central differences
 // prints: kept:   asking changes no bit of the output
+// prints: kept:   the bits do not depend on the executor
+// prints: kept:   a slice of a larger array has the bits of its copy
+// prints: kept:   a head has the bits it has alone
+// prints: kept:   map_block, map_left and map_right show one map
+// prints: kept:   a wrong shape is refused, and out is left as it was

@@ -48,6 +48,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "../core/pass.hpp"
 #include "../engine/simd.hpp"
@@ -62,20 +63,27 @@ struct AnyField {
   void operator()(A&&...) const {}
 };
 
+// A missing type is asked for first: parameters of a requires-expression that name it would be errors of their own.
 template <class Op, class S>
-inline constexpr bool offers_arrays = requires(typename Op::template Args<View<S>> in,
-                                               typename Op::template Args<MutView<S>> grad) {
-  Op::template Args<View<S>>::visit(AnyField(), in);
-  Op::template Args<MutView<S>>::visit(AnyField(), grad, in);
-};
-template <class Op, class S>
-inline constexpr bool offers_keep = requires(const Op& op, typename Op::template Args<View<S>> in,
-                                             typename Op::template Keep<View<S>> k) {
-  Op::template Keep<View<S>>::visit(AnyField(), in, k);
+constexpr bool offers_arrays() {
+  if constexpr (requires { typename Op::template Args<View<S>>; }) {
+    return requires(typename Op::template Args<View<S>> in, typename Op::template Args<MutView<S>> grad) {
+      Op::template Args<View<S>>::visit(AnyField(), in);
+      Op::template Args<MutView<S>>::visit(AnyField(), grad, in);
+    };
+  }
+  return false;
 }
-|| requires(const Op& op, typename Op::template Args<View<S>> in, typename Op::template Keep<View<S>> k) {
-  Op::template Keep<View<S>>::visit_for(op, AnyField(), in, k);
-};
+template <class Op, class S>
+constexpr bool offers_keep() {
+  if constexpr (requires { typename Op::template Keep<View<S>>; }) {
+    using Keep = typename Op::template Keep<View<S>>;
+    using In = typename Op::template Args<View<S>>;
+    return requires(const In& in, Keep k) { Keep::visit(AnyField(), in, k); }
+    || requires(const Op& op, const In& in, Keep k) { Keep::visit_for(op, AnyField(), in, k); };
+  }
+  return false;
+}
 
 /// What is offered of functions, told one by one.
 template <class Op, class S, class P = Native<S>>
@@ -115,14 +123,14 @@ struct Offers {
 /// One sentence for what an operator lacks.
 template <class Op, class S>
 constexpr bool check_operator() {
-  static_assert(offers_arrays<Op, S>,
+  static_assert(offers_arrays<Op, S>(),
                 "limpid: an operator names its inputs, template <class T> struct Args with static visit(f, a...); see "
                 "call/interface.hpp");
-  if constexpr (offers_arrays<Op, S>) {
-    static_assert(offers_keep<Op, S>,
+  if constexpr (offers_arrays<Op, S>()) {
+    static_assert(offers_keep<Op, S>(),
                   "limpid: an operator says what it keeps for backward, template <class T> struct Keep with static "
                   "visit(f, head, k...); see call/interface.hpp");
-    if constexpr (offers_keep<Op, S>) {
+    if constexpr (offers_keep<Op, S>()) {
       using O = Offers<Op, S>;
       static_assert(O::name, "limpid: an operator has a const char* name, for the text of errors");
       static_assert(O::check, "limpid: an operator offers check(const Dims&, head) const");
@@ -141,16 +149,30 @@ constexpr bool check_operator() {
   return false;
 }
 
+/// Whether there is an operator, without a sentence.
+template <class Op, class S>
+constexpr bool is_operator() {
+  if constexpr (offers_arrays<Op, S>())
+    if constexpr (offers_keep<Op, S>()) return Offers<Op, S>::all;
+  return false;
+}
+
+template <class Score, class S>
+constexpr bool has_qkv() {
+  if constexpr (offers_arrays<Score, S>()) return requires(typename Score::template Args<View<S>> in) {
+      in.q, in.k, in.v;
+    };
+  return false;
+}
+
 /// And for what a family of scores lacks.
 template <class Score, class S>
 constexpr bool check_score_family() {
-  constexpr bool arrays = offers_arrays<Score, S> && requires(typename Score::template Args<View<S>> in) {
-    in.q, in.k, in.v;
-  };
+  constexpr bool arrays = has_qkv<Score, S>();
   static_assert(arrays,
                 "limpid: a family of scores names its inputs, q, k and v among them: template <class T> struct Args "
                 "with static visit(f, a...); see call/interface.hpp");
-  constexpr bool prepared = requires(typename Score::template Prepared<S> p) { p.scores; };
+  constexpr bool prepared = requires { std::declval<typename Score::template Prepared<S>>().scores; };
   static_assert(prepared, "limpid: a family of scores has template <class S> struct Prepared with a field scores");
   if constexpr (arrays && prepared) {
     using In = typename Score::template Args<View<S>>;
@@ -180,7 +202,7 @@ constexpr bool check_score_family() {
 
 /// An attention operator over arrays of S, see above.
 template <class Op, class S = double>
-concept Operator = detail::offers_arrays<Op, S> && detail::offers_keep<Op, S> && detail::Offers<Op, S>::all;
+concept Operator = detail::is_operator<Op, S>();
 
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -126,7 +126,7 @@ auto under(const Scores& scores, const W& weight) {
 }  // namespace detail
 
 /// The backward pass of one map: its scores are prepared, its gradients go where grad says. Fill what is left of plan -
-/// left and right with dA = left right^T, x and dv with dV = A^T x, maps[0].delta - and call finish.
+/// left and right with dA = left right^T, x and dv with dV = A^T x, maps[0].delta, or all by of_values - and finish.
 template <class P, class Score, class In, class Grad, class Weight = SoftmaxWeight>
 struct MapBackward {
   using S = typename P::Scalar;
@@ -153,6 +153,16 @@ struct MapBackward {
   MapBackward(const MapBackward&) = delete;
   MapBackward& operator=(const MapBackward&) = delete;
 
+  /// The plan of out = A V: dA = dout V^T, dV = A^T dout and, of normalised weights, delta_i = <dout_i, (A V)_i>.
+  void of_values(View<S> dout, View<S> v, MutView<S> dv, View<S> average = {}) {
+    plan.left = dout, plan.right = v;
+    plan.x = dout, plan.dv = dv;
+    if constexpr (Weight::normalised) {
+      S* delta = pass.arena().template take<S>(dout.rows);
+      detail::row_dots<P>(pass.context, dout, average, delta);
+      plan.maps[0].delta = delta;
+    }
+  }
   /// dS and what follows from it, delivered to the inputs of the scores.
   void finish() {
     detail::pull_back<P>(pass.context, plan, pass.collected);

@@ -220,11 +220,7 @@ struct Pid : OverScores<Score> {
   void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
                 const Args<MutView<S>>& grad) const {
     MapBackward map(pass, score, in, engine::lse_of(keep.lse), grad);
-    map.plan.left = dout, map.plan.right = in.v;  // dA = dout V^T
-    map.plan.x = dout, map.plan.dv = grad.v;      // dV = A^T dout
-    S* delta = pass.arena().template take<S>(in.q.rows);
-    engine::row_dots<P>(pass.context, dout, keep.average, delta);  // of A V, without the controller
-    map.plan.maps[0].delta = delta;
+    map.of_values(dout, in.v, grad.v, keep.average);  // delta of A V, without the controller
     map.finish();
 
     const detail::PidController<S> c(options, in);

@@ -50,9 +50,8 @@ struct Sigmoid : OverScores<Score>, OneMap<Sigmoid<Score>> {
   void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>&, View<S> dout,
                 const Args<MutView<S>>& grad) const {
     MapBackward map(pass, this->score, in, {}, grad, weight(pass.at));
-    map.plan.left = dout, map.plan.right = in.v;  // dA = dout V^T
-    map.plan.x = dout, map.plan.dv = grad.v;      // dV = A^T dout
-    map.finish();                                 // dS = A o (1 - A) o dA and what follows from it
+    map.of_values(dout, in.v, grad.v);  // dA = dout V^T, dV = A^T dout
+    map.finish();                       // dS = A o (1 - A) o dA and what follows from it
   }
   template <class P, class S = typename P::Scalar>
   auto map(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>&) const {

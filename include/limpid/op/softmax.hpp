@@ -49,12 +49,8 @@ struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
   void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
                 const Args<MutView<S>>& grad) const {
     MapBackward map(pass, score, in, engine::lse_of(keep.lse), grad);
-    map.plan.left = dout, map.plan.right = in.v;  // dA = dout V^T
-    map.plan.x = dout, map.plan.dv = grad.v;      // dV = A^T dout
-    S* delta = pass.arena().template take<S>(in.q.rows);
-    engine::row_dots<P>(pass.context, dout, keep.out, delta);
-    map.plan.maps[0].delta = delta;
-    map.finish();  // dS = A o (dA - delta 1^T) and what follows from it
+    map.of_values(dout, in.v, grad.v, keep.out);  // dA = dout V^T, dV = A^T dout, delta_i = <dout_i, out_i>
+    map.finish();                                 // dS = A o (dA - delta 1^T) and what follows from it
   }
 
   /// The map, and the entropy of its rows.
