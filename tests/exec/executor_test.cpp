@@ -569,17 +569,18 @@ TEST_CASE("Heads and their loops run once each, whoever helps; what keeps an ord
         limpid::detail::Order order;
         Index last = -1;  // changed in turn alone
         order.next = 0;
-        tree.loop(
-            worker, arena, count, [](limpid::Arena& own) { return own.take<float>(64); },
-            [&](float* scratch, Index t) {
-              scratch[t % 64] = float(t);
-              ++seen[static_cast<std::size_t>(h * count + t)];
-              tree.in_order(order, t, t + 1, [&] {
-                if (last != t - 1) in_order = false;
-                last = t;
-              });
-              if (scratch[t % 64] != float(t)) in_order = false;
-            });
+        limpid::detail::Context(tree, worker, arena)
+            .run(
+                count, [](limpid::Arena& own) { return own.take<float>(64); },
+                [&](float* scratch, Index t) {
+                  scratch[t % 64] = float(t);
+                  ++seen[static_cast<std::size_t>(h * count + t)];
+                  tree.in_order(order, t, t + 1, [&] {
+                    if (last != t - 1) in_order = false;
+                    last = t;
+                  });
+                  if (scratch[t % 64] != float(t)) in_order = false;
+                });
         if (last != count - 1) in_order = false;  // a loop ends when its tasks have
       }
     });
@@ -634,12 +635,13 @@ TEST_CASE("The first exception of a call's task ends the call, also for those th
           ~Leave() { --count; }
         } leave{running};
         limpid::detail::Order order;
-        one.loop(
-            worker, arena, 30, [](limpid::Arena&) { return 0; },
-            [&](int, Index t) {
-              if (h == 2 && t == 3) throw std::runtime_error("task");
-              one.in_order(order, t, t + 1, [] {});
-            });
+        limpid::detail::Context(one, worker, arena)
+            .run(
+                30, [](limpid::Arena&) { return 0; },
+                [&](int, Index t) {
+                  if (h == 2 && t == 3) throw std::runtime_error("task");
+                  one.in_order(order, t, t + 1, [] {});
+                });
       });
     };
     CHECK_THROWS_WITH(throwing(), "task");

@@ -173,7 +173,7 @@ GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op,
       for (int t = 0; t < options.directions; ++t) {
         Mat<S> u(x.rows(), x.cols());
         for (Index i = 0; i < u.size(); ++i) u.data()[i] = S(uniform(state));
-        u /= u.norm();
+        u /= S(std::sqrt(double(detail::dot(u.data(), u.data(), u.size()))));
         const Mat<S> was = x;
         found(t, 0) = detail::dot(u.data(), gradients[f].data(), u.size());
         wanted(t, 0) = central_difference(

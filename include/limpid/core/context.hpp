@@ -35,25 +35,26 @@ class Context {
   /// task(state, t), where state is made by make(arena) once for every worker that takes part.
   template <class Make, class Task>
   void run(Index count, Make&& make, Task&& task) const {
-    if (tree_) return tree_->loop(worker_, *arena_, count, make, task);
+    const auto body = loop_body(make, task);
+    run_loop(count, body);
+  }
+  void run_loop(Index count, Loop::Body body) const {
+    if (count <= 0) return;
+    if (tree_) return tree_->loop(worker_, *arena_, count, body);
     if (count > 1 && workspace_ && (spreads() || executor_.trace()))
       return as_head(double(count) * executor_.flop_a_worker(),
-                     [&](const Context& inner) { inner.run(count, make, task); });
-    const ArenaScope scope(*arena_);
-    auto&& state = make(*arena_);
-    for (Index t = 0; t < count; ++t) task(state, t);
+                     [&](const Context& inner) { inner.run_loop(count, body); });
+    Loop(count, body).run(*arena_);
   }
   /// f(context), its loops shared by the workers of one call.
-  template <class F>
-  void as_head(double flop, F&& f) const {
+  void as_head(double flop, FunctionRef<void(const Context&)> f) const {
     if (!workspace_) return f(*this);
     TaskTree tree(*workspace_, executor_, flop);
     tree.run(1, [&](Index, int worker, Arena& arena) { f(Context(tree, worker, arena)); });
   }
 
   /// Inside a task, f() when the order has come to `turn`; then it is the turn of `after`. See TaskTree::in_order.
-  template <class F>
-  void in_order(Order& order, Index turn, Index after, F&& f) const {
+  void in_order(Order& order, Index turn, Index after, FunctionRef<void()> f) const {
     if (tree_) return tree_->in_order(order, turn, after, f);
     f();
     order.next.store(after, std::memory_order_relaxed);

@@ -5,6 +5,7 @@
 #include <concepts>
 #include <type_traits>
 
+#include "function_ref.hpp"
 #include "matrix.hpp"
 
 namespace limpid {
@@ -71,9 +72,9 @@ class ExecutorRef {
   template <class E>
   requires(!std::is_same_v<std::remove_cvref_t<E>, ExecutorRef> && Executor<E>)
       ExecutorRef(E& executor)  // NOLINT: implicit on purpose
-      : object_(&executor), workers_(executor.workers()), run_([](void* object, Index count, Thunk thunk) {
-          static_cast<E*>(object)->run(count, [thunk](Index t, int worker) { thunk.call(thunk.task, t, worker); });
-        }) {
+      : object_(&executor),
+        workers_(executor.workers()),
+        run_([](void* object, Index count, Task task) { static_cast<E*>(object)->run(count, task); }) {
     if constexpr (requires { executor.trace(); }) trace_ = executor.trace();
     if constexpr (requires { executor.flop_a_worker(); }) flop_a_worker_ = double(executor.flop_a_worker());
     if constexpr (requires { executor.inside(); })
@@ -85,26 +86,16 @@ class ExecutorRef {
   double flop_a_worker() const { return flop_a_worker_; }
   detail::TaskTrace* trace() const { return trace_; }
 
-  template <class Task>
-  void run(Index count, Task&& task) const {
-    if (run_ == nullptr || count <= 1) {
-      for (Index t = 0; t < count; ++t) task(t, 0);
-      return;
-    }
-    using Plain = std::remove_reference_t<Task>;
-    run_(object_, count, {const_cast<std::remove_const_t<Plain>*>(&task), [](void* f, Index t, int worker) {
-                            (*static_cast<Plain*>(f))(t, worker);
-                          }});
+  using Task = detail::FunctionRef<void(Index task, int worker)>;
+  void run(Index count, Task task) const {
+    if (run_ != nullptr && count > 1) return run_(object_, count, task);
+    for (Index t = 0; t < count; ++t) task(t, 0);
   }
 
  private:
-  struct Thunk {
-    void* task;
-    void (*call)(void*, Index, int);
-  };
   void* object_ = nullptr;
   int workers_ = 1;
-  void (*run_)(void*, Index, Thunk) = nullptr;
+  void (*run_)(void*, Index, Task) = nullptr;
   double flop_a_worker_ = 2e6;
   detail::TaskTrace* trace_ = nullptr;
 };

@@ -13,6 +13,7 @@
 #endif
 
 #include "executor.hpp"
+#include "function_ref.hpp"
 #include "workspace.hpp"
 
 namespace limpid {
@@ -43,6 +44,47 @@ struct alignas(64) Order {
   std::atomic<Index> next{0};
 };
 
+/// Tasks 0 to count - 1, handed out in ascending order to whoever asks. No type of a task is in it: a sweep's loops cost
+/// its user's compiler one function each.
+class Loop {
+ public:
+  /// Runs tasks of a loop that is handed out for as long as there are some: what loop_body makes of a task.
+  using Body = FunctionRef<void(Loop&, Arena&)>;
+
+  Loop(Index count, Body body, const std::atomic<bool>* stopped = nullptr, TaskTrace* trace = nullptr)
+      : count_(count), body_(body), stopped_(stopped), trace_(trace) {}
+
+  void run(Arena& arena) { body_(*this, arena); }
+  /// The next task, -1 if there is none. The one that its caller had before has ended.
+  Index next() {
+    const Index t = next_.fetch_add(1);
+    if (trace_ && t > 0) trace_->end_task();
+    if (t >= count_ || (stopped_ && *stopped_)) return -1;
+    if (trace_) trace_->begin_task();
+    return t;
+  }
+  bool is_over() const { return next_.load() >= count_; }
+
+ private:
+  const Index count_;
+  const Body body_;
+  const std::atomic<bool>* const stopped_;
+  TaskTrace* const trace_;
+  std::atomic<Index> next_{0};
+};
+
+/// task(state, t) as the body of a loop, state = make(arena) once a worker that takes part.
+template <class Make, class Task>
+auto loop_body(Make& make, Task& task) {
+  return [&make, &task](Loop& loop, Arena& arena) {
+    Index t = loop.next();
+    if (t < 0) return;
+    const ArenaScope scope(arena);
+    auto&& state = make(arena);
+    for (; t >= 0; t = loop.next()) task(state, t);
+  };
+}
+
 /// The work of one call: a number of heads, each run as plain code by one worker, with loops inside.
 ///
 /// The executor is asked for one run of so many loops as workers are wanted. Each takes heads from a counter; a head
@@ -61,9 +103,11 @@ class TaskTree {
   /// Whether tasks may run at the same time.
   bool spreads() const { return workers_ > 1; }
 
-  /// head(h, worker's number, arena for its scratch) for every h in [0, heads).
-  template <class Head>
-  void run(Index heads, Head&& head) {
+  /// A head's number, its worker's, the arena for its scratch.
+  using Head = FunctionRef<void(Index, int, Arena&)>;
+
+  /// head(h, worker, arena) for every h in [0, heads).
+  void run(Index heads, Head head) {
     workspace_.prepare(executor_.workers(), shared() ? static_cast<int>(std::min<Index>(heads, workers_)) : 0);
     const ArenaScope scope(workspace_.common());
     if (shared()) return share(heads, head);
@@ -77,29 +121,18 @@ class TaskTree {
     if (trace()) trace()->end_loop();
   }
 
-  /// Inside a head, not inside a task: task(state, t) for every t in [0, count), state = make(arena) once a worker that
-  /// takes part.
-  template <class Make, class Task>
-  void loop(int owner, Arena& arena, Index count, Make&& make, Task&& task) {
-    if (count <= 0) return;
-    if (shared() && count > 1) return publish(owner, count, make, task);
-    Arena& own = shared() ? *places_[owner].arena : arena;
-    const ArenaScope scope(own);
+  /// Inside a head, not inside a task: the tasks of a loop, by every worker that has nothing else to do.
+  void loop(int owner, Arena& arena, Index count, Loop::Body body) {
+    if (shared() && count > 1) return publish(owner, count, body);
     if (trace()) trace()->begin_loop(count, workers_);
-    auto&& state = make(own);
-    for (Index t = 0; t < count; ++t) {
-      if (trace()) trace()->begin_task();
-      task(state, t);
-      if (trace()) trace()->end_task();
-    }
+    Loop(count, body, nullptr, trace()).run(shared() ? *places_[owner].arena : arena);
     if (trace()) trace()->end_loop();
   }
 
   /// Inside a task: f() when the order has come to `turn`; then it is the turn of `after`.
-  template <class F>
-  void in_order(Order& order, Index turn, Index after, F&& f) {
-    if (order.next.load(std::memory_order_acquire) != turn)
-      wait([&] { return order.next.load(std::memory_order_acquire) == turn; });
+  void in_order(Order& order, Index turn, Index after, FunctionRef<void()> f) {
+    for (Backoff backoff; order.next.load(std::memory_order_acquire) != turn; backoff.pause())
+      if (stopped_) throw Stopped();
     if (trace()) trace()->begin_ordered(&order);
     f();
     if (trace()) trace()->end_ordered(&order);
@@ -110,14 +143,6 @@ class TaskTree {
   /// Ends a head or a task where another one has thrown.
   struct Stopped {};
 
-  /// A loop that is handed out.
-  struct Loop {
-    const Index count;
-    void* const object;
-    void (*const work)(void* object, Loop& loop, Arena& arena);
-    std::atomic<Index> next{0};
-    bool is_over() const { return next.load() >= count; }
-  };
   /// Where a worker's loop is found. Whoever counts himself in finds it there until he counts himself out.
   struct alignas(64) Place {
     std::atomic<Loop*> open{nullptr};
@@ -128,8 +153,7 @@ class TaskTree {
   TaskTrace* trace() const { return executor_.trace(); }
   bool shared() const { return spreads() && trace() == nullptr; }
 
-  template <class Head>
-  void share(Index heads, Head& head) {
+  void share(Index heads, Head head) {
     places_ = workspace_.common().take<Place>(workers_);
     std::atomic<Index> next{0}, ended{0};
     std::atomic<int> with_heads{0};
@@ -161,20 +185,11 @@ class TaskTree {
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
-  template <class Make, class Task>
-  void publish(int owner, Index count, Make& make, Task& task) {
-    auto work = [&](Loop& loop, Arena& arena) {
-      Index t = loop.next.fetch_add(1);
-      if (t >= count || stopped_) return;
-      const ArenaScope scope(arena);
-      auto&& state = make(arena);
-      for (; t < count && !stopped_; t = loop.next.fetch_add(1)) task(state, t);
-    };
-    Loop loop{count, &work,
-              [](void* object, Loop& l, Arena& arena) { (*static_cast<decltype(work)*>(object))(l, arena); }};
+  void publish(int owner, Index count, Loop::Body body) {
+    Loop loop(count, body, &stopped_);
     Place& place = places_[owner];
     place.open.store(&loop);
-    guarded([&] { work(loop, *place.arena); });
+    guarded([&] { loop.run(*place.arena); });
     place.open.store(nullptr);
     Backoff backoff;
     while (place.inside.load() != 0)
@@ -193,7 +208,7 @@ class TaskTree {
       place.inside.fetch_add(1);
       Loop* loop = place.open.load();
       const bool helps = loop != nullptr && !loop->is_over();
-      if (helps) guarded([&] { loop->work(loop->object, *loop, *places_[me].arena); });
+      if (helps) guarded([&] { loop->run(*places_[me].arena); });
       if (loop) place.open.compare_exchange_strong(loop, nullptr);  // nobody else looks in
       place.inside.fetch_sub(1);
       if (helps) return true;
@@ -210,12 +225,6 @@ class TaskTree {
       if (!failed_.exchange(true)) error_ = std::current_exception();
       stopped_ = true;
     }
-  }
-
-  template <class Condition>
-  void wait(const Condition& holds) const {
-    for (Backoff backoff; !holds(); backoff.pause())
-      if (stopped_) throw Stopped();
   }
 
   Workspace& workspace_;
