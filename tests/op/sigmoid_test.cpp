@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <limpid/limpid.hpp>
+#include <tuple>
 
 #include "support/catch.hpp"
 #include "support/distance.hpp"
@@ -152,4 +153,16 @@ TEST_CASE("Sigmoid attention has no log-sum-exp, and says so; its bias must be a
   out.setConstant(7);
   limpid::forward(sigmoid(), qkv(p.q, none_k, none_v), out);
   CHECK(out.isZero(0));
+}
+
+TEST_CASE("Masks made of masks, types of an inner namespace, reach every operator by its plain name.") {
+  const auto pad = limpid::mask([](const limpid::At& a) { return a.k != 3; });
+  const auto both = limpid::causal() & pad;
+  using namespace limpid;
+  Problem<double> p(5, 5, 4, 3);
+  const auto wanted = run(limpid::sigmoid(chain(causal(), pad)), p), found = run(sigmoid(both), p);
+  CHECK(distance(found.out, wanted.out) == 0);
+  CHECK(distance(found.dq, wanted.dq) == 0);
+  static_cast<void>(std::tuple(softmax(both), twicing(both), nlm(both), bilateral(both), boosting(both),
+                               differential(both), differential_gated(both), pid(both)));
 }

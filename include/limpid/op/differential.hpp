@@ -92,7 +92,7 @@ struct LambdaMix {
     S lambda;
     View<S> z;
     S first(Index) const { return S(1); }
-    S second(Index i) const { return z.given() ? sigmoid(z(i, 0)) : lambda; }
+    S second(Index i) const { return z.given() ? detail::logistic(z(i, 0)) : lambda; }
   };
 
   template <class In>
@@ -134,7 +134,7 @@ struct LambdaMix {
                    Accumulation accumulate) {
     if (grad.z.given())
       for (Index i = 0; i < n; ++i) {
-        const S dz = w.second[i] == S(0) ? S(0) : -delta2[i] * w.second[i] * sigmoid(-in.z(i, 0));
+        const S dz = w.second[i] == S(0) ? S(0) : -delta2[i] * w.second[i] * detail::logistic(-in.z(i, 0));
         grad.z(i, 0) = accumulate.q ? grad.z(i, 0) + dz : dz;
       }
     Accumulator<S> sum(0);

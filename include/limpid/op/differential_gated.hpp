@@ -37,8 +37,8 @@ struct GateMix {
   template <class S>
   struct Weights {
     View<S> z;
-    S first(Index i) const { return z.given() ? sigmoid(z(i, 0)) : S(0.5); }
-    S second(Index i) const { return z.given() ? sigmoid(-z(i, 0)) : S(0.5); }
+    S first(Index i) const { return z.given() ? detail::logistic(z(i, 0)) : S(0.5); }
+    S second(Index i) const { return z.given() ? detail::logistic(-z(i, 0)) : S(0.5); }
   };
 
   template <class In>

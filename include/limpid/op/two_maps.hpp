@@ -40,9 +40,9 @@ struct RowWeights {
   const S *first, *second;
 };
 
-/// 1 / (1 + exp(-z)) without overflow. 1 - sigmoid(z) is sigmoid(-z): the difference has no digits left at z = 40.
+/// 1 / (1 + exp(-z)) without overflow. 1 - logistic(z) is logistic(-z): the difference has no digits left at z = 40.
 template <class S>
-S sigmoid(S z) {
+S logistic(S z) {
   using std::exp;
   if (z > S(0)) return S(1) / (S(1) + exp(-z));
   const S e = exp(z);
