@@ -32,6 +32,55 @@ struct StoreInside {
   }
 };
 
+/// Columns of B, or of its transpose, packed side by side. Those of a whole inner sum are kept for a worker's next task if
+/// there is room for them.
+template <class P, bool TransposeB>
+class GemmPanel {
+ public:
+  using S = typename P::Scalar;
+  static constexpr Index width = P::lanes * P::tile_vectors, depth = GemmBlocks::depth;
+
+  GemmPanel(Arena& arena, View<S> b, Index inner)
+      : b_(b),
+        inner_(inner),
+        kept_(inner <= GemmBlocks::kept_depth),
+        data_(arena.take<S>(width * (kept_ ? inner : depth))) {}
+
+  bool holds(Index c0) const { return c0_ == c0; }
+  /// `count` rows from k0 on, of cols columns from c0 on.
+  const S* rows(Index k0, Index count, Index c0, Index cols) {
+    if (!kept_) return pack(data_, k0, count, c0, cols), data_;
+    if (c0_ != c0) {
+      for (Index k = 0; k < inner_; k += depth) pack(data_ + k * width, k, std::min(depth, inner_ - k), c0, cols);
+      c0_ = c0;
+    }
+    return data_ + k0 * width;
+  }
+
+ private:
+  void pack(S* to, Index k0, Index count, Index c0, Index cols) const {
+    if constexpr (TransposeB) {
+      transpose_into<P>(b_.block(c0, k0, cols, count), to, width);
+    } else if (cols == width) {
+      for (Index k = 0; k < count; ++k) {
+        const S* from = b_.row(k0 + k) + c0;
+        LIMPID_UNROLL(4)
+        for (int v = 0; v < P::tile_vectors; ++v) P::store(to + k * width + v * P::lanes, P::load(from + v * P::lanes));
+      }
+    } else {
+      for (Index k = 0; k < count; ++k) {
+        copy_row<P>(b_.row(k0 + k) + c0, to + k * width, cols);
+        std::fill(to + k * width + cols, to + (k + 1) * width, S(0));
+      }
+    }
+  }
+
+  View<S> b_;
+  Index inner_, c0_ = -1;
+  bool kept_;
+  S* data_;
+};
+
 /// out = A B, A B + a row for all, or out += A B. A is a (W == rows) or its transpose (columns), B is b or its
 /// transpose. Cut into tasks by shape alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop;
 /// scratch of one packed panel a worker.
@@ -39,35 +88,31 @@ template <class P, Walk W, bool TransposeB>
 void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
               MutView<typename P::Scalar> out, bool accumulate, const typename P::Scalar* row = nullptr) {
   using S = typename P::Scalar;
-  constexpr Index width = P::lanes * P::tile_vectors, depth = GemmBlocks::depth, height = GemmBlocks::height;
+  using Panel = GemmPanel<P, TransposeB>;
+  constexpr Index width = Panel::width, depth = GemmBlocks::depth;
   const Index inner = W == Walk::rows ? a.cols : a.rows, step = W == Walk::rows ? a.stride : 1,
               along = W == Walk::rows ? 1 : a.stride;
-  const Index panels = (out.cols + width - 1) / width, blocks = (out.rows + height - 1) / height;
-  context.run(panels * blocks, [&](Index task, Arena& arena) {
-    const Index c0 = task % panels * width, r0 = task / panels * height;
-    const Index cols = std::min(width, out.cols - c0), rows = std::min(height, out.rows - r0);
-    const MutView<S> to = out.block(r0, c0, rows, cols);
-    if (inner == 0 && !accumulate)
-      for (Index i = 0; i < rows; ++i)
-        for (Index c = 0; c < cols; ++c) to(i, c) = row ? row[c0 + c] : S(0);
-    // a panel serves all rows of a block; of a few rows it would cost as much as they do, and b is read where it lies
-    const bool packed = TransposeB || rows > GemmBlocks::few_rows || cols % P::lanes != 0;
-    S* panel = packed ? arena.take<S>(depth * width) : nullptr;
-    for (Index k0 = 0; k0 < inner; k0 += depth) {
-      const Index count = std::min(depth, inner - k0);
-      if constexpr (TransposeB) {
-        transpose_into<P>(b.block(c0, k0, cols, count), panel, width);
-      } else if (packed) {
-        for (Index k = 0; k < count; ++k) {
-          copy_row<P>(b.row(k0 + k) + c0, panel + k * width, cols);
-          std::fill(panel + k * width + cols, panel + (k + 1) * width, S(0));
+  const Index panels = (out.cols + width - 1) / width, height = GemmBlocks::rows(out.rows, panels, inner),
+              blocks = (out.rows + height - 1) / height;
+  context.run(
+      panels * blocks, [&](Arena& arena) { return Panel(arena, b, inner); },
+      [&](Panel& panel, Index task) {
+        const Index c0 = task / blocks * width, r0 = task % blocks * height;
+        const Index cols = std::min(width, out.cols - c0), rows = std::min(height, out.rows - r0);
+        const MutView<S> to = out.block(r0, c0, rows, cols);
+        if (inner == 0 && !accumulate)
+          for (Index i = 0; i < rows; ++i)
+            for (Index c = 0; c < cols; ++c) to(i, c) = row ? row[c0 + c] : S(0);
+        // a panel serves all rows of a block; of a few rows it would cost as much as they do, and b is read where it lies
+        const bool packed = TransposeB || rows > GemmBlocks::few_rows || cols % P::lanes != 0 || panel.holds(c0);
+        for (Index k0 = 0; k0 < inner; k0 += depth) {
+          const Index count = std::min(depth, inner - k0);
+          const S* b_rows = packed ? panel.rows(k0, count, c0, cols) : b.row(k0) + c0;
+          product<P, W>(rows, (cols + P::lanes - 1) / P::lanes, count, a.data + r0 * step + k0 * along, a.stride,
+                        b_rows, packed ? width : b.stride,
+                        StoreInside<P>{to.data, to.stride, cols, accumulate || k0 > 0, row ? row + c0 : row});
         }
-      }
-      product<P, W>(rows, (cols + P::lanes - 1) / P::lanes, count, a.data + r0 * step + k0 * along, a.stride,
-                    packed ? panel : b.row(k0) + c0, packed ? width : b.stride,
-                    StoreInside<P>{to.data, to.stride, cols, accumulate || k0 > 0, row ? row + c0 : row});
-    }
-  });
+      });
 }
 
 }  // namespace detail

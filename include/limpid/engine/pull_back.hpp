@@ -14,6 +14,7 @@
 #include "../core/context.hpp"
 #include "backward_plan.hpp"
 #include "guard.hpp"
+#include "pull_cut.hpp"
 #include "weights_tile.hpp"
 
 namespace limpid {
@@ -49,103 +50,27 @@ struct StoreGradients {
   }
 };
 
-/// How a pull_back is cut into tasks, by shape alone: blocks of keys, and where these are few, stretches of the blocks
-/// of queries. A task is number block * stretches + stretch.
-template <class P>
-struct PullCut {
-  using Blocks = PullBlocks<P>;
-  Index n, m, rows, key_blocks, query_blocks, stretches, in_stretch;  // rows: of a block of queries
-
-  PullCut(Index n_, Index m_) : n(n_), m(m_) {
-    rows = Blocks::rows(n);
-    key_blocks = (m + Blocks::keys - 1) / Blocks::keys, query_blocks = (n + rows - 1) / rows;
-    const Index most = std::max<Index>(1, (n + Blocks::fewest_rows(n) - 1) / Blocks::fewest_rows(n));
-    const Index wanted = std::min(most, (Blocks::tasks + key_blocks - 1) / std::max<Index>(1, key_blocks));
-    in_stretch = std::max<Index>(1, (query_blocks + wanted - 1) / std::max<Index>(1, wanted));
-    stretches = std::max<Index>(1, (query_blocks + in_stretch - 1) / in_stretch);
-  }
-  Index tasks() const { return key_blocks * stretches; }
-  Interval keys(Index block) const { return {block * Blocks::keys, std::min(m, (block + 1) * Blocks::keys)}; }
-  Interval queries(Index block) const { return {block * rows, std::min(n, (block + 1) * rows)}; }
-  Interval blocks(Index stretch) const {
-    return {stretch * in_stretch, std::min(query_blocks, (stretch + 1) * in_stretch)};
-  }
-};
-
-/// In what order the tasks of a pull_back add to what they share. Of every block of queries: the next block of keys to
-/// add to dQ; of every block of keys: the next stretch of queries to add to dK, dV and what else a key has; and the
-/// next task to add to what all share. Those that see nothing are passed over.
+/// In what order the tasks of a pull_back add to what they share: to the dQ of a block of queries, and to what all have.
 template <class P, class S, class Mods>
 class PullOrders {
  public:
-  struct Keys {
-    Order order;
-    Index first;  // stretch
-  };
   struct Queries {
     Order order;
-    Index first;  // block of keys
+    Index first;  // task
   };
 
   PullOrders(Arena& arena, const PullCut<P>& cut, const Scores<S, Mods>& scores)
-      : cut_(cut),
-        scores_(&scores),
-        keys_(arena.take<Keys>(cut.key_blocks)),
-        queries_(arena.take<Queries>(cut.query_blocks)),
-        all_(arena.take<Order>(1)) {
-    for (Index j = 0; j < cut.key_blocks; ++j) {
-      const Index first = next_stretch(j, -1);
-      keys_[j].first = first < cut.stretches ? first : 0;  // somebody has to write that there is nothing
-      keys_[j].order.next = keys_[j].first;
-    }
-    for (Index i = 0; i < cut.query_blocks; ++i) queries_[i].order.next = queries_[i].first = next_keys(i, -1);
-    all_->next = next_task(-1);
+      : tasks(arena, cut, scores), queries_(arena.take<Queries>(cut.query_blocks)), all_(arena.take<Order>(1)) {
+    for (Index i = 0; i < cut.query_blocks; ++i)
+      queries_[i].order.next = queries_[i].first = tasks.next_that_sees(i, -1);
+    all_->next = 0;
   }
-
-  /// Whether any query of the block sees any key of the block.
-  bool sees(Index queries, Index keys) const { return see(cut_.queries(queries), keys); }
-  /// Whether a task has anything to do.
-  bool has_work(Index keys, Index stretch) const { return keys_[keys].first == stretch || stretch_sees(keys, stretch); }
-
-  Keys& of_keys(Index block) const { return keys_[block]; }
   Queries& of_queries(Index block) const { return queries_[block]; }
   Order& of_all() const { return *all_; }
-  Index next_stretch(Index keys, Index stretch) const {
-    while (++stretch < cut_.stretches && !stretch_sees(keys, stretch)) {
-    }
-    return stretch;
-  }
-  Index next_keys(Index queries, Index keys) const {
-    while (++keys < cut_.key_blocks && !sees(queries, keys)) {
-    }
-    return keys;
-  }
-  Index next_task(Index task) const {
-    while (++task < cut_.tasks() && !has_work(task / cut_.stretches, task % cut_.stretches)) {
-    }
-    return task;
-  }
+
+  const PullTaskList<P, S, Mods> tasks;
 
  private:
-  bool stretch_sees(Index keys, Index stretch) const {
-    const Interval blocks = cut_.blocks(stretch);
-    return see({cut_.queries(blocks.begin).begin, cut_.queries(blocks.end - 1).end}, keys);
-  }
-  bool see(Interval queries, Index block) const {
-    const Interval keys = cut_.keys(block);
-    if constexpr (Mods::intervals) {
-      const Interval h = scores_->key_range(queries.begin, queries.end);
-      if (h.begin >= keys.end || h.end <= keys.begin || h.begin >= h.end) return false;
-    }
-    if constexpr (Mods::irregular)
-      return scores_->mods->cover(scores_->place(0, 0), queries.begin, queries.end, keys.begin, keys.end) !=
-             Cover::none;
-    return true;
-  }
-
-  const PullCut<P>& cut_;
-  const Scores<S, Mods>* scores_;
-  Keys* keys_;
   Queries* queries_;
   Order* all_;
 };
@@ -231,20 +156,17 @@ class PullTasks {
 
   void run(Index task) {
     const auto& cut = shared_.cut;
-    const auto& orders = shared_.orders;
-    const Index block = task / cut.stretches, stretch = task % cut.stretches;
-    if (!orders.has_work(block, stretch)) return;
-    block_ = block, k0_ = cut.keys(block).begin, nk_ = cut.keys(block).end - k0_;
-    if (loaded_ != block) load_keys();
+    const auto& tasks = shared_.orders.tasks;
+    const auto& it = tasks[task];
+    const Interval keys = cut.keys(it.keys), blocks = cut.blocks(it.stretch);
+    task_ = task, k0_ = keys.begin, nk_ = keys.end - k0_;
+    if (loaded_ != it.keys) load_keys(), loaded_ = it.keys;
     clear_sums();
     // From the last queries on: under a causal mask, or of a window, the next block of keys begins with others.
-    const Interval blocks = cut.blocks(stretch);
     for (Index i = blocks.end; i-- > blocks.begin;)
-      if (orders.sees(i, block)) add_queries(i, i > blocks.begin ? i - 1 : blocks.end - 1);
-    auto& of_keys = orders.of_keys(block);
-    context_.in_order(of_keys.order, stretch, orders.next_stretch(block, stretch),
-                      [&] { deliver_keys(stretch == of_keys.first); });
-    if (tallies_) context_.in_order(orders.of_all(), task, orders.next_task(task), [&] { deliver_tallies(); });
+      if (tasks.sees(i, it.keys)) add_queries(i, i > blocks.begin ? i - 1 : blocks.end - 1);
+    context_.in_order(tasks.of_keys(it.keys), task, it.next, [&] { deliver_keys(it.first); });
+    if (tallies_) context_.in_order(shared_.orders.of_all(), task, task + 1, [&] { deliver_tallies(); });
   }
 
  private:
@@ -263,19 +185,20 @@ class PullTasks {
     for (std::size_t p = 0; p < 2; ++p)
       if (const View<S>& k = plan_.moments[p].k; moment_keys_[p])
         transpose_into<P>(k.block(k0_, 0, nk_, k.cols), moment_keys_[p], ld);
-    loaded_ = block_;
   }
 
   void clear_sums() {
+    gathered_ = false;
     for (int t = 0; t < M; ++t) {
-      clear(dk_[t], padded<P>(plan_.maps[t].scores.k.cols) * ld);
+      if (plan_.maps[t].scores.by_pair()) clear_dk(t);
       if (dbias_[t]) clear(dbias_[t], nk_);
     }
-    clear(dv_, padded<P>(w_) * ld);
     if (taken_) clear(taken_, ld);
     if constexpr (Emit) clear(emitted_, ld);
     if (tallies_) clear(sinks_, shared_.gradient_size), moments_ = {};
   }
+
+  void clear_dk(int t) { clear(dk_[t], padded<P>(plan_.maps[t].scores.k.cols) * ld); }
 
   /// A tile: weights, gradients of scores, what hangs on them, then the products; dQ when it is this block's turn.
   void add_queries(Index i, Index after) {
@@ -293,16 +216,17 @@ class PullTasks {
         add_to_keys(t, q0, nq);
       }
       if (w_ > 0) add_to_values(q0, nq);
+      gathered_ = true;
     }
     auto& of_queries = shared_.orders.of_queries(i);
-    const Index then = shared_.orders.next_keys(i, block_);
-    context_.in_order(of_queries.order, block_, then, [&] {
+    const Index then = shared_.orders.tasks.next_that_sees(i, task_);
+    context_.in_order(of_queries.order, task_, then, [&] {
       for (int t = 0; t < M; ++t) {
         const MutView<S>& dq = shared_.dq[t];
-        if (of_queries.first == block_)
+        if (of_queries.first == task_)
           for (Index r = block.begin; r < block.end && dq.given(); ++r) clear(dq.row(r), dq.cols);
         if (nq > 0) add_to_queries(t, q0, nq);
-        if (then == shared_.cut.key_blocks) deliver_queries(shared_, t, block);
+        if (then == shared_.orders.tasks.count()) deliver_queries(shared_, t, block);
       }
     });
   }
@@ -372,7 +296,7 @@ class PullTasks {
     Index q_stride;
     padded_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy_[t], q_rows, q_stride);
     if (!map.scores.by_pair()) {
-      product<P, Walk::columns>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Accumulate<P>{dk_[t], wide});
+      product<P, Walk::columns>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Gather<P>{dk_[t], wide, gathered_});
     } else if constexpr (are_distances<Mods>) {
       add_differences<P, Walk::columns>(map.scores.parts, nk_, features, nq, ds_[t], ld, q_rows, q_stride, keys_off_[t],
                                         wide, dk_[t], wide);
@@ -385,7 +309,7 @@ class PullTasks {
     Index x_stride;
     padded_rows<P>(plan_.x.block(q0, 0, nq, w_), x_copy_, x_rows, x_stride);
     product<P, Walk::columns>(nk_, padded<P>(w_) / P::lanes, nq, total_, ld, x_rows, x_stride,
-                              Accumulate<P>{dv_, padded<P>(w_)});
+                              Gather<P>{dv_, padded<P>(w_), gathered_});
   }
 
   /// dQ += dS K.
@@ -414,6 +338,10 @@ class PullTasks {
 
   /// What a block of keys has gathered; the first stretch overwrites where the caller does not ask for a sum.
   void deliver_keys(bool first) {
+    if (!gathered_) {
+      for (int t = 0; t < M; ++t) clear_dk(t);
+      clear(dv_, padded<P>(w_) * ld);
+    }
     for (int t = 0; t < M; ++t) {
       const auto& map = plan_.maps[t];
       if (dbias_[t]) copy_or_add<S>({dbias_[t], 1, nk_, nk_}, {map.dbias + k0_, 1, nk_, nk_}, !first);
@@ -443,7 +371,8 @@ class PullTasks {
   const BackwardPlan<S, Mods, M>& plan_;
   const Index w_;
   bool far_ = false, sinking_ = false, tallies_ = false;
-  Index loaded_ = -1, block_ = 0, k0_ = 0, nk_ = 0, after_ = 0;
+  bool gathered_ = false;  // something for the block of keys: dk_ and dv_ hold sums
+  Index loaded_ = -1, task_ = 0, k0_ = 0, nk_ = 0, after_ = 0;
   std::array<std::optional<KeyPanel<P>>, M> keys_;
   S *right_t_, *weights_[M], *ds_[M], *raw_[M], *dk_[M], *q_copy_[M], *keys_off_[M], *dbias_[M];
   S *total_, *da_, *emitted_, *dv_, *x_copy_, *sinks_;
@@ -462,7 +391,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   Arena& arena = context.arena();
   ArenaScope scope(arena);
   const Index n = plan.left.rows, m = plan.right.rows;
-  const PullCut<P> cut(n, m);
+  const PullCut<P> cut(plan.maps[0].scores);
   PullGuard<P, M, Mods> guard(context, plan);
   const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
   plan.left = pack_if_strided(context, plan.left, cut.key_blocks);
@@ -479,7 +408,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
     shared.dq[t] = in_place ? dq : arena.matrix<S>(n, padded<P>(dq.cols));
   }
   for (Index i = 0; i < cut.query_blocks; ++i) {
-    if (orders.of_queries(i).first < cut.key_blocks) continue;
+    if (orders.of_queries(i).first < orders.tasks.count()) continue;
     const Interval block = cut.queries(i);  // that sees nothing
     for (int t = 0; t < M; ++t) {
       for (Index r = block.begin; r < block.end && shared.dq[t].given(); ++r)
@@ -488,7 +417,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
     }
   }
   context.run(
-      cut.tasks(), [&](Arena& own) { return PullTasks<P, Emit, M, Mods>(context, shared, own); },
+      orders.tasks.count(), [&](Arena& own) { return PullTasks<P, Emit, M, Mods>(context, shared, own); },
       [](PullTasks<P, Emit, M, Mods>& tasks, Index t) { tasks.run(t); });
   guard.poison(collected);
 }

@@ -4,11 +4,66 @@
 
 #include "../core/context.hpp"
 #include "guard.hpp"
+#include "pull_cut.hpp"
 #include "weights_tile.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
+
+/// A worker's tasks of A^T g, with the scratch that they use one after the other.
+template <class P, class Mods>
+class TransposedTasks {
+ public:
+  using S = typename P::Scalar;
+
+  TransposedTasks(Arena& arena, const PullCut<P>& cut, const Scores<S, Mods>& scores, Lse<const S> lse, View<S> g)
+      : cut_(cut),
+        scores_(scores),
+        lse_(lse),
+        g_(g),
+        keys_(arena, scores.k.cols),
+        row_(arena),
+        tile_(arena.take<S>(PullBlocks<P>::queries * ld)),
+        sum_(arena.take<S>(padded<P>(g.cols) * ld)),
+        copy_(arena.take<S>(padded<P>(g.cols) * PullBlocks<P>::queries)) {}
+  TransposedTasks(const TransposedTasks&) = delete;
+  TransposedTasks& operator=(const TransposedTasks&) = delete;
+
+  /// The sums of a block of keys over blocks of queries.
+  View<S> sums(Index keys, Interval blocks) {
+    const Interval own = cut_.keys(keys);
+    const Index nk = own.end - own.begin, w = g_.cols, pw = padded<P>(w);
+    if (loaded_ != keys) keys_.load(scores_, own.begin, nk), loaded_ = keys;
+    bool gathered = false;
+    for (Index i = blocks.begin; i < blocks.end; ++i) {
+      const Interval block = cut_.queries(i);
+      const Interval seen = queries_that_see(scores_, block.begin, block.end, own.begin, own.end);
+      const Index q0 = seen.begin, nq = seen.end - q0;
+      if (nq <= 0) continue;
+      weights_tile<P>(scores_, lse_, static_cast<const S*>(nullptr), {tile_, ld, q0, nq, own.begin, nk},
+                      keys_.transposed, row_, static_cast<S*>(nullptr), NextRows<P>::none(tile_));
+      const S* g_rows;
+      Index g_stride;
+      padded_rows<P>(g_.block(q0, 0, nq, w), copy_, g_rows, g_stride);
+      product<P, Walk::columns>(nk, pw / P::lanes, nq, tile_, ld, g_rows, g_stride, Gather<P>{sum_, pw, gathered});
+      gathered = true;
+    }
+    if (!gathered) clear(sum_, pw * ld);
+    return {sum_, nk, w, pw};
+  }
+
+ private:
+  static constexpr Index ld = PullBlocks<P>::keys;
+  const PullCut<P>& cut_;
+  const Scores<S, Mods>& scores_;
+  const Lse<const S> lse_;
+  const View<S> g_;
+  KeyPanel<P> keys_;
+  const TileRows<P> row_;
+  S *tile_, *sum_, *copy_;
+  Index loaded_ = -1;
+};
 
 /// out = A^T g (g n x w, out m x w), the log-sum-exp known. 2 n m (d + w) flop.
 template <class P, class Mods>
@@ -16,37 +71,24 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
                        Lse<const typename P::Scalar> lse, View<typename P::Scalar> g, MutView<typename P::Scalar> out,
                        bool accumulate = false) {
   using S = typename P::Scalar;
-  using Blocks = PullBlocks<P>;
-  constexpr Index ld = Blocks::keys, rows = Blocks::queries;
-  const Index n = scores.n(), m = scores.m(), w = g.cols, pw = padded<P>(w);
-  ArenaScope scope(context.arena());
+  Arena& arena = context.arena();
+  ArenaScope scope(arena);
   const RowGuard<P, Mods> rows_of_g(context, scores, lse, g);
   View<S> also = scores.k;
   const KeyGuard<P, Mods> guard(context, scores, also);  // keys that nobody keeps must not be seen
 
-  context.run((m + ld - 1) / ld, [&](Index task, Arena& arena) {
-    const Index k0 = task * ld, k1 = std::min(m, k0 + ld), nk = k1 - k0;
-    KeyPanel<P> keys(arena, scores.k.cols);
-    S* tile = arena.take<S>(rows * ld);
-    S* sum = arena.take<S>(pw * ld);
-    S* copy = arena.take<S>(pw * rows);
-    const TileRows<P> row(arena);
-    keys.load(scores, k0, nk);
-    clear(sum, pw * ld);
-    for (Index block = 0; block < n; block += rows) {
-      const Interval seen = queries_that_see(scores, block, std::min(n, block + rows), k0, k1);
-      const Index q0 = seen.begin, nq = seen.end - q0;
-      if (nq <= 0) continue;
-      const Tile<S> t{tile, ld, q0, nq, k0, nk};
-      weights_tile<P>(scores, lse, static_cast<const S*>(nullptr), t, keys.transposed, row, static_cast<S*>(nullptr),
-                      NextRows<P>::none(tile));
-      const S* g_rows;
-      Index g_stride;
-      padded_rows<P>(g.block(q0, 0, nq, w), copy, g_rows, g_stride);
-      product<P, Walk::columns>(nk, pw / P::lanes, nq, tile, ld, g_rows, g_stride, Accumulate<P>{sum, pw});
-    }
-    copy_or_add_scaled<P>(View<S>(sum, nk, w, pw), S(1), out.block(k0, 0, nk, w), accumulate);
-  });
+  const PullCut<P> cut(scores);
+  const PullTaskList<P, S, Mods> tasks(arena, cut, scores);
+  context.run(
+      tasks.count(), [&](Arena& own) { return TransposedTasks<P, Mods>(own, cut, scores, lse, g); },
+      [&](TransposedTasks<P, Mods>& worker, Index task) {
+        const auto& it = tasks[task];
+        const View<S> sums = worker.sums(it.keys, cut.blocks(it.stretch));
+        context.in_order(tasks.of_keys(it.keys), task, it.next, [&] {
+          const MutView<S> to = out.block(cut.keys(it.keys).begin, 0, sums.rows, sums.cols);
+          copy_or_add_scaled<P>(sums, S(1), to, accumulate || !it.first);
+        });
+      });
   rows_of_g.poison(out);
 }
 

@@ -114,6 +114,19 @@ struct Accumulate {
   }
 };
 
+/// The same for sums that begin with the first tile: what was there before counts for nothing.
+template <class P>
+struct Gather {
+  using S = typename P::Scalar;
+  S* out;
+  Index ld;
+  bool add;
+  LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
+    S* p = out + r * ld + lane;
+    P::store(p, add ? P::load(p) + acc : acc);
+  }
+};
+
 }  // namespace detail
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -89,13 +89,15 @@ struct MultiHead {
     ArenaScope scope(workspace.common());
     const detail::Context context(workspace, call.executor);
     if (call.saved) call.saved->filled = false;
-    const auto projected = [&](Mat<S> Saved<S>::*kept, View<S> w, View<S> b) {
-      const MutView<S> to = detail::room<S>(workspace, call.saved ? &(call.saved->*kept) : nullptr, in.x.rows, w.cols);
-      detail::linear_in<detail::Native<S>>(context, in.x, w, b, to);
-      return View<S>(to);
+    const auto room = [&](Mat<S> Saved<S>::*kept, View<S> w) {
+      return detail::room<S>(workspace, call.saved ? &(call.saved->*kept) : nullptr, in.x.rows, w.cols);
     };
-    const View<S> q = projected(&Saved<S>::q, in.wq, in.bq), k = projected(&Saved<S>::k, in.wk, in.bk),
-                  v = projected(&Saved<S>::v, in.wv, in.bv);
+    const MutView<S> q = room(&Saved<S>::q, in.wq), k = room(&Saved<S>::k, in.wk), v = room(&Saved<S>::v, in.wv);
+    context.as_head(projection_flop<S>(in), [&](const detail::Context& shared) {
+      detail::linear_in<detail::Native<S>>(shared, in.x, in.wq, in.bq, q);
+      detail::linear_in<detail::Native<S>>(shared, in.x, in.wk, in.bk, k);
+      detail::linear_in<detail::Native<S>>(shared, in.x, in.wv, in.bv, v);
+    });
     const MutView<S> o =
         detail::room<S>(workspace, call.saved ? &call.saved->o : nullptr, in.x.rows, head_width<S>(in));
     Call<Op, S> inner;
@@ -141,18 +143,20 @@ struct MultiHead {
     BackwardCall<S> inner;
     inner.workspace = &workspace, inner.executor = call.executor;
     limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv), inner);
-    if (in.wo.given())  // out = o wo + bo
-      detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, call.accumulate);
-    // q = x wq + bq, k = x wk + bk, v = x wv + bv
-    bool add = call.accumulate;
-    const auto project_back = [&](View<S> w, MutView<S> d, MutView<S> dw, MutView<S> db) {
-      detail::linear_backward_in<P>(context, in.x, w, d, {{}, dw, db}, call.accumulate);
-      detail::linear_backward_in<P>(context, in.x, w, d, {grad.x, {}, {}}, add);
-      add = true;
-    };
-    project_back(in.wq, dq, grad.wq, grad.bq);
-    project_back(in.wk, dk, grad.wk, grad.bk);
-    project_back(in.wv, dv, grad.wv, grad.bv);
+    context.as_head(2 * projection_flop<S>(in), [&](const detail::Context& shared) {
+      if (in.wo.given())  // out = o wo + bo
+        detail::linear_backward_in<P>(shared, saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, call.accumulate);
+      // q = x wq + bq, k = x wk + bk, v = x wv + bv
+      bool add = call.accumulate;
+      const auto project_back = [&](View<S> w, MutView<S> d, MutView<S> dw, MutView<S> db) {
+        detail::linear_backward_in<P>(shared, in.x, w, d, {{}, dw, db}, call.accumulate);
+        detail::linear_backward_in<P>(shared, in.x, w, d, {grad.x, {}, {}}, add);
+        add = true;
+      };
+      project_back(in.wq, dq, grad.wq, grad.bq);
+      project_back(in.wk, dk, grad.wk, grad.bk);
+      project_back(in.wv, dv, grad.wv, grad.bv);
+    });
   }
 
   /// out from the heads' output o, the last step of forward, shapes checked.
@@ -192,6 +196,11 @@ struct MultiHead {
 
  private:
   Index groups() const { return kv_heads == 0 ? heads : kv_heads; }
+  /// Of q, k and v from the tokens.
+  template <class S>
+  static double projection_flop(const Args<S>& in) {
+    return 2.0 * double(in.x.rows) * double(in.x.cols) * double(in.wq.cols + in.wk.cols + in.wv.cols);
+  }
   template <class S>
   Index head_width(const Args<S>& in) const {
     return in.wv.cols / groups() * heads;

@@ -152,16 +152,22 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Ba
   const Index n = v.rows, width = v.cols, sweeps = r.sweeps(), first = r.smooth_first ? 0 : 1;
   const MutView<S> left = arena.matrix<S>(n, sweeps * width), right = arena.matrix<S>(n, sweeps * width);
   const MutView<S> h = arena.matrix<S>(n, width), sum = arena.matrix<S>(dv.given() ? n : 0, width);
-  const MutView<S> g_start = arena.matrix<S>(r.smooth_first ? 0 : n, width);  // G_0 where no sweep wants it
-  const MutView<S> u = arena.matrix<S>(n, r.steps * width);                   // u_0 .. u_{T-1}
+  const MutView<S> g_start = arena.matrix<S>(r.smooth_first ? 0 : n, width);         // G_0 where no sweep wants it
+  const MutView<S> u = arena.matrix<S>(n, std::max<Index>(0, r.steps - 1) * width);  // u_1 .. u_{T-1}
   const bool scaled = r.s != S(1) && r.steps > 0;
   const MutView<S> smoothed = scaled ? arena.matrix<S>(n, sweeps * width) : MutView<S>();  // s A w_t
   S* delta = arena.take<S>(n);
-  if (dv.given()) r.skip ? copy_rows<S>(context, dout, sum) : sum.fill(S(0));
 
   const auto of = [&](const MutView<S>& m, Index t) { return kept_step(m, t - first, width); };
   const auto gradient = [&](Index t) { return t < first ? g_start : of(left, t); };  // G_t
-  const auto step = [&](Index t) { return View<S>(kept_step(u, t, width)); };        // u_t
+  const auto step = [&](Index t) { return t == 0 ? kept_step(kept, 0, width) : View<S>(kept_step(u, t - 1, width)); };
+  const auto by_rows = [&](const auto& f) {  // f(a context of one worker, what takes its rows out of an array)
+    constexpr Index rows = 64;
+    context.run((n + rows - 1) / rows, [&](Index task, Arena& own) {
+      const Index begin = task * rows, count = std::min(rows, n - begin);
+      f(Context(own), [&](const auto& all) { return all.block(begin, 0, count, all.cols); });
+    });
+  };
   const auto descend = [&](Index t) {  // what H_t = A^T G_t says, once it is known
     if (scalars.wanted) {
       const Accumulator<S> hv = r.x == S(0) ? Accumulator<S>(0) : inner_product<S>(h, v);
@@ -169,28 +175,32 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Ba
       scalars.ds += Accumulator<S>(r.x) * hv + Accumulator<S>(r.y) * hu + Accumulator<S>(r.dz_ds) * gu;
       scalars.dy += Accumulator<S>(r.s) * hu + Accumulator<S>(r.dz_dy) * gu;
     }
-    if (dv.given()) combine<P>(context, r.s * r.x, h, S(1), sum, sum);
-    combine<P>(context, r.z, gradient(t), r.s * r.y, h, gradient(t - 1));
+    by_rows([&](const Context& alone, const auto& in) {
+      if (dv.given()) combine<P>(alone, r.s * r.x, in(h), S(1), in(sum), in(sum));
+      combine<P>(alone, r.z, in(gradient(t)), r.s * r.y, in(h), in(gradient(t - 1)));
+    });
   };
 
-  if (r.steps > 0) copy_rows<S>(context, kept_step(kept, 0, width), kept_step(u, 0, width));
-  for (Index t = 1; t < r.steps; ++t)
-    combine<P>(context, r.s, kept_step(kept, t, width), r.z, step(t - 1), kept_step(u, t, width));
-  for (Index t = 1; t <= r.steps; ++t) {
-    const View<S> w = recurrence_input<P, S>(context, r, v, step(t - 1), of(right, t));
-    if (scaled) {
-      combine<P>(context, r.s, w, S(0), w, of(right, t));
-      combine<P>(context, r.s, kept_step(kept, t, width), S(0), w, of(smoothed, t));
-    } else if (w.data != of(right, t).data) {
-      copy_rows<S>(context, w, of(right, t));
+  by_rows([&](const Context& alone, const auto& in) {
+    for (Index t = 1; t < r.steps; ++t)
+      combine<P>(alone, r.s, in(kept_step(kept, t, width)), r.z, in(step(t - 1)), in(kept_step(u, t - 1, width)));
+    for (Index t = 1; t <= r.steps; ++t) {
+      const MutView<S> to = in(of(right, t));
+      const View<S> w = recurrence_input<P, S>(alone, r, in(v), in(step(t - 1)), to);
+      if (scaled) {
+        combine<P>(alone, r.s, w, S(0), w, to);
+        combine<P>(alone, r.s, in(kept_step(kept, t, width)), S(0), w, in(of(smoothed, t)));
+      } else if (w.data != to.data) {
+        copy<S>(w, to);
+      }
     }
-  }
-  if (r.smooth_first) {  // u_0 = A V
-    copy_rows<S>(context, v, of(right, 0));
-    if (scaled) copy_rows<S>(context, kept_step(kept, 0, width), of(smoothed, 0));
-  }
-
-  copy_rows<S>(context, dout, gradient(r.steps));
+    if (r.smooth_first) {  // u_0 = A V
+      copy<S>(in(v), in(of(right, 0)));
+      if (scaled) copy<S>(in(kept_step(kept, 0, width)), in(of(smoothed, 0)));
+    }
+    copy<S>(in(dout), in(gradient(r.steps)));
+    if (dv.given()) r.skip ? copy<S>(in(dout), in(sum)) : in(sum).fill(S(0));
+  });
   for (Index t = r.steps; t >= 1; --t) {
     if (t == first) break;  // pull_back does this sweep
     smooth_transposed<P>(context, plan.maps[0].scores, plan.maps[0].lse, gradient(t), h);
@@ -209,8 +219,10 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Ba
   pull_back<P>(context, plan, pass.collected);
   if (!r.smooth_first && r.steps > 0 && plan.dv.given()) descend(1);
   if (dv.given()) {
-    combine<P>(context, S(1), r.smooth_first ? h : g_start, S(1), sum, sum);
-    copy_or_add<S>(sum, dv, pass.accumulate.kv);
+    by_rows([&](const Context& alone, const auto& in) {
+      combine<P>(alone, S(1), in(r.smooth_first ? h : g_start), S(1), in(sum), in(sum));
+      copy_or_add<S>(in(sum), in(dv), pass.accumulate.kv);
+    });
   }
 }
 
