@@ -56,8 +56,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
   constexpr Index width = Blocks::panel;
   const Index n = scores.n(), d = scores.q.cols;
   ArenaScope scope(context.arena());
-  View<S> also = scores.k;
-  const KeyGuard<P, Mods> guard(context, scores, also);
+  const Guard<P, Mods> guard(context, {&scores});
 
   context.run((n + width - 1) / width, [&](Index task, Arena& arena) {
     const Index first = task * width, rows = std::min(width, n - first), vectors = (rows + P::lanes - 1) / P::lanes;
@@ -102,7 +101,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       scores.store_lse(lse, first + l, first, none ? -minus_infinity<S>() : top[l], weight[first + l]);
     }
   });
-  if (guard.found()) guard.poison(MutView<S>(lse.top, n, 0, 0), lse);
+  guard.poison(MutView<S>(lse.top, n, 0, 0), lse);
 }
 
 }  // namespace detail

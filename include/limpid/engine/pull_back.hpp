@@ -463,7 +463,10 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   ArenaScope scope(arena);
   const Index n = plan.left.rows, m = plan.right.rows;
   const PullCut<P> cut(n, m);
-  PullGuard<P, M, Mods> guard(context, plan);
+  std::array<Scores<S, Mods>*, M> maps;
+  for (std::size_t t = 0; t < M; ++t) maps[t] = &plan.maps[t].scores;
+  const Guard<P, Mods, M> guard(context, maps,
+                                {.right = &plan.right, .left = &plan.left, .x = plan.dv.given() ? &plan.x : nullptr});
   const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
   plan.left = pack_if_strided(context, plan.left, cut.key_blocks);
   if (plan.dv.given()) plan.x = one_array ? plan.left : pack_if_strided(context, plan.x, cut.key_blocks);
@@ -490,7 +493,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   context.run(
       cut.tasks(), [&](Arena& own) { return PullTasks<P, Emit, M, Mods>(context, shared, own); },
       [](PullTasks<P, Emit, M, Mods>& tasks, Index t) { tasks.run(t); });
-  guard.poison(collected);
+  guard.poison(plan, collected);
 }
 
 /// Gradients of one head from dA = left right^T (left n x r, right m x r):

@@ -388,7 +388,8 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   const Index n = maps[0].scores.n(), blocks = (n + step - 1) / step;
   Arena& common = context.arena();
   ArenaScope scope(common);
-  const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(context, map.scores, map.x); });
+  const auto guards =
+      each_map(maps, [&](auto& map) { return Guard<P, Mods>(context, {&map.scores}, {.right = &map.x}); });
   const bool few = are_normalised<Mods> && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
                    Decode::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
@@ -419,8 +420,7 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
       for (auto& b : block) b.finish();
     });
   }
-  for (std::size_t t = 0; t < M; ++t)
-    if (guards[t].found()) guards[t].poison(maps[t].out, maps[t].lse);
+  for (std::size_t t = 0; t < M; ++t) guards[t].poison(maps[t].out, maps[t].lse);
 }
 
 /// out = A x for one head, x m x dv, out n x dv; lse (may be null, and is where weights are not normalised) for later

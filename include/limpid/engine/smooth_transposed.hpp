@@ -20,9 +20,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
   constexpr Index ld = Blocks::keys, rows = Blocks::queries;
   const Index n = scores.n(), m = scores.m(), w = g.cols, pw = padded<P>(w);
   ArenaScope scope(context.arena());
-  const RowGuard<P, Mods> rows_of_g(context, scores, lse, g);
-  View<S> also = scores.k;
-  const KeyGuard<P, Mods> guard(context, scores, also);  // keys that nobody keeps must not be seen
+  const Guard<P, Mods> guard(context, {&scores}, {.x = &g});
 
   context.run((m + ld - 1) / ld, [&](Index task, Arena& arena) {
     const Index k0 = task * ld, k1 = std::min(m, k0 + ld), nk = k1 - k0;
@@ -47,7 +45,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
     }
     copy_or_add_scaled<P>(View<S>(sum, nk, w, pw), S(1), out.block(k0, 0, nk, w), accumulate);
   });
-  rows_of_g.poison(out);
+  guard.poison_transposed(out);
 }
 
 }  // namespace detail
