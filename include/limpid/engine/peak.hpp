@@ -79,11 +79,11 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       if (mixed) key_bias_by_row<P, false>(scores, t, vectors, start);
       scores.key_bias(first, b, nk, start);
       if (mixed)
-        product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                               AddScores<P>{tile, width, scores.scale});
+        product<P, Transposed::none>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
+                                     AddScores<P>{tile, width, scores.scale});
       else
-        product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                               StoreScores<P>{tile, width, scores.scale, start});
+        product<P, Transposed::none>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
+                                     StoreScores<P>{tile, width, scores.scale, start});
       if constexpr (Mods::per_pair) value_tile<P, false>(scores, t);
       drop_keys<P, false>(scores, start, t, minus_infinity<S>());
       if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());

@@ -318,8 +318,8 @@ class PullTasks {
       weights_tile<P>(map.scores, map.lse, map.weight, tile, keys_[t]->transposed, row_, raw_[t], next(map.scores.q));
       store.weights[t] = weights_[t], store.ds[t] = ds_[t], store.delta[t] = map.delta ? map.delta + q0 : nullptr;
     }
-    product<P, Walk::rows>(nq, vectors(), plan_.left.cols, plan_.left.row(q0), plan_.left.stride, right_t_, ld,
-                           prefetching(next(plan_.left), store));
+    product<P, Transposed::none>(nq, vectors(), plan_.left.cols, plan_.left.row(q0), plan_.left.stride, right_t_, ld,
+                                 prefetching(next(plan_.left), store));
   }
 
   /// The derivatives of modifiers, bandwidths' gradients, the key bias.
@@ -372,9 +372,9 @@ class PullTasks {
     Index q_stride;
     padded_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy_[t], q_rows, q_stride);
     if (!map.scores.by_pair()) {
-      product<P, Walk::columns>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Accumulate<P>{dk_[t], wide});
+      product<P, Transposed::a>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Accumulate<P>{dk_[t], wide});
     } else if constexpr (are_distances<Mods>) {
-      add_differences<P, Walk::columns>(map.scores.parts, nk_, features, nq, ds_[t], ld, q_rows, q_stride, keys_off_[t],
+      add_differences<P, Transposed::a>(map.scores.parts, nk_, features, nq, ds_[t], ld, q_rows, q_stride, keys_off_[t],
                                         wide, dk_[t], wide);
     }
   }
@@ -384,7 +384,7 @@ class PullTasks {
     const S* x_rows;
     Index x_stride;
     padded_rows<P>(plan_.x.block(q0, 0, nq, w_), x_copy_, x_rows, x_stride);
-    product<P, Walk::columns>(nk_, padded<P>(w_) / P::lanes, nq, total_, ld, x_rows, x_stride,
+    product<P, Transposed::a>(nk_, padded<P>(w_) / P::lanes, nq, total_, ld, x_rows, x_stride,
                               Accumulate<P>{dv_, padded<P>(w_)});
   }
 
@@ -403,12 +403,12 @@ class PullTasks {
                              dq.row(q0 + i));
       }
     if (!map.scores.by_pair()) {
-      product<P, Walk::rows>(nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
-                             prefetching(next(dq), Accumulate<P>{dq.row(q0), dq.stride}));
+      product<P, Transposed::none>(nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
+                                   prefetching(next(dq), Accumulate<P>{dq.row(q0), dq.stride}));
     } else if constexpr (are_distances<Mods>) {
       rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy_[t]);
-      add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
-                                     q_copy_[t], wide, dq.row(q0), dq.stride);
+      add_differences<P, Transposed::none>(map.scores.parts, nq, features, nk_, ds_[t], ld, keys_[t]->rows,
+                                           keys_[t]->stride, q_copy_[t], wide, dq.row(q0), dq.stride);
     }
   }
 

@@ -41,7 +41,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
       const S* g_rows;
       Index g_stride;
       padded_rows<P>(g.block(q0, 0, nq, w), copy, g_rows, g_stride);
-      product<P, Walk::columns>(nk, pw / P::lanes, nq, tile, ld, g_rows, g_stride, Accumulate<P>{sum, pw});
+      product<P, Transposed::a>(nk, pw / P::lanes, nq, tile, ld, g_rows, g_stride, Accumulate<P>{sum, pw});
     }
     copy_or_add_scaled<P>(View<S>(sum, nk, w, pw), S(1), out.block(k0, 0, nk, w), accumulate);
   });

@@ -74,7 +74,7 @@ struct Ista {
     const detail::Context& context = scope.context;
     const View<S> b = detail::normed<S>(scope, norm, in.x, in.gamma, in.beta, eps, scope.part(&Saved<S>::norm));
     const MutView<S> e = scope.room(&Saved<S>::residual, b.rows, b.cols);
-    detail::multiply<detail::Native<S>, detail::Walk::rows, true>(context, b, in.dictionary, e, false);
+    detail::multiply<detail::Native<S>, detail::Transposed::b>(context, b, in.dictionary, e, false);
     detail::add_scaled<S>(b, S(-1), e, e);  // B - B W^T
     detail::linear_in<detail::Native<S>>(context, e, in.dictionary, View<S>(), out);
     if (call.saved) call.saved->active.resize(b.rows, b.cols);
@@ -132,15 +132,15 @@ struct Ista {
       detail::copy_row<P>(m.row(i), db.row(i), cols);
       detail::scale_row<P>(step, m.row(i), m.row(i), cols);
     }
-    detail::multiply<P, detail::Walk::rows, true>(context, m, in.dictionary, n, false);  // n = eta M W^T
+    detail::multiply<P, detail::Transposed::b>(context, m, in.dictionary, n, false);  // n = eta M W^T
     for (Index i = 0; i < rows; ++i) {
       detail::add_row<P>(n.row(i), db.row(i), cols);
       detail::scale_row<P>(S(-1), n.row(i), n.row(i), cols);
     }
-    detail::multiply<P, detail::Walk::rows, false>(context, n, in.dictionary, db, true);  // dB = M + eta (N - N W)
+    detail::multiply<P, detail::Transposed::none>(context, n, in.dictionary, db, true);  // dB = M + eta (N - N W)
     if (grad.dictionary.given()) {  // dW = eta ((B - B W^T)^T M - N^T B)
-      detail::multiply<P, detail::Walk::columns, false>(context, e, m, grad.dictionary, call.accumulate);
-      detail::multiply<P, detail::Walk::columns, false>(context, n, b, grad.dictionary, true);
+      detail::multiply<P, detail::Transposed::a>(context, e, m, grad.dictionary, call.accumulate);
+      detail::multiply<P, detail::Transposed::a>(context, n, b, grad.dictionary, true);
     }
     if (norm)  // b = LN(x)
       detail::layer_norm_backward_in<P>(context, in.x, in.gamma, View<S>(saved.norm.statistics), View<S>(db),

@@ -22,7 +22,7 @@ namespace detail {
 template <class P>
 void linear_in(const Context& context, View<typename P::Scalar> x, View<typename P::Scalar> w,
                View<typename P::Scalar> b, MutView<typename P::Scalar> y) {
-  multiply<P, Walk::rows, false>(context, x, w, y, false, b.data);
+  multiply<P, Transposed::none>(context, x, w, y, false, b.data);
 }
 /// The same in a layer's forward call, kept in that field of what it saves.
 template <class S, class Saved>
@@ -37,9 +37,9 @@ void linear_backward_in(const Context& context, View<typename P::Scalar> x, View
                         View<typename P::Scalar> dy, const LinearGrads<typename P::Scalar>& grad, bool add_x,
                         bool add) {
   using S = typename P::Scalar;
-  if (grad.x.given()) multiply<P, Walk::rows, true>(context, dy, w, grad.x, add_x);    // dx = dy w^T
-  if (grad.w.given()) multiply<P, Walk::columns, false>(context, x, dy, grad.w, add);  // dw = x^T dy
-  if (grad.b.given()) {                                                                // db = column sums of dy
+  if (grad.x.given()) multiply<P, Transposed::b>(context, dy, w, grad.x, add_x);  // dx = dy w^T
+  if (grad.w.given()) multiply<P, Transposed::a>(context, x, dy, grad.w, add);    // dw = x^T dy
+  if (grad.b.given()) {                                                           // db = column sums of dy
     if (!add) grad.b.fill(S(0));
     for (Index i = 0; i < dy.rows; ++i) add_row<P>(dy.row(i), grad.b.data, dy.cols);
   }

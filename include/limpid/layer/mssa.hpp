@@ -107,7 +107,7 @@ struct MssaLayer {
     limpid::backward(op, {.y = saved.y}, saved.attention, d_o, {.y = dy}, {false, scope.workspace, scope.executor});
     bool add_u = call.accumulate;
     if (tied && grad.u.given()) {
-      detail::multiply<P, detail::Walk::columns, false>(scope.context, dout, o, grad.u, add_u);
+      detail::multiply<P, detail::Transposed::a>(scope.context, dout, o, grad.u, add_u);
       add_u = true;
     }
     detail::linear_backward_in<P>(scope.context, o, in.wo, dout, {{}, grad.wo, grad.bo}, false, call.accumulate);
@@ -122,7 +122,7 @@ struct MssaLayer {
     if (in.wo.given())
       detail::linear_in<P>(context, o, in.wo, in.bo, out);
     else
-      detail::multiply<P, detail::Walk::rows, true>(context, o, in.u, out, false, in.bo.data);
+      detail::multiply<P, detail::Transposed::b>(context, o, in.u, out, false, in.bo.data);
   }
 
   /// Shapes and numbers of the inputs, raised in the name of a layer.
