@@ -89,9 +89,9 @@ TEMPLATE_TEST_CASE("The register tile is the triple loop, whatever is left over.
         for (Index k = 0; k < inner; ++k)
           for (Index j = 0; j < width; ++j) b(k, j) = entry<S>(j, k + 5);
         Mat<S> by_rows(rows, width), by_columns(rows, width);
-        product<P, Walk::rows>(rows, vectors, inner, a.data(), lda, b.data(), width,
-                               StoreTile<P>{by_rows.data(), width});
-        product<P, Walk::columns>(rows, vectors, inner, at.data(), rows + 2, b.data(), width,
+        product<P, Transposed::none>(rows, vectors, inner, a.data(), lda, b.data(), width,
+                                     StoreTile<P>{by_rows.data(), width});
+        product<P, Transposed::a>(rows, vectors, inner, at.data(), rows + 2, b.data(), width,
                                   StoreTile<P>{by_columns.data(), width});
         bool same = true;  // the entries are small fractions: every sum is exact
         for (Index i = 0; i < rows; ++i)

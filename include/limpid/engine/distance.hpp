@@ -155,9 +155,9 @@ void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<ty
     const StorePart<P, KeysAreLanes> store{t.data, t.ld, part.factor, start};
     start = nullptr;
     if (part.differences)
-      product<P, Walk::rows>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store, AddSquare<P>());
+      product<P, Transposed::none>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store, AddSquare<P>());
     else
-      product<P, Walk::rows>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
+      product<P, Transposed::none>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
   }
   for (const auto& part : parts) {
     if (part.cols == 0 || !part.near_alone()) continue;
@@ -167,7 +167,7 @@ void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<ty
     const ScorePart<S>& by = beside ? *beside : part;
     store.beside = {left(by), lda, right(by), beside ? by.cols : 0, by.factor};
     start = nullptr;
-    product<P, Walk::rows>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
+    product<P, Transposed::none>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
   }
 }
 
@@ -326,14 +326,14 @@ void rows_taken_off(const PartsOfScores<S>& parts, const S* rows, Index stride, 
 
 /// out += sum_k a(r, k) (B[k] - own[r]), in the columns that are differences; elsewhere own is zero, and vectors of
 /// columns ahead of the first difference are plain products.
-template <class P, Walk W, class S = typename P::Scalar>
+template <class P, Transposed T, class S = typename P::Scalar>
 void add_differences(const PartsOfScores<S>& parts, Index rows, Index vectors, Index inner, const S* a, Index lda,
                      const S* b, Index ldb, const S* own, Index own_ld, S* out, Index ld) {
   const bool products = !parts[0].differences || parts[0].near_alone();
   const Index plain = products ? parts[0].cols / P::lanes : 0, at = plain * P::lanes;
-  if (plain > 0) product<P, W>(rows, plain, inner, a, lda, b, ldb, Accumulate<P>{out, ld});
+  if (plain > 0) product<P, T>(rows, plain, inner, a, lda, b, ldb, Accumulate<P>{out, ld});
   if (vectors > plain)
-    product<P, W>(rows, vectors - plain, inner, a, lda, b + at, ldb, Accumulate<P>{out + at, ld},
+    product<P, T>(rows, vectors - plain, inner, a, lda, b + at, ldb, Accumulate<P>{out + at, ld},
                   AddDifference<P>{own + at, own_ld});
 }
 

@@ -81,17 +81,16 @@ class GemmPanel {
   S* data_;
 };
 
-/// out = A B, A B + a row for all, or out += A B. A is a (W == rows) or its transpose (columns), B is b or its
-/// transpose. Cut into tasks by shape alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop;
+/// out = A B, A B + a row for all, or out += A B. A is a and B is b, or their transpose. Cut into tasks by shape alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop;
 /// scratch of one packed panel a worker.
-template <class P, Walk W, bool TransposeB>
+template <class P, Transposed T>
 void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
               MutView<typename P::Scalar> out, bool accumulate, const typename P::Scalar* row = nullptr) {
   using S = typename P::Scalar;
-  using Panel = GemmPanel<P, TransposeB>;
+  using Panel = GemmPanel<P, T == Transposed::b>;
   constexpr Index width = Panel::width, depth = GemmBlocks::depth;
-  const Index inner = W == Walk::rows ? a.cols : a.rows, step = W == Walk::rows ? a.stride : 1,
-              along = W == Walk::rows ? 1 : a.stride;
+  const Index inner = T == Transposed::a ? a.rows : a.cols, step = T == Transposed::a ? 1 : a.stride,
+              along = T == Transposed::a ? a.stride : 1;
   const Index panels = (out.cols + width - 1) / width, height = GemmBlocks::rows(out.rows, panels, inner),
               blocks = (out.rows + height - 1) / height;
   context.run(
@@ -104,11 +103,12 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
           for (Index i = 0; i < rows; ++i)
             for (Index c = 0; c < cols; ++c) to(i, c) = row ? row[c0 + c] : S(0);
         // a panel serves all rows of a block; of a few rows it would cost as much as they do, and b is read where it lies
-        const bool packed = TransposeB || rows > GemmBlocks::few_rows || cols % P::lanes != 0 || panel.holds(c0);
+        const bool packed =
+            T == Transposed::b || rows > GemmBlocks::few_rows || cols % P::lanes != 0 || panel.holds(c0);
         for (Index k0 = 0; k0 < inner; k0 += depth) {
           const Index count = std::min(depth, inner - k0);
           const S* b_rows = packed ? panel.rows(k0, count, c0, cols) : b.row(k0) + c0;
-          product<P, W>(rows, (cols + P::lanes - 1) / P::lanes, count, a.data + r0 * step + k0 * along, a.stride,
+          product<P, T>(rows, (cols + P::lanes - 1) / P::lanes, count, a.data + r0 * step + k0 * along, a.stride,
                         b_rows, packed ? width : b.stride,
                         StoreInside<P>{to.data, to.stride, cols, accumulate || k0 > 0, row ? row + c0 : row});
         }

@@ -1,4 +1,4 @@
-// limpid: the guards against values nobody may see: what is not finite behind a mask.
+// limpid: the guard against values nobody may see: what is not finite behind a mask.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -12,255 +12,168 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// A copy of v with zeros in the place of what is not finite: of such entries, or of the rows that hold one.
+/// A copy of v with zeros in the place of what is not finite: of such entries, or of the whole rows that hold one.
 template <class S>
-View<S> without_bad_entries(Arena& arena, View<S> v) {
-  const MutView<S> c = arena.matrix<S>(v.rows, v.cols);
-  for (Index i = 0; i < v.rows; ++i)
-    for (Index k = 0; k < v.cols; ++k) c(i, k) = row_is_finite(&v(i, k), 1) ? v(i, k) : S(0);
-  return c;
-}
-template <class S>
-View<S> without_bad_rows(Arena& arena, View<S> v) {
+View<S> without_bad(Arena& arena, View<S> v, bool whole_rows) {
   const MutView<S> c = arena.matrix<S>(v.rows, v.cols);
   for (Index i = 0; i < v.rows; ++i) {
-    const bool fine = row_is_finite(v.row(i), v.cols);
-    for (Index k = 0; k < v.cols; ++k) c(i, k) = fine ? v(i, k) : S(0);
+    const bool fine = !whole_rows || row_is_finite(v.row(i), v.cols);
+    for (Index k = 0; k < v.cols; ++k) c(i, k) = fine && row_is_finite(&v(i, k), 1) ? v(i, k) : S(0);
   }
   return c;
 }
 
-/// Scores of such copies, halves of |row|^2 included, which are NaN for such rows.
-template <class S, class Mods>
-void without_bad_queries(Arena& arena, Scores<S, Mods>& scores) {
-  scores.q = without_bad_rows(arena, scores.q);
-  for (auto& part : scores.parts)
-    if (part.near_alone())
-      part.half_q = without_bad_entries(arena, View<S>(part.half_q, 1, scores.n() + part.behind, 0)).data;
-}
-template <class S, class Mods>
-void without_bad_keys(Arena& arena, Scores<S, Mods>& scores) {
-  scores.k = without_bad_rows(arena, scores.k);
-  for (auto& part : scores.parts)
-    if (part.near_alone())
-      part.half_k = without_bad_entries(arena, View<S>(part.half_k, 1, scores.m() + part.behind, 0)).data;
-}
+/// An array as it was given to a sweep, which reads a copy without_bad where it is not fine.
+template <class S>
+struct Guarded {
+  View<S> given = {};
+  bool fine = true;
+  bool row_is_fine(Index i) const { return fine || row_is_finite(given.row(i), given.cols); }
+  bool entry_is_fine(Index i, Index c) const { return fine || row_is_finite(&given(i, c), 1); }
+};
 
-/// A masked key must not be seen, whatever it holds: 0 * NaN would show it. Where a pair can be
-/// masked, keys and values are looked through; if one is not finite, the sweep works on copies with
-/// zeros in its place, and `poison` then writes NaN exactly where a query that keeps such a key
-/// would have had it: everywhere for a key, in its column for an entry of a value. Queries
-/// likewise, where a score function may add minus infinity: NaN - inf would not be a masked score.
-template <class P, class Mods>
-class KeyGuard {
+/// The arrays that a sweep reads beside q and k, as far as it does.
+template <class S>
+struct SweepArrays {
+  View<S>* right = nullptr;  ///< a row for each key: of out = A right, or of dA = left right^T
+  View<S>* left = nullptr;   ///< a row for each query
+  View<S>* x = nullptr;      ///< a row for each query: of out = A^T x
+};
+
+/// What is not finite has to show in all that counts it, and in nothing else: 0 * NaN would show what a masked key, or a
+/// query that keeps no key, holds, and NaN - inf is no masked score. Where a pair can be masked, what a sweep reads is
+/// looked through; if something is not finite, the sweep works on copies with zeros in its place, and `poison` then
+/// writes NaN where it would have come. A query that is not finite and keeps a key, or a key that is kept, spoils a
+/// row's weights and all that is made of them; an entry of another array the sums that it is part of, its column alone.
+/// Queries are looked through in a backward pass, whose dK is made of them, or where a score function may mask.
+template <class P, class Mods, int M = 1>
+class Guard {
  public:
   using S = typename P::Scalar;
+  using Map = Scores<S, Mods>;
 
-  KeyGuard(const Context& context, Scores<S, Mods>& scores, View<S>& x)
-      : scores_(&scores), bad_k_(scores.k), bad_x_(x) {
+  /// All maps are of the same pairs. Whatever is not finite is replaced in them and in the arrays.
+  Guard(const Context& context, const std::array<Map*, M>& maps, const SweepArrays<S>& arrays = {}) : map_(maps[0]) {
     Arena& arena = context.arena();
-    const auto clean = [&](View<S> v) { return all_finite<P>(context, v); };
-    scores.settle(arena);
-    if (!scores.can_mask()) return;
-    if (Mods::per_pair && !clean(scores.q)) {
-      queries_ = arena.take<Index>(scores.n());
-      for (Index i = 0; i < scores.n(); ++i)
-        if (!row_is_finite(scores.q.row(i), scores.q.cols)) queries_[query_count_++] = i;
-      without_bad_queries(arena, scores);
+    bool can_mask = false;
+    for (Map* map : maps) map->settle(arena), can_mask = can_mask || map->can_mask();
+    if (!can_mask) return;
+    right_ = guarded(context, arrays.right), left_ = guarded(context, arrays.left), x_ = guarded(context, arrays.x);
+    bool fine = right_.fine && left_.fine && x_.fine;
+    for (std::size_t t = 0; t < M; ++t) {
+      if (Mods::per_pair || arrays.left) q_[t] = guarded(context, *maps[t], &Map::q, &ScorePart<S>::half_q);
+      k_[t] = guarded(context, *maps[t], &Map::k, &ScorePart<S>::half_k);
+      fine = fine && q_[t].fine && k_[t].fine;
     }
-    const bool fine_k = clean(bad_k_), fine_x = clean(bad_x_);
-    if (fine_k && fine_x) return;
-    keys_ = arena.take<Index>(scores.m());
-    for (Index j = 0; j < scores.m(); ++j)
-      if (!row_is_finite(bad_k_.row(j), bad_k_.cols) || !row_is_finite(bad_x_.row(j), bad_x_.cols)) keys_[count_++] = j;
-    if (!fine_k) without_bad_keys(arena, scores);
-    if (!fine_x) x = without_bad_entries(arena, bad_x_);
+    if (!fine) find_rows(arena);
   }
 
-  bool found() const { return count_ > 0 || query_count_ > 0; }
+  /// Of out = A right, and the log-sum-exp of its rows.
   void poison(MutView<S> out, Lse<S> lse) const {
-    const S nan = S(std::numeric_limits<double>::quiet_NaN());
-    const auto spoil_lse = [&](Index i) {
-      if (lse.given()) lse.top[i] = lse.inverse[i] = nan;
-    };
-    for (Index b = 0; b < count_; ++b) {
-      const Index j = keys_[b];
-      const bool whole = !row_is_finite(bad_k_.row(j), bad_k_.cols);
-      for (Index i = 0; i < out.rows; ++i) {
-        if (!keeps(i, j)) continue;
-        if (whole) spoil_lse(i);
-        for (Index c = 0; c < out.cols; ++c)
-          if (whole || !row_is_finite(&bad_x_(j, c), 1)) out(i, c) = nan;
+    for (Index i = 0; rows_ && i < out.rows; ++i) {
+      if (rows_[i] == Bad::weights) {
+        spoil(out, i);
+        if (lse.given()) lse.top[i] = lse.inverse[i] = nan();
+      } else if (rows_[i] == Bad::sums) {
+        for (Index b = 0; b < key_count_; ++b)
+          if (map_->keeps(i, keys_[b])) spoil(out, i, right_, keys_[b]);
       }
-    }
-    for (Index b = 0; b < query_count_; ++b) {
-      const Index i = queries_[b];
-      bool any = false;
-      for (Index j = 0; j < scores_->m() && !any; ++j) any = keeps(i, j);
-      if (!any) continue;
-      spoil_lse(i);
-      for (Index c = 0; c < out.cols; ++c) out(i, c) = nan;
     }
   }
 
-  bool keeps(Index i, Index j) const { return scores_->keeps(i, j); }
-
- private:
-  const Scores<S, Mods>* scores_;
-  View<S> bad_k_, bad_x_;
-  Index *keys_ = nullptr, *queries_ = nullptr;
-  Index count_ = 0, query_count_ = 0;
-};
-
-/// As KeyGuard, for sums over queries: a row of g that keeps no key passes nothing, whatever it or its query holds, and
-/// an entry of g that is not finite spoils its column alone.
-template <class P, class Mods>
-class RowGuard {
- public:
-  using S = typename P::Scalar;
-
-  RowGuard(const Context& context, Scores<S, Mods>& scores, Lse<const S>& lse, View<S>& g)
-      : scores_(&scores), bad_g_(g) {
-    Arena& arena = context.arena();
-    using std::isnan;
-    if (!scores.can_mask()) return;
-    bool clean = all_finite<P>(context, g) && all_finite<P>(context, scores.q);
-    const auto unknown = [&](Index i) { return are_normalised<Mods> && isnan(lse.inverse[i]); };
-    for (Index i = 0; i < g.rows; ++i) clean = clean && !unknown(i);
-    if (clean) return;
-    rows_ = arena.take<Index>(g.rows);
-    whole_ = arena.take<bool>(g.rows);
-    S *top = arena.take<S>(g.rows), *inverse = arena.take<S>(g.rows);
-    for (Index i = 0; i < g.rows; ++i) {
-      const bool whole = unknown(i) || !row_is_finite(scores.q.row(i), scores.q.cols);
-      if (whole || !row_is_finite(g.row(i), g.cols)) rows_[count_] = i, whole_[count_++] = whole;
-      if constexpr (are_normalised<Mods>) {
-        top[i] = whole ? -minus_infinity<S>() : lse.top[i];
-        inverse[i] = whole ? S(0) : lse.inverse[i];
-      }
-    }
-    without_bad_queries(arena, scores);
-    g = without_bad_entries(arena, g), lse = {top, inverse};
-  }
-
-  /// NaN into out = A^T g wherever such a row keeps a key.
-  void poison(MutView<S> out) const {
-    const S nan = S(std::numeric_limits<double>::quiet_NaN());
-    for (Index b = 0; b < count_; ++b)
-      for (Index j = 0; j < out.rows; ++j) {
-        if (!scores_->keeps(rows_[b], j)) continue;
-        for (Index c = 0; c < out.cols; ++c)
-          if (whole_[b] || !row_is_finite(&bad_g_(rows_[b], c), 1)) out(j, c) = nan;
-      }
-  }
-
- private:
-  const Scores<S, Mods>* scores_;
-  View<S> bad_g_;
-  Index* rows_ = nullptr;
-  bool* whole_ = nullptr;  // the weights themselves are NaN
-  Index count_ = 0;
-};
-
-/// As KeyGuard, for the backward pass. What is not finite is replaced by zeros, and `poison`
-/// writes NaN where it would have come: a row of dS where a query, its dout, or a key or
-/// value that it keeps is not finite; where it is a query or key, its weights too, which dV
-/// hangs on. A query with nothing to keep, or a masked key, passes nothing whatever it holds.
-template <class P, int M, class Mods>
-class PullGuard {
- public:
-  using S = typename P::Scalar;
-
-  PullGuard(const Context& context, BackwardPlan<S, Mods, M>& plan)
-      : plan_(plan), bad_left_(plan.left), bad_right_(plan.right), bad_x_(plan.x) {
-    Arena& arena = context.arena();
-    for (auto& map : plan.maps) map.scores.settle(arena);
-    if (std::none_of(plan.maps.begin(), plan.maps.end(), [](const auto& map) { return map.scores.can_mask(); })) return;
-    bool clean = all_finite<P>(context, plan.left) && all_finite<P>(context, plan.right);
-    if (plan.dv.given()) clean = clean && all_finite<P>(context, plan.x);
-    for (const auto& map : plan.maps)
-      clean = clean && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
-    if (clean) return;
-    const Index n = plan.left.rows, m = plan.right.rows;
-    state_ = arena.take<State>(n);
-    bool *bad_key = arena.take<bool>(m), *bad_value = arena.take<bool>(m);
-    for (Index j = 0; j < m; ++j) {
-      bad_value[j] = !row_is_finite(plan.right.row(j), plan.right.cols);
-      bad_key[j] = false;
-      for (const auto& map : plan.maps) bad_key[j] |= !row_is_finite(map.scores.k.row(j), map.scores.k.cols);
-    }
-    for (Index i = 0; i < n; ++i) {
-      bool odd = false;
-      for (const auto& map : plan.maps) odd |= !row_is_finite(map.scores.q.row(i), map.scores.q.cols);
-      const bool odd_left = !row_is_finite(plan.left.row(i), plan.left.cols);
-      state_[i] = State::fine;
-      for (Index j = 0; j < m && state_[i] != State::no_weights; ++j)
-        if ((odd || odd_left || bad_key[j] || bad_value[j]) && plan.maps[0].scores.keeps(i, j))
-          state_[i] = odd || bad_key[j] ? State::no_weights : State::no_gradient;
-    }
-    plan.left = without_bad_entries(arena, plan.left);
-    plan.right = without_bad_entries(arena, plan.right);
-    if (plan.dv.given()) plan.x = without_bad_entries(arena, plan.x);
-    for (auto& map : plan.maps) {
-      without_bad_queries(arena, map.scores);
-      without_bad_keys(arena, map.scores);
-      if constexpr (!are_normalised<Mods>) continue;  // what bad rows would give is written over
-      S *top = arena.take<S>(n), *inverse = arena.take<S>(n), *delta = arena.take<S>(n);
-      for (Index i = 0; i < n; ++i) {
-        const bool out = state_[i] == State::no_weights;
-        top[i] = out ? -minus_infinity<S>() : map.lse.top[i];
-        inverse[i] = out ? S(0) : map.lse.inverse[i];
-        delta[i] = out ? S(0) : (state_[i] == State::fine ? map.delta[i] : nan());
-      }
-      map.lse = {top, inverse}, map.delta = delta;
+  /// Of out = A^T x.
+  void poison_transposed(MutView<S> out) const {
+    for (Index i = 0; rows_ && i < map_->n(); ++i) {
+      const bool weights = rows_[i] == Bad::weights;
+      if (!weights && x_.row_is_fine(i)) continue;
+      for (Index j = 0; j < out.rows; ++j)
+        if (map_->keeps(i, j)) weights ? spoil(out, j) : spoil(out, j, x_, i);
     }
   }
 
-  void poison(S* collected) const {
-    if (!state_) return;
-    const auto& scores = plan_.maps[0].scores;
-    const auto spoil = [&](MutView<S> v, Index row) {
-      if (v.given())
-        for (Index c = 0; c < v.cols; ++c) v(row, c) = nan();
-    };
-    for (Index i = 0; i < plan_.left.rows; ++i) {
-      const bool weights = state_[i] != State::no_weights, gradient = state_[i] == State::fine;
-      const bool left = row_is_finite(bad_left_.row(i), bad_left_.cols);
-      const bool x = !plan_.dv.given() || row_is_finite(bad_x_.row(i), bad_x_.cols);
-      if (gradient && x) continue;
-      if (!gradient)
-        for (const auto& map : plan_.maps) spoil(map.dq, i);
-      for (Index j = 0; j < plan_.right.rows; ++j) {
-        if (!scores.keeps(i, j)) continue;
-        if (!weights)
-          spoil(plan_.dv, j);
-        else if (!x)
-          for (Index c = 0; c < plan_.dv.cols; ++c)
-            if (!row_is_finite(&bad_x_(i, c), 1)) plan_.dv(j, c) = nan();
-        if (gradient) continue;
-        for (const auto& map : plan_.maps) {
+  /// Of a backward pass: dV = A^T x, and all that is made of dS, whose rows are NaN where those of A or of dA are.
+  void poison(const BackwardPlan<S, Mods, M>& plan, S* collected) const {
+    if (!rows_) return;
+    if (plan.dv.given()) poison_transposed(plan.dv);
+    for (Index i = 0; i < map_->n(); ++i) {
+      if (rows_[i] == Bad::nothing) continue;
+      for (const auto& map : plan.maps) spoil(map.dq, i);
+      for (Index j = 0; j < map_->m(); ++j) {
+        if (!map_->keeps(i, j)) continue;
+        for (const auto& map : plan.maps) {
           spoil(map.dk, j);
           if (map.dbias) map.dbias[j] = nan();
         }
-        if (plan_.relevance.c && !(weights && left && row_is_finite(bad_right_.row(j), bad_right_.cols)))
-          plan_.relevance.c[j] = nan();
-        if (Mods::collects_gradient && scores.mods->wants_gradient())
-          scores.mods->pull(S(0), nan(), scores.place(i, j), collected);
+        if (plan.relevance.c && (rows_[i] == Bad::weights || !left_.row_is_fine(i) || !right_.row_is_fine(j)))
+          plan.relevance.c[j] = nan();
+        if (Mods::collects_gradient && map_->mods->wants_gradient())
+          map_->mods->pull(S(0), nan(), map_->place(i, j), collected);
       }
-      if (!gradient)
-        for (const auto& moment : plan_.moments)
-          if (moment.sum) *moment.sum = Accumulator<S>(nan());
+      for (const auto& moment : plan.moments)
+        if (moment.sum) *moment.sum = Accumulator<S>(nan());
     }
   }
 
  private:
-  enum class State : unsigned char { fine, no_gradient, no_weights };  // of a query's row
+  enum class Bad : unsigned char { nothing, sums, weights };  // of a row of A, by what it keeps
 
   static S nan() { return S(std::numeric_limits<double>::quiet_NaN()); }
+  /// NaN into row r of out.
+  static void spoil(MutView<S> out, Index r) {
+    if (out.given()) std::fill(out.row(r), out.row(r) + out.cols, nan());
+  }
+  /// The same where row i of an array is not finite.
+  static void spoil(MutView<S> out, Index r, const Guarded<S>& from, Index i) {
+    for (Index c = 0; c < out.cols; ++c)
+      if (!from.entry_is_fine(i, c)) out(r, c) = nan();
+  }
 
-  BackwardPlan<S, Mods, M>& plan_;
-  View<S> bad_left_, bad_right_, bad_x_;
-  State* state_ = nullptr;
+  static Guarded<S> guarded(const Context& context, View<S>* v) {
+    if (!v) return {};
+    const Guarded<S> as_given{*v, all_finite<P>(context, *v)};
+    if (!as_given.fine) *v = without_bad(context.arena(), *v, false);
+    return as_given;
+  }
+  /// The queries or the keys of a map, and their halves of |row|^2, which are NaN for such rows.
+  static Guarded<S> guarded(const Context& context, Map& map, View<S> Map::*rows, const S* ScorePart<S>::*half) {
+    const Guarded<S> as_given{map.*rows, all_finite<P>(context, map.*rows)};
+    if (as_given.fine) return as_given;
+    map.*rows = without_bad(context.arena(), as_given.given, true);
+    for (auto& part : map.parts)
+      if (part.near_alone()) {
+        const View<S> halves(part.*half, 1, as_given.given.rows + part.behind, 0);
+        part.*half = without_bad(context.arena(), halves, false).data;
+      }
+    return as_given;
+  }
+
+  static Bad bad(const std::array<Guarded<S>, M>& rows, const Guarded<S>& beside, Index i) {
+    for (const auto& v : rows)
+      if (!v.row_is_fine(i)) return Bad::weights;
+    return beside.row_is_fine(i) ? Bad::nothing : Bad::sums;
+  }
+  void find_rows(Arena& arena) {
+    const Index n = map_->n(), m = map_->m();
+    rows_ = arena.take<Bad>(n), keys_ = arena.take<Index>(m);
+    Bad* of_keys = arena.take<Bad>(m);
+    for (Index j = 0; j < m; ++j)
+      if ((of_keys[j] = bad(k_, right_, j)) != Bad::nothing) keys_[key_count_++] = j;
+    for (Index i = 0; i < n; ++i) {
+      const Bad own = bad(q_, left_, i);
+      rows_[i] = Bad::nothing;
+      for (Index j = 0; j < m && rows_[i] != own; ++j)
+        if (map_->keeps(i, j)) rows_[i] = own;
+      for (Index b = 0; b < key_count_ && rows_[i] != Bad::weights; ++b)
+        if (map_->keeps(i, keys_[b])) rows_[i] = std::max(rows_[i], of_keys[keys_[b]]);
+    }
+  }
+
+  const Map* map_;
+  std::array<Guarded<S>, M> q_, k_;
+  Guarded<S> left_, right_, x_;
+  Bad* rows_ = nullptr;  // null: all that was looked through is finite
+  Index* keys_ = nullptr;
+  Index key_count_ = 0;
 };
 
 }  // namespace detail

@@ -56,8 +56,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
   constexpr Index width = Blocks::panel;
   const Index n = scores.n(), d = scores.q.cols;
   ArenaScope scope(context.arena());
-  View<S> also = scores.k;
-  const KeyGuard<P, Mods> guard(context, scores, also);
+  const Guard<P, Mods> guard(context, {&scores});
 
   context.run((n + width - 1) / width, [&](Index task, Arena& arena) {
     const Index first = task * width, rows = std::min(width, n - first), vectors = (rows + P::lanes - 1) / P::lanes;
@@ -80,11 +79,11 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       if (mixed) key_bias_by_row<P, false>(scores, t, vectors, start);
       scores.key_bias(first, b, nk, start);
       if (mixed)
-        product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                               AddScores<P>{tile, width, scores.scale});
+        product<P, Transposed::none>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
+                                     AddScores<P>{tile, width, scores.scale});
       else
-        product<P, Walk::rows>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                               StoreScores<P>{tile, width, scores.scale, start});
+        product<P, Transposed::none>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
+                                     StoreScores<P>{tile, width, scores.scale, start});
       if constexpr (Mods::per_pair) value_tile<P, false>(scores, t);
       drop_keys<P, false>(scores, start, t, minus_infinity<S>());
       if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());
@@ -102,7 +101,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
       scores.store_lse(lse, first + l, first, none ? -minus_infinity<S>() : top[l], weight[first + l]);
     }
   });
-  if (guard.found()) guard.poison(MutView<S>(lse.top, n, 0, 0), lse);
+  guard.poison(MutView<S>(lse.top, n, 0, 0), lse);
 }
 
 }  // namespace detail

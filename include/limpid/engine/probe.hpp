@@ -19,8 +19,7 @@ void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scor
   using Blocks = PullBlocks<P>;
   constexpr Index ld = Blocks::keys, rows = Blocks::queries;
   ArenaScope scope(context.arena());
-  View<S> also = scores.k;
-  const KeyGuard<P, Mods> guard(context, scores, also);
+  const Guard<P, Mods> guard(context, {&scores});
   context.run((queries.end - queries.begin + rows - 1) / rows, [&](Index task, Arena& arena) {
     const Index q0 = queries.begin + task * rows, nq = std::min(rows, queries.end - q0);
     KeyPanel<P> panel(arena, scores.k.cols);

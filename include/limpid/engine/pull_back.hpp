@@ -242,8 +242,8 @@ class PullTasks {
       weights_tile<P>(map.scores, map.lse, map.weight, tile, keys_[t]->transposed, row_, raw_[t], next(map.scores.q));
       store.weights[t] = weights_[t], store.ds[t] = ds_[t], store.delta[t] = map.delta ? map.delta + q0 : nullptr;
     }
-    product<P, Walk::rows>(nq, vectors(), plan_.left.cols, plan_.left.row(q0), plan_.left.stride, right_t_, ld,
-                           prefetching(next(plan_.left), store));
+    product<P, Transposed::none>(nq, vectors(), plan_.left.cols, plan_.left.row(q0), plan_.left.stride, right_t_, ld,
+                                 prefetching(next(plan_.left), store));
   }
 
   /// The derivatives of modifiers, bandwidths' gradients, the key bias.
@@ -296,9 +296,9 @@ class PullTasks {
     Index q_stride;
     padded_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy_[t], q_rows, q_stride);
     if (!map.scores.by_pair()) {
-      product<P, Walk::columns>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Gather<P>{dk_[t], wide, gathered_});
+      product<P, Transposed::a>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Gather<P>{dk_[t], wide, gathered_});
     } else if constexpr (are_distances<Mods>) {
-      add_differences<P, Walk::columns>(map.scores.parts, nk_, features, nq, ds_[t], ld, q_rows, q_stride, keys_off_[t],
+      add_differences<P, Transposed::a>(map.scores.parts, nk_, features, nq, ds_[t], ld, q_rows, q_stride, keys_off_[t],
                                         wide, dk_[t], wide);
     }
   }
@@ -308,7 +308,7 @@ class PullTasks {
     const S* x_rows;
     Index x_stride;
     padded_rows<P>(plan_.x.block(q0, 0, nq, w_), x_copy_, x_rows, x_stride);
-    product<P, Walk::columns>(nk_, padded<P>(w_) / P::lanes, nq, total_, ld, x_rows, x_stride,
+    product<P, Transposed::a>(nk_, padded<P>(w_) / P::lanes, nq, total_, ld, x_rows, x_stride,
                               Gather<P>{dv_, padded<P>(w_), gathered_});
   }
 
@@ -327,12 +327,12 @@ class PullTasks {
                              dq.row(q0 + i));
       }
     if (!map.scores.by_pair()) {
-      product<P, Walk::rows>(nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
-                             prefetching(next(dq), Accumulate<P>{dq.row(q0), dq.stride}));
+      product<P, Transposed::none>(nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
+                                   prefetching(next(dq), Accumulate<P>{dq.row(q0), dq.stride}));
     } else if constexpr (are_distances<Mods>) {
       rows_taken_off<P>(map.scores.parts, map.scores.q.row(q0), map.scores.q.stride, nq, d, q_copy_[t]);
-      add_differences<P, Walk::rows>(map.scores.parts, nq, features, nk_, ds_[t], ld, keys_[t]->rows, keys_[t]->stride,
-                                     q_copy_[t], wide, dq.row(q0), dq.stride);
+      add_differences<P, Transposed::none>(map.scores.parts, nq, features, nk_, ds_[t], ld, keys_[t]->rows,
+                                           keys_[t]->stride, q_copy_[t], wide, dq.row(q0), dq.stride);
     }
   }
 
@@ -392,7 +392,10 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   ArenaScope scope(arena);
   const Index n = plan.left.rows, m = plan.right.rows;
   const PullCut<P> cut(plan.maps[0].scores);
-  PullGuard<P, M, Mods> guard(context, plan);
+  std::array<Scores<S, Mods>*, M> maps;
+  for (std::size_t t = 0; t < M; ++t) maps[t] = &plan.maps[t].scores;
+  const Guard<P, Mods, M> guard(context, maps,
+                                {.right = &plan.right, .left = &plan.left, .x = plan.dv.given() ? &plan.x : nullptr});
   const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
   plan.left = pack_if_strided(context, plan.left, cut.key_blocks);
   if (plan.dv.given()) plan.x = one_array ? plan.left : pack_if_strided(context, plan.x, cut.key_blocks);
@@ -419,7 +422,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   context.run(
       orders.tasks.count(), [&](Arena& own) { return PullTasks<P, Emit, M, Mods>(context, shared, own); },
       [](PullTasks<P, Emit, M, Mods>& tasks, Index t) { tasks.run(t); });
-  guard.poison(collected);
+  guard.poison(plan, collected);
 }
 
 /// Gradients of one head from dA = left right^T (left n x r, right m x r):

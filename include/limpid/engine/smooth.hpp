@@ -247,12 +247,12 @@ class SmoothBlock {
         if (sums_parts)
           scores_by_pair(t, vectors, panel, mixed, found);
         else if constexpr (product_finds_top)
-          product<P, Walk::rows>(
+          product<P, Transposed::none>(
               nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
               StoreAndFindTop<P, Scores<S, Mods>::adds>{tile_, width, scores_.scale, start_, found_});
         else
-          product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                                 StoreScores<P>{tile_, width, scores_.scale, start_});
+          product<P, Transposed::none>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
+                                       StoreScores<P>{tile_, width, scores_.scale, start_});
         if constexpr (Mods::per_pair) value_tile<P, false>(scores_, t);
         drop_keys<P, false>(scores_, start_, t, minus_infinity<S>());
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
@@ -281,13 +281,13 @@ class SmoothBlock {
           scores_by_pair(t, vectors, panel, mixed, nullptr);
           weights_from_scores<P>(scores_.weight, tile_, width, nk, vectors, top);
         } else {
-          product<P, Walk::rows>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                                 StoreWithLse<P>{tile_, width, scores_.scale, start_, top});
+          product<P, Transposed::none>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
+                                       StoreWithLse<P>{tile_, width, scores_.scale, start_, top});
         }
         drop_keys<P, false>(scores_, start_, t, S(0));
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, S(0));
       }
-      product<P, Walk::columns>(dv, vectors, nk, map_.x.row(b), map_.x.stride, tile_, width,
+      product<P, Transposed::a>(dv, vectors, nk, map_.x.row(b), map_.x.stride, tile_, width,
                                 Rescale<P>{ot_ + p * dv * width, width, alpha_});
     }
   }
@@ -341,8 +341,8 @@ class SmoothBlock {
           tile_by_pair<P, false>(scores_, scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start);
         return;
       }
-    product<P, Walk::rows>(t.nk, vectors, k.cols, k.row(t.k0), k.stride, panel, width,
-                           AddScores<P>{tile_, width, scores_.scale});
+    product<P, Transposed::none>(t.nk, vectors, k.cols, k.row(t.k0), k.stride, panel, width,
+                                 AddScores<P>{tile_, width, scores_.scale});
   }
   Index first_of(Index p) const { return q0_ + p * width; }
   Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }
@@ -388,7 +388,8 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
   const Index n = maps[0].scores.n(), blocks = (n + step - 1) / step;
   Arena& common = context.arena();
   ArenaScope scope(common);
-  const auto guards = each_map(maps, [&](auto& map) { return KeyGuard<P, Mods>(context, map.scores, map.x); });
+  const auto guards =
+      each_map(maps, [&](auto& map) { return Guard<P, Mods>(context, {&map.scores}, {.right = &map.x}); });
   const bool few = are_normalised<Mods> && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
                    Decode::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
@@ -419,8 +420,7 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
       for (auto& b : block) b.finish();
     });
   }
-  for (std::size_t t = 0; t < M; ++t)
-    if (guards[t].found()) guards[t].poison(maps[t].out, maps[t].lse);
+  for (std::size_t t = 0; t < M; ++t) guards[t].poison(maps[t].out, maps[t].lse);
 }
 
 /// out = A x for one head, x m x dv, out n x dv; lse (may be null, and is where weights are not normalised) for later

@@ -46,7 +46,7 @@ class TransposedTasks {
       const S* g_rows;
       Index g_stride;
       padded_rows<P>(g_.block(q0, 0, nq, w), copy_, g_rows, g_stride);
-      product<P, Walk::columns>(nk, pw / P::lanes, nq, tile_, ld, g_rows, g_stride, Gather<P>{sum_, pw, gathered});
+      product<P, Transposed::a>(nk, pw / P::lanes, nq, tile_, ld, g_rows, g_stride, Gather<P>{sum_, pw, gathered});
       gathered = true;
     }
     if (!gathered) clear(sum_, pw * ld);
@@ -73,9 +73,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
   using S = typename P::Scalar;
   Arena& arena = context.arena();
   ArenaScope scope(arena);
-  const RowGuard<P, Mods> rows_of_g(context, scores, lse, g);
-  View<S> also = scores.k;
-  const KeyGuard<P, Mods> guard(context, scores, also);  // keys that nobody keeps must not be seen
+  const Guard<P, Mods> guard(context, {&scores}, {.x = &g});
 
   const PullCut<P> cut(scores);
   const PullTaskList<P, S, Mods> tasks(arena, cut, scores);
@@ -89,7 +87,7 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
           copy_or_add_scaled<P>(sums, S(1), to, accumulate || !it.first);
         });
       });
-  rows_of_g.poison(out);
+  guard.poison_transposed(out);
 }
 
 }  // namespace detail

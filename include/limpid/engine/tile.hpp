@@ -14,8 +14,8 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// How a lies in memory: rows, a(r, k) = a[r * lda + k]; columns, a(r, k) = a[k * lda + r].
-enum class Walk { rows, columns };
+/// Which factor of a product is read as its transpose: none, a(r, k) = a[r * lda + k]; a, a(r, k) = a[k * lda + r].
+enum class Transposed { none, a, b };
 
 /// Hands a row of accumulators to an epilogue, at once where it takes them so (`row`), else one by one.
 template <class P, int N, class Epilogue>
@@ -38,7 +38,7 @@ struct AddProduct {
 };
 
 // Not inlined: inside a larger loop g++ spills the accumulators.
-template <class P, Walk W, int R, int N, class Step, class Epilogue>
+template <class P, Transposed T, int R, int N, class Step, class Epilogue>
 LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Index lda, const typename P::Scalar* b,
                                    Index ldb, const Step& step, const Epilogue& epilogue, Index r0, Index v0) {
   using V = typename P::V;
@@ -55,11 +55,11 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
     for (int v = 0; v < N; ++v) bv[v] = P::hold(P::load(b + v * P::lanes));
     LIMPID_UNROLL(16)
     for (int r = 0; r < R; ++r) {
-      const V av = P::set(W == Walk::rows ? a[r * lda] : a[r]);
+      const V av = P::set(T == Transposed::a ? a[r] : a[r * lda]);
       LIMPID_UNROLL(4)
       for (int v = 0; v < N; ++v) acc[r][v] = one.add(av, bv[v], acc[r][v], r0 + r, (v0 + v) * P::lanes);
     }
-    a += W == Walk::rows ? 1 : lda;
+    a += T == Transposed::a ? lda : 1;
     b += ldb;
   }
   const Epilogue finish = epilogue;  // a copy of its own: what is stored cannot change it
@@ -72,35 +72,35 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
   }
 }
 
-template <class P, Walk W, int N, class Step, class Epilogue>
+template <class P, Transposed T, int N, class Step, class Epilogue>
 void tile_rows(Index rows, Index inner, const typename P::Scalar* a, Index lda, const typename P::Scalar* b, Index ldb,
                const Step& by, const Epilogue& epilogue, Index v0) {
   constexpr int R = P::tile_rows;
-  const Index step = W == Walk::rows ? lda : 1;
+  const Index step = T == Transposed::a ? 1 : lda;
   Index r = 0;
-  for (; r + R <= rows; r += R) register_tile<P, W, R, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
+  for (; r + R <= rows; r += R) register_tile<P, T, R, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
   if constexpr (R > 4)
     if (r + 4 <= rows) {
-      register_tile<P, W, 4, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
+      register_tile<P, T, 4, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
       r += 4;
     }
-  for (; r < rows; ++r) register_tile<P, W, 1, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
+  for (; r < rows; ++r) register_tile<P, T, 1, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
 }
 
 /// C = A B over `rows` rows and `vectors` vectors; epilogue(row, first lane, accumulator) is called once for each. by:
 /// what is summed in place of products.
-template <class P, Walk W, class Epilogue, class Step = AddProduct<P>>
+template <class P, Transposed T, class Epilogue, class Step = AddProduct<P>>
 void product(Index rows, Index vectors, Index inner, const typename P::Scalar* a, Index lda,
              const typename P::Scalar* b, Index ldb, const Epilogue& epilogue, const Step& by = {}) {
   constexpr int N = P::tile_vectors;
   Index v = 0;
-  for (; v + N <= vectors; v += N) tile_rows<P, W, N>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
+  for (; v + N <= vectors; v += N) tile_rows<P, T, N>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
   if constexpr (N > 2)
     if (v + 2 <= vectors) {
-      tile_rows<P, W, 2>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
+      tile_rows<P, T, 2>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
       v += 2;
     }
-  for (; v < vectors; ++v) tile_rows<P, W, 1>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
+  for (; v < vectors; ++v) tile_rows<P, T, 1>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
 }
 
 template <class P>

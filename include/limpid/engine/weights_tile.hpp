@@ -151,11 +151,11 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
         tile_by_pair<P, true>(scores, scores.parts, t, vectors, rows, q.stride, keys_transposed,
                               mixed ? nullptr : start, row.near);
     } else if (mixed) {
-      product<P, Walk::rows>(t.nq, vectors, q.cols, rows, q.stride, keys_transposed, t.ld,
-                             AddScores<P>{t.data, t.ld, scale});
+      product<P, Transposed::none>(t.nq, vectors, q.cols, rows, q.stride, keys_transposed, t.ld,
+                                   AddScores<P>{t.data, t.ld, scale});
     } else {
-      product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                             prefetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
+      product<P, Transposed::none>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
+                                   prefetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
     }
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
@@ -171,8 +171,8 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
           P::store(p, P::if_equal(s, none, zero, scores.weight.template weight<P>(below)));
       }
   } else {
-    product<P, Walk::rows>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                           prefetching(next, StoreWeights<P>{t.data, t.ld, scale, start, row.top, row.factor}));
+    product<P, Transposed::none>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
+                                 prefetching(next, StoreWeights<P>{t.data, t.ld, scale, start, row.top, row.factor}));
   }
   drop_keys<P, true>(scores, start, t, S(0));
   if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));

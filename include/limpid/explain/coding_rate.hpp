@@ -108,9 +108,9 @@ class OneRate {
     if (size == 0) return;
     Mat<W> gram(size, size);
     if (x.rows < x.cols)
-      multiply<P, Walk::rows, true>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
+      multiply<P, Transposed::b>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
     else
-      multiply<P, Walk::columns, false>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
+      multiply<P, Transposed::a>(context, View<W>(y_), View<W>(y_), MutView<W>(gram), false);
     gram *= share_;
     if (options.normalise && alpha_ < W(1)) gram_ = gram;
     const Mat<W> diagonal = gram.diagonal();
@@ -143,8 +143,8 @@ class OneRate {
     const bool across = gram_.size() > 0, by_rows = y_.rows() < y_.cols();
     d = y_;
     if (across)
-      multiply<P, Walk::rows, false>(context_, View<W>(by_rows ? gram_ : y_), View<W>(by_rows ? y_ : gram_),
-                                     MutView<W>(d), false);
+      multiply<P, Transposed::none>(context_, View<W>(by_rows ? gram_ : y_), View<W>(by_rows ? y_ : gram_),
+                                    MutView<W>(d), false);
     if (by_rows) {
       solve(d);
     } else {
@@ -282,7 +282,7 @@ void subspace_coding_rate_backward(X&& x, U&& u, double g, const std::type_ident
     const auto power = [&](Index i) { return options.normalise ? 0 : tokens.exponents[i]; };
     if (du.given()) {
       for (Index i = 0; i < y.rows; ++i) detail::scale_by_power(dy.row(i), power(i), y.row(i), y.cols);
-      detail::multiply<P, detail::Walk::columns, false>(context, tokens.rows, y, du, call.accumulate);
+      detail::multiply<P, detail::Transposed::a>(context, tokens.rows, y, du, call.accumulate);
     }
     if (!dx.given()) return;
     const MutView<S> to = context.arena().template matrix<S>(1, vx.cols), rows = tokens.rows;
@@ -292,7 +292,7 @@ void subspace_coding_rate_backward(X&& x, U&& u, double g, const std::type_ident
       exponents[i] = exponent + power(i) - tokens.exponents[i];
       detail::scale_by_power(dy.row(i), -exponent, y.row(i), y.cols);
     }
-    detail::multiply<P, detail::Walk::rows, true>(context, y, vu, rows, false);
+    detail::multiply<P, detail::Transposed::b>(context, y, vu, rows, false);
     for (Index i = 0; i < y.rows; ++i) {
       detail::scale_by_power(rows.row(i), exponents[i], to.row(0), vx.cols);
       for (Index c = 0; c < vx.cols; ++c) dx(i, c) = to(0, c) + (call.accumulate ? dx(i, c) : S(0));

@@ -103,27 +103,13 @@ struct Aot {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     check<S>("aot layer", in, out, "out", call.batch);
-    detail::refuse_overlaps("aot layer", detail::arrays({{"out", out}}),
-                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
-    const detail::SavedTurn saved_turn(call.saved, true, "aot layer");
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
-    if (call.saved) call.saved->filled = false;
-    if (call.saved && !norm) call.saved->norm.statistics.resize(0, 4);  // of an earlier call
-    View<S> h = in.x;
-    if (norm) {
-      const MutView<S> to = workspace.common().template matrix<S>(in.x.rows, in.x.cols);
-      layer_norm(in.x, in.gamma, in.beta, to,
-                 {eps, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor});
-      h = to;
-    }
+    detail::refuse_out_overlaps("aot layer", op, in, out);
+    const detail::ForwardScope<Saved<S>> scope("aot layer", call);
+    const View<S> h = detail::normed<S>(scope, norm, in.x, in.gamma, in.beta, eps, scope.part(&Saved<S>::norm));
     attention().forward(detail::attention_args<View<S>, Op>(in, h), out,
-                        {call.batch, call.saved ? &call.saved->attention : nullptr, &workspace, call.executor});
+                        {call.batch, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
     detail::add_scaled<S>(in.x, step<S>(in), out, out);  // out = x + eta Attention(H)
-    if (call.saved) call.saved->filled = true;
+    scope.done();
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -136,25 +122,15 @@ struct Aot {
     detail::check_gradients("aot layer", in, grad);
     check_saved<S>("aot layer", in, saved);
     detail::refuse_gradient_overlaps("aot layer", op, in, dout, grad);
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    Arena& arena = workspace.common();
-    ArenaScope scope(arena);
-    const detail::Context context(workspace, call.executor);
+    const detail::LayerScope scope(call);
+    Arena& arena = scope.arena;
     const Index rows = in.x.rows, cols = in.x.cols;
-    View<S> h = in.x;
-    if (norm) {
-      const MutView<S> to = arena.matrix<S>(rows, cols);
-      layer_norm(in.x, in.gamma, in.beta, to, {eps, nullptr, &workspace, call.executor});
-      h = to;
-    }
+    const View<S> h = detail::normed<S>(scope, norm, in.x, in.gamma, in.beta, eps, nullptr);
     const auto args = detail::attention_args<View<S>, Op>(in, h);
     const MutView<S> da = arena.matrix<S>(rows, cols), dh = arena.matrix<S>(rows, cols);
     S d_eta(0);
     if (grad.eta.given()) {  // d eta = <dout, Attention(H)>
-      attention().template project<S>(context, args, saved.attention.o, da);
+      attention().template project<S>(scope.context, args, saved.attention.o, da);
       S* each = arena.take<S>(rows);
       detail::row_dots<detail::Native<S>>(dout, View<S>(da), each);
       detail::Accumulator<S> sum = 0;
@@ -168,7 +144,7 @@ struct Aot {
     if (call.accumulate) dh.fill(S(0));  // this one is ours
     attention().template backward<S>(args, saved.attention, da,
                                      detail::attention_args<MutView<S>, Op>(grad, onward ? dh : MutView<S>()),
-                                     {call.accumulate, &workspace, call.executor});
+                                     {call.accumulate, scope.workspace, scope.executor});
     if (grad.eta.given()) grad.eta(0, 0) = d_eta;
     if (grad.x.given()) {  // the skip
       if (call.accumulate)
@@ -179,7 +155,7 @@ struct Aot {
     if (!norm) {
       if (grad.x.given()) detail::add_scaled<S>(grad.x, S(1), dh, grad.x);
     } else if (onward) {  // h = LN(x)
-      detail::layer_norm_backward_in<detail::Native<S>>(context, in.x, in.gamma, View<S>(saved.norm.statistics),
+      detail::layer_norm_backward_in<detail::Native<S>>(scope.context, in.x, in.gamma, View<S>(saved.norm.statistics),
                                                         View<S>(dh), {grad.x, grad.gamma, grad.beta}, true,
                                                         call.accumulate);
     }
@@ -195,8 +171,7 @@ struct Aot {
   /// Shapes and numbers of a call, raised in the name of a layer; out_name is that of out: out or dout.
   template <class S>
   void check(const char* layer, const Args<S>& in, View<S> out, const char* out_name, Index batch) const {
-    if (in.eta.given() && (in.eta.rows != 1 || in.eta.cols != 1))
-      detail::raise(std::string(layer) + ": eta is " + detail::shape_text(in.eta.rows, in.eta.cols) + ", wanted 1 x 1");
+    detail::check_number(layer, "eta", in.eta);
     detail::check_parameters(layer, "eta", in.eta);
     if (!detail::are_factors(step(in)))
       detail::raise(std::string(layer) + ": eta is " + detail::number_text(step(in)) + ", wanted at most " +
@@ -217,9 +192,7 @@ struct Aot {
     if (const Index width = attention().template out_width<S>(args); width != in.x.cols)
       detail::raise(std::string(layer) + ": the attention's result has " + detail::text_of(width) +
                     " columns, wanted " + detail::text_of(in.x.cols) + " as x has");
-    if (out.rows != in.x.rows || out.cols != in.x.cols)
-      detail::raise(std::string(layer) + ": " + out_name + " is " + detail::shape_text(out.rows, out.cols) +
-                    ", wanted " + detail::shape_text(in.x.rows, in.x.cols) + " as x");
+    detail::check_like_x(layer, out_name, out, in.x);
   }
   /// That saved was filled by a forward call of such inputs.
   template <class S>
@@ -281,22 +254,16 @@ struct AotStack {
     check<S>(x, layers, out, "out", call.batch);
     detail::refuse_overlaps("aot stack", detail::arrays({{"out", out}}),
                             detail::joined(read<S>(x, layers), detail::tables_of(layer.op)));
-    const detail::SavedTurn saved_turn(call.saved, true, "aot stack");
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
+    const detail::ForwardScope<Saved<S>> scope("aot stack", call);
     const auto depth = layers.size();
     if (depth == 0) detail::copy<S>(x, out);
     if (call.saved) {
-      call.saved->filled = false;
       call.saved->layers.resize(depth);
       call.saved->tokens.resize(depth == 0 ? 0 : depth - 1);
     }
     MutView<S> spare[2];
     if (!call.saved && depth > 1)
-      for (auto& s : spare) s = workspace.common().template matrix<S>(x.rows, x.cols);
+      for (auto& s : spare) s = scope.arena.template matrix<S>(x.rows, x.cols);
     View<S> from = x;
     for (std::size_t l = 0; l < depth; ++l) {
       AotArgs<View<S>> in = layers[l];
@@ -309,10 +276,11 @@ struct AotStack {
           to = call.saved->tokens[l];
         }
       }
-      layer.forward(in, to, {call.batch, call.saved ? &call.saved->layers[l] : nullptr, &workspace, call.executor});
+      layer.forward(in, to,
+                    {call.batch, call.saved ? &call.saved->layers[l] : nullptr, scope.workspace, scope.executor});
       from = to;
     }
-    if (call.saved) call.saved->filled = true;
+    scope.done();
   }
 
   /// Gradients of x (may be empty) and of the parameters that gradients[l] names; saved comes from the forward call.
@@ -343,13 +311,9 @@ struct AotStack {
     };
     detail::refuse_backward_overlaps("aot stack", layer.op, written,
                                      detail::joined(read<S>(x, layers), detail::arrays({{"dout", dout}})));
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
+    const detail::LayerScope scope(call);
     MutView<S> spare[2];
-    for (auto& s : spare) s = workspace.common().template matrix<S>(x.rows, x.cols);
+    for (auto& s : spare) s = scope.arena.matrix<S>(x.rows, x.cols);
     View<S> g = dout;
     for (std::size_t l = depth; l-- > 0;) {
       AotArgs<View<S>> in = layers[l];
@@ -357,7 +321,7 @@ struct AotStack {
       AotArgs<MutView<S>> grad = gradients[l];
       grad.x = spare[l % 2];
       if (call.accumulate) grad.x.fill(S(0));
-      layer.template backward<S>(in, saved.layers[l], g, grad, {call.accumulate, &workspace, call.executor});
+      layer.template backward<S>(in, saved.layers[l], g, grad, {call.accumulate, scope.workspace, scope.executor});
       g = grad.x;
     }
     if (dx.given()) detail::copy_or_add<S>(g, dx, call.accumulate);

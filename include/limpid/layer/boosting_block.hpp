@@ -34,9 +34,7 @@ template <class S>
 struct BoostingBlockNumbers {
   S tau = S(1), rho = S(0), kappa = S(0);
   explicit BoostingBlockNumbers(const BoostingBlockArgs<View<S>>& in) {
-    for (const auto& [name, v] : {std::pair{"tau", in.tau}, std::pair{"rho", in.rho}})
-      if (v.given() && (v.rows != 1 || v.cols != 1))
-        raise(std::string("boosting block: ") + name + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
+    check_number("boosting block", "tau", in.tau), check_number("boosting block", "rho", in.rho);
     if (in.tau.given()) tau = in.tau(0, 0);
     if (in.rho.given()) rho = in.rho(0, 0);
     check_parameters("boosting block", "tau", in.tau), check_parameters("boosting block", "rho", in.rho);
@@ -49,9 +47,7 @@ struct BoostingBlockNumbers {
 
 template <class S>
 void check_like(const char* name, View<S> v, View<S> x) {
-  if (v.given() && (v.rows != x.rows || v.cols != x.cols))
-    raise(std::string("boosting block: ") + name + " is " + shape_text(v.rows, v.cols) + ", wanted " +
-          shape_text(x.rows, x.cols) + " as x");
+  if (v.given()) check_like_x("boosting block", name, v, x);
 }
 
 }  // namespace detail
@@ -78,23 +74,15 @@ void boosting_block(const BoostingBlockArgs<View<detail::ScalarOf<Out>>>& in, F&
   detail::refuse_overlaps("boosting block", detail::arrays({{"out", out}, {"u_next", u_next}}), detail::fields_of(in));
   const Index n = in.x.rows, width = in.x.cols;
   const S fed_back = in.u.given() ? c.rho : S(0), subtracted = in.u.given() ? -c.kappa : S(0);
-  const detail::SavedTurn saved_turn(saved, true, "boosting block");
-  detail::with_context(call, [&](const detail::Context& context) {
-    if (saved) {
-      saved->filled = false;
-      saved->s.resize(n, width), saved->z.resize(n, width);
-    }
-    const auto room = [&](Mat<S> BoostingBlockSaved<S>::*field) {
-      return saved ? MutView<S>(saved->*field) : context.arena().template matrix<S>(n, width);
-    };
-    const MutView<S> s = room(&BoostingBlockSaved<S>::s), z = room(&BoostingBlockSaved<S>::z);
-    detail::combine<P>(context, S(1), in.x, fed_back, in.u, s);
-    f(View<S>(s), z);
-    const MutView<S> next = u_next.given() ? u_next : out;  // the last block's estimate is of no use to anybody
-    detail::combine<P>(context, c.tau, z, subtracted, in.u, next);
-    detail::combine<P>(context, S(1), in.x, S(1), next, out);
-  });
-  if (saved) saved->filled = true;
+  using Saved = BoostingBlockSaved<S>;
+  const detail::ForwardScope<Saved> scope("boosting block", {1, saved, call.workspace, call.executor});
+  const MutView<S> s = scope.room(&Saved::s, n, width), z = scope.room(&Saved::z, n, width);
+  detail::combine<P>(scope.context, S(1), in.x, fed_back, in.u, s);
+  f(View<S>(s), z);
+  const MutView<S> next = u_next.given() ? u_next : out;  // the last block's estimate is of no use to anybody
+  detail::combine<P>(scope.context, c.tau, z, subtracted, in.u, next);
+  detail::combine<P>(scope.context, S(1), in.x, S(1), next, out);
+  scope.done();
 }
 
 /// Gradients of a boosting block from g = dout and w = du_next (empty: 0, as in the last block):

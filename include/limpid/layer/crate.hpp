@@ -70,19 +70,11 @@ struct Ista {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>("ista", in, out, "out");
     detail::refuse_overlaps("ista", detail::arrays({{"out", out}}), detail::fields_of(in));
-    const detail::SavedTurn saved_turn(call.saved, true, "ista");
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
-    if (call.saved) call.saved->filled = false;
-    if (call.saved && !norm) call.saved->norm.statistics.resize(0, 4);  // of an earlier call
-    const LayerForward<LayerNormSaved<S>> with{1, call.saved ? &call.saved->norm : nullptr, &workspace, call.executor};
-    const View<S> b = normed<S>(in, with);
-    const MutView<S> e = detail::room<S>(workspace, call.saved ? &call.saved->residual : nullptr, b.rows, b.cols);
-    const detail::Context context(workspace, call.executor);
-    detail::multiply<detail::Native<S>, detail::Walk::rows, true>(context, b, in.dictionary, e, false);
+    const detail::ForwardScope<Saved<S>> scope("ista", call);
+    const detail::Context& context = scope.context;
+    const View<S> b = detail::normed<S>(scope, norm, in.x, in.gamma, in.beta, eps, scope.part(&Saved<S>::norm));
+    const MutView<S> e = scope.room(&Saved<S>::residual, b.rows, b.cols);
+    detail::multiply<detail::Native<S>, detail::Transposed::b>(context, b, in.dictionary, e, false);
     detail::add_scaled<S>(b, S(-1), e, e);  // B - B W^T
     detail::linear_in<detail::Native<S>>(context, e, in.dictionary, View<S>(), out);
     if (call.saved) call.saved->active.resize(b.rows, b.cols);
@@ -99,7 +91,7 @@ struct Ista {
       bool* active = call.saved->active.data() + i * out.cols;
       for (Index c = 0; c < out.cols; ++c) active[c] = to[c] > S(0);
     }
-    if (call.saved) call.saved->filled = true;
+    scope.done();
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -113,15 +105,11 @@ struct Ista {
     detail::check_gradients("ista", in, grad);
     detail::refuse_gradient_overlaps("ista", in, dout, grad);
     check_saved<S>("ista", in, saved);
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    Arena& arena = workspace.common();
-    ArenaScope scope(arena);
-    const detail::Context context(workspace, call.executor);
+    const detail::LayerScope scope(call);
+    const detail::Context& context = scope.context;
+    Arena& arena = scope.arena;
     const Index rows = in.x.rows, cols = in.x.cols;
-    const View<S> b = normed<S>(in, LayerForward<LayerNormSaved<S>>{1, nullptr, &workspace, call.executor});
+    const View<S> b = detail::normed<S>(scope, norm, in.x, in.gamma, in.beta, eps, nullptr);
     const S step = value(in.eta, eta), threshold = value(in.lambda, lambda);
     const MutView<S> m = arena.matrix<S>(rows, cols), n = arena.matrix<S>(rows, cols), db = arena.matrix<S>(rows, cols);
     for (Index i = 0; i < rows; ++i)
@@ -144,15 +132,15 @@ struct Ista {
       detail::copy_row<P>(m.row(i), db.row(i), cols);
       detail::scale_row<P>(step, m.row(i), m.row(i), cols);
     }
-    detail::multiply<P, detail::Walk::rows, true>(context, m, in.dictionary, n, false);  // n = eta M W^T
+    detail::multiply<P, detail::Transposed::b>(context, m, in.dictionary, n, false);  // n = eta M W^T
     for (Index i = 0; i < rows; ++i) {
       detail::add_row<P>(n.row(i), db.row(i), cols);
       detail::scale_row<P>(S(-1), n.row(i), n.row(i), cols);
     }
-    detail::multiply<P, detail::Walk::rows, false>(context, n, in.dictionary, db, true);  // dB = M + eta (N - N W)
+    detail::multiply<P, detail::Transposed::none>(context, n, in.dictionary, db, true);  // dB = M + eta (N - N W)
     if (grad.dictionary.given()) {  // dW = eta ((B - B W^T)^T M - N^T B)
-      detail::multiply<P, detail::Walk::columns, false>(context, e, m, grad.dictionary, call.accumulate);
-      detail::multiply<P, detail::Walk::columns, false>(context, n, b, grad.dictionary, true);
+      detail::multiply<P, detail::Transposed::a>(context, e, m, grad.dictionary, call.accumulate);
+      detail::multiply<P, detail::Transposed::a>(context, n, b, grad.dictionary, true);
     }
     if (norm)  // b = LN(x)
       detail::layer_norm_backward_in<P>(context, in.x, in.gamma, View<S>(saved.norm.statistics), View<S>(db),
@@ -166,9 +154,7 @@ struct Ista {
   void check(const char* layer, const Args<S>& in, View<S> out, const char* out_name) const {
     using detail::raise;
     using detail::shape_text;
-    for (const auto& [field, v] : {std::pair{"eta", in.eta}, std::pair{"lambda", in.lambda}})
-      if (v.given() && (v.rows != 1 || v.cols != 1))
-        raise(std::string(layer) + ": " + field + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
+    detail::check_number(layer, "eta", in.eta), detail::check_number(layer, "lambda", in.lambda);
     if (!norm && (in.gamma.given() || in.beta.given()))
       raise(std::string(layer) + ": gamma or beta is given, but norm is false");
     detail::check_norm<S>(layer, in.x, in.gamma, in.beta, eps);
@@ -183,9 +169,7 @@ struct Ista {
       raise(std::string(layer) + ": eta is " + detail::number_text(step) + " and lambda " +
             detail::number_text(threshold) + ", wanted numbers that are at most " +
             detail::number_text(detail::largest_factor<S>()) + " in size, their product too");
-    if (out.rows != in.x.rows || out.cols != in.x.cols)
-      raise(std::string(layer) + ": " + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
-            shape_text(in.x.rows, in.x.cols) + " as x");
+    detail::check_like_x(layer, out_name, out, in.x);
   }
   /// That saved was filled by a forward call of such inputs.
   template <class S>
@@ -202,13 +186,6 @@ struct Ista {
   template <class S>
   static S value(View<S> given, double otherwise) {
     return given.given() ? given(0, 0) : S(otherwise);
-  }
-  template <class S>
-  View<S> normed(const Args<S>& in, const LayerForward<LayerNormSaved<S>>& call) const {
-    if (!norm) return in.x;
-    const MutView<S> b = call.workspace->common().template matrix<S>(in.x.rows, in.x.cols);
-    layer_norm(in.x, in.gamma, in.beta, b, {eps, call.saved, call.workspace, call.executor});
-    return b;
   }
 };
 
@@ -273,21 +250,14 @@ struct Crate {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in, out, "out", call.batch);
-    detail::refuse_overlaps("crate block", detail::arrays({{"out", out}}),
-                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
-    const detail::SavedTurn saved_turn(call.saved, true, "crate block");
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
-    if (call.saved) call.saved->filled = false;
-    const MutView<S> h = detail::room<S>(workspace, call.saved ? &call.saved->h : nullptr, in.x.rows, in.x.cols);
+    detail::refuse_out_overlaps("crate block", op, in, out);
+    const detail::ForwardScope<Saved<S>> scope("crate block", call);
+    const MutView<S> h = scope.room(&Saved<S>::h, in.x.rows, in.x.cols);
     compress().forward(first<View<S>>(in, in.x), h,
-                       {call.batch, call.saved ? &call.saved->compress : nullptr, &workspace, call.executor});
+                       {call.batch, scope.part(&Saved<S>::compress), scope.workspace, scope.executor});
     ista.forward(second<View<S>>(in, h), out,
-                 {call.batch, call.saved ? &call.saved->sparsify : nullptr, &workspace, call.executor});
-    if (call.saved) call.saved->filled = true;
+                 {call.batch, scope.part(&Saved<S>::sparsify), scope.workspace, scope.executor});
+    scope.done();
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -302,14 +272,10 @@ struct Crate {
     compress().template check_saved<S>("crate block", first<View<S>>(in, in.x), saved.compress);
     ista.check_saved<S>("crate block", second<View<S>>(in, in.x), saved.sparsify);
     detail::check_filled("crate block", saved);
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
-    const MutView<S> dh = workspace.common().template matrix<S>(saved.h.rows(), saved.h.cols());
+    const detail::LayerScope scope(call);
+    const MutView<S> dh = scope.arena.matrix<S>(saved.h.rows(), saved.h.cols());
     if (call.accumulate) dh.fill(S(0));  // this one is ours
-    const LayerCall inner{call.accumulate, &workspace, call.executor};
+    const LayerCall inner{call.accumulate, scope.workspace, scope.executor};
     ista.backward<S>(second<View<S>>(in, saved.h), saved.sparsify, dout, second<MutView<S>>(grad, dh), inner);
     compress().template backward<S>(first<View<S>>(in, in.x), saved.compress, dh, first<MutView<S>>(grad, grad.x),
                                     inner);

@@ -40,12 +40,7 @@ struct TwoMapLayerSaved {
 };
 
 template <class Op, class S>
-struct TwoMapLayerCall {
-  Index batch = 1;
-  TwoMapLayerSaved<Op, S>* saved = nullptr;
-  Workspace* workspace = nullptr;
-  ExecutorRef executor = {};
-};
+using TwoMapLayerCall = LayerForward<TwoMapLayerSaved<Op, S>>;
 
 /// out = concat_heads(op(x wq, x wk, x wv, z)) wo, for op = differential(...), differential_v2(...) or
 /// differential_gated(...); Ye et al. 2024, arXiv 2410.05258, section 2.1, without biases. Rotary positions come
@@ -64,44 +59,26 @@ struct TwoMapLayer {
   using Args = TwoMapLayerArgs<View<S>>;
   template <class S>
   using Grads = TwoMapLayerArgs<MutView<S>>;
+  template <class S>
+  using Saved = TwoMapLayerSaved<Op, S>;
 
   template <class Out>
   void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
-               const TwoMapLayerCall<Op, detail::ScalarOf<Out>>& call = {}) const {
+               const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in, out, "out", call.batch);
-    detail::refuse_overlaps("layer", detail::arrays({{"out", out}}),
-                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
-    const detail::SavedTurn saved_turn(call.saved, true, "layer");
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
-    const detail::Context context(workspace, call.executor);
-    if (call.saved) call.saved->filled = false;
-    const auto room = [&](Mat<S> TwoMapLayerSaved<Op, S>::*field, Index cols) {
-      if (!call.saved) return workspace.common().template matrix<S>(in.x.rows, cols);
-      (call.saved->*field).resize(in.x.rows, cols);
-      return MutView<S>(call.saved->*field);
-    };
-    const auto projected = [&](Mat<S> TwoMapLayerSaved<Op, S>::*field, View<S> w, View<S> b) {
-      const MutView<S> to = room(field, w.cols);
-      detail::linear_in<detail::Native<S>>(context, in.x, w, b, to);
-      return View<S>(to);
-    };
-    using Saved = TwoMapLayerSaved<Op, S>;
-    const View<S> q = projected(&Saved::q, in.wq, {}), k = projected(&Saved::k, in.wk, {}),
-                  v = projected(&Saved::v, in.wv, {}), z = projected(&Saved::z, in.gate_w, in.gate_b);
-    const MutView<S> y = room(&Saved::y, in.wo.rows);
-    Call<Op, S> inner;
-    inner.batch = call.batch, inner.heads = heads, inner.kv_heads = kv_heads;
-    inner.workspace = &workspace, inner.executor = call.executor;
-    inner.saved = call.saved ? &call.saved->attention : nullptr;
-    limpid::forward(op, operator_args<View<S>>(in, q, k, v, z), y, inner);
-    detail::linear_in<detail::Native<S>>(context, y, in.wo, View<S>(), out);
-    if (call.saved) call.saved->filled = true;
+    detail::refuse_out_overlaps("layer", op, in, out);
+    const detail::ForwardScope<Saved<S>> scope("layer", call);
+    const View<S> q = detail::projected(scope, &Saved<S>::q, in.x, in.wq);
+    const View<S> k = detail::projected(scope, &Saved<S>::k, in.x, in.wk);
+    const View<S> v = detail::projected(scope, &Saved<S>::v, in.x, in.wv);
+    const View<S> z = detail::projected(scope, &Saved<S>::z, in.x, in.gate_w, in.gate_b);
+    const MutView<S> y = scope.room(&Saved<S>::y, in.x.rows, in.wo.rows);
+    limpid::forward(op, operator_args<View<S>>(in, q, k, v, z), y,
+                    {call.batch, heads, kv_heads, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
+    detail::linear_in<detail::Native<S>>(scope.context, y, in.wo, View<S>(), out);
+    scope.done();
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -121,36 +98,26 @@ struct TwoMapLayer {
     detail::check_kept("layer", "v", saved.v, in.x.rows, in.wv.cols);
     detail::check_kept("layer", "z", saved.z, in.x.rows, in.gate_w.cols);
     detail::check_filled("layer", saved);
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    Arena& arena = workspace.common();
-    ArenaScope scope(arena);
-    const detail::Context context(workspace, call.executor);
-    const auto room = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
+    const detail::LayerScope scope(call);
+    const detail::Context& context = scope.context;
+    const auto room = [&](const Mat<S>& m) { return scope.arena.matrix<S>(m.rows(), m.cols()); };
     const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v), dz = room(saved.z), dy = room(saved.y);
-    detail::linear_backward_in<P>(context, saved.y, in.wo, dout, {dy, {}, {}}, false);
+    detail::linear_backward_in<P>(context, saved.y, in.wo, dout, {dy, {}, {}}, false, false);
     // y = op(q, k, v, z); the operator's own parameters are added to where asked
-    BackwardCall<S> inner;
-    inner.workspace = &workspace, inner.executor = call.executor, inner.accumulate = call.accumulate;
     if (call.accumulate)
       for (const MutView<S>& g : {dq, dk, dv, dz}) g.fill(S(0));
     limpid::backward(op, operator_args<View<S>>(in, saved.q, saved.k, saved.v, saved.z), saved.attention, View<S>(dy),
-                     operator_args<MutView<S>>(grad, dq, dk, dv, dz), inner);
+                     operator_args<MutView<S>>(grad, dq, dk, dv, dz),
+                     {call.accumulate, scope.workspace, scope.executor});
     // out = y wo
-    detail::linear_backward_in<P>(context, saved.y, in.wo, dout, {{}, grad.wo, {}}, call.accumulate);
+    detail::linear_backward_in<P>(context, saved.y, in.wo, dout, {{}, grad.wo, {}}, false, call.accumulate);
     // q = x wq, k = x wk, v = x wv, z = x gate_w + gate_b
-    bool add = call.accumulate;
-    const auto project_back = [&](View<S> w, MutView<S> d, MutView<S> dw, MutView<S> db) {
-      detail::linear_backward_in<P>(context, in.x, w, d, {grad.x, {}, {}}, add);
-      detail::linear_backward_in<P>(context, in.x, w, d, {{}, dw, db}, call.accumulate);
-      add = true;
-    };
-    project_back(in.wq, dq, grad.wq, {});
-    project_back(in.wk, dk, grad.wk, {});
-    project_back(in.wv, dv, grad.wv, {});
-    if (in.gate_w.given()) project_back(in.gate_w, dz, grad.gate_w, grad.gate_b);
+    const bool add = call.accumulate;
+    detail::linear_backward_in<P>(context, in.x, in.wq, dq, {grad.x, grad.wq, {}}, add, add);
+    detail::linear_backward_in<P>(context, in.x, in.wk, dk, {grad.x, grad.wk, {}}, true, add);
+    detail::linear_backward_in<P>(context, in.x, in.wv, dv, {grad.x, grad.wv, {}}, true, add);
+    if (in.gate_w.given())
+      detail::linear_backward_in<P>(context, in.x, in.gate_w, dz, {grad.x, grad.gate_w, grad.gate_b}, true, add);
   }
 
  private:

@@ -26,14 +26,6 @@ To same_fields(From& from) {
   return to;
 }
 
-/// Memory of a layer between two steps: in saved where it is kept, else scratch.
-template <class S>
-MutView<S> room(Workspace& workspace, Mat<S>* kept, Index rows, Index cols) {
-  if (!kept) return workspace.common().matrix<S>(rows, cols);
-  kept->resize(rows, cols);
-  return *kept;
-}
-
 /// The arrays of one row among a layer's. Matrices are not looked through, which would take as long as a token does: a
 /// NaN in them comes out.
 template <class Args>
@@ -112,6 +104,11 @@ void check_gradients(const char* layer, const Args& in, const Grads& grad) {
               in, grad);
 }
 
+/// The result of a layer round an operator, against all that is read for it.
+template <class Op, class Args, class S>
+void refuse_out_overlaps(const char* layer, const Op& op, const Args& in, MutView<S> out) {
+  refuse_overlaps(layer, arrays({{"out", out}}), joined(fields_of(in), tables_of(op)));
+}
 /// What is written backward by a layer, against all that it reads.
 template <class Args, class Grads, class S>
 void refuse_gradient_overlaps(const char* layer, const Args& in, View<S> dout, const Grads& grad) {
@@ -130,6 +127,20 @@ void check_out(const char* layer, const char* name, View<S> out, Index rows, Ind
           shape_text(rows, cols));
 }
 
+/// A result, or a gradient, that has to be as large as x.
+template <class S>
+void check_like_x(const char* layer, const char* name, View<S> v, View<S> x) {
+  if (v.rows != x.rows || v.cols != x.cols)
+    raise(std::string(layer) + ": " + name + " is " + shape_text(v.rows, v.cols) + ", wanted " +
+          shape_text(x.rows, x.cols) + " as x");
+}
+/// A parameter that is one number, if it is given.
+template <class S>
+void check_number(const char* layer, const char* name, View<S> v) {
+  if (v.given() && (v.rows != 1 || v.cols != 1))
+    raise(std::string(layer) + ": " + name + " is " + shape_text(v.rows, v.cols) + ", wanted 1 x 1");
+}
+
 /// What a forward call kept of a layer's tokens, n x width.
 template <class S>
 void check_kept(const char* layer, const char* field, const Mat<S>& kept, Index rows, Index cols) {
@@ -144,15 +155,61 @@ void check_filled(Name layer, const Saved& saved) {
   if (!saved.filled) raise(layer + ": saved is empty, wanted one that a forward call has filled");
 }
 
+/// A layer's call while it runs: its turn with a workspace, the one given or its own, and a context there.
+struct LayerScope {
+  Workspace own;
+  Workspace* workspace;
+  ExecutorRef executor;
+  WorkspaceTurn turn;
+  Arena& arena;
+  ArenaScope taken;
+  Context context;
+
+  template <class Call>
+  explicit LayerScope(const Call& call)
+      : workspace(call.workspace ? call.workspace : &own),
+        executor(call.executor),
+        turn(*workspace, Inside::open),
+        arena(prepared(*workspace, executor.workers())),
+        taken(arena),
+        context(*workspace, executor) {}
+
+  static Arena& prepared(Workspace& workspace, int workers) {
+    workspace.prepare(workers);
+    return workspace.common();
+  }
+};
+
+/// A forward call: its saved state, if there is one, is empty until `done`.
+template <class Saved>
+struct ForwardScope : private SavedTurn, LayerScope {
+  Saved* saved;
+
+  ForwardScope(Name layer, const LayerForward<Saved>& call)
+      : SavedTurn(call.saved, true, layer), LayerScope(call), saved(call.saved) {
+    if (saved) saved->filled = false;
+  }
+  /// What a part of the layer keeps; null where nothing is kept.
+  template <class Part>
+  Part* part(Part Saved::*field) const {
+    return saved ? &(saved->*field) : nullptr;
+  }
+  /// Memory between two steps: in saved where it is kept, else scratch.
+  template <class S>
+  MutView<S> room(Mat<S> Saved::*field, Index rows, Index cols) const {
+    if (!saved) return arena.matrix<S>(rows, cols);
+    (saved->*field).resize(rows, cols);
+    return saved->*field;
+  }
+  void done() const {
+    if (saved) saved->filled = true;
+  }
+};
+
 /// Runs f(context) with the workspace and executor of the call.
 template <class F>
 void with_context(const LayerCall& call, F&& f) {
-  Workspace own;
-  Workspace& workspace = call.workspace ? *call.workspace : own;
-  const WorkspaceTurn turn(workspace, Inside::open);
-  workspace.prepare(call.executor.workers());
-  ArenaScope scope(workspace.common());
-  f(Context(workspace, call.executor));
+  f(LayerScope(call).context);
 }
 
 }  // namespace detail

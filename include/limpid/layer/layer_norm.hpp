@@ -245,6 +245,23 @@ void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::S
   if (call.saved) call.saved->filled = true;
 }
 
+namespace detail {
+
+/// What a layer with a norm before it reads: LN(x), or x itself without one; saved may be null.
+template <class S>
+View<S> normed(const LayerScope& scope, bool norm, View<S> x, View<S> gamma, View<S> beta, double eps,
+               LayerNormSaved<S>* saved) {
+  if (!norm) {
+    if (saved) saved->statistics.resize(0, 4);  // of an earlier call
+    return x;
+  }
+  const MutView<S> y = scope.arena.matrix<S>(x.rows, x.cols);
+  layer_norm(x, gamma, beta, y, {eps, saved, scope.workspace, scope.executor});
+  return y;
+}
+
+}  // namespace detail
+
 /// The gradients that grad names, from dy; saved comes from the forward call. Throws
 /// ShapeError where shapes do not fit, saved is of other rows or of a call that was
 /// not finished, or a gradient shares memory with x, gamma, dy or another one.

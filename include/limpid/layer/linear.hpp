@@ -22,16 +22,25 @@ namespace detail {
 template <class P>
 void linear_in(const Context& context, View<typename P::Scalar> x, View<typename P::Scalar> w,
                View<typename P::Scalar> b, MutView<typename P::Scalar> y) {
-  multiply<P, Walk::rows, false>(context, x, w, y, false, b.data);
+  multiply<P, Transposed::none>(context, x, w, y, false, b.data);
 }
+/// The same in a layer's forward call, kept in that field of what it saves.
+template <class S, class Saved>
+View<S> projected(const ForwardScope<Saved>& scope, Mat<S> Saved::*field, View<S> x, View<S> w, View<S> b = {}) {
+  const MutView<S> y = scope.room(field, x.rows, w.cols);
+  linear_in<Native<S>>(scope.context, x, w, b, y);
+  return y;
+}
+/// add_x and add: to what is there.
 template <class P>
 void linear_backward_in(const Context& context, View<typename P::Scalar> x, View<typename P::Scalar> w,
-                        View<typename P::Scalar> dy, const LinearGrads<typename P::Scalar>& grad, bool accumulate) {
+                        View<typename P::Scalar> dy, const LinearGrads<typename P::Scalar>& grad, bool add_x,
+                        bool add) {
   using S = typename P::Scalar;
-  if (grad.x.given()) multiply<P, Walk::rows, true>(context, dy, w, grad.x, accumulate);      // dx = dy w^T
-  if (grad.w.given()) multiply<P, Walk::columns, false>(context, x, dy, grad.w, accumulate);  // dw = x^T dy
-  if (grad.b.given()) {                                                                       // db = column sums of dy
-    if (!accumulate) grad.b.fill(S(0));
+  if (grad.x.given()) multiply<P, Transposed::b>(context, dy, w, grad.x, add_x);  // dx = dy w^T
+  if (grad.w.given()) multiply<P, Transposed::a>(context, x, dy, grad.w, add);    // dw = x^T dy
+  if (grad.b.given()) {                                                           // db = column sums of dy
+    if (!add) grad.b.fill(S(0));
     for (Index i = 0; i < dy.rows; ++i) add_row<P>(dy.row(i), grad.b.data, dy.cols);
   }
 }
@@ -67,7 +76,7 @@ void linear_backward(X&& x, W&& w, Dy&& dy, const std::type_identity_t<LinearGra
                           {{"x", grad.x, gradient_of}, {"w", grad.w, gradient_of}, {"b", grad.b, gradient_of}},
                           {{"x", vx}, {"w", vw}, {"dy", vdy}});
   detail::with_context(call, [&](const auto& context) {
-    detail::linear_backward_in<detail::Native<S>>(context, vx, vw, vdy, grad, call.accumulate);
+    detail::linear_backward_in<detail::Native<S>>(context, vx, vw, vdy, grad, call.accumulate, call.accumulate);
   });
 }
 

@@ -75,25 +75,14 @@ struct MssaLayer {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(name, in, call.batch);
     detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
-    detail::refuse_overlaps(name, detail::arrays({{"out", out}}),
-                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
-    const detail::SavedTurn saved_turn(call.saved, true, name);
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
-    const detail::Context context(workspace, call.executor);
-    if (call.saved) call.saved->filled = false;
-    const MutView<S> y = detail::room<S>(workspace, call.saved ? &call.saved->y : nullptr, in.x.rows, in.u.cols);
-    const MutView<S> o = detail::room<S>(workspace, call.saved ? &call.saved->o : nullptr, in.x.rows, in.u.cols);
-    detail::linear_in<detail::Native<S>>(context, in.x, in.u, View<S>(), y);
-    Call<Op, S> inner;
-    inner.batch = call.batch, inner.heads = heads, inner.workspace = &workspace, inner.executor = call.executor;
-    inner.saved = call.saved ? &call.saved->attention : nullptr;
-    limpid::forward(op, {.y = y}, o, inner);
-    project<S>(context, in, o, out);
-    if (call.saved) call.saved->filled = true;
+    detail::refuse_out_overlaps(name, op, in, out);
+    const detail::ForwardScope<Saved<S>> scope(name, call);
+    const View<S> y = detail::projected(scope, &Saved<S>::y, in.x, in.u);
+    const MutView<S> o = scope.room(&Saved<S>::o, in.x.rows, in.u.cols);
+    limpid::forward(op, {.y = y}, o,
+                    {call.batch, heads, 0, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
+    project<S>(scope.context, in, o, out);
+    scope.done();
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -108,30 +97,22 @@ struct MssaLayer {
     detail::check_gradients(name, in, grad);
     check_saved<S>(name, in, saved);
     detail::refuse_gradient_overlaps(name, op, in, dout, grad);
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    Arena& arena = workspace.common();
-    ArenaScope scope(arena);
-    const detail::Context context(workspace, call.executor);
-    const MutView<S> d_o = arena.matrix<S>(o.rows, o.cols), dy = arena.matrix<S>(o.rows, o.cols);
+    const detail::LayerScope scope(call);
+    const MutView<S> d_o = scope.arena.matrix<S>(o.rows, o.cols), dy = scope.arena.matrix<S>(o.rows, o.cols);
     const bool tied = !in.wo.given();
     if (tied)  // out = o u^T + bo
-      detail::linear_in<P>(context, dout, in.u, View<S>(), d_o);
+      detail::linear_in<P>(scope.context, dout, in.u, View<S>(), d_o);
     else  // out = o wo + bo
-      detail::linear_backward_in<P>(context, o, in.wo, dout, {d_o, {}, {}}, false);
-    BackwardCall<S> inner;
-    inner.workspace = &workspace, inner.executor = call.executor;
-    limpid::backward(op, {.y = saved.y}, saved.attention, d_o, {.y = dy}, inner);
+      detail::linear_backward_in<P>(scope.context, o, in.wo, dout, {d_o, {}, {}}, false, false);
+    limpid::backward(op, {.y = saved.y}, saved.attention, d_o, {.y = dy}, {false, scope.workspace, scope.executor});
     bool add_u = call.accumulate;
     if (tied && grad.u.given()) {
-      detail::multiply<P, detail::Walk::columns, false>(context, dout, o, grad.u, add_u);
+      detail::multiply<P, detail::Transposed::a>(scope.context, dout, o, grad.u, add_u);
       add_u = true;
     }
-    detail::linear_backward_in<P>(context, o, in.wo, dout, {{}, grad.wo, grad.bo}, call.accumulate);
-    detail::linear_backward_in<P>(context, in.x, in.u, dy, {grad.x, {}, {}}, call.accumulate);  // y = x u
-    detail::linear_backward_in<P>(context, in.x, in.u, dy, {{}, grad.u, {}}, add_u);
+    detail::linear_backward_in<P>(scope.context, o, in.wo, dout, {{}, grad.wo, grad.bo}, false, call.accumulate);
+    // y = x u
+    detail::linear_backward_in<P>(scope.context, in.x, in.u, dy, {grad.x, grad.u, {}}, call.accumulate, add_u);
   }
 
   /// out from the heads' output o, the last step of forward, shapes checked.
@@ -141,7 +122,7 @@ struct MssaLayer {
     if (in.wo.given())
       detail::linear_in<P>(context, o, in.wo, in.bo, out);
     else
-      detail::multiply<P, detail::Walk::rows, true>(context, o, in.u, out, false, in.bo.data);
+      detail::multiply<P, detail::Transposed::b>(context, o, in.u, out, false, in.bo.data);
   }
 
   /// Shapes and numbers of the inputs, raised in the name of a layer.

@@ -79,34 +79,20 @@ struct MultiHead {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(name, in, call.batch);
     detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
-    detail::refuse_overlaps(name, detail::arrays({{"out", out}}),
-                            detail::joined(detail::fields_of(in), detail::tables_of(op)));
-    const detail::SavedTurn saved_turn(call.saved, true, name);
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    ArenaScope scope(workspace.common());
-    const detail::Context context(workspace, call.executor);
-    if (call.saved) call.saved->filled = false;
-    const auto room = [&](Mat<S> Saved<S>::*kept, View<S> w) {
-      return detail::room<S>(workspace, call.saved ? &(call.saved->*kept) : nullptr, in.x.rows, w.cols);
-    };
+    detail::refuse_out_overlaps(name, op, in, out);
+    const detail::ForwardScope<Saved<S>> scope(name, call);
+    const auto room = [&](Mat<S> Saved<S>::*field, View<S> w) { return scope.room(field, in.x.rows, w.cols); };
     const MutView<S> q = room(&Saved<S>::q, in.wq), k = room(&Saved<S>::k, in.wk), v = room(&Saved<S>::v, in.wv);
-    context.as_head(projection_flop<S>(in), [&](const detail::Context& shared) {
+    scope.context.as_head(projection_flop<S>(in), [&](const detail::Context& shared) {
       detail::linear_in<detail::Native<S>>(shared, in.x, in.wq, in.bq, q);
       detail::linear_in<detail::Native<S>>(shared, in.x, in.wk, in.bk, k);
       detail::linear_in<detail::Native<S>>(shared, in.x, in.wv, in.bv, v);
     });
-    const MutView<S> o =
-        detail::room<S>(workspace, call.saved ? &call.saved->o : nullptr, in.x.rows, head_width<S>(in));
-    Call<Op, S> inner;
-    inner.batch = call.batch, inner.heads = heads, inner.kv_heads = kv_heads;
-    inner.workspace = &workspace, inner.executor = call.executor;
-    inner.saved = call.saved ? &call.saved->attention : nullptr;
-    limpid::forward(op, qkv(q, k, v), o, inner);
-    project<S>(context, in, o, out);
-    if (call.saved) call.saved->filled = true;
+    const MutView<S> o = scope.room(&Saved<S>::o, in.x.rows, head_width<S>(in));
+    limpid::forward(op, qkv(q, k, v), o,
+                    {call.batch, heads, kv_heads, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
+    project<S>(scope.context, in, o, out);
+    scope.done();
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -125,37 +111,27 @@ struct MultiHead {
     detail::check_gradients(name, like, grad);
     check_saved<S>(name, in, saved);
     detail::refuse_gradient_overlaps(name, op, in, dout, grad);
-    Workspace own;
-    Workspace& workspace = call.workspace ? *call.workspace : own;
-    const detail::WorkspaceTurn turn(workspace, detail::Inside::open);
-    workspace.prepare(call.executor.workers());
-    Arena& arena = workspace.common();
-    ArenaScope scope(arena);
-    const detail::Context context(workspace, call.executor);
+    const detail::LayerScope scope(call);
+    const detail::Context& context = scope.context;
+    Arena& arena = scope.arena;
     View<S> d_o = dout;
     if (in.wo.given()) {
       const MutView<S> to = arena.matrix<S>(saved.o.rows(), saved.o.cols());
-      detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {to, {}, {}}, false);
+      detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {to, {}, {}}, false, false);
       d_o = to;
     }
     const auto room = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
     const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v);
-    BackwardCall<S> inner;
-    inner.workspace = &workspace, inner.executor = call.executor;
-    limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv), inner);
+    limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv),
+                     {false, scope.workspace, scope.executor});
     context.as_head(2 * projection_flop<S>(in), [&](const detail::Context& shared) {
+      const bool add = call.accumulate;
       if (in.wo.given())  // out = o wo + bo
-        detail::linear_backward_in<P>(shared, saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, call.accumulate);
+        detail::linear_backward_in<P>(shared, saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, false, add);
       // q = x wq + bq, k = x wk + bk, v = x wv + bv
-      bool add = call.accumulate;
-      const auto project_back = [&](View<S> w, MutView<S> d, MutView<S> dw, MutView<S> db) {
-        detail::linear_backward_in<P>(shared, in.x, w, d, {{}, dw, db}, call.accumulate);
-        detail::linear_backward_in<P>(shared, in.x, w, d, {grad.x, {}, {}}, add);
-        add = true;
-      };
-      project_back(in.wq, dq, grad.wq, grad.bq);
-      project_back(in.wk, dk, grad.wk, grad.bk);
-      project_back(in.wv, dv, grad.wv, grad.bv);
+      detail::linear_backward_in<P>(shared, in.x, in.wq, dq, {grad.x, grad.wq, grad.bq}, add, add);
+      detail::linear_backward_in<P>(shared, in.x, in.wk, dk, {grad.x, grad.wk, grad.bk}, true, add);
+      detail::linear_backward_in<P>(shared, in.x, in.wv, dv, {grad.x, grad.wv, grad.bv}, true, add);
     });
   }
 
