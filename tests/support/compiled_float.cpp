@@ -2,14 +2,4 @@
 // SPDX-License-Identifier: MIT
 #include "support/compiled.hpp"
 
-#if defined(__GNUC__)
-namespace limpid {
-inline namespace LIMPID_ABI {
-namespace detail {
-LIMPID_TEST_STEPS(, float)
-}  // namespace detail
-}  // namespace LIMPID_ABI
-}  // namespace limpid
-#endif
-
 LIMPID_TEST_OPERATORS(, float)
