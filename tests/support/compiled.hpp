@@ -3,7 +3,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <limpid/check/subspace_data.hpp>
 #include <limpid/compiled.hpp>
+#include <limpid/explain/subspaces.hpp>
 #include <utility>
 
 namespace suite::compiled {
@@ -119,6 +121,12 @@ using Causal = limpid::Chain<limpid::Causal>;
   LIMPID_TEST_QUADS(EXTERN, double, P, 8)
 #endif
 
+// And what goes over all entries of a data set.
+#define LIMPID_TEST_SUBSPACES(EXTERN, S)                                                               \
+  EXTERN template limpid::SubspaceData<S> limpid::subspace_data(const limpid::SubspaceDataOptions&);   \
+  EXTERN template std::vector<double> limpid::subspace_snr<limpid::Mat<S>&, const limpid::Mat<S>&, S>( \
+      limpid::Mat<S>&, const limpid::Mat<S>&, const std::vector<limpid::Index>&, limpid::Index);
+
 #if defined(__GNUC__)  // elsewhere there are no vectors: engine/simd.hpp
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -130,5 +138,7 @@ LIMPID_TEST_STEPS(extern, double)
 }  // namespace limpid
 #endif
 
+LIMPID_TEST_SUBSPACES(extern, float)
+LIMPID_TEST_SUBSPACES(extern, double)
 LIMPID_TEST_OPERATORS(extern, float)
 LIMPID_TEST_OPERATORS(extern, double)

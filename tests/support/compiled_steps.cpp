@@ -14,3 +14,6 @@ LIMPID_TEST_STEPS(, double)
 }  // namespace LIMPID_ABI
 }  // namespace limpid
 #endif
+
+LIMPID_TEST_SUBSPACES(, float)
+LIMPID_TEST_SUBSPACES(, double)
