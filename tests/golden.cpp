@@ -16,6 +16,12 @@
 #include <cstdio>
 #include <filesystem>
 #include <limits>
+#include <limpid/io/safetensors.hpp>
+
+golden::File golden::read_file(const std::string& path) {
+  limpid::io::Safetensors file = limpid::io::read_safetensors(path);
+  return {std::move(file.tensors), std::move(file.metadata)};
+}
 
 namespace {
 

@@ -1,0 +1,19 @@
+// limpid: see compiled.hpp
+// SPDX-License-Identifier: MIT
+#include "support/compiled.hpp"
+
+#if defined(__GNUC__)
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+LIMPID_TEST_STEPS(, float)
+LIMPID_TEST_STEPS(, double)
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid
+#endif
+
+LIMPID_TEST_SUBSPACES(, float)
+LIMPID_TEST_SUBSPACES(, double)
