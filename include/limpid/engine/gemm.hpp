@@ -32,8 +32,8 @@ struct StoreInside {
   }
 };
 
-/// Columns of B, or of its transpose, packed side by side. Those of a whole inner sum are kept for a worker's next task if
-/// there is room for them.
+/// Columns of B, or of its transpose, packed side by side. Those of a whole inner sum are kept for a worker's next task
+/// if it is short.
 template <class P, bool TransposeB>
 class GemmPanel {
  public:
@@ -81,8 +81,9 @@ class GemmPanel {
   S* data_;
 };
 
-/// out = A B, A B + a row for all, or out += A B. A is a and B is b, or their transpose. Cut into tasks by shape alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop;
-/// scratch of one packed panel a worker.
+/// out = A B, A B + a row for all, or out += A B. A is a and B is b, or their transpose. Cut into tasks by shape
+/// alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop; scratch of one packed panel a
+/// worker.
 template <class P, Transposed T>
 void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
               MutView<typename P::Scalar> out, bool accumulate, const typename P::Scalar* row = nullptr) {
@@ -102,7 +103,7 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
         if (inner == 0 && !accumulate)
           for (Index i = 0; i < rows; ++i)
             for (Index c = 0; c < cols; ++c) to(i, c) = row ? row[c0 + c] : S(0);
-        // a panel serves all rows of a block; of a few rows it would cost as much as they do, and b is read where it lies
+        // a panel serves all rows of a block; of a few it would cost as much as they do, and b is read where it lies
         const bool packed =
             T == Transposed::b || rows > GemmBlocks::few_rows || cols % P::lanes != 0 || panel.holds(c0);
         for (Index k0 = 0; k0 < inner; k0 += depth) {

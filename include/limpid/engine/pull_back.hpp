@@ -50,7 +50,7 @@ struct StoreGradients {
   }
 };
 
-/// In what order the tasks of a pull_back add to what they share: to the dQ of a block of queries, and to what all have.
+/// In what order the tasks of a pull_back add to what they share: to dQ of a block of queries, and to what all have.
 template <class P, class S, class Mods>
 class PullOrders {
  public:

@@ -46,10 +46,10 @@ struct StridedRows {
   static constexpr Index passes = 8, apart = 1024, memory = l2_bytes / 4;
 };
 
-/// Products of whole matrices: the inner sum in blocks, each summed apart, whose packed panel stays in L2. Of so few rows
-/// a panel would be packed for as long as they take: B is read where it lies. Rows of a task: so many, all about alike
-/// (257 tokens were 256 and one); or fewer where there would be less than so many tasks and the inner sum is short: then
-/// a worker keeps its panel for the next task.
+/// Products of whole matrices: the inner sum in blocks, each summed apart, whose packed panel stays in L2. Of so few
+/// rows a panel would be packed for as long as they take: B is read where it lies. Rows of a task: so many, all about
+/// alike (257 tokens were 256 and one); or fewer where there would be less than so many tasks and the inner sum is
+/// short: then a worker keeps its panel for the next task.
 struct GemmBlocks {
   static constexpr Index height = 256, depth = 256, few_rows = 8;
   static constexpr Index tasks = 48, fewest_rows = 64, kept_depth = 1024;
