@@ -68,11 +68,11 @@ class Context {
   int worker_ = 0;
 };
 
-/// f(first row, last row) over blocks of rows, spread as the context says. 1024 rows are work for eight; chosen by
+/// f(first row, last row) over blocks of rows, spread as the context says. 1024 rows are work for sixteen; chosen by
 /// bench/run scaling (gated, twicing), not swept.
 template <class F>
 void for_rows(const Context& context, Index rows, F&& f) {
-  constexpr Index step = 128;
+  constexpr Index step = 64;
   context.run((rows + step - 1) / step, [&](Index t, Arena&) { f(t * step, std::min(rows, (t + 1) * step)); });
 }
 

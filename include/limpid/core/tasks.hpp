@@ -200,10 +200,13 @@ class TaskTree {
     if (stopped_) throw Stopped();
   }
 
-  /// Tasks of the first loop that has some, from one's own place on; false if there is none.
+  /// Tasks of the first loop that has some; false if there is none. Workers begin to look apart from each other, so that
+  /// all that are free do not help one head.
   bool help(int me) {
-    for (int p = 1; p < workers_; ++p) {
-      Place& place = places_[(me + p) % workers_];
+    for (int p = 0; p < workers_; ++p) {
+      const int other = static_cast<int>((5LL * me + p) % workers_);
+      Place& place = places_[other];
+      if (other == me) continue;
       if (place.open.load(std::memory_order_relaxed) == nullptr) continue;
       place.inside.fetch_add(1);
       Loop* loop = place.open.load();
