@@ -12,10 +12,13 @@
 
 #include "support/catch.hpp"
 #include "support/distance.hpp"
+#include "support/files.hpp"
 
 using namespace limpid::io;
 using limpid::Index;
 using limpid::Mat;
+using suite::bytes_of;
+using suite::contains;
 
 namespace {
 
@@ -28,11 +31,6 @@ struct Temporary {
   ~Temporary() { std::filesystem::remove(path); }
 };
 
-std::vector<std::byte> bytes_of(const std::string& text) {
-  const auto* first = reinterpret_cast<const std::byte*>(text.data());
-  return {first, first + text.size()};
-}
-
 /// A safetensors file with that header and so many bytes of data.
 std::vector<std::byte> with_header(const std::string& header, std::size_t data = 0) {
   std::vector<std::byte> bytes(8);
@@ -44,9 +42,9 @@ std::vector<std::byte> with_header(const std::string& header, std::size_t data =
   return bytes;
 }
 
-/// What a reader says, or "read".
+/// What a reader says, which may be a FormatError alone, or "read".
 template <class Read>
-std::string said(Read&& read) {
+std::string format_said(Read&& read) {
   try {
     read();
     return "read";
@@ -55,9 +53,8 @@ std::string said(Read&& read) {
   }
 }
 std::string said_of(const std::vector<std::byte>& bytes) {
-  return said([&] { parse_safetensors(bytes.data(), bytes.size()); });
+  return format_said([&] { parse_safetensors(bytes.data(), bytes.size()); });
 }
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 Safetensors sample() {
   Safetensors file;
@@ -142,10 +139,10 @@ TEST_CASE("safetensors: a malformed file is refused with what was found and want
                                      R"("b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
                                      3)),
                  "starts at byte 1 of the data, wanted 2"));
-  CHECK(contains(said([] { read_safetensors("no-such-file.safetensors"); }),
+  CHECK(contains(format_said([] { read_safetensors("no-such-file.safetensors"); }),
                  "no-such-file.safetensors: cannot be opened"));
-  CHECK(contains(said([] { read_safetensors("."); }), ".: is a folder, wanted a file"));
-  CHECK(contains(said([] { sample().at("missing"); }), "no tensor 'missing'; found 'bytes'"));
+  CHECK(contains(format_said([] { read_safetensors("."); }), ".: is a folder, wanted a file"));
+  CHECK(contains(format_said([] { sample().at("missing"); }), "no tensor 'missing'; found 'bytes'"));
 }
 
 TEST_CASE("safetensors: every file one byte away from a good one ends in a result or a FormatError", "[io]") {
@@ -185,8 +182,8 @@ TEST_CASE("tensors: half and brain floats become floats", "[io]") {
 
 TEST_CASE("tensors: a float is not read as an integer, and entries must fill the shape", "[io]") {
   const Tensor t = Tensor::from(std::vector<float>{1, 2}, {2});
-  CHECK(said([&] { t.values<std::int32_t>(); }) == "tensor: found F32, wanted an integer or bool type");
-  CHECK(contains(said([] {
+  CHECK(format_said([&] { t.values<std::int32_t>(); }) == "tensor: found F32, wanted an integer or bool type");
+  CHECK(contains(format_said([] {
                    Tensor::from(std::vector<float>{1, 2}, {3});
                  }),
                  "found 8 bytes, wanted 12 for shape [3] of F32"));
@@ -218,7 +215,7 @@ TEST_CASE("npy: headers of versions 1 and 2 as numpy writes them, and what is re
   const auto parse = [](const std::vector<std::byte>& bytes) { return parse_npy(bytes.data(), bytes.size()); };
   CHECK(parse(file(1, "{'descr': '|b1', 'fortran_order': False, 'shape': (2, 2), }  \n", 4)).matrix<bool>()(1, 1));
   CHECK(parse(file(2, "{\"shape\": (3,), 'fortran_order': False, 'descr': '<f4'}", 12)).shape == std::vector<Index>{3});
-  const auto refusal = [&](const std::vector<std::byte>& bytes) { return said([&] { parse(bytes); }); };
+  const auto refusal = [&](const std::vector<std::byte>& bytes) { return format_said([&] { parse(bytes); }); };
   const auto header = [&](const std::string& text) { return refusal(file(1, text, 8)); };
   CHECK(refusal(bytes_of("NUMPY")) == "npy: does not start as an npy file does");
   CHECK(contains(refusal(file(9, "{}", 0)), "is npy version 9"));
@@ -248,12 +245,12 @@ TEST_CASE("idx: gzip round trip, part of a file, and what is refused", "[io]") {
   CHECK(back.values<std::uint8_t>() == values);
   CHECK(read_idx(to.path, 2).shape == std::vector<Index>{2, 4, 5});
   CHECK(read_idx(to.path, 9).shape[0] == 3);
-  CHECK(contains(said([&] { read_idx(to.path, -1, 59); }), "needs 60 bytes, the limit is 59"));
+  CHECK(contains(format_said([&] { read_idx(to.path, -1, 59); }), "needs 60 bytes, the limit is 59"));
   const auto plain = [&](std::vector<int> content) {
     std::vector<std::byte> bytes;
     for (int b : content) bytes.push_back(static_cast<std::byte>(b));
     detail::write_file(to.path, bytes);
-    return said([&] { read_idx(to.path); });
+    return format_said([&] { read_idx(to.path); });
   };
   CHECK(plain({0, 0, 8, 1, 0, 0, 0, 2, 7, 7}) == "read");  // gzip is optional
   CHECK(contains(plain({0, 0, 8, 1, 0, 0, 0, 2, 7}), "ends early"));
@@ -279,9 +276,9 @@ TEST_CASE("png: grey and colour come back as eight bits of themselves, clipped",
     CHECK(read_png(to.path, Channels::grey).channels() == 1);
     CHECK(read_png(to.path, Channels::rgb).channels() == 3);
   }
-  CHECK(contains(said([&] { read_png(to.path, Channels::rgb, 34); }), "has 5 x 7 pixels, the limit is 34"));
-  CHECK(contains(said([&] { write_png(to.path, Image(2, 2, 2)); }), "2 channels"));
-  CHECK(contains(said([&] { write_png("no-such-folder/x.png", Image(2, 2, 1)); }), "could not be written"));
+  CHECK(contains(format_said([&] { read_png(to.path, Channels::rgb, 34); }), "has 5 x 7 pixels, the limit is 34"));
+  CHECK(contains(format_said([&] { write_png(to.path, Image(2, 2, 2)); }), "2 channels"));
+  CHECK(contains(format_said([&] { write_png("no-such-folder/x.png", Image(2, 2, 1)); }), "could not be written"));
 }
 
 TEST_CASE("png: every file cut short or bent ends in a result or a FormatError", "[io]") {
@@ -291,7 +288,7 @@ TEST_CASE("png: every file cut short or bent ends in a result or a FormatError",
   write_png(to.path, image);
   const std::vector<std::byte> good = detail::read_file(to.path);
   const auto parse = [](const std::vector<std::byte>& bytes) {
-    return said([&] { parse_png(bytes.data(), bytes.size(), Channels::rgb, 1 << 16); });
+    return format_said([&] { parse_png(bytes.data(), bytes.size(), Channels::rgb, 1 << 16); });
   };
   CHECK(parse(good) == "read");
   CHECK(contains(parse({}), "is not a PNG file"));
@@ -335,7 +332,7 @@ TEST_CASE("overlay: a zero shows the dimmed image, the largest value its colour 
   CHECK(out(0, 0, 2) == Approx(0.44));
   for (Index c = 0; c < 3; ++c) CHECK(out(1, 0, c) == Approx(perceptual(1)[static_cast<std::size_t>(c)]));
   const Mat<float> wrong = Mat<float>::Zero(2, 3);
-  CHECK(said([&] { overlay(image, wrong); }) == "overlay: found a map of 2 x 3, wanted 2 x 2 as the image");
+  CHECK(format_said([&] { overlay(image, wrong); }) == "overlay: found a map of 2 x 3, wanted 2 x 2 as the image");
   CHECK(heat_map(values)(1, 0, 1) == Approx(perceptual(1)[1]));
 }
 

@@ -32,14 +32,24 @@ using Mssa = decltype(limpid::mssa(std::declval<Mods>()));
 using Plain = limpid::Chain<>;
 using Causal = limpid::Chain<limpid::Causal>;
 
+template <class... M>
+using Modified = limpid::Softmax<limpid::DotScore<limpid::Chain<M...>>>;
+using WithRelative = Modified<limpid::Relative<double, limpid::ClipOffset>>;
+using RotaryTwicing = decltype(limpid::rope(std::declval<Twicing<Causal>>()));
+
 }  // namespace suite::compiled
 
-#define LIMPID_TEST_OPERATOR(EXTERN, S, OP)                                                                         \
-  EXTERN template void limpid::detail::forward_with<limpid::detail::Native<S>, OP, S>(                              \
-      const OP&, const limpid::Inputs<OP, S>&, limpid::MutView<S>, const limpid::Call<OP, S>&);                     \
-  EXTERN template void limpid::detail::backward_with<limpid::detail::Native<S>, OP, S>(                             \
-      const OP&, const limpid::Inputs<OP, S>&, limpid::Saved<OP, S>&, limpid::View<S>, const limpid::Grads<OP, S>&, \
-      const limpid::BackwardCall<S>&);
+#define LIMPID_TEST_FORWARD(EXTERN, S, ...)                                                     \
+  EXTERN template void limpid::detail::forward_with<limpid::detail::Native<S>, __VA_ARGS__, S>( \
+      const __VA_ARGS__&, const limpid::Inputs<__VA_ARGS__, S>&, limpid::MutView<S>,            \
+      const limpid::Call<__VA_ARGS__, S>&);
+#define LIMPID_TEST_BACKWARD(EXTERN, S, ...)                                                                      \
+  EXTERN template void limpid::detail::backward_with<limpid::detail::Native<S>, __VA_ARGS__, S>(                  \
+      const __VA_ARGS__&, const limpid::Inputs<__VA_ARGS__, S>&, limpid::Saved<__VA_ARGS__, S>&, limpid::View<S>, \
+      const limpid::Grads<__VA_ARGS__, S>&, const limpid::BackwardCall<S>&);
+#define LIMPID_TEST_OPERATOR(EXTERN, S, OP) \
+  LIMPID_TEST_FORWARD(EXTERN, S, OP)        \
+  LIMPID_TEST_BACKWARD(EXTERN, S, OP)
 #define LIMPID_TEST_OPERATORS_WITH(EXTERN, S, MODS)                         \
   LIMPID_TEST_OPERATOR(EXTERN, S, suite::compiled::Bilateral<MODS>)         \
   LIMPID_TEST_OPERATOR(EXTERN, S, suite::compiled::Rope<MODS>)              \
@@ -50,11 +60,29 @@ using Causal = limpid::Chain<limpid::Causal>;
   LIMPID_TEST_OPERATOR(EXTERN, S, suite::compiled::Pid<MODS>)               \
   LIMPID_TEST_OPERATOR(EXTERN, S, suite::compiled::Mssa<MODS>)
 
+/// What more than one test asks for besides.
+#define LIMPID_TEST_MODIFIED(EXTERN, S)                                              \
+  LIMPID_TEST_FORWARD(EXTERN, S, suite::compiled::Modified<limpid::Alibi<S, false>>) \
+  LIMPID_TEST_FORWARD(EXTERN, S, suite::compiled::Modified<limpid::Alibi<S, true>>)  \
+  LIMPID_TEST_FORWARD(EXTERN, S, suite::compiled::Modified<limpid::KeyBias<S>>)      \
+  LIMPID_TEST_FORWARD(EXTERN, S, suite::compiled::Modified<limpid::Bias<S>>)         \
+  LIMPID_TEST_FORWARD(EXTERN, S, suite::compiled::Modified<limpid::KeyBias<S>, limpid::KeyBias<S>>)
+#define LIMPID_TEST_MODIFIED_float(EXTERN)
+#define LIMPID_TEST_MODIFIED_double(EXTERN)                                                                     \
+  LIMPID_TEST_OPERATOR(EXTERN, double, suite::compiled::RotaryTwicing)                                          \
+  LIMPID_TEST_OPERATOR(EXTERN, double, suite::compiled::WithRelative)                                           \
+  LIMPID_TEST_FORWARD(EXTERN, double, suite::compiled::Modified<limpid::Window>)                                \
+  LIMPID_TEST_FORWARD(EXTERN, double, suite::compiled::Modified<limpid::Bias<double>, limpid::KeyBias<double>>) \
+  LIMPID_TEST_BACKWARD(EXTERN, double, suite::compiled::Modified<limpid::KeyBias<double>>)                      \
+  LIMPID_TEST_BACKWARD(EXTERN, double, suite::compiled::Modified<limpid::Alibi<double, false>>)
+
 /// What limpid::compiled has not.
 #define LIMPID_TEST_OPERATORS(EXTERN, S)                                         \
   LIMPID_TEST_OPERATOR(EXTERN, S, suite::compiled::Nlm<suite::compiled::Causal>) \
   LIMPID_TEST_OPERATORS_WITH(EXTERN, S, suite::compiled::Plain)                  \
-  LIMPID_TEST_OPERATORS_WITH(EXTERN, S, suite::compiled::Causal)
+  LIMPID_TEST_OPERATORS_WITH(EXTERN, S, suite::compiled::Causal)                 \
+  LIMPID_TEST_MODIFIED(EXTERN, S)                                                \
+  LIMPID_TEST_MODIFIED_##S(EXTERN)
 
 // What of the sweeps knows neither operator nor modifiers, half of what the tests would compile: a product with every
 // epilogue that forward and backward have, and the steps of few queries. P: Native<S>.
