@@ -86,38 +86,38 @@ using RotaryTwicing = decltype(limpid::rope(std::declval<Twicing<Causal>>()));
 
 // What of the sweeps knows neither operator nor modifiers, half of what the tests would compile: a product with every
 // epilogue that forward and backward have, and the steps of few queries. P: Native<S>.
-#define LIMPID_TEST_PRODUCT(EXTERN, S, P, WALK, STEP, ...)                                                          \
-  EXTERN template void product<P, Walk::WALK, __VA_ARGS__, STEP<P>>(Index, Index, Index, const S*, Index, const S*, \
-                                                                    Index, const __VA_ARGS__&, const STEP<P>&);
+#define LIMPID_TEST_PRODUCT(EXTERN, S, P, SIDE, STEP, ...)                 \
+  EXTERN template void product<P, Transposed::SIDE, __VA_ARGS__, STEP<P>>( \
+      Index, Index, Index, const S*, Index, const S*, Index, const __VA_ARGS__&, const STEP<P>&);
 #define LIMPID_TEST_ONLINE_STEP(EXTERN, S, P, N)                                                     \
   EXTERN template void online_step<P, N>(S*, Index, Index, const S*, S*, S*, S*, const Prefetch<S>&, \
                                          const std::nullptr_t&);
 #define LIMPID_TEST_SWEEPS(EXTERN, S, P)                                                                           \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, columns, AddProduct, Rescale<P>)                                               \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, columns, AddProduct, Accumulate<P>)                                            \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, columns, AddProduct, StoreInside<P>)                                           \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, columns, AddDifference, Accumulate<P>)                                         \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddDifference, Accumulate<P>)                                            \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddSquare, StorePart<P, true>)                                           \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddSquare, StorePart<P, false>)                                          \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StorePart<P, true>)                                          \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StorePart<P, false>)                                         \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StoreFarPart<P, true>)                                       \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StoreFarPart<P, false>)                                      \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, Accumulate<P>)                                               \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StoreInside<P>)                                              \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StoreScores<P>)                                              \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, AddScores<P>)                                                \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StoreWithLse<P>)                                             \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StoreAndFindTop<P, true>)                                    \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, StoreAndFindTop<P, false>)                                   \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, PrefetchNext<P, StoreByRow<P>>)                              \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, PrefetchNext<P, StoreWeights<P>>)                            \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, PrefetchNext<P, Accumulate<P>>)                              \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, PrefetchNext<P, StoreGradients<P, 1, true, SoftmaxWeight>>)  \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, PrefetchNext<P, StoreGradients<P, 1, false, SoftmaxWeight>>) \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, PrefetchNext<P, StoreGradients<P, 2, true, SoftmaxWeight>>)  \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, rows, AddProduct, PrefetchNext<P, StoreGradients<P, 2, false, SoftmaxWeight>>) \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Rescale<P>)                                                     \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Accumulate<P>)                                                  \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, StoreInside<P>)                                                 \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddDifference, Accumulate<P>)                                               \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddDifference, Accumulate<P>)                                            \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddSquare, StorePart<P, true>)                                           \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddSquare, StorePart<P, false>)                                          \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StorePart<P, true>)                                          \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StorePart<P, false>)                                         \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreFarPart<P, true>)                                       \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreFarPart<P, false>)                                      \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, Accumulate<P>)                                               \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreInside<P>)                                              \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreScores<P>)                                              \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, AddScores<P>)                                                \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreWithLse<P>)                                             \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreAndFindTop<P, true>)                                    \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreAndFindTop<P, false>)                                   \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreByRow<P>>)                              \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreWeights<P>>)                            \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, Accumulate<P>>)                              \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 1, true, SoftmaxWeight>>)  \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 1, false, SoftmaxWeight>>) \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 2, true, SoftmaxWeight>>)  \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 2, false, SoftmaxWeight>>) \
   LIMPID_TEST_ONLINE_STEP(EXTERN, S, P, 1)                                                                         \
   LIMPID_TEST_ONLINE_STEP(EXTERN, S, P, P::tile_vectors)                                                           \
   EXTERN template void row_dots<P>(View<S>, View<S>, S*);                                                          \
