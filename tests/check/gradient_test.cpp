@@ -1,6 +1,6 @@
 // limpid: the gradient checker says yes to right gradients and no to wrong ones.
 // SPDX-License-Identifier: MIT
-#include <limpid/check/gradient.hpp>
+#include <limpid/check/promises.hpp>
 #include <limpid/op/nlm.hpp>
 
 #include "support/catch.hpp"
@@ -45,6 +45,25 @@ TEST_CASE("A wrong derivative is found, in the fields it concerns.") {
   CHECK(check.fields[1].error > 0.1);
   CHECK(check.fields[2].error < 1e-8);
   CHECK(check.worst() > 0.1);
+}
+
+TEST_CASE(
+    "Near a kink a short step tells a right derivative from a wrong one, the step of smooth functions does not.") {
+  Mat<double> q(1, 1), k(3, 1), v(3, 1);
+  q << 1, k << 2e-4, 0.7, -0.4, v << 1, -0.5, 0.25;  // the first score is 2e-4 above 0
+  const auto relu = [](auto s, limpid::At) { return s > 0 ? s : 0 * s; };
+  const auto slope = [](auto s, limpid::At) { return s > 0 ? 1.0 : 0.0; };
+  const auto wrong = [](auto s, limpid::At) { return s > 0.5 ? 1.0 : 0.0; };
+  const auto worst = [&](const auto& df, double step) {
+    const auto op = limpid::softmax(limpid::score_mod(relu, df), {.scale = 1});
+    return limpid::check_gradient(op, limpid::qkv(q, k, v), {.step = step}).worst();
+  };
+  CHECK(worst(slope, 0) > 1e-3);
+  CHECK(worst(slope, 1e-6) < 1e-6);
+  CHECK(worst(wrong, 1e-6) > 0.1);
+  const auto op = limpid::softmax(limpid::score_mod(relu, slope), {.scale = 1});
+  CHECK_FALSE(limpid::check_promises(op, limpid::qkv(q, k, v)).kept());
+  CHECK(limpid::check_promises(op, limpid::qkv(q, k, v), 1, 1, 0, 1e-6).kept());
 }
 
 TEST_CASE("Options of the checker that make no sense are refused, each by its name.") {

@@ -9,6 +9,10 @@ std::vector<void (*)(Operators&)>& instances() {
   return all;
 }
 
+#define LIMPID_OPERATOR_COUNT(NAME, ...) +is_asked_for(#NAME)
+static_assert(0 LIMPID_OPERATORS(LIMPID_OPERATOR_COUNT) > 0,
+              "LIMPID_CONTRACT_ONLY names no operator of tests/support/operators.hpp");
+
 const Operators& operators() {
   static const Operators all = [] {
     Operators list;

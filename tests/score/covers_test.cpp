@@ -29,7 +29,80 @@ bool rows_hold(const MaskLaw& law, At a) {
   return true;
 }
 
+// Modifiers that offer no more than they must.
+struct Even : limpid::Modifier {
+  static constexpr bool is_mask = true, irregular = true;
+  bool keep(const At& a) const { return a.k % 2 == 0; }
+};
+struct Late : limpid::Modifier {
+  static constexpr bool is_mask = true, intervals = true;
+  Interval interval(const At& a) const { return {a.m / 2, a.m}; }
+};
+struct LateAndEven : Late {
+  static constexpr bool irregular = true;
+  bool keep(const At& a) const { return a.k % 2 == 0; }
+};
+struct PerKey : limpid::Modifier {
+  static constexpr bool per_key = true;
+  template <class S>
+  S value(S s, const At& a) const {
+    return s + key_bias<S>(a, a.q);
+  }
+  template <class S>
+  S key_bias(const At& a, Index) const {
+    return S(0.25) * S(a.k % 3);
+  }
+};
+
+template <class M>
+Mat<double> map_of(const M& modifiers, const Problem<double>& p) {
+  const auto op = limpid::softmax(modifiers);
+  Mat<double> out(p.q.rows(), p.v.cols()), map;
+  limpid::forward(op, limpid::qkv(p.q, p.k, p.v), out, {.map = &map});
+  return map;
+}
+
 }  // namespace
+
+TEST_CASE("A modifier that offers no more than it must is right, alone and within others.") {
+  const auto even = limpid::mask([](At a) { return a.k % 2 == 0; });
+  const auto late = limpid::mask([](At a) { return a.k >= a.m / 2; });
+  const auto causal = limpid::mask([](At a) { return a.k <= a.position(); });
+  for (const Index n : {6, 150}) {
+    suite::Sizes s;
+    s.n = s.m = n, s.batch = 1, s.heads = 1, s.kv_heads = 1;
+    const auto p = problem<double>(s);
+    INFO("n " << n);
+    CHECK(map_of(Even(), p) == map_of(even, p));
+    CHECK(map_of(Late(), p).isApprox(map_of(late, p), 1e-13));
+    CHECK(map_of(LateAndEven(), p).isApprox(map_of(late & even, p), 1e-13));
+    CHECK(map_of(!Even(), p) == map_of(!even, p));
+    CHECK(map_of(!Late(), p) == map_of(!late, p));
+    CHECK(map_of(!LateAndEven(), p) == map_of(!(late & even), p));
+    CHECK(map_of(!Late() | Even(), p) == map_of(!late | even, p));
+    CHECK(map_of(Even() | limpid::causal(), p) == map_of(even | causal, p));
+    CHECK(map_of(Late() | limpid::causal(), p) == map_of(late | causal, p));
+    CHECK(map_of((Late() & Even()) | limpid::causal(), p) == map_of((late & even) | causal, p));
+    CHECK(map_of(!(Late() & Even()), p) == map_of(!(late & even), p));
+  }
+}
+
+TEST_CASE("An amount for every key adds, whether it says so or not: tables before it keep their say beside far ones.") {
+  suite::Sizes s;
+  s.n = s.m = 9, s.batch = 1, s.heads = 1, s.kv_heads = 1;
+  const auto p = problem<double>(s);
+  Mat<double> near(1, 9), far(1, 9), sum(1, 9);
+  for (Index j = 0; j < 9; ++j) {
+    near(0, j) = j % 2 == 0 ? 0.5 : -1;
+    far(0, j) = std::numeric_limits<double>::lowest();
+    sum(0, j) = near(0, j) + 0.25 * double(j % 3);
+  }
+  const auto one = map_of(limpid::key_bias(sum), p);
+  CHECK(map_of(limpid::chain(limpid::key_bias(near), PerKey()), p).isApprox(one, 1e-13));
+  CHECK(map_of(limpid::chain(limpid::key_bias(near), PerKey(), limpid::key_bias(far)), p).isApprox(one, 1e-13));
+  const auto same = limpid::score_mod([](auto x, At) { return x; });  // values, not amounts of keys
+  CHECK(map_of(limpid::chain(limpid::key_bias(near), same, PerKey()), p).isApprox(one, 1e-13));
+}
 
 TEST_CASE("What a mask says of a block is true of every pair in it, whatever block it is.") {
   for (const auto& [n, m] : std::vector<std::pair<Index, Index>>{{7, 7}, {4, 9}, {9, 4}, {1, 6}, {6, 1}}) {

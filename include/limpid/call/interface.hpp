@@ -43,8 +43,19 @@
 //     complete_lse(arena, in, at, lse)        optional: adds to a log-sum-exp what its scores leave out of whole rows
 //
 // A MODIFIER derives from Modifier (score/modifier.hpp), says by flags what it does and offers what these flags
-// promise: is_mask with keep (and `irregular`) or interval (and `intervals`); `per_pair` with value and slope;
-// `per_key` with key_bias; `collects_gradient` with add_gradient, gradient_size, deliver_gradient. chain() checks it.
+// promise; chain(), and &, | and ! of masks, check it. Without its flag a member is never called.
+//
+//     is_mask, irregular      keep(at); optional: cover(at, q0, q1, k0, k1), without which every pair is asked
+//     is_mask, intervals      interval(at), one run of keys a query, moving one way with the query; optional: keep and
+//                             cover, which serve &, | and ! alone. With both flags a pair is kept where both keep it.
+//     per_pair                value(s, at), and slope(s, at) = dvalue/ds, or adds() that is true: the slope is 1
+//     per_key                 key_bias(at, q0), and value(s, at), s plus that amount; optional: row_constant(at, q0),
+//                             what key_bias leaves out of row at.q where it counts from query q0
+//     tables                  is_table(), amount(at), far(at), of amounts that may be any numbers
+//     collects_gradient       wants_gradient(), add_gradient(at, ds, sums); gradient_size(n, m) and
+//                             deliver_gradient(at, sums), or wants_serial_heads(b, h, n)
+//     optional                check(op, b, h, n, m), which throws ShapeError; reads(f), writes(f): f(NamedArray) for
+//                             arrays that are looked at, or added to
 #pragma once
 
 #include <type_traits>

@@ -87,7 +87,7 @@ struct ShownMap {
 };
 template <class S, class Mods>
 ShownMap<detail::Scores<S, Mods>, S> shown_map(const detail::Scores<S, Mods>& scores,
-                                               const std::type_identity_t<detail::Lse<const S>>& lse = {}) {
+                                               const detail::LseUnder<const S, detail::WeightOf<Mods>>& lse = {}) {
   return {scores, lse};
 }
 template <class Op>
@@ -141,7 +141,7 @@ struct MapBackward {
   decltype(detail::plan_of(std::declval<const Scores&>(), {}, std::declval<const detail::GradientTargets<S>&>(), {},
                            {})) plan;
 
-  MapBackward(const BackwardPass<P>& pass_, const Score& score_, const In& in_, detail::Lse<const S> lse,
+  MapBackward(const BackwardPass<P>& pass_, const Score& score_, const In& in_, detail::LseUnder<const S, Weight> lse,
               const Grad& grad_, const Weight& weight = {})
       : pass(pass_),
         score(score_),

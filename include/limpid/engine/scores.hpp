@@ -68,6 +68,24 @@ using WeightOf = typename ModifiersOf<Mods>::Weight;
 template <class Mods>
 inline constexpr bool are_normalised = WeightOf<Mods>::normalised;
 
+/// In the place of a log-sum-exp, of weights that have none: {} alone.
+struct NoLse {
+  NoLse() = default;
+  template <class T>
+  NoLse(const Lse<T>&) {  // NOLINT: implicit on purpose
+    static_assert(
+        sizeof(T) == 0,
+        "limpid: weights that are not normalised have no log-sum-exp: write {} in its place, and no field lse "
+        "in Keep");
+  }
+  template <class T>
+  operator Lse<T>() const {  // NOLINT: implicit on purpose
+    return {};
+  }
+};
+template <class T, class Weight>
+using LseUnder = std::conditional_t<Weight::normalised, Lse<T>, NoLse>;
+
 /// The scores of one head, in natural units; bias (one number a key, of distances alone) may be null. Where parts are
 /// given (by_pair) they say what a score is, and scale is that of the gradients alone.
 template <class S, class Mods>

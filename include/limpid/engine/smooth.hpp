@@ -428,7 +428,7 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
 /// 2 n m (d + dv) flop; scratch of one block of queries a worker.
 template <class P, class Mods>
 void smooth(const Context& context, const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x,
-            MutView<typename P::Scalar> out, Lse<typename P::Scalar> lse) {
+            MutView<typename P::Scalar> out, LseUnder<typename P::Scalar, WeightOf<Mods>> lse) {
   smooth_any<P, are_normalised<Mods>, 1, Mods>(context, {{{scores, x, out, {}, lse}}});
 }
 

@@ -101,7 +101,8 @@ struct PullBlocks {
     const Index most = n <= 1024 ? std::min<Index>(64, queries) : queries;
     if (masked || n > 1024) return most;
     const Index blocks = std::max<Index>(1, (n + (queries > most ? most / 2 : most - 1)) / most);
-    return std::min(queries, ((n + blocks - 1) / blocks + P::tile_rows - 1) / P::tile_rows * P::tile_rows);
+    const Index even = (std::max<Index>(1, n) + blocks - 1) / blocks;  // of no queries there is no block, but its size
+    return std::min(queries, (even + P::tile_rows - 1) / P::tile_rows * P::tile_rows);
   }
   /// Tasks wanted of a head, and the fewest queries a task is cut down to for them, as its keys' sums are gathered
   /// again. Of 128 in place of 256, 16 workers have 0.85 of the speed-up in place of 0.81 at n = 1024, causal; of 64,

@@ -101,39 +101,55 @@ inline MaskMatrix mask_matrix(View<bool> keep) {
 
 namespace detail {
 
-/// The pairs a mask keeps, whatever kind it is.
+/// The pairs a mask keeps, whatever kind it is: where it says both, those of its interval that keep() keeps.
 template <class M>
 bool mask_keeps(const M& m, const At& a) {
+  if constexpr (M::intervals && (M::irregular || !own_keep<M>())) {
+    const Interval in = m.interval(a);
+    if (a.k < in.begin || a.k >= in.end) return false;
+  }
   return m.keep(a);
 }
 
 template <class A, class B>
-struct AndMask : Modifier {
-  static constexpr bool is_mask = true, intervals = A::intervals || B::intervals,
-                        irregular = A::irregular || B::irregular;
+struct TwoMasks : Modifier {
+  static_assert(check_modifier<A>() && check_modifier<B>());
   A a;
   B b;
-  AndMask(A a_, B b_) : a(std::move(a_)), b(std::move(b_)) {}
-  Interval interval(const At& at) const {
-    const Interval x = a.interval(at), y = b.interval(at);
-    return {std::max(x.begin, y.begin), std::min(x.end, y.end)};
-  }
-  bool keep(const At& at) const { return mask_keeps(a, at) && mask_keeps(b, at); }
-  Cover cover(const At& at, Index q0, Index q1, Index k0, Index k1) const {
-    const Cover x = a.cover(at, q0, q1, k0, k1), y = b.cover(at, q0, q1, k0, k1);
-    if (x == Cover::none || y == Cover::none) return Cover::none;
-    return x == Cover::all && y == Cover::all ? Cover::all : Cover::some;
-  }
+  TwoMasks(A a_, B b_) : a(std::move(a_)), b(std::move(b_)) {}
   void check(const char* op, Index bt, Index h, Index n, Index m) const {
     a.check(op, bt, h, n, m), b.check(op, bt, h, n, m);
   }
 };
+template <class A, class B>
+struct TwoIntervals : TwoMasks<A, B> {
+  using TwoMasks<A, B>::TwoMasks;
+  Interval interval(const At& at) const {
+    const Interval x = this->a.interval(at), y = this->b.interval(at);
+    return {std::max(x.begin, y.begin), std::min(x.end, y.end)};
+  }
+};
 
 template <class A, class B>
-struct OrMask : AndMask<A, B> {
-  static constexpr bool intervals = false, irregular = true;
-  using AndMask<A, B>::AndMask;
-  Interval interval(const At& at) const { return {0, at.m}; }
+using AndBase = std::conditional_t<A::intervals || B::intervals, TwoIntervals<A, B>, TwoMasks<A, B>>;
+template <class A, class B>
+struct AndMask : AndBase<A, B> {
+  static constexpr bool is_mask = true, intervals = A::intervals || B::intervals,
+                        irregular = A::irregular || B::irregular;
+  using Base = AndBase<A, B>;
+  using Base::Base;
+  bool keep(const At& at) const { return mask_keeps(this->a, at) && mask_keeps(this->b, at); }
+  Cover cover(const At& at, Index q0, Index q1, Index k0, Index k1) const {
+    const Cover x = this->a.cover(at, q0, q1, k0, k1), y = this->b.cover(at, q0, q1, k0, k1);
+    if (x == Cover::none || y == Cover::none) return Cover::none;
+    return x == Cover::all && y == Cover::all ? Cover::all : Cover::some;
+  }
+};
+
+template <class A, class B>
+struct OrMask : TwoMasks<A, B> {
+  static constexpr bool is_mask = true, irregular = true;
+  using TwoMasks<A, B>::TwoMasks;
   bool keep(const At& at) const { return mask_keeps(this->a, at) || mask_keeps(this->b, at); }
   Cover cover(const At& at, Index q0, Index q1, Index k0, Index k1) const {
     const Cover x = this->a.cover(at, q0, q1, k0, k1), y = this->b.cover(at, q0, q1, k0, k1);
@@ -144,6 +160,7 @@ struct OrMask : AndMask<A, B> {
 
 template <class A>
 struct NotMask : Modifier {
+  static_assert(check_modifier<A>());
   static constexpr bool is_mask = true, irregular = true;
   A a;
   explicit NotMask(A a_) : a(std::move(a_)) {}

@@ -18,7 +18,8 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What a modifier is unless it says otherwise.
+/// What a modifier is unless it says otherwise. Without its flag a member is never called; check_modifier, below, has a
+/// sentence for each that is offered so, and for each flag without what it promises. check, reads and writes need none.
 struct Modifier {
   static constexpr bool is_mask = false;    ///< keeps or drops pairs
   static constexpr bool intervals = false;  ///< a mask of one run of keys a query, moving one way with the query
@@ -29,7 +30,9 @@ struct Modifier {
   static constexpr bool collects_gradient = false;  ///< may collect a gradient of its own
   Interval interval(const At& a) const { return {0, a.m}; }
   bool keep(const At&) const { return true; }
-  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::all; }
+  /// What a mask does to all pairs of queries [q0, q1) and keys [k0, k1): `some` is always right, `none` (the block is
+  /// skipped) and `all` (its pairs are not asked) are for speed.
+  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
   template <class S>
   S value(S s, const At&) const {
     return s;
@@ -46,7 +49,7 @@ struct Modifier {
   S row_constant(const At&, Index) const {
     return S(0);
   }
-  /// Whether a value is the score plus an amount that does not depend on it.
+  /// Whether a value is the score plus an amount that does not depend on it, as it is of every modifier with per_key.
   bool adds() const { return false; }
   /// Whether that amount is an entry of a table.
   bool is_table() const { return false; }
@@ -322,7 +325,8 @@ struct Chain {
   Index first_amount() const {
     Index first = 0;
     each_at([&](const auto& m, Index place) {
-      if (!std::remove_cvref_t<decltype(m)>::is_mask && !m.adds()) first = place + 1;
+      using One = std::remove_cvref_t<decltype(m)>;
+      if (!One::is_mask && !One::per_key && !m.adds()) first = place + 1;
     });
     return first;
   }
@@ -358,26 +362,74 @@ namespace detail {
   }
 LIMPID_OWN(keep, bool(const At&) const, keep)
 LIMPID_OWN(interval, Interval(const At&) const, interval)
+LIMPID_OWN(cover, Cover(const At&, Index, Index, Index, Index) const, cover)
 LIMPID_OWN(value, float(float, const At&) const, template value<float>)
+LIMPID_OWN(slope, float(float, const At&) const, template slope<float>)
 LIMPID_OWN(key_bias, float(const At&, Index) const, template key_bias<float>)
+LIMPID_OWN(row_constant, float(const At&, Index) const, template row_constant<float>)
+LIMPID_OWN(adds, bool() const, adds)
+LIMPID_OWN(is_table, bool() const, is_table)
+LIMPID_OWN(amount, float(const At&) const, template amount<float>)
+LIMPID_OWN(far, Far(const At&) const, template far<float>)
+LIMPID_OWN(add_gradient, void(const At&, float, float*) const, template add_gradient<float>)
+LIMPID_OWN(wants_gradient, bool() const, wants_gradient)
+LIMPID_OWN(wants_serial_heads, bool(Index, Index, Index) const, wants_serial_heads)
+LIMPID_OWN(gradient_size, Index(Index, Index) const, gradient_size)
+LIMPID_OWN(deliver_gradient, void(const At&, const float*) const, template deliver_gradient<float>)
 #undef LIMPID_OWN
 
-/// One sentence for what a modifier says it does and does not offer.
+/// One sentence for what a modifier says it does and does not offer, or offers and does not say.
 template <class M>
 constexpr bool check_modifier() {
   static_assert(std::is_base_of_v<Modifier, M>,
                 "limpid: a modifier (a mask, a bias, a score function) was wanted; an operator goes round another one "
                 "the other way, as in rope(twicing())");
   if constexpr (std::is_base_of_v<Modifier, M>) {
+    constexpr bool masks = M::intervals || M::irregular, scores = M::per_pair || M::per_key;
     static_assert(!M::intervals || own_interval<M>(),
                   "limpid: a modifier with intervals = true offers interval(const At&) const -> Interval");
     static_assert(!M::irregular || own_keep<M>(),
                   "limpid: a modifier with irregular = true offers keep(const At&) const -> bool");
+    static_assert(
+        M::is_mask == masks,
+        "limpid: a mask says is_mask = true, and irregular = true (keep is asked) or intervals = true (interval is)");
+    static_assert(M::is_mask || !(own_keep<M>() || own_cover<M>()),
+                  "limpid: a modifier that offers keep says is_mask = true, and irregular or intervals = true");
+    static_assert(M::intervals || M::is_mask != masks || !own_interval<M>(),
+                  "limpid: a modifier that offers interval says is_mask = true and intervals = true");
+
     static_assert(!M::per_pair || own_value<M>(),
                   "limpid: a modifier with per_pair = true offers template <class S> S value(S, const At&) const");
+    static_assert(!M::per_pair || !own_value<M>() || own_slope<M>() || own_adds<M>(),
+                  "limpid: a modifier with per_pair = true offers template <class S> S slope(S, const At&) const, the "
+                  "derivative of value, or adds() that is true");
     static_assert(
         !M::per_key || own_key_bias<M>(),
         "limpid: a modifier with per_key = true offers template <class S> S key_bias(const At&, Index) const");
+    static_assert(!M::per_key || !own_key_bias<M>() || own_value<M>(),
+                  "limpid: a modifier with per_key = true offers template <class S> S value(S, const At&) const as "
+                  "well, the score plus that amount, for chains with a score function");
+    static_assert(scores || !(own_value<M>() || own_slope<M>()),
+                  "limpid: a modifier that offers value says per_pair or per_key = true");
+    static_assert(scores || !(own_key_bias<M>() || own_row_constant<M>()),
+                  "limpid: a modifier that offers key_bias says per_key = true");
+    static_assert(!(masks && scores),
+                  "limpid: a mask changes no score: value or key_bias want a modifier of their own");
+    static_assert(M::tables ? own_is_table<M>() && own_amount<M>() && own_far<M>() : !own_is_table<M>(),
+                  "limpid: a modifier with tables = true, and no other, offers is_table() const -> bool, template "
+                  "<class S> S amount(const At&) const and template <class S> Far far(const At&) const");
+
+    static_assert(M::collects_gradient ? own_add_gradient<M>() && own_wants_gradient<M>()
+                                       : !(own_add_gradient<M>() || own_wants_gradient<M>()),
+                  "limpid: a modifier with collects_gradient = true, and no other, offers wants_gradient() const -> "
+                  "bool and template <class S> void add_gradient(const At&, S, S*) const");
+    static_assert(
+        !M::collects_gradient || !own_add_gradient<M>() || own_gradient_size<M>() || own_wants_serial_heads<M>(),
+        "limpid: a modifier with collects_gradient = true offers gradient_size(n, m) const -> Index, the sums "
+        "of a head, or wants_serial_heads(b, h, n) const -> bool where heads add to one array");
+    static_assert(own_gradient_size<M>() == own_deliver_gradient<M>(),
+                  "limpid: a modifier offers gradient_size(Index, Index) const -> Index together with template <class "
+                  "S> void deliver_gradient(const At&, const S*) const");
   }
   return true;
 }
