@@ -84,7 +84,7 @@ using RotaryTwicing = decltype(limpid::rope(std::declval<Twicing<Causal>>()));
   LIMPID_TEST_MODIFIED(EXTERN, S)                                                \
   LIMPID_TEST_MODIFIED_##S(EXTERN)
 
-// What of the sweeps knows neither operator nor modifiers, half of what the tests would compile: a product with every
+// What of the sweeps knows neither operator nor modifiers: a product with every
 // epilogue that forward and backward have, and the steps of few queries. P: Native<S>.
 #define LIMPID_TEST_PRODUCT(EXTERN, S, P, SIDE, STEP, ...)                 \
   EXTERN template void product<P, Transposed::SIDE, __VA_ARGS__, STEP<P>>( \
