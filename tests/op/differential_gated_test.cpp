@@ -53,7 +53,7 @@ TEST_CASE("without eps the normed output is differential attention with lambda e
                       {.q = q, .k = h.k, .v = h.v, .lambda = lambda, .gamma = gamma});
     CHECK(distance(out.row(i), one) < 1e-13);
   }
-  CHECK(limpid::detail::sigmoid(-std::log(0.8)) == Approx(1 / 1.8).epsilon(1e-14));
+  CHECK(limpid::detail::logistic(-std::log(0.8)) == Approx(1 / 1.8).epsilon(1e-14));
 }
 
 TEST_CASE("one token gives (2 g - 1) v") {
@@ -64,10 +64,10 @@ TEST_CASE("one token gives (2 g - 1) v") {
 }
 
 TEST_CASE("the gate keeps its digits far out: 1 - g is not a difference, and nothing overflows") {
-  CHECK(limpid::detail::sigmoid(-40.0) == Approx(4.248354255291589e-18).epsilon(1e-14));
-  CHECK(limpid::detail::sigmoid(-1000.0) == 0);
-  CHECK(limpid::detail::sigmoid(1000.0) == 1);
-  CHECK(std::isnan(limpid::detail::sigmoid(not_a_number)));
+  CHECK(limpid::detail::logistic(-40.0) == Approx(4.248354255291589e-18).epsilon(1e-14));
+  CHECK(limpid::detail::logistic(-1000.0) == 0);
+  CHECK(limpid::detail::logistic(1000.0) == 1);
+  CHECK(std::isnan(limpid::detail::logistic(not_a_number)));
   const Head h(3, 4, 2, 3);
   M z = M::Constant(3, 1, 40), out(3, 3), dz = z;
   const auto op = differential_gated(raw);
