@@ -1,6 +1,6 @@
 // limpid: a modifier that says it changes scores, and does not say how.
 // SPDX-License-Identifier: MIT
-// refused: a modifier with per_pair = true offers template <class S> S value\(S, const At&\) const
+// refused alone: a modifier with per_pair = true offers template <class S> S value\(S, const At&\) const
 #include <limpid/limpid.hpp>
 
 struct Halved : limpid::Modifier {
@@ -9,6 +9,10 @@ struct Halved : limpid::Modifier {
   template <class S>
   S value(S s, const limpid::At&) const {
     return s / 2;
+  }
+  template <class S>
+  S slope(S, const limpid::At&) const {
+    return S(0.5);
   }
 #endif
 };

@@ -1,6 +1,6 @@
 // limpid: an operator in the place of a modifier: rotations go round twicing, not into it.
 // SPDX-License-Identifier: MIT
-// refused: a modifier \(a mask, a bias, a score function\) was wanted
+// refused alone: a modifier \(a mask, a bias, a score function\) was wanted
 #include <limpid/limpid.hpp>
 
 limpid::Mat<float> attend(const limpid::Mat<float>& q, const limpid::Mat<float>& k, const limpid::Mat<float>& v) {

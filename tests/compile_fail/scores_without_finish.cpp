@@ -1,6 +1,6 @@
 // limpid: a family of scores of a user's own that does not say how its gradients reach its inputs.
 // SPDX-License-Identifier: MIT
-// refused: and finish\(in, prepared, targets, grad, accumulate\) const
+// refused alone: and finish\(in, prepared, targets, grad, accumulate\) const
 #include <limpid/limpid.hpp>
 
 using Dot = limpid::DotScore<limpid::Chain<>>;

@@ -5,7 +5,8 @@
 // An OPERATOR is a value struct: const, shareable between threads, its parameters fields with defaults. The front doors
 // check shapes, cut packed arrays into heads and spread them; an operator's functions see one head of one batch item,
 // shapes already checked, and take scratch from pass.arena(), which is given back when they return. S is the scalar, P
-// the engine's vectors (pass tells it), so each function is `template <class P, class S = typename P::Scalar>`.
+// the engine's vectors (pass tells it), so each function is `template <class P, class S = typename P::Scalar>`, or one
+// that deduces more: `template <class P, class S, class In, class Keep>`, `auto` for parameters.
 //
 //     name                                    a const char*, in the text of errors
 //     template <class T> Args                 the inputs, T = View<S>, or their gradients, T = MutView<S>; with
@@ -29,6 +30,10 @@
 //     apply_transposed(pass, in, keep, g, out)      out = E^T g
 //     map_block(pass, in, keep, q0, k0, out)  the block of E from (q0, k0), as large as out
 //     entropy(pass, in, keep, out)            optional: of every row, in nats, where rows are distributions
+//     complete_lse(context, head, at, lse)    optional: adds to a log-sum-exp that is shown what forward left out of it;
+//                                             without it that of `score`, if there is one
+//     score, inner                            optional fields: its family of scores, or the operator it goes round,
+//                                             whose checks(field) are asked. The library's operators have one of them.
 //
 // A FAMILY OF SCORES makes the scores of one head, in natural units (exp(score), not powers of two):
 //
@@ -41,6 +46,8 @@
 //                                             of dS over queries; `direct` where these are the user's own arrays
 //     finish(in, prepared, targets, grad, accumulate)   from there to the gradients of its own inputs
 //     complete_lse(arena, in, at, lse)        optional: adds to a log-sum-exp what its scores leave out of whole rows
+//     checks(field)                           optional: whether `check` looks at this parameter's numbers itself, so
+//                                             that they need not be finite
 //
 // A MODIFIER derives from Modifier (score/modifier.hpp), says by flags what it does and offers what these flags
 // promise; chain(), and &, | and ! of masks, check it. Without its flag a member is never called.

@@ -58,7 +58,7 @@ using detail::row_dots;
 /// What every operator over a family of scores shares. Score: DotScore, NlmScore, BilateralScore or a user's.
 template <class Score>
 struct OverScores {
-  static_assert(detail::check_score_family<Score, double>());
+  static_assert((detail::check_score_family<Score, double>(), true));  // its own sentences are enough
   Score score;
   const char* name;  ///< in the text of errors
 
@@ -93,24 +93,31 @@ ShownMap<detail::Scores<S, Mods>, S> shown_map(const detail::Scores<S, Mods>& sc
 template <class Op>
 struct OneMap {
   template <class P, class In, class Keep, class S>
-  void apply(const Pass<P>& pass, const In& in, const Keep& keep, View<S> x, MutView<S> out) const {  // out = A x
-    const auto map = self().map(pass, in, keep);
-    detail::smooth_with_lse<P>(pass.context, map.scores, map.lse, x, out);
+  void apply(const Pass<P>& pass, const In& in, const Keep& keep, View<S> x, MutView<S> out) const {
+    with_map(pass, in, keep, [&](const auto& map) {
+      detail::smooth_with_lse<P>(pass.context, map.scores, map.lse, x, out);  // out = A x
+    });
   }
   template <class P, class In, class Keep, class S>
   void apply_transposed(const Pass<P>& pass, const In& in, const Keep& keep, View<S> g, MutView<S> out) const {
-    const auto map = self().map(pass, in, keep);
-    detail::smooth_transposed<P>(pass.context, map.scores, map.lse, g, out);  // out = A^T g
+    with_map(pass, in, keep, [&](const auto& map) {
+      detail::smooth_transposed<P>(pass.context, map.scores, map.lse, g, out);  // out = A^T g
+    });
   }
   /// A block of A, from (q0, k0), as large as out.
   template <class P, class In, class Keep, class S>
   void map_block(const Pass<P>& pass, const In& in, const Keep& keep, Index q0, Index k0, MutView<S> out) const {
-    const auto map = self().map(pass, in, keep);
-    detail::map_block<P>(pass.context, map.scores, map.lse, q0, k0, out);
+    with_map(pass, in, keep,
+             [&](const auto& map) { detail::map_block<P>(pass.context, map.scores, map.lse, q0, k0, out); });
   }
 
  private:
-  const Op& self() const { return static_cast<const Op&>(*this); }
+  template <class P, class In, class Keep, class F>
+  void with_map(const Pass<P>& pass, const In& in, const Keep& keep, F&& look) const {
+    constexpr bool offered = requires(const Op& op) { op.map(pass, in, keep); };
+    static_assert(offered, "limpid: an operator over OneMap offers map(const Pass<P>&, in, keep) const, a shown_map");
+    if constexpr (offered) look(static_cast<const Op&>(*this).map(pass, in, keep));
+  }
 };
 
 namespace detail {

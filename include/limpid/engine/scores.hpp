@@ -199,8 +199,11 @@ struct Scores {
 
 /// The same scores, made into weights by another function.
 template <class W, class S, class Mods>
-Scores<S, Weighted<Mods, W>> with_weight(const Scores<S, Mods>& s, const W& weight) {
-  return {s.q, s.k, s.scale, s.bias, s.mods, s.at, s.parts, s.from, weight};
+auto with_weight(const Scores<S, Mods>& s, const W& weight) {
+  if constexpr (check_weight_function<W>())
+    return Scores<S, Weighted<Mods, W>>{s.q, s.k, s.scale, s.bias, s.mods, s.at, s.parts, s.from, weight};
+  else
+    return s;
 }
 
 /// A tile of scores: entry (query q0 + i, key k0 + j) at data[i * ld + j], or transposed, at data[j * ld + i].

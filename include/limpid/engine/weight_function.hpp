@@ -26,9 +26,13 @@ struct SoftmaxWeight {
 ///                                                                         natural units; 0 where s is minus infinity
 ///     template <class P> typename P::V slope(typename P::V w) const       dA_ij / ds_ij from the weight itself
 ///
-/// for vectors of scores, with + - * / and P::exp, P::set, P::if_less, P::max, and copies like a number.
+/// for vectors of scores, with + - * /, P::set(number), P::exp(x), P::max(a, b) and P::if_less(a, b, x, y), which is x
+/// where a < b and else y; and copies like a number. slope is given the weight and nothing else: scores of one weight
+/// must have one derivative, as those of a monotone function have, or those where a ReLU is 0. At a kink it is that of
+/// either side. A NaN has to stay one, and comparisons with it are false: max(s, 0) is right, as P::max is its first
+/// where one is NaN, if_less(s, 0, 0, s) as well.
 template <class W>
-concept WeightFunction = requires(const W& w, double x) {
+concept WeightFunction = requires {
   { W::normalised } -> std::convertible_to<bool>;
 }
 &&(W::normalised || requires(const W& w, double x) {
@@ -37,6 +41,23 @@ concept WeightFunction = requires(const W& w, double x) {
 });
 
 namespace detail {
+
+/// One sentence for what a weight function lacks.
+template <class W>
+constexpr bool check_weight_function() {
+  constexpr bool kind = requires { bool(W::normalised); };
+  static_assert(kind, "limpid: a weight function has static constexpr bool normalised, false but for a softmax");
+  if constexpr (kind && !WeightFunction<W>) {
+    constexpr bool weight = requires(const W& w, double x) { w.template weight<OneLane<double>>(x); };
+    constexpr bool slope = requires(const W& w, double x) { w.template slope<OneLane<double>>(x); };
+    static_assert(weight,
+                  "limpid: a weight function offers template <class P> typename P::V weight(typename P::V s) const");
+    static_assert(slope,
+                  "limpid: a weight function offers template <class P> typename P::V slope(typename P::V w) const, the "
+                  "derivative of weight from the weight itself");
+  }
+  return WeightFunction<W>;
+}
 
 /// dS of a pair: the weight function's own derivative.
 template <class P, class W>

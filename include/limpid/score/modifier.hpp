@@ -431,7 +431,7 @@ constexpr bool check_modifier() {
                   "limpid: a modifier offers gradient_size(Index, Index) const -> Index together with template <class "
                   "S> void deliver_gradient(const At&, const S*) const");
   }
-  return true;
+  return std::is_base_of_v<Modifier, M>;
 }
 
 }  // namespace detail
@@ -441,12 +441,12 @@ template <class... M>
 auto chain(const M&... m) {
   const auto parts = [](const auto& one) {
     using One = std::remove_cvref_t<decltype(one)>;
-    if constexpr (requires { one.parts; }) {
+    if constexpr (requires { one.parts; })
       return one.parts;
-    } else {
-      static_assert(detail::check_modifier<One>());
+    else if constexpr (detail::check_modifier<One>())
       return std::make_tuple(one);
-    }
+    else
+      return std::tuple<>();
   };
   auto all = std::tuple_cat(parts(m)...);
   return std::apply([](auto... part) { return Chain<decltype(part)...>{{part...}}; }, all);
