@@ -28,7 +28,15 @@ struct SigmoidWeight {
   }
 };
 
-/// Sigmoid attention over any family of scores; see sigmoid().
+/// Sigmoid attention, or any family of scores in the place of s (Ramapuram et al. 2024, "Theory, Analysis, and Best
+/// Practices for Sigmoid Self-Attention", arXiv 2409.04431):
+///
+///     A_ij = sigmoid(s_ij + b),   s = scale Q K^T and modifiers,   b = -log m,   out = A V
+///     dS = A o (1 - A) o (dout V^T),   dV = A^T dout
+///
+/// Rows do not sum to one, and there is no log-sum-exp: a call that asks for it throws ShapeError. Nothing is kept. A
+/// masked pair weighs 0; m counts all keys, masked or not (ours). Cost, shapes and errors as softmax; float within 2 x
+/// the error of the naive float formula (tests/contract, op/sigmoid).
 template <class Score>
 struct Sigmoid : OverScores<Score>, OneMap<Sigmoid<Score>> {
   std::optional<double> bias;
@@ -40,7 +48,7 @@ struct Sigmoid : OverScores<Score>, OneMap<Sigmoid<Score>> {
   template <class In>
   void check(const Dims& dims, const In& head) const {
     this->score.check(this->name, dims, head);
-    if (bias) detail::check_factor<typename decltype(In::q)::Scalar>(this->name, "bias", *bias);
+    if (bias) engine::check_factor<typename decltype(In::q)::Scalar>(this->name, "bias", *bias);
   }
   template <class P, class S = typename P::Scalar>
   void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>&) const {
@@ -49,9 +57,9 @@ struct Sigmoid : OverScores<Score>, OneMap<Sigmoid<Score>> {
   template <class P, class S = typename P::Scalar>
   void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>&, View<S> dout,
                 const Args<MutView<S>>& grad) const {
-    MapBackward map(pass, this->score, in, {}, grad, weight(pass.at));
-    map.of_values(dout, in.v, grad.v);  // dA = dout V^T, dV = A^T dout
-    map.finish();                       // dS = A o (1 - A) o dA and what follows from it
+    MapBackward backward_map(pass, this->score, in, {}, grad, weight(pass.at));
+    backward_map.of_values(dout, in.v, grad.v);  // dA = dout V^T, dV = A^T dout
+    backward_map.finish();                       // dS = A o (1 - A) o dA and what follows from it
   }
   template <class P, class S = typename P::Scalar>
   auto map(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>&) const {
@@ -60,11 +68,7 @@ struct Sigmoid : OverScores<Score>, OneMap<Sigmoid<Score>> {
   SigmoidWeight weight(const At& at) const { return {bias.value_or(at.m > 0 ? -std::log(double(at.m)) : 0)}; }
 };
 
-/// Sigmoid attention (Ramapuram et al. 2024, "Theory, Analysis, and Best Practices for Sigmoid Self-Attention", arXiv
-/// 2409.04431): A_ij = sigmoid(s_ij + b), s = scale Q K^T and modifiers, b = -log m, out = A V;
-/// dS = A o (1 - A) o (dout V^T), dV = A^T dout. Rows do not sum to one, and there is no log-sum-exp: a call that asks
-/// for it throws ShapeError. Nothing is kept. A masked pair weighs 0; m counts all keys, masked or not (ours). Cost,
-/// shapes and errors as softmax; float within 2 x the error of the naive float formula (tests/contract, op/sigmoid).
+/// sigmoid(), sigmoid(causal()), sigmoid(causal() & pad, {.bias = 0}); see Sigmoid.
 template <class M>
 requires(!std::is_same_v<M, SigmoidOptions>) auto sigmoid(const M& modifiers, SigmoidOptions options = {}) {
   return Sigmoid<DotScore<decltype(chain(modifiers))>>{
