@@ -15,7 +15,7 @@ struct Unsharp : OverScores<DotScore<Chain<>>> {  // brings score, name, Args (q
   struct Keep {  // from forward for backward: what makes weights of scores again, and A V
     T lse, blurred;
     static void visit(auto&& f, const auto& head, auto&&... k) {
-      f(Kept::stat, 2, false, k.lse...), f(Kept::rows, head.v.cols, true, k.blurred...);
+      f(Kept::stat, 2, /*needed=*/false, k.lse...), f(Kept::rows, head.v.cols, /*needed=*/true, k.blurred...);
     }
   };
   template <class In>

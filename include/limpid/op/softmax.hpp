@@ -28,8 +28,8 @@ struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
     T lse, out;
     template <class F, class... K>
     static void visit(F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 2, false, k.lse...);
-      f(Kept::rows, head.v.cols, false, k.out...);
+      f(Kept::stat, 2, /*needed=*/false, k.lse...);
+      f(Kept::rows, head.v.cols, /*needed=*/false, k.out...);
     }
   };
 
@@ -48,9 +48,9 @@ struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
   template <class P, class S = typename P::Scalar>
   void backward(const BackwardPass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, View<S> dout,
                 const Args<MutView<S>>& grad) const {
-    MapBackward map(pass, score, in, engine::lse_of(keep.lse), grad);
-    map.of_values(dout, in.v, grad.v, keep.out);  // dA = dout V^T, dV = A^T dout, delta_i = <dout_i, out_i>
-    map.finish();                                 // dS = A o (dA - delta 1^T) and what follows from it
+    MapBackward backward_map(pass, score, in, engine::lse_of(keep.lse), grad);
+    backward_map.of_values(dout, in.v, grad.v, keep.out);  // dA = dout V^T, dV = A^T dout, delta_i = <dout_i, out_i>
+    backward_map.finish();                                 // dS = A o (dA - delta 1^T) and what follows from it
   }
 
   /// The map, and the entropy of its rows.
@@ -67,7 +67,7 @@ struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
 
 /// Scaled dot-product attention. softmax(), softmax(causal()), softmax(chain(cap, causal() & pad), {.scale = 0.125}).
 inline auto softmax(SoftmaxOptions options = {}) {
-  return Softmax<DotScore<Chain<>>>{{{chain(), options.scale}, "softmax"}, {}};
+  return Softmax<DotScore<Chain<>>>{{{chain(), options.scale}, "softmax"}, {}};  // OverScores{score, name}, OneMap
 }
 template <class M>
 requires(!std::is_same_v<M, SoftmaxOptions>) auto softmax(const M& modifiers, SoftmaxOptions options = {}) {
