@@ -90,32 +90,32 @@ void forward_checked(const Op& op, const Inputs<Op, S>& in, MutView<S> out, cons
   if (call.lse) call.lse->resize(d.batch * d.heads, d.n);
   if (call.map) call.map->resize(d.n, d.m);
 
-  for_heads(d.batch * d.heads, /*may_spread=*/true, flop_of(in, d), workspace, call.executor,
-            [&](Index t, const Context& context) {
-              const Index b = t / d.heads, h = t % d.heads;
-              const auto head = head_args(in, d, b, h);
-              Keep keep;
-              if (call.saved)
-                keep = head_kept<MutView<S>>(op, *call.saved, head, b, h);
-              else
-                visit_kept<Keep>(
-                    op,
-                    [&](Kept kind, Index count, bool needed, MutView<S>& v) {
-                      if (needed || call.lse || call.map)
-                        v = kind == Kept::stat ? context.arena().template matrix<S>(count, d.n)
-                                               : context.arena().template matrix<S>(d.n, count);
-                    },
-                    head, keep);
-              const Pass<P> pass{context, at_head(d, b, h)};
-              const Index width = out.cols / d.heads;
-              op.forward(pass, head, out.block(b * d.n, h * width, d.n, width), keep);
-              if constexpr (has_lse<Op>)
-                if (call.lse) shown_lse(op, pass, head, lse_of(keep.lse), call.lse->data() + t * d.n);
-              if (call.map && b == call.item && h == call.head) {
-                const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(op, head, keep);
-                op.map_block(pass, head, kept, 0, 0, MutView<S>(*call.map));
-              }
-            });
+  // true: heads may run at the same time
+  for_heads(d.batch * d.heads, true, flop_of(in, d), workspace, call.executor, [&](Index t, const Context& context) {
+    const Index b = t / d.heads, h = t % d.heads;
+    const auto head = head_args(in, d, b, h);
+    Keep keep;
+    if (call.saved)
+      keep = head_kept<MutView<S>>(op, *call.saved, head, b, h);
+    else
+      visit_kept<Keep>(
+          op,
+          [&](Kept kind, Index count, bool needed, MutView<S>& v) {
+            if (needed || call.lse || call.map)
+              v = kind == Kept::stat ? context.arena().template matrix<S>(count, d.n)
+                                     : context.arena().template matrix<S>(d.n, count);
+          },
+          head, keep);
+    const Pass<P> pass{context, at_head(d, b, h)};
+    const Index width = out.cols / d.heads;
+    op.forward(pass, head, out.block(b * d.n, h * width, d.n, width), keep);
+    if constexpr (has_lse<Op>)
+      if (call.lse) shown_lse(op, pass, head, lse_of(keep.lse), call.lse->data() + t * d.n);
+    if (call.map && b == call.item && h == call.head) {
+      const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(op, head, keep);
+      op.map_block(pass, head, kept, 0, 0, MutView<S>(*call.map));
+    }
+  });
   if (call.saved) call.saved->filled = true;
 }
 
