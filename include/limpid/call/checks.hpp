@@ -35,7 +35,7 @@ auto gradients_of(const Op& op) {
 }
 
 /// What a backward call writes, of an operator or of what has one inside, may lie neither over what is read nor over
-/// arrays of the operator's modifiers, nor may their collected, of which several may be one array.
+/// arrays of the operator's modifiers. Nor may the gradients of these lie over what is read; several may be one array.
 template <class Op, class Written, class Read>
 void refuse_backward_overlaps(Name name, const Op& op, const Written& written, const Read& read) {
   const auto all = joined(read, tables_of(op));

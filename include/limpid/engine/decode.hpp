@@ -210,12 +210,12 @@ void pack_quads(View<S> q, S* out) {
     for (Index i = 0; i < q.rows; ++i, out += 4) std::copy(q.row(i) + c, q.row(i) + c + 4, out);
 }
 
-/// tile = <q_i, k_j> scale + start_j for W queries, 4 or 8, in quads: four keys after four keys, of each W x 4 numbers,
-/// a query a row; start and tile are in the order of in_strands. A vector holds four features of as many queries as
+/// tile = <q_i, k_j> scale + bias_j for W queries, 4 or 8, in quads: four keys after four keys, of each W x 4 numbers,
+/// a query a row; bias and tile are in the order of in_strands. A vector holds four features of as many queries as
 /// there is room for, so that few lanes have to be summed in the end.
 template <class P, int W>
 LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P::Scalar> k,
-                               const typename P::Scalar* start, typename P::Scalar scale, Index ahead,
+                               const typename P::Scalar* bias, typename P::Scalar scale, Index ahead,
                                typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
@@ -253,7 +253,7 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
       }
       LIMPID_UNROLL(4)
       for (int r = 0; r < R; r += 4) {
-        const V from = P::in_quads(start + j + r);
+        const V from = P::in_quads(bias + j + r);
         LIMPID_UNROLL(4)
         for (int v = 0; v < Q; ++v)
           P::store(tile + (j + r) * W + (first + v) * P::lanes,
@@ -415,7 +415,7 @@ class DecodeChunk {
   DecodeChunk(const Scores<S, Mods>& scores, View<S> q, View<S> x, S* top, S* sum, MutView<S> out, Arena& arena)
       : scores_(scores), q_(q), x_(x), top_(top), sum_(sum), out_(out) {
     tile_ = arena.take<S>(q.rows * ld);
-    start_ = arena.take<S>(ld);
+    bias_ = arena.take<S>(ld);
     if (q.rows <= 2) return;
     pack_quads(q, packed_ = arena.take<S>(q.rows * q.cols));
     if (!modified()) return;
@@ -431,8 +431,8 @@ class DecodeChunk {
     const Index most = q_.rows <= 2 ? ld : Decode::block;
     for (Index k0 = begin; k0 < end; k0 += most) {
       const Tile<S> t{q_.rows <= 2 ? tile_ : rows_, ld, 0, scores_.n(), k0, std::min(most, end - k0)};
-      scores_.key_bias(0, k0, t.nk, start_);
-      clear(start_ + t.nk, ld - t.nk);
+      scores_.key_bias(0, k0, t.nk, bias_);
+      clear(bias_ + t.nk, ld - t.nk);
       const View<S> keys = scores_.k.block(k0, 0, t.nk, q_.cols), values = x_.block(k0, 0, t.nk, x_.cols);
       if (q_.rows == 1) {
         by_rows<1>(t, keys, values);
@@ -458,19 +458,19 @@ class DecodeChunk {
 
   void modify(const Tile<S>& t) const {
     if constexpr (Mods::per_pair) value_tile<P, true>(scores_, t);
-    drop_keys<P, true>(scores_, start_, t, minus_infinity<S>());
+    drop_keys<P, true>(scores_, bias_, t, minus_infinity<S>());
     if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores_, t, minus_infinity<S>());
   }
 
   template <int W>
   void by_quads(const Tile<S>& t, View<S> keys, View<S> values) {
     const Index whole = (t.nk + 3) / 4 * 4, strand = woven ? t.nk / 4 : 0;
-    const S* start = start_;  // the same for all where nothing modifies
+    const S* bias = bias_;  // the same for all where nothing modifies
     if (ordered_ != nullptr) {
-      for (Index j = 0; j < whole; ++j) ordered_[j] = start_[Decode::in_strands<P>(j, strand)];
-      start = ordered_;
+      for (Index j = 0; j < whole; ++j) ordered_[j] = bias_[Decode::in_strands<P>(j, strand)];
+      bias = ordered_;
     }
-    quad_dots<P, W>(packed_, keys, start, scale(), Decode::ahead(scores_.k, q_.rows), tile_);
+    quad_dots<P, W>(packed_, keys, bias, scale(), Decode::ahead(scores_.k, q_.rows), tile_);
     if (modified()) {
       const auto each_four = [&](auto f) {
         for (Index i = 0; i < W; ++i)
@@ -521,7 +521,7 @@ class DecodeChunk {
     for (Index i = 0; i < N; ++i)
       for (Index j = 0; j < whole; j += P::lanes) {
         S* p = tile_ + i * ld + j;
-        P::store(p, P::fma(P::load(p), scale, P::load(start_ + j)));
+        P::store(p, P::fma(P::load(p), scale, P::load(bias_ + j)));
       }
     modify(t);
     S alpha[N] = {};
@@ -553,7 +553,7 @@ class DecodeChunk {
   View<S> q_, x_;
   S *top_, *sum_;
   MutView<S> out_;
-  S *tile_, *start_, *packed_ = nullptr, *rows_ = nullptr, *ordered_ = nullptr;
+  S *tile_, *bias_, *packed_ = nullptr, *rows_ = nullptr, *ordered_ = nullptr;
 };
 
 /// What the chunks of one map leave behind, and how it becomes the result.

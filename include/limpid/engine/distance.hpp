@@ -51,11 +51,10 @@ struct StorePart {
   S* out;
   Index ld;
   S factor;
-  const S* start;  // null: what stands there
+  const S* bias;  // null: what stands there
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
     S* p = out + r * ld + lane;
-    const typename P::V before =
-        start == nullptr ? P::load(p) : (KeysAreLanes ? P::load(start + lane) : P::set(start[r]));
+    const typename P::V before = bias == nullptr ? P::load(p) : (KeysAreLanes ? P::load(bias + lane) : P::set(bias[r]));
     const typename P::V s = P::fma(acc, P::set(factor), before), lowest = P::set(lowest_number<S>());
     P::store(p, P::if_less(s, lowest, lowest, s));
   }
@@ -71,7 +70,7 @@ struct StoreFarPart {
   S* out;
   Index ld;
   S twice;
-  const S *half_rows, *half_lanes, *start;
+  const S *half_rows, *half_lanes, *bias;
   S* top;  // of every lane the largest score so far; null: not wanted
   struct Beside {
     const S* rows;
@@ -86,7 +85,7 @@ struct StoreFarPart {
     const V infinity = P::set(-minus_infinity<S>());
     S* p = out + r0 * ld + lane;
     const S *half_row = half_rows + r0, *half_lane = half_lanes + lane, *own = beside.rows + r0 * beside.stride;
-    const S* added = start == nullptr ? nullptr : start + (KeysAreLanes ? lane : r0);
+    const S* added = bias == nullptr ? nullptr : bias + (KeysAreLanes ? lane : r0);
     V most[N];
     LIMPID_UNROLL(4)
     for (int v = 0; v < N; ++v) most[v] = KeysAreLanes || !top ? infinity : P::load(top + lane + v * P::lanes);
@@ -138,7 +137,7 @@ struct StoreFarPart {
 template <class P, bool KeysAreLanes>
 void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t, Index vectors,
                    const typename P::Scalar* a, Index lda, const typename P::Scalar* transposed,
-                   const typename P::Scalar* start, typename P::Scalar* top = nullptr) {
+                   const typename P::Scalar* bias, typename P::Scalar* top = nullptr) {
   using S = typename P::Scalar;
   const Index rows = KeysAreLanes ? t.nq : t.nk;
   const auto left = [&](const ScorePart<S>& part) { return a + part.first; };
@@ -152,8 +151,8 @@ void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<ty
       beside = &part;
       continue;
     }
-    const StorePart<P, KeysAreLanes> store{t.data, t.ld, part.factor, start};
-    start = nullptr;
+    const StorePart<P, KeysAreLanes> store{t.data, t.ld, part.factor, bias};
+    bias = nullptr;
     if (part.differences)
       product<P, Transposed::none>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store, AddSquare<P>());
     else
@@ -161,12 +160,12 @@ void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<ty
   }
   for (const auto& part : parts) {
     if (part.cols == 0 || !part.near_alone()) continue;
-    StoreFarPart<P, KeysAreLanes> store{t.data, t.ld, S(2) * part.factor, part.half_q + t.q0, part.half_k + t.k0, start,
+    StoreFarPart<P, KeysAreLanes> store{t.data, t.ld, S(2) * part.factor, part.half_q + t.q0, part.half_k + t.k0, bias,
                                         top,    {}};
     if (!KeysAreLanes) std::swap(store.half_rows, store.half_lanes);
     const ScorePart<S>& by = beside ? *beside : part;
     store.beside = {left(by), lda, right(by), beside ? by.cols : 0, by.factor};
-    start = nullptr;
+    bias = nullptr;
     product<P, Transposed::none>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
   }
 }
@@ -216,12 +215,12 @@ struct NearPairs {
   Index count = 0, first = 0;
 };
 
-/// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given. start:
+/// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given. bias:
 /// the additive parts of keys; null: each row has its own. found: which they are; may be null.
 template <class P, bool KeysAreLanes, class Mods>
 LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& scores,
                                      const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t,
-                                     Index vectors, const typename P::Scalar* start, NearPairs* found = nullptr) {
+                                     Index vectors, const typename P::Scalar* bias, NearPairs* found = nullptr) {
   using S = typename P::Scalar;
   using V = typename P::V;
   const Index rows = KeysAreLanes ? t.nq : t.nk, lanes = KeysAreLanes ? t.nk : t.nq;
@@ -251,10 +250,10 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
       if (found) found->places[found->count++] = found->first + r * t.ld + l;
       const Index i = t.q0 + (KeysAreLanes ? r : l), j = t.k0 + (KeysAreLanes ? l : r);
       S added;
-      if (start == nullptr)
+      if (bias == nullptr)
         scores.key_bias(origin_of<P>(t.q0), j, 1, &added, i);
       else
-        added = start[KeysAreLanes ? l : r];
+        added = bias[KeysAreLanes ? l : r];
       const S s = score_of_parts<P>(scores, parts, i, j) + added;
       row[l] = s < lowest_number<S>() ? lowest_number<S>() : s;
     }
@@ -265,9 +264,9 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
 template <class P, bool KeysAreLanes, class Mods>
 void tile_by_pair(const Scores<typename P::Scalar, Mods>& scores, const PartsOfScores<typename P::Scalar>& parts,
                   const Tile<typename P::Scalar>& t, Index vectors, const typename P::Scalar* rows, Index stride,
-                  const typename P::Scalar* transposed, const typename P::Scalar* start, NearPairs* found = nullptr) {
-  tile_of_parts<P, KeysAreLanes>(parts, t, vectors, rows, stride, transposed, start);
-  if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, parts, t, vectors, start, found);
+                  const typename P::Scalar* transposed, const typename P::Scalar* bias, NearPairs* found = nullptr) {
+  tile_of_parts<P, KeysAreLanes>(parts, t, vectors, rows, stride, transposed, bias);
+  if (scores.near_alone()) make_near_pairs<P, KeysAreLanes>(scores, parts, t, vectors, bias, found);
 }
 
 /// dS of near pairs, taken out of the tile.

@@ -20,7 +20,6 @@ struct Lse {
   requires std::is_same_v<const U, T> Lse(const Lse<U>& other)  // NOLINT: implicit on purpose
       : top(other.top), inverse(other.inverse) {}
   bool given() const { return top != nullptr; }
-  Lse from(Index i) const { return {top + i, inverse + i}; }
 };
 /// That of map t in what an operator keeps (Kept::stat, two rows a map).
 template <class S>

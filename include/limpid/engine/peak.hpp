@@ -62,7 +62,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
     const Index first = task * width, rows = std::min(width, n - first), vectors = (rows + P::lanes - 1) / P::lanes;
     S* panel = arena.take<S>(d * width);
     S* tile = arena.take<S>(Blocks::keys * width);
-    S* start = arena.take<S>(Blocks::keys);
+    S* bias = arena.take<S>(Blocks::keys);
     S *block_max = arena.take<S>(width), *place = arena.take<S>(width);
     S *top = arena.take<S>(width), *sum = arena.take<S>(width);
     transpose_into<P>(scores.q.block(first, 0, rows, d), panel, width);
@@ -76,16 +76,16 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
         if (scores.mods->cover(scores.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile, width, first, rows, b, nk};
       const bool mixed = scores.mixed(first, rows);
-      if (mixed) key_bias_by_row<P, false>(scores, t, vectors, start);
-      scores.key_bias(first, b, nk, start);
+      if (mixed) key_bias_by_row<P, false>(scores, t, vectors, bias);
+      scores.key_bias(first, b, nk, bias);
       if (mixed)
         product<P, Transposed::none>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
                                      AddScores<P>{tile, width, scores.scale});
       else
         product<P, Transposed::none>(nk, vectors, d, scores.k.row(b), scores.k.stride, panel, width,
-                                     StoreScores<P>{tile, width, scores.scale, start});
+                                     StoreScores<P>{tile, width, scores.scale, bias});
       if constexpr (Mods::per_pair) value_tile<P, false>(scores, t);
-      drop_keys<P, false>(scores, start, t, minus_infinity<S>());
+      drop_keys<P, false>(scores, bias, t, minus_infinity<S>());
       if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());
       for (Index v = 0; v < vectors * P::lanes; v += P::lanes) {
         S before[P::lanes];

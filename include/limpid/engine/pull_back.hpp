@@ -143,13 +143,13 @@ class PullTasks {
       if (plan_.moments[p].part.cols == 0) {
         moment_keys_[p] = arena.take<S>(plan_.moments[p].k.cols * ld);
       } else if (!distances_) {
-        distances_ = take_tile(), no_start_ = arena.take<S>(ld);
-        clear(no_start_, ld);
+        distances_ = take_tile(), no_bias_ = arena.take<S>(ld);
+        clear(no_bias_, ld);
       }
     }
-    sinks_ = arena.take<S>(shared.gradient_size);
-    sinking_ = Mods::collects_gradient && plan_.maps[0].scores.mods->wants_gradient();
-    tallies_ = tallies_ || (sinking_ && shared.gradient_size > 0);
+    collected_ = arena.take<S>(shared.gradient_size);
+    collects_ = Mods::collects_gradient && plan_.maps[0].scores.mods->wants_gradient();
+    tallies_ = tallies_ || (collects_ && shared.gradient_size > 0);
   }
   PullTasks(const PullTasks&) = delete;
   PullTasks& operator=(const PullTasks&) = delete;
@@ -195,7 +195,7 @@ class PullTasks {
     }
     if (taken_) clear(taken_, ld);
     if constexpr (Emit) clear(emitted_, ld);
-    if (tallies_) clear(sinks_, shared_.gradient_size), moments_ = {};
+    if (tallies_) clear(collected_, shared_.gradient_size), moments_ = {};
   }
 
   void clear_dk(int t) { clear(dk_[t], padded<P>(plan_.maps[t].scores.k.cols) * ld); }
@@ -249,7 +249,7 @@ class PullTasks {
   /// The derivatives of modifiers, bandwidths' gradients, the key bias.
   void side_outputs(int t, Index q0, Index nq) {
     const auto& map = plan_.maps[t];
-    if (Mods::per_pair || sinking_) {
+    if (Mods::per_pair || collects_) {
       const auto& mods = *map.scores.mods;
       At a = map.scores.place(q0, k0_);
       for (Index i = 0; i < nq; ++i) {
@@ -258,7 +258,7 @@ class PullTasks {
           a.k = k0_ + j;
           S& g = ds_[t][i * ld + j];
           if (g == S(0)) continue;  // masked, perhaps: no derivative is asked of a score that was none
-          g = mods.pull(Mods::per_pair ? raw_[t][i * ld + j] : S(0), g, a, sinks_);
+          g = mods.pull(Mods::per_pair ? raw_[t][i * ld + j] : S(0), g, a, collected_);
         }
       }
     }
@@ -271,7 +271,7 @@ class PullTasks {
         } else if (moment.sum) {
           const View<S> q = map.scores.q;
           tile_by_pair<P, true>(map.scores, {moment.part}, {distances_, ld, q0, nq, k0_, nk_}, vectors(), q.row(q0),
-                                q.stride, keys_[t]->transposed, no_start_);
+                                q.stride, keys_[t]->transposed, no_bias_);
           moments_[p] += moment_of_distances<P>(of_ds, distances_);
         }
       }
@@ -363,25 +363,25 @@ class PullTasks {
   void deliver_tallies() {
     for (std::size_t p = 0; p < 2; ++p)
       if (plan_.moments[p].sum) *plan_.moments[p].sum += moments_[p];
-    if (sinking_) add_row<P>(sinks_, shared_.collected, shared_.gradient_size);
+    if (collects_) add_row<P>(collected_, shared_.collected, shared_.gradient_size);
   }
 
   const Context& context_;
   const Shared& shared_;
   const BackwardPlan<S, Mods, M>& plan_;
   const Index w_;
-  bool far_ = false, sinking_ = false, tallies_ = false;
+  bool far_ = false, collects_ = false, tallies_ = false;
   bool gathered_ = false;  // something for the block of keys: dk_ and dv_ hold sums
   Index loaded_ = -1, task_ = 0, k0_ = 0, nk_ = 0, after_ = 0;
   std::array<std::optional<KeyPanel<P>>, M> keys_;
   S *right_t_, *weights_[M], *ds_[M], *raw_[M], *dk_[M], *q_copy_[M], *keys_off_[M], *dbias_[M];
-  S *total_, *da_, *emitted_, *dv_, *x_copy_, *sinks_;
+  S *total_, *da_, *emitted_, *dv_, *x_copy_, *collected_;
   S *near_ds_ = nullptr, *taken_ = nullptr;  // of near pairs, and sums over the others' of a key
   TileRows<P> row_;
   NearPairs near_pairs_ = {};
   std::array<S*, 2> moment_keys_ = {};
   std::array<Accumulator<S>, 2> moments_ = {};
-  S *distances_ = nullptr, *no_start_ = nullptr;
+  S *distances_ = nullptr, *no_bias_ = nullptr;
 };
 
 template <class P, bool Emit, int M, class Mods>

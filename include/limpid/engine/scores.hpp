@@ -143,10 +143,10 @@ struct Scores {
     else
       std::fill(out, out + nk, S(0));
     if constexpr (Mods::per_key && !Mods::per_pair) {
-      const auto add = [&](const auto& start) {
+      const auto add = [&](const auto& amount) {
         const S lowest = lowest_number<S>(), none = minus_infinity<S>();
         for (Index r = 0; r < nk; ++r) {
-          const S added = start(place(q0, k0 + r));
+          const S added = amount(place(q0, k0 + r));
           if (out[r] == none || added == none)
             out[r] = none;
           else
@@ -173,7 +173,7 @@ struct Scores {
       if (top == lowest_number<S>() && total != S(1)) return S(std::numeric_limits<double>::quiet_NaN());
     return S(1) / total;
   }
-  /// Keeps what a row was summed with, counted from q0: later sweeps add the shift again, and may find a maximum that
+  /// Keeps what a row was summed with, counted from q0: later sweeps add the row constant again, and may find a maximum that
   /// is a rounding away.
   void store_lse(Lse<S> lse, Index i, Index q0, const S& top, const S& inverse) const {
     lse.top[i] = top, lse.inverse[i] = inverse;
@@ -240,11 +240,11 @@ struct AddScores {
 
 /// Writes `fill` where a key's additive part is minus infinity: chosen, not summed, as inf - inf would be NaN.
 template <class P, bool KeysAreLanes, class Mods>
-void drop_keys(const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* start,
+void drop_keys(const Scores<typename P::Scalar, Mods>& scores, const typename P::Scalar* bias,
                const Tile<typename P::Scalar>& t, typename P::Scalar fill) {
   if (!Mods::per_key && scores.bias == nullptr) return;
   for (Index j = 0; j < t.nk; ++j)
-    if (start[j] == minus_infinity<typename P::Scalar>())
+    if (bias[j] == minus_infinity<typename P::Scalar>())
       for (Index i = 0; i < t.nq; ++i) t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = fill;
 }
 

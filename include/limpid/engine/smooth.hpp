@@ -25,22 +25,22 @@ struct StoreScores {
   S* out;
   Index ld;
   S scale;
-  const S* start;
+  const S* bias;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    P::store(out + r * ld + lane, P::fma(acc, P::set(scale), P::set(start[r])));
+    P::store(out + r * ld + lane, P::fma(acc, P::set(scale), P::set(bias[r])));
   }
 };
 
-/// The same, and the largest score of every query so far, to be had while scores are in registers. Without starts that
+/// The same, and the largest score of every query so far, to be had while scores are in registers. Without a key bias that
 /// are all 0, for which there is no register with AVX2.
-template <class P, bool Starts>
+template <class P, bool HasBias>
 struct StoreAndFindTop {
   using S = typename P::Scalar;
   using V = typename P::V;
   S* out;
   Index ld;
   S scale;
-  const S* start;
+  const S* bias;
   S* top;
   template <int R, int N>
   LIMPID_INLINE void tile(Index r0, Index lane, const V (&acc)[R][N]) const {
@@ -50,10 +50,10 @@ struct StoreAndFindTop {
     LIMPID_UNROLL(16)
     for (int r = 0; r < R; ++r) {
       S* row = out + (r0 + r) * ld + lane;
-      const V added = P::set(Starts ? start[r0 + r] : S(0));
+      const V added = P::set(HasBias ? bias[r0 + r] : S(0));
       LIMPID_UNROLL(4)
       for (int v = 0; v < N; ++v) {
-        const V score = Starts ? P::fma(acc[r][v], P::set(scale), added) : acc[r][v] * P::set(scale);
+        const V score = HasBias ? P::fma(acc[r][v], P::set(scale), added) : acc[r][v] * P::set(scale);
         P::store(row + v * P::lanes, score);
         most[v] = P::max(most[v], score);
       }
@@ -69,13 +69,13 @@ struct StoreWithLse {  // exp(score - top), queries in lanes
   S* out;
   Index ld;
   S scale;
-  const S *start, *top;
+  const S *bias, *top;
   template <int N>
   LIMPID_INLINE void row(Index r, Index lane, const typename P::V* acc) const {
     typename P::V s[N];
     LIMPID_UNROLL(4)
     for (int v = 0; v < N; ++v)
-      s[v] = P::fma(acc[v], P::set(scale), P::set(start[r])) - P::load(top + lane + v * P::lanes);
+      s[v] = P::fma(acc[v], P::set(scale), P::set(bias[r])) - P::load(top + lane + v * P::lanes);
     P::template exp_each<N>(s);
     LIMPID_UNROLL(4)
     for (int v = 0; v < N; ++v) P::store(out + r * ld + lane + v * P::lanes, s[v]);
@@ -199,7 +199,7 @@ class SmoothBlock {
     qt_ = arena.take<S>(count_ * d * width);
     ot_ = arena.take<S>(count_ * dv * width);
     tile_ = arena.take<S>(Blocks::keys * width);
-    start_ = arena.take<S>(Blocks::keys);
+    bias_ = arena.take<S>(Blocks::keys);
     top_ = arena.take<S>(count_ * width);
     sum_ = arena.take<S>(count_ * width);
     alpha_ = arena.take<S>(width);
@@ -212,11 +212,11 @@ class SmoothBlock {
         sum_[p * width + l] = S(0);
         // padding lanes weigh nothing
         if (!Online) {
-          const S shift = l < rows ? scores_.row_constant(first + l, first) : S(0);
+          const S constant = l < rows ? scores_.row_constant(first + l, first) : S(0);
           if constexpr (are_normalised<Mods>)
-            top_[p * width + l] = l < rows ? map.known.top[first + l] + shift : -minus_infinity<S>();
+            top_[p * width + l] = l < rows ? map.known.top[first + l] + constant : -minus_infinity<S>();
           else
-            top_[p * width + l] = shift;
+            top_[p * width + l] = constant;
         }
       }
     }
@@ -236,8 +236,8 @@ class SmoothBlock {
         if (scores_.mods->cover(scores_.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile_, width, first, rows, b, nk};
       const bool mixed = scores_.mixed(first, rows);
-      if (mixed) key_bias_by_row<P, false>(scores_, t, vectors, start_);
-      scores_.key_bias(first, b, nk, start_);
+      if (mixed) key_bias_by_row<P, false>(scores_, t, vectors, bias_);
+      scores_.key_bias(first, b, nk, bias_);
       const S* panel = qt_ + p * d * width;
       S *top = top_ + p * width, *sum = sum_ + p * width;
       if constexpr (Online || Mods::per_pair || !are_normalised<Mods>) {
@@ -249,12 +249,12 @@ class SmoothBlock {
         else if constexpr (product_finds_top)
           product<P, Transposed::none>(
               nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-              StoreAndFindTop<P, Scores<S, Mods>::adds>{tile_, width, scores_.scale, start_, found_});
+              StoreAndFindTop<P, Scores<S, Mods>::adds>{tile_, width, scores_.scale, bias_, found_});
         else
           product<P, Transposed::none>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                                       StoreScores<P>{tile_, width, scores_.scale, start_});
+                                       StoreScores<P>{tile_, width, scores_.scale, bias_});
         if constexpr (Mods::per_pair) value_tile<P, false>(scores_, t);
-        drop_keys<P, false>(scores_, start_, t, minus_infinity<S>());
+        drop_keys<P, false>(scores_, bias_, t, minus_infinity<S>());
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
         if constexpr (!Online) {
           weights_from_scores<P>(scores_.weight, tile_, width, nk, vectors, top);
@@ -271,7 +271,7 @@ class SmoothBlock {
           if constexpr (top_finds_near)
             step([&] {
               if (scores_.near_alone())
-                make_near_pairs<P, false>(scores_, scores_.parts, t, vectors, mixed ? nullptr : start_);
+                make_near_pairs<P, false>(scores_, scores_.parts, t, vectors, mixed ? nullptr : bias_);
             });
           else
             step(nullptr);
@@ -282,9 +282,9 @@ class SmoothBlock {
           weights_from_scores<P>(scores_.weight, tile_, width, nk, vectors, top);
         } else {
           product<P, Transposed::none>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                                       StoreWithLse<P>{tile_, width, scores_.scale, start_, top});
+                                       StoreWithLse<P>{tile_, width, scores_.scale, bias_, top});
         }
-        drop_keys<P, false>(scores_, start_, t, S(0));
+        drop_keys<P, false>(scores_, bias_, t, S(0));
         if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, S(0));
       }
       product<P, Transposed::a>(dv, vectors, nk, map_.x.row(b), map_.x.stride, tile_, width,
@@ -334,11 +334,11 @@ class SmoothBlock {
     const View<S> k = scores_.k;
     if constexpr (are_distances<Mods>)
       if (scores_.by_pair()) {
-        const S* start = mixed ? nullptr : start_;
+        const S* bias = mixed ? nullptr : bias_;
         if constexpr (top_finds_near)
-          tile_of_parts<P, false>(scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start, found);
+          tile_of_parts<P, false>(scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, bias, found);
         else
-          tile_by_pair<P, false>(scores_, scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, start);
+          tile_by_pair<P, false>(scores_, scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, bias);
         return;
       }
     product<P, Transposed::none>(t.nk, vectors, k.cols, k.row(t.k0), k.stride, panel, width,
@@ -358,7 +358,7 @@ class SmoothBlock {
   const SmoothMap<S, Mods>& map_;
   const Scores<S, Mods>& scores_;
   Index q0_, q1_, count_;
-  S *qt_, *ot_, *tile_, *start_, *top_, *sum_, *alpha_, *found_;
+  S *qt_, *ot_, *tile_, *bias_, *top_, *sum_, *alpha_, *found_;
 };
 
 /// How many queries are a task: a whole block, or a part of one where there would be few tasks; a row has the same bits

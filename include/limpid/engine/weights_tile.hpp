@@ -18,9 +18,9 @@ struct StoreByRow {  // scores, keys in lanes
   S* out;
   Index ld;
   S scale;
-  const S* start;
+  const S* bias;
   LIMPID_INLINE void operator()(Index r, Index lane, const typename P::V& acc) const {
-    P::store(out + r * ld + lane, P::fma(acc, P::set(scale), P::load(start + lane)));
+    P::store(out + r * ld + lane, P::fma(acc, P::set(scale), P::load(bias + lane)));
   }
 };
 
@@ -30,13 +30,13 @@ struct StoreWeights {  // exp(score - top) factor, keys in lanes
   S* out;
   Index ld;
   S scale;
-  const S *start, *top, *factor;
+  const S *bias, *top, *factor;
   template <int N>
   LIMPID_INLINE void row(Index r, Index lane, const typename P::V* acc) const {
     typename P::V s[N];
     LIMPID_UNROLL(4)
     for (int v = 0; v < N; ++v)
-      s[v] = P::fma(acc[v], P::set(scale), P::load(start + lane + v * P::lanes)) - P::set(top[r]);
+      s[v] = P::fma(acc[v], P::set(scale), P::load(bias + lane + v * P::lanes)) - P::set(top[r]);
     P::template exp_each<N>(s);
     LIMPID_UNROLL(4)
     for (int v = 0; v < N; ++v) P::store(out + r * ld + lane + v * P::lanes, s[v] * P::set(factor[r]));
@@ -108,35 +108,35 @@ Interval queries_that_see(const Scores<S, Mods>& scores, Index q0, Index q1, Ind
   return {q0, q1};
 }
 
-/// What weights_tile needs beside the tile: the additive part of the keys, and of every query the maximum as seen from
-/// the tile and the factor of its row.
+/// What weights_tile needs beside the tile: the bias of the keys, and of every query what is taken off its scores (their
+/// maximum and the row constant; of weights that are not normalised the row constant alone) and the factor of its row.
 template <class P>
 struct TileRows {
-  typename P::Scalar *start, *buffer, *top, *factor;
+  typename P::Scalar *bias, *buffer, *top, *factor;
   NearPairs* near = nullptr;  // wanted, if not null
   explicit TileRows(Arena& arena)
-      : start(arena.take<typename P::Scalar>(PullBlocks<P>::keys)),
+      : bias(arena.take<typename P::Scalar>(PullBlocks<P>::keys)),
         buffer(arena.take<typename P::Scalar>(PullBlocks<P>::keys)),
         top(arena.take<typename P::Scalar>(PullBlocks<P>::queries)),
         factor(arena.take<typename P::Scalar>(PullBlocks<P>::queries)) {}
 };
 
-/// weights_tile of rows that count amounts of keys from one query.
+/// weights_tile of rows whose key biases are relative to the same query, that of origin_of.
 template <class P, class Mods>
 void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
-                     const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
+                     const typename P::Scalar* row_weight, const Tile<typename P::Scalar>& t,
                      const typename P::Scalar* keys_transposed, const TileRows<P>& row, typename P::Scalar* raw,
                      const NextRows<P>& next) {
   using S = typename P::Scalar;
   const Index vectors = (t.nk + P::lanes - 1) / P::lanes, origin = origin_of<P>(t.q0);
   const S scale = scores.scale;
-  S* start = row.start;
-  scores.key_bias(origin, t.k0, t.nk, start, t.q0);
-  for (Index j = t.nk; j < vectors * P::lanes; ++j) start[j] = S(0);
+  S* bias = row.bias;
+  scores.key_bias(origin, t.k0, t.nk, bias, t.q0);
+  for (Index j = t.nk; j < vectors * P::lanes; ++j) bias[j] = S(0);
   for (Index i = 0; i < t.nq; ++i) {
     if constexpr (are_normalised<Mods>) {
       row.top[i] = lse.top[t.q0 + i] + scores.row_constant(t.q0 + i, origin);
-      row.factor[i] = weight ? weight[t.q0 + i] * lse.inverse[t.q0 + i] : lse.inverse[t.q0 + i];
+      row.factor[i] = row_weight ? row_weight[t.q0 + i] * lse.inverse[t.q0 + i] : lse.inverse[t.q0 + i];
     } else {
       row.top[i] = scores.row_constant(t.q0 + i, origin);
     }
@@ -148,14 +148,14 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
     if (mixed) key_bias_by_row<P, true>(scores, t, vectors, row.buffer);
     if (scores.by_pair()) {
       if constexpr (are_distances<Mods>)
-        tile_by_pair<P, true>(scores, scores.parts, t, vectors, rows, q.stride, keys_transposed,
-                              mixed ? nullptr : start, row.near);
+        tile_by_pair<P, true>(scores, scores.parts, t, vectors, rows, q.stride, keys_transposed, mixed ? nullptr : bias,
+                              row.near);
     } else if (mixed) {
       product<P, Transposed::none>(t.nq, vectors, q.cols, rows, q.stride, keys_transposed, t.ld,
                                    AddScores<P>{t.data, t.ld, scale});
     } else {
       product<P, Transposed::none>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                                   prefetching(next, StoreByRow<P>{t.data, t.ld, scale, start}));
+                                   prefetching(next, StoreByRow<P>{t.data, t.ld, scale, bias}));
     }
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
@@ -172,28 +172,28 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
       }
   } else {
     product<P, Transposed::none>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
-                                 prefetching(next, StoreWeights<P>{t.data, t.ld, scale, start, row.top, row.factor}));
+                                 prefetching(next, StoreWeights<P>{t.data, t.ld, scale, bias, row.top, row.factor}));
   }
-  drop_keys<P, true>(scores, start, t, S(0));
+  drop_keys<P, true>(scores, bias, t, S(0));
   if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));
 }
 
-/// Weights of queries [q0, q0 + nq) and keys [k0, k0 + nk), keys in lanes, each row times weight (may be null); raw
+/// Weights of queries [q0, q0 + nq) and keys [k0, k0 + nk), keys in lanes, each row times row_weight (may be null); raw
 /// (may be null) gets the scores before modifiers, for their derivative.
 template <class P, class Mods>
 void weights_tile(const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
-                  const typename P::Scalar* weight, const Tile<typename P::Scalar>& t,
+                  const typename P::Scalar* row_weight, const Tile<typename P::Scalar>& t,
                   const typename P::Scalar* keys_transposed, const TileRows<P>& row, typename P::Scalar* raw,
                   const NextRows<P>& next) {
   if (row.near) row.near->count = 0;
   if constexpr (!Mods::row_constants) {
-    weights_of_rows<P>(scores, lse, weight, t, keys_transposed, row, raw, next);
+    weights_of_rows<P>(scores, lse, row_weight, t, keys_transposed, row, raw, next);
   } else {
     for (Index q0 = t.q0, end = t.q0 + t.nq; q0 < end;) {
       const Index first = q0 - t.q0, nq = std::min(end, origin_of<P>(q0) + panel_of<P>) - q0;
       if (row.near) row.near->first = first * t.ld;
-      weights_of_rows<P>(scores, lse, weight, {t.data + first * t.ld, t.ld, q0, nq, t.k0, t.nk}, keys_transposed, row,
-                         raw ? raw + first * t.ld : nullptr, {next.rows + first * next.stride, next.stride});
+      weights_of_rows<P>(scores, lse, row_weight, {t.data + first * t.ld, t.ld, q0, nq, t.k0, t.nk}, keys_transposed,
+                         row, raw ? raw + first * t.ld : nullptr, {next.rows + first * next.stride, next.stride});
       q0 += nq;
     }
   }

@@ -1,7 +1,7 @@
 // limpid: what a modifier of scores offers, and chains of them.
 //
 // chain(a, b, ...) applies values from left to right; masks come last whatever their place, so a masked pair stays
-// masked. Arrays a modifier looks at must outlive it; gradient collected are ADDED to, as several calls may share one
+// masked. Arrays a modifier looks at must outlive it; gradients are ADDED to, as several calls may share one
 // table. ShapeError where a result lies over such an array, or a gradient over anything but a modifier's gradient.
 // SPDX-License-Identifier: MIT
 #pragma once
@@ -126,7 +126,7 @@ S finite_product(S a, S b) {
   raise(std::string(op) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + wanted);
 }
 
-/// Whether a modifier counts its amounts from a query, which leaves a constant out of a row: it has a shift of its own.
+/// Whether a modifier counts its amounts from a query, and says what that leaves out of a row.
 template <class M>
 inline constexpr bool has_row_constant = M::per_key;
 template <class M>
@@ -272,7 +272,7 @@ struct Chain {
     each([&](const auto& m) { s += m.template row_constant<S>(a, q0); });
     return s;
   }
-  /// Gradient of the raw score from that of the final one, feeding the collected on its way. s is the raw score.
+  /// Gradient of the raw score from that of the final one, adding to the modifiers' own gradients on its way. s is the raw score.
   template <class S>
   LIMPID_INLINE S pull(S s, S ds, const At& a, S* sums) const {
     return pull_from<0>(s, ds, a, sums);
