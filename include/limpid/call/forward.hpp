@@ -119,8 +119,8 @@ void forward_checked(const Op& op, const Inputs<Op, S>& in, MutView<S> out, cons
   if (call.saved) call.saved->filled = true;
 }
 
-/// The whole forward pass with policy P (the machine's vectors, or OneLane as the reference). What the operator lacks is
-/// one sentence and no other error.
+/// The whole forward pass with policy P (the machine's vectors, or OneLane as the reference). What the operator lacks
+/// is one sentence and no other error.
 template <class P, class Op, class S = typename P::Scalar>
 void forward_with(const Op& op, const Inputs<Op, S>& in, MutView<S> out, const Call<Op, S>& call) {
   if constexpr (check_operator<Op, S>()) forward_checked<P>(op, in, out, call);

@@ -30,7 +30,7 @@
 //     apply_transposed(pass, in, keep, g, out)      out = E^T g
 //     map_block(pass, in, keep, q0, k0, out)  the block of E from (q0, k0), as large as out
 //     entropy(pass, in, keep, out)            optional: of every row, in nats, where rows are distributions
-//     complete_lse(context, head, at, lse)    optional: adds to a log-sum-exp that is shown what forward left out of it;
+//     complete_lse(context, head, at, lse)    optional: adds to a log-sum-exp that is shown what forward left out;
 //                                             without it that of `score`, if there is one
 //     score, inner                            optional fields: its family of scores, or the operator it goes round,
 //                                             whose checks(field) are asked. The library's operators have one of them.

@@ -47,7 +47,7 @@ using detail::plan_of;
 
 // Rows: delta_i = <dout_i, out_i> in the order in which a tile is summed; copies and sums.
 using detail::add_scaled_row;
-using detail::check_factor;  // <S>(op, "option", number): ShapeError where it is not finite, or so large that sums overflow
+using detail::check_factor;  // <S>(op, "option", number): ShapeError where it is not finite, or sums would overflow
 using detail::copy;
 using detail::copy_or_add;
 using detail::copy_or_add_scaled;

@@ -109,8 +109,9 @@ auto numeric_gradient(M& x, F&& f, double step = 0) {
 /// Backward against central differences of <forward(in), w>, w random, for every field of the operator's Args that is
 /// given. The inputs are copied, never written. Meant for double (errors of a right gradient stay below 1e-8, of a
 /// wrong one nothing does). A step across a kink, as of a ReLU, is off by the jump of the derivative: use .step = 1e-6
-/// there, with which few steps cross one and about 1e-7 remains. check_gradient<long double>(op, in) works too. An error is relative to the largest entry of
-/// its field, but at least to 1e-3 of the largest of all fields, as a gradient that is zero has no size of its own.
+/// there, with which few steps cross one and about 1e-7 remains. check_gradient<long double>(op, in) works too. An
+/// error is relative to the largest entry of its field, but at least to 1e-3 of the largest of all fields, as a
+/// gradient that is zero has no size of its own.
 /// Cost: 4 forward calls an entry, or a direction. Gradients of modifiers are added to once. Throws ShapeError as
 /// forward does, and where directions is negative or step none that GradientOptions allows.
 template <class S = double, class Op>

@@ -173,8 +173,8 @@ struct Scores {
       if (top == lowest_number<S>() && total != S(1)) return S(std::numeric_limits<double>::quiet_NaN());
     return S(1) / total;
   }
-  /// Keeps what a row was summed with, counted from q0: later sweeps add the row constant again, and may find a maximum that
-  /// is a rounding away.
+  /// Keeps what a row was summed with, counted from q0: later sweeps add the row constant again, and may find a maximum
+  /// that is a rounding away.
   void store_lse(Lse<S> lse, Index i, Index q0, const S& top, const S& inverse) const {
     lse.top[i] = top, lse.inverse[i] = inverse;
     if constexpr (Mods::row_constants && !Mods::per_pair) {

@@ -31,8 +31,8 @@ struct StoreScores {
   }
 };
 
-/// The same, and the largest score of every query so far, to be had while scores are in registers. Without a key bias that
-/// are all 0, for which there is no register with AVX2.
+/// The same, and the largest score of every query so far, to be had while scores are in registers. HasBias: false
+/// where the biases of all keys are 0, for which there is no register with AVX2.
 template <class P, bool HasBias>
 struct StoreAndFindTop {
   using S = typename P::Scalar;
