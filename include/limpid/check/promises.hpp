@@ -102,10 +102,11 @@ PromiseRun<Op, S> promise_run(const Op& op, const Inputs<Op, S>& in, const Dims&
 
 /// Holds an operator to the library's promises, on these inputs of heads side by side: gradients are those of central
 /// differences (within 1e-6 of the largest entry of a field; step as in check_gradient, 1e-6 at kinks); asking for the
-/// map, the saved state and, where there is one, the log-sum-exp changes no bit of out; nor does the executor, of out and of the gradients, nor a strided array
-/// in the place of a packed one; a head has the bits it has alone; map_block, map_left and map_right show one map
-/// (within 1e-10); v of a wrong shape is refused with an exception, and out is left as it was. Not looked at:
-/// allocations, memory and speed, masked keys (use a mask and see). Cost: that of check_gradient, and some 20 calls.
+/// map, the saved state and, where there is one, the log-sum-exp changes no bit of out; nor does the executor, of out
+/// and of the gradients, nor a strided array in the place of a packed one; a head has the bits it has alone; map_block,
+/// map_left and map_right show one map (within 1e-10); v of a wrong shape is refused with an exception, and out is left
+/// as it was. Not looked at: allocations, memory and speed, masked keys (use a mask and see). Cost: that of
+/// check_gradient, and some 20 calls.
 template <class S = double, class Op>
 Promises check_promises(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Index batch = 1, Index heads = 1,
                         Index kv_heads = 0, double step = 0) {

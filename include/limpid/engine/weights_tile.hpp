@@ -108,8 +108,9 @@ Interval queries_that_see(const Scores<S, Mods>& scores, Index q0, Index q1, Ind
   return {q0, q1};
 }
 
-/// What weights_tile needs beside the tile: the bias of the keys, and of every query what is taken off its scores (their
-/// maximum and the row constant; of weights that are not normalised the row constant alone) and the factor of its row.
+/// What weights_tile needs beside the tile: the bias of the keys, and of every query what is taken off its scores (top:
+/// their maximum and the row constant; of weights that are not normalised the row constant alone) and the factor of its
+/// row.
 template <class P>
 struct TileRows {
   typename P::Scalar *bias, *buffer, *top, *factor;

@@ -272,7 +272,8 @@ struct Chain {
     each([&](const auto& m) { s += m.template row_constant<S>(a, q0); });
     return s;
   }
-  /// Gradient of the raw score from that of the final one, adding to the modifiers' own gradients on its way. s is the raw score.
+  /// Gradient of the raw score from that of the final one, adding to the modifiers' own gradients on its way. s is the
+  /// raw score.
   template <class S>
   LIMPID_INLINE S pull(S s, S ds, const At& a, S* sums) const {
     return pull_from<0>(s, ds, a, sums);
