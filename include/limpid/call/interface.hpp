@@ -16,7 +16,8 @@
 //                                             n numbers, Kept::rows n x count; needed: forward writes there itself and
 //                                             wants it also where nobody asked, else the field may be empty. (visit_for
 //                                             with the operator in front where sizes hang on its parameters.) A field
-//                                             `lse`, 2 of Kept::stat a map, makes Call::lse work.
+//                                             `lse`, 2 of Kept::stat a map whose weights sum to one, makes Call::lse
+//                                             work.
 //     check(dims, head)                       throws ShapeError for what the roles do not say; once a call, and once a
 //                                             head where parameters differ
 //     out_width(head)                         columns of out, of one head
