@@ -83,24 +83,33 @@ class PullTaskList {
 
   /// Whether any query of the block sees any key of the block.
   bool sees(Index queries, Index block) const {
+    if (!within(queries, block)) return false;
     const Interval rows = cut_.queries(queries), keys = cut_.keys(block);
-    if constexpr (Mods::intervals) {
-      const Interval h = scores_->key_range(rows.begin, rows.end);
-      if (h.begin >= keys.end || h.end <= keys.begin || h.begin >= h.end) return false;
-    }
     if constexpr (Mods::irregular)
       return scores_->mods->cover(scores_->place(0, 0), rows.begin, rows.end, keys.begin, keys.end) != Cover::none;
     return true;
   }
 
  private:
-  /// How many blocks of queries a task has; without a mask, all have as many.
+  /// Whether the interval of any query of the block has any key of the block.
+  bool within(Index queries, Index block) const {
+    if constexpr (Mods::intervals) {
+      const Interval rows = cut_.queries(queries), keys = cut_.keys(block);
+      const Interval h = scores_->key_range(rows.begin, rows.end);
+      return h.begin < keys.end && h.end > keys.begin && h.begin < h.end;
+    }
+    return true;
+  }
+  /// How many blocks of queries a task has, 0 if it sees nothing; without a mask, all have as many. Intervals alone
+  /// count: a mask that says which blocks it keeps leaves tasks out, but the others stay in the same order, and so
+  /// gradients have the same bits.
   Index size_of(Index keys, Index stretch) const {
     if constexpr (!Mods::intervals && !Mods::irregular) return cut_.in_stretch;
     const Interval blocks = cut_.blocks(stretch);
     Index size = 0;
-    for (Index i = blocks.begin; i < blocks.end; ++i) size += sees(i, keys);
-    return size;
+    bool any = false;
+    for (Index i = blocks.begin; i < blocks.end; ++i) size += within(i, keys), any = any || sees(i, keys);
+    return any ? size : 0;
   }
 
   const PullCut<P>& cut_;
