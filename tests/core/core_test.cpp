@@ -88,6 +88,24 @@ TEST_CASE("An arena hands out cache lines, takes them back in order, and keeps i
   CHECK(arena.bytes() >= 400000);
 }
 
+TEST_CASE("An arena asked for a little more each time holds no more than a few times what the last one needs.") {
+  limpid::Arena arena;
+  std::size_t needed = 0;
+  for (Index size = 20000; size < 60000; size += 200) {
+    const limpid::ArenaScope scope(arena);
+    float* a = arena.take<float>(size);
+    {
+      const limpid::ArenaScope inner(arena);
+      arena.take<float>(3 * size)[3 * size - 1] = 1;
+    }
+    float* b = arena.take<float>(2 * size);
+    a[0] = 1, a[size - 1] = 2, b[0] = 3, b[2 * size - 1] = 4;
+    CHECK((a[0] == 1 && a[size - 1] == 2));
+    needed = static_cast<std::size_t>(4 * size) * sizeof(float);
+  }
+  CHECK(arena.bytes() < 4 * needed);
+}
+
 TEST_CASE("A copy of a workspace has no memory of the other's, and leaves what it had to itself.") {
   limpid::Workspace workspace;
   workspace.prepare(2);

@@ -129,4 +129,12 @@ TEST_CASE("multi-head layers say what does not fit") {
                     "multi-head layer: wk is 7 x 4, wanted 6 rows, as x has columns");
   CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .bo = b}, out),
                     "multi-head layer: bo is given without wo");
+
+  // what a layer of other heads has kept does not fit, also where the widths do
+  limpid::MultiHeadSaved<limpid::Softmax<limpid::DotScore<limpid::Chain<>>>, double> saved;
+  M dx(5, 6);
+  const auto four = limpid::multi_head(limpid::softmax(), 4);
+  heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .wo = wo}, out, {.saved = &saved});
+  CHECK_THROWS_WITH(four.backward({.x = x, .wq = u, .wk = u, .wv = u, .wo = wo}, saved, out, {.x = dx}),
+                    "multi-head layer: saved holds heads of 2 and kv_heads of 2, wanted 4 and 4");
 }

@@ -1,5 +1,6 @@
 // limpid: tests of boosting residuals round a fixed map.
 // SPDX-License-Identifier: MIT
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <limpid/check/gradient.hpp>
@@ -208,6 +209,28 @@ TEST_CASE("a token nobody sees and nobody asks passes no gradient, whatever its 
     for (Index i = 0; i < 11; ++i) CHECK((i == hidden || out.row(i).allFinite()));
     for (const M* g : {&dq, &dk, &dv, &dtau}) CHECK(g->allFinite());
   }
+}
+
+TEST_CASE(
+    "a token without keys passes no gradient of the step size, whatever its dout holds; where it keeps itself it "
+    "does") {
+  const Problem p(5, 4, 3);
+  const auto keep = limpid::mask([](const limpid::At& a) { return a.q != 3 && a.k != 3; });
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()})
+    for (Scheme scheme : schemes) {
+      const auto op = boosting(keep, {.scheme = scheme, .steps = 3});
+      const M t = number(0.7), r = number(0.5);
+      limpid::Saved<std::remove_const_t<decltype(op)>, double> saved;
+      M out(5, 3), dq(5, 4), dk(5, 4), dv(5, 3), dtau(1, 1), drho(1, 1), dout = M::Ones(5, 3);
+      dout.row(3).setConstant(bad);
+      limpid::forward(op, inputs(op, p, t, r), out, {.saved = &saved});
+      const bool sos = scheme == Scheme::sos;
+      limpid::backward(
+          op, inputs(op, p, t, r), saved, dout,
+          {limpid::grads(dq, dk, dv), dtau, sos ? limpid::MutView<double>(drho) : limpid::MutView<double>()});
+      CHECK(std::isfinite(dtau(0, 0)) == (scheme != Scheme::diffusion));  // of which out is the value itself there
+      if (sos) CHECK(std::isfinite(drho(0, 0)));
+    }
 }
 
 TEST_CASE("the effective map of every scheme is the map at work") {

@@ -87,6 +87,29 @@ TEST_CASE("A modifier that offers no more than it must is right, alone and withi
   }
 }
 
+// Runs of keys that grow and shrink with the query: what both keep is widest in the middle.
+struct Back : limpid::Modifier {
+  static constexpr bool is_mask = true, intervals = true;
+  Interval interval(const At& a) const { return {0, a.m - a.q}; }
+};
+struct Ahead : limpid::Modifier {
+  static constexpr bool is_mask = true, intervals = true;
+  Interval interval(const At& a) const { return {std::max<limpid::Index>(0, a.m / 2 - a.q), a.m}; }
+};
+
+TEST_CASE("Masks whose intervals move apart keep what both keep, in the middle too, for any number of workers.") {
+  const auto back = limpid::mask([](At a) { return a.k < a.m - a.q; });
+  const auto ahead = limpid::mask([](At a) { return a.k >= a.m / 2 - a.q; });
+  const auto causal = limpid::mask([](At a) { return a.k <= a.position(); });
+  suite::Sizes s;
+  s.n = s.m = 300, s.batch = 1, s.heads = 1, s.kv_heads = 1;
+  const auto p = problem<double>(s);
+  CHECK(map_of(limpid::chain(limpid::causal(), Back()), p).isApprox(map_of(causal & back, p), 1e-13));
+  CHECK(map_of(limpid::causal() & Back(), p).isApprox(map_of(causal & back, p), 1e-13));
+  CHECK(map_of(limpid::causal() & Back() & Ahead(), p).isApprox(map_of(causal & back & ahead, p), 1e-13));
+  CHECK(map_of(limpid::chain(Ahead(), limpid::causal() & Back()), p).isApprox(map_of(causal & back & ahead, p), 1e-13));
+}
+
 TEST_CASE("An amount for every key adds, whether it says so or not: tables before it keep their say beside far ones.") {
   suite::Sizes s;
   s.n = s.m = 9, s.batch = 1, s.heads = 1, s.kv_heads = 1;

@@ -2,11 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "matrix.hpp"
@@ -81,19 +83,26 @@ class Arena {
     return b;
   }
   std::byte* take_bytes(std::size_t bytes) {
-    for (; current_ < blocks_.size(); ++current_) {
-      Block& b = blocks_[current_];
-      if (b.size - b.used >= bytes) {
-        std::byte* start = b.data.get() + b.used;
-        b.used += bytes;
-        return start;
-      }
-      if (current_ + 1 == blocks_.size()) break;
+    if (blocks_.empty() || blocks_[current_].size - blocks_[current_].used < bytes) next_block(bytes);
+    Block& b = blocks_[current_];
+    std::byte* start = b.data.get() + b.used;
+    b.used += bytes;
+    return start;
+  }
+  /// The first empty block that has room comes next. Where none has, one takes the place of all that are empty: else
+  /// each of many calls, a little larger than the one before, would leave a block.
+  void next_block(std::size_t bytes) {
+    const std::size_t empty = blocks_.empty() || blocks_[current_].used == 0 ? current_ : current_ + 1;
+    std::size_t next = empty, size = 0;
+    for (; next < blocks_.size() && blocks_[next].size < bytes; ++next) size += blocks_[next].size;
+    if (next < blocks_.size()) {
+      std::swap(blocks_[empty], blocks_[next]);
+    } else {
+      Block b = fresh(std::max({bytes, size, smallest}));
+      blocks_.resize(empty + 1);
+      blocks_[empty] = std::move(b);
     }
-    blocks_.push_back(fresh(bytes < smallest ? smallest : bytes));
-    blocks_.back().used = bytes;
-    current_ = blocks_.size() - 1;
-    return blocks_.back().data.get();
+    current_ = empty;
   }
 
   static constexpr std::size_t smallest = 64 * 1024;

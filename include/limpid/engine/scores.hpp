@@ -123,12 +123,12 @@ struct Scores {
     return false;
   }
 
-  /// Every key that some query of [q0, q1) may see: intervals move one way with the query.
+  /// Every key that some query of [q0, q1) may see.
   Interval key_range(Index q0, Index q1) const {
     if constexpr (Mods::intervals) {
-      const Interval a = mods->interval(place(q0, 0)), b = mods->interval(place(q1 - 1, 0));
-      const Index begin = std::max<Index>(0, std::min(a.begin, b.begin)), end = std::min(m(), std::max(a.end, b.end));
-      return {begin, std::max(begin, end)};
+      const Interval all = mods->range(place(q0, 0), place(q1 - 1, 0));
+      const Index begin = std::max<Index>(0, all.begin);
+      return {begin, std::max(begin, std::min(m(), all.end))};
     }
     return {0, m()};
   }

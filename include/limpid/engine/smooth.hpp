@@ -320,7 +320,7 @@ class SmoothBlock {
   static constexpr bool product_finds_top = Online && !Mods::per_pair && !Mods::irregular;
   bool keeps_all(const Tile<S>& t) const {
     if constexpr (Mods::intervals)
-      for (const Index i : {t.q0, t.q0 + t.nq - 1}) {  // they move one way with the query
+      for (const Index i : {t.q0, t.q0 + t.nq - 1}) {  // the ends of each mask's move one way with the query
         const Interval in = scores_.mods->interval(scores_.place(i, 0));
         if (in.begin > t.k0 || in.end < t.k0 + t.nk) return false;
       }
@@ -372,8 +372,9 @@ Index smooth_part(const Context& context, const Scores<typename P::Scalar, Mods>
   Index part = Blocks::queries;
   if (!context.spreads() || n >= enough * part) return part;
   part = Blocks::panel;
-  const bool alike =
-      !Mods::row_constants && !scores.mixed(0, n) && scores.key_range(0, 1).begin == scores.key_range(n - 1, n).begin;
+  const Index begin = scores.key_range(0, n).begin;
+  const bool alike = !Mods::row_constants && !scores.mixed(0, n) && scores.key_range(0, 1).begin == begin &&
+                     scores.key_range(n - 1, n).begin == begin;
   if (!alike || P::lanes == 1) return part;
   for (const Index smaller : {2 * least, least})
     if (n < enough * part && smaller < part && Blocks::queries % smaller == 0) part = smaller;

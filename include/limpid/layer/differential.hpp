@@ -98,6 +98,8 @@ struct TwoMapLayer {
     detail::check_kept("layer", "v", saved.v, in.x.rows, in.wv.cols);
     detail::check_kept("layer", "z", saved.z, in.x.rows, in.gate_w.cols);
     detail::check_filled("layer", saved);
+    detail::check_kept_heads("layer", saved.attention, heads, kv_heads == 0 ? heads : kv_heads);
+    detail::check_kept("layer", "y", saved.y, in.x.rows, in.wo.rows);
     const detail::LayerScope scope(call);
     const detail::Context& context = scope.context;
     const auto room = [&](const Mat<S>& m) { return scope.arena.matrix<S>(m.rows(), m.cols()); };

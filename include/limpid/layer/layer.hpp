@@ -155,6 +155,14 @@ void check_filled(Name layer, const Saved& saved) {
   if (!saved.filled) raise(layer + ": saved is empty, wanted one that a forward call has filled");
 }
 
+/// What the operator of a layer kept is of as many heads as the layer has.
+template <class State>
+void check_kept_heads(Name layer, const State& attention, Index heads, Index groups) {
+  if (attention.dims.heads != heads || attention.dims.kv_heads != groups)
+    raise(layer + (": saved holds heads of " + text_of(attention.dims.heads) + " and kv_heads of " +
+                   text_of(attention.dims.kv_heads) + ", wanted " + text_of(heads) + " and " + text_of(groups)));
+}
+
 /// A layer's call while it runs: its turn with a workspace, the one given or its own, and a context there.
 struct LayerScope {
   Workspace own;

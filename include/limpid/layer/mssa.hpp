@@ -141,6 +141,8 @@ struct MssaLayer {
   void check_saved(const char* layer, const Args<S>& in, const Saved<S>& saved) const {
     detail::check_kept(layer, "y", saved.y, in.x.rows, in.u.cols);
     detail::check_filled(layer, saved);
+    detail::check_kept_heads(layer, saved.attention, heads, heads);
+    detail::check_kept(layer, "o", saved.o, in.x.rows, in.u.cols);
   }
 };
 

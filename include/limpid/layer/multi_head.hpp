@@ -168,6 +168,8 @@ struct MultiHead {
     detail::check_kept(layer, "k", saved.k, in.x.rows, in.wk.cols);
     detail::check_kept(layer, "v", saved.v, in.x.rows, in.wv.cols);
     detail::check_filled(layer, saved);
+    detail::check_kept_heads(layer, saved.attention, heads, groups());
+    detail::check_kept(layer, "o", saved.o, in.x.rows, head_width<S>(in));
   }
 
  private:

@@ -168,10 +168,22 @@ void recurrence_backward(const BackwardPass<P>& pass, const Recurrence<S>& r, Ba
       f(Context(own), [&](const auto& all) { return all.block(begin, 0, count, all.cols); });
     });
   };
+  const auto of_steps = [&](View<S> g, View<S> u_rows) {  // <G, u>; a query without keys whose u is 0 passes nothing
+    Accumulator<S> sum = 0;
+    if (r.dz_ds == S(0) && r.dz_dy == S(0)) return sum;
+    for (Index i = 0; i < n; ++i) {
+      const S* u_row = u_rows.row(i);
+      if (plan.maps[0].lse.inverse[i] == S(0) &&
+          std::all_of(u_row, u_row + width, [](const S& x) { return x == S(0); }))
+        continue;
+      sum += inner_product<S>(g.block(i, 0, 1, width), u_rows.block(i, 0, 1, width));
+    }
+    return sum;
+  };
   const auto descend = [&](Index t) {  // what H_t = A^T G_t says, once it is known
     if (scalars.wanted) {
       const Accumulator<S> hv = r.x == S(0) ? Accumulator<S>(0) : inner_product<S>(h, v);
-      const Accumulator<S> hu = inner_product<S>(h, step(t - 1)), gu = inner_product<S>(gradient(t), step(t - 1));
+      const Accumulator<S> hu = inner_product<S>(h, step(t - 1)), gu = of_steps(gradient(t), step(t - 1));
       scalars.ds += Accumulator<S>(r.x) * hv + Accumulator<S>(r.y) * hu + Accumulator<S>(r.dz_ds) * gu;
       scalars.dy += Accumulator<S>(r.s) * hu + Accumulator<S>(r.dz_dy) * gu;
     }

@@ -124,8 +124,13 @@ struct TwoMasks : Modifier {
 template <class A, class B>
 struct TwoIntervals : TwoMasks<A, B> {
   using TwoMasks<A, B>::TwoMasks;
-  Interval interval(const At& at) const {
-    const Interval x = this->a.interval(at), y = this->b.interval(at);
+  Interval interval(const At& at) const { return common(this->a.interval(at), this->b.interval(at)); }
+  Interval range(const At& first, const At& last) const {
+    return common(range_of(this->a, first, last), range_of(this->b, first, last));
+  }
+
+ private:
+  static Interval common(const Interval& x, const Interval& y) {
     return {std::max(x.begin, y.begin), std::min(x.end, y.end)};
   }
 };
