@@ -240,9 +240,10 @@ LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scala
   }
 }
 
-/// sum_ij g_ij v_ij, where g is not 0; made and summed wide, as most of it may cancel.
+/// sum_ij g_ij v_ij, where g is not 0; made and summed wide, as most of it may cancel. By reference: of several calls
+/// with one g by value, g++ 12 -O2 stored it for the first alone, and a call between them wrote over it.
 template <class S>
-Accumulator<S> inner_product(View<S> g, View<S> v) {
+Accumulator<S> inner_product(const View<S>& g, const View<S>& v) {
   Accumulator<S> sum = 0;
   for (Index i = 0; i < g.rows; ++i)
     for (Index j = 0; j < g.cols; ++j)
