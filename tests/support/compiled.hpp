@@ -95,7 +95,6 @@ using RotaryTwicing = decltype(limpid::rope(std::declval<Twicing<Causal>>()));
 #define LIMPID_TEST_SWEEPS(EXTERN, S, P)                                                                           \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Rescale<P>)                                                     \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Accumulate<P>)                                                  \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, StoreOrAdd<P>)                                                  \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, StoreInside<P>)                                                 \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddDifference, Accumulate<P>)                                               \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddDifference, Accumulate<P>)                                            \

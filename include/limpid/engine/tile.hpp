@@ -116,7 +116,7 @@ struct Accumulate {
 
 /// The same for sums that begin with the first tile: what was there before counts for nothing.
 template <class P>
-struct StoreOrAdd {
+struct Gather {
   using S = typename P::Scalar;
   S* out;
   Index ld;

@@ -106,8 +106,7 @@ struct PullBlocks {
   }
   /// Tasks wanted of a head, and the fewest queries a task is cut down to for them, as its keys' sums are gathered
   /// again. Of 128 in place of 256, 16 workers have 0.85 of the speed-up in place of 0.81 at n = 1024, causal; of 64,
-  /// 0.80 in place of 0.70 at 12 heads of 197, but a serial call is 1 to 4 % slower at n = 512 (Zen 4, AVX-512, g++ 12
-  /// -O2; bench/run scaling, the serial call by hand).
+  /// 0.80 in place of 0.70 at 12 heads of 197, but a serial call is 1 to 4 % slower at n = 512 (Zen 4, AVX-512).
   static constexpr Index tasks = 128;
   static Index fewest_rows(Index n, bool masked) {
     if (n <= 320 && !masked && P::registers == 32) return 64;
