@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "../engine/lse.hpp"
-#include "../engine/reference_key.hpp"
+#include "../engine/gather.hpp"
 #include "checks.hpp"
 #include "heads.hpp"
 
@@ -40,14 +39,30 @@ void complete_lse(const Op& op, const Context& context, const In& head, const At
 template <class Op, class P, class S = typename P::Scalar>
 void shown_lse(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, const Lse<S>& kept, S* lse) {
   using std::log;
-  const Index* from = references<S>(pass.arena(), op.modifiers(), pass.at);
-  for (Index i = 0; i < pass.at.n; ++i) {
-    const bool none = kept.top[i] == -minus_infinity<S>();
-    lse[i] = none ? minus_infinity<S>() : kept.top[i] - log(kept.inverse[i]);
-    if (none || from == nullptr || from[i] < 0) continue;
-    At pair = pass.at;
-    pair.q = i, pair.k = from[i];
-    lse[i] = std::max(lse[i] + op.modifiers().template above<S>(pair, -1), lowest_number<S>());
+  for (Index i = 0; i < pass.at.n; ++i)
+    lse[i] = kept.top[i] == -minus_infinity<S>() ? minus_infinity<S>() : kept.top[i] - log(kept.inverse[i]);
+  const auto complete = [&](Index row, At pair, Index from) {
+    if (from < 0 || lse[row] == minus_infinity<S>()) return;
+    pair.k = from;
+    lse[row] = std::max(lse[row] + op.modifiers().template above<S>(pair, -1), lowest_number<S>());
+  };
+  using Mods = std::remove_cvref_t<decltype(op.modifiers())>;
+  if constexpr (Mods::tables && Mods::gathers) {
+    Scores<S, Mods> scores;  // of rows without columns: for the places of pairs
+    scores.q.rows = pass.at.n, scores.k.rows = pass.at.m, scores.mods = &op.modifiers(), scores.at = pass.at;
+    const GatherPlan<P, Mods> plan(pass.arena(), scores);
+    for_gathered<P>(pass.context, plan, scores, [&](const auto& block, Index, Arena& arena) {
+      auto own = block.of(scores);
+      own.settle(arena);
+      for (Index i = 0; own.from != nullptr && i < own.n(); ++i)
+        complete(block.query_rows()[i], own.place(i, 0), own.from[i]);
+    });
+  } else if (const Index* from = references<S>(pass.arena(), op.modifiers(), pass.at)) {
+    for (Index i = 0; i < pass.at.n; ++i) {
+      At pair = pass.at;
+      pair.q = i;
+      complete(i, pair, from[i]);
+    }
   }
   complete_lse(op, pass.context, head, pass.at, lse);
 }

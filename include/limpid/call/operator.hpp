@@ -30,6 +30,7 @@ using detail::smooth;       // (context, scores, x, out, lse): out = A x, and th
 using detail::smooth_both;  // the same for two maps over one x
 using detail::smooth_transposed;  // (context, scores, lse, g, out, accumulate): out = A^T g
 using detail::smooth_with_lse;    // (context, scores, lse, x, out): out = A x, the log-sum-exp known
+using detail::visit_pairs;        // (context, scores, lse, queries, keys, f(i, j, weight)): A pair by pair
 using detail::visit_weights;      // (context, scores, lse, queries, keys, f(tile)): A tile by tile
 
 // Scores of one head in natural units, and the two rows of numbers that make weights of them again: 2 of Kept::stat, of

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+
 #include "matrix.hpp"
 
 namespace limpid {
@@ -12,6 +14,13 @@ inline namespace LIMPID_ABI {
 struct At {
   Index batch = 0, head = 0, q = 0, k = 0, n = 0, m = 0;
   Index batches = 1, heads = 1;
+  /// In a packed call q, k, n and m are those of a sequence, which begins here; rows and keys: of the whole call.
+  Index first_q = 0, first_k = 0, rows = -1, keys = -1;
+  /// Where query and key stand in the arrays of the call.
+  Index row() const { return first_q + q; }
+  Index key() const { return first_k + k; }
+  Index all_rows() const { return rows < 0 ? n : rows; }
+  Index all_keys() const { return keys < 0 ? m : keys; }
   /// The query's place on the keys' axis: the last query stands at the last key (bottom-right alignment).
   Index position() const { return q + m - n; }
 };
@@ -28,6 +37,21 @@ enum class Cover { none, some, all };
 struct Far {
   bool above = false, below = false;
   bool any() const { return above || below; }
+};
+
+/// A block of queries and all keys that one of them may see: what a mask that keeps few of many pairs hands to the
+/// engine, which then works on these alone. Query i sees key j where j < free, or lo[a][i] <= at[a][j] <= hi[a][i] on
+/// every axis a.
+template <class S>
+struct PairBlock {
+  static constexpr int most_axes = 3;
+  Index queries = 0, keys = 0;
+  Index *q = nullptr, *k = nullptr;  ///< rows of the call, to be filled; k ascending
+  Index free = 0;
+  int axes = 0;
+  std::array<S*, most_axes> lo = {}, hi = {}, at = {};
+  Index first_q = 0, first_k = 0, n = -1, m = -1;  ///< what places are counted from, and how many there are, if said
+  bool far = false;  ///< tables of the head have entries far from 0, see engine/reference_key.hpp
 };
 
 }  // namespace LIMPID_ABI

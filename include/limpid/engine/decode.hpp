@@ -451,15 +451,13 @@ class DecodeChunk {
   static constexpr Index ld = Decode::ld<P>;
   static constexpr bool woven = Decode::woven<P>;
 
-  bool modified() const {
-    return Mods::per_pair || Mods::per_key || Mods::intervals || Mods::irregular || scores_.bias != nullptr;
-  }
+  bool modified() const { return Mods::per_pair || Mods::per_key || have_masks<Mods> || scores_.bias != nullptr; }
   S scale() const { return scores_.scale; }
 
   void modify(const Tile<S>& t) const {
     if constexpr (Mods::per_pair) value_tile<P, true>(scores_, t);
     drop_keys<P, true>(scores_, bias_, t, minus_infinity<S>());
-    if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores_, t, minus_infinity<S>());
+    if constexpr (have_masks<Mods>) mask_tile<P, true>(scores_, t, minus_infinity<S>());
   }
 
   template <int W>

@@ -56,6 +56,20 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
   constexpr Index width = Blocks::panel;
   const Index n = scores.n(), d = scores.q.cols;
   ArenaScope scope(context.arena());
+  if constexpr (Mods::gathers) {
+    const GatherPlan<P, Mods> plan(context.arena(), scores);
+    return for_gathered<P>(context, plan, scores, [&](const auto& block, Index, Arena& arena) {
+      const Lse<S> own = block.room(lse);
+      S* own_weight = arena.take<S>(block.queries());
+      Index* own_key = arena.take<Index>(block.queries());
+      row_peaks<P>(Context(arena), block.of(scores), own, own_weight, own_key);
+      block.deliver(own, lse);
+      for (Index i = 0; i < block.queries(); ++i) {
+        weight[block.query_rows()[i]] = own_weight[i];
+        key[block.query_rows()[i]] = own_key[i] < 0 ? -1 : block.key_rows()[own_key[i]];
+      }
+    });
+  }
   const Guard<P, Mods> guard(context, {&scores});
 
   context.run((n + width - 1) / width, [&](Index task, Arena& arena) {
@@ -72,8 +86,8 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
     const Interval seen = scores.key_range(first, first + rows);
     for (Index b = seen.begin; b < seen.end; b += Blocks::keys) {
       const Index nk = std::min(Blocks::keys, seen.end - b);
-      if constexpr (Mods::irregular)
-        if (scores.mods->cover(scores.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
+      if constexpr (Mods::irregular || are_gathered<Mods>)
+        if (scores.cover(first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile, width, first, rows, b, nk};
       const bool mixed = scores.mixed(first, rows);
       if (mixed) key_bias_by_row<P, false>(scores, t, vectors, bias);
@@ -86,7 +100,7 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
                                      StoreScores<P>{tile, width, scores.scale, bias});
       if constexpr (Mods::per_pair) value_tile<P, false>(scores, t);
       drop_keys<P, false>(scores, bias, t, minus_infinity<S>());
-      if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores, t, minus_infinity<S>());
+      if constexpr (have_masks<Mods>) mask_tile<P, false>(scores, t, minus_infinity<S>());
       for (Index v = 0; v < vectors * P::lanes; v += P::lanes) {
         S before[P::lanes];
         P::store(before, P::load(top + v));

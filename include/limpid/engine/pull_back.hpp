@@ -13,6 +13,7 @@
 
 #include "../core/context.hpp"
 #include "backward_plan.hpp"
+#include "gather.hpp"
 #include "guard.hpp"
 #include "pull_cut.hpp"
 #include "weights_tile.hpp"
@@ -256,6 +257,7 @@ class PullTasks {
         a.q = q0 + i;
         for (Index j = 0; j < nk_; ++j) {
           a.k = k0_ + j;
+          if constexpr (are_gathered<Mods>) a = map.scores.place(q0 + i, k0_ + j);
           S& g = ds_[t][i * ld + j];
           if (g == S(0)) continue;  // masked, perhaps: no derivative is asked of a score that was none
           g = mods.pull(Mods::per_pair ? raw_[t][i * ld + j] : S(0), g, a, collected_);
@@ -390,7 +392,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   using S = typename P::Scalar;
   Arena& arena = context.arena();
   ArenaScope scope(arena);
-  const Index n = plan.left.rows, m = plan.right.rows;
+  const Index n = plan.left.rows;
   const PullCut<P> cut(plan.maps[0].scores);
   std::array<Scores<S, Mods>*, M> maps;
   for (std::size_t t = 0; t < M; ++t) maps[t] = &plan.maps[t].scores;
@@ -402,7 +404,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   for (auto& map : plan.maps) map.scores.q = pack_if_strided(context, map.scores.q, cut.key_blocks);
 
   const PullOrders<P, S, Mods> orders(arena, cut, plan.maps[0].scores);
-  PullShared<P, M, Mods> shared{plan, cut, orders, {}, collected, plan.maps[0].scores.mods->gradient_size(n, m)};
+  PullShared<P, M, Mods> shared{plan, cut, orders, {}, collected, plan.maps[0].scores.gradient_size()};
   for (int t = 0; t < M; ++t) {
     const MutView<S>& dq = plan.maps[t].dq;
     if (!dq.given()) continue;
@@ -425,6 +427,74 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   guard.poison(plan, collected);
 }
 
+template <class P, int M, class Mods>
+void pull_back(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
+               typename P::Scalar* collected);
+
+/// The same block by block.
+template <class P, int M, class Mods>
+void pull_back_gathered(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
+                        typename P::Scalar* collected) {
+  using S = typename P::Scalar;
+  ArenaScope scope(context.arena());
+  const auto& first = plan.maps[0].scores;
+  const GatherPlan<P, Mods> blocks(context.arena(), first);
+  Order& order = *context.arena().template take<Order>(1);
+  const Index m = first.m(), size = first.gradient_size();
+  for (const auto& map : plan.maps) {
+    if (map.dk.given() && !plan.accumulate_k) map.dk.fill(S(0));
+    if (map.dbias) clear(map.dbias, m);
+  }
+  if (plan.dv.given() && !plan.accumulate_v) plan.dv.fill(S(0));
+  if (plan.relevance.c) clear(plan.relevance.c, m);
+  for_gathered<P>(context, blocks, first, [&](const auto& block, Index number, Arena& arena) {
+    const auto of_keys = [&](MutView<S> v) { return v.given() ? arena.matrix<S>(block.keys(), v.cols) : MutView<S>(); };
+    BackwardPlan<S, Gathered<Mods>, M> own;
+    for (int t = 0; t < M; ++t) {
+      const auto& map = plan.maps[t];
+      own.maps[t] = {
+          block.of(map.scores),
+          block.of_queries(map.lse),
+          block.of_queries(map.delta),
+          block.of_queries(map.weight),
+          plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
+          of_keys(map.dk),
+          map.dbias ? arena.take<S>(block.keys()) : nullptr};
+    }
+    own.left = block.of_queries(plan.left), own.right = block.of_keys(plan.right);
+    const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
+    own.x = one_array ? own.left : block.of_queries(plan.x);
+    own.dv = of_keys(plan.dv);
+    own.relevance = {block.of_queries(plan.relevance.w), plan.relevance.c ? arena.take<S>(block.keys()) : nullptr,
+                     plan.relevance.part};
+    std::array<Accumulator<S>, 2> sums = {};
+    for (std::size_t p = 0; p < 2; ++p)
+      if (plan.moments[p].sum)
+        own.moments[p] = {block.of_queries(plan.moments[p].q), block.of_keys(plan.moments[p].k), &sums[p],
+                          block.of(plan.moments[p].part)};
+    S* own_sums = arena.take<S>(size);
+    clear(own_sums, size);
+    pull_back<P, M>(Context(arena), own, own_sums);
+    for (int t = 0; t < M; ++t) {
+      if (plan.accumulate_q)
+        block.add_to_queries(own.maps[t].dq, plan.maps[t].dq);
+      else
+        block.deliver(own.maps[t].dq, plan.maps[t].dq);
+    }
+    context.in_order(order, number, number + 1, [&] {
+      for (int t = 0; t < M; ++t) {
+        block.add_to_keys(own.maps[t].dk, plan.maps[t].dk);
+        block.add_to_keys(own.maps[t].dbias, plan.maps[t].dbias);
+      }
+      block.add_to_keys(own.dv, plan.dv);
+      block.add_to_keys(own.relevance.c, plan.relevance.c);
+      for (std::size_t p = 0; p < 2; ++p)
+        if (plan.moments[p].sum) *plan.moments[p].sum += sums[p];
+      add_row<P>(own_sums, collected, size);
+    });
+  });
+}
+
 /// Gradients of one head from dA = left right^T (left n x r, right m x r):
 ///     dS_t = weight_t A_t o (dA - delta_t 1^T),  dQ_t = scale_t dS_t K_t,  dK_t = scale_t dS_t^T Q_t,
 ///     dbias_t = column sums of dS_t,  dV = (sum_t weight_t A_t)^T x.
@@ -434,6 +504,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
 template <class P, int M, class Mods>
 void pull_back(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
                typename P::Scalar* collected) {
+  if constexpr (Mods::gathers) return pull_back_gathered<P, M, Mods>(context, plan, collected);
   if (plan.relevance.c != nullptr)
     pull_back_any<P, true, M>(context, plan, collected);
   else

@@ -20,7 +20,7 @@ struct PullCut {
 
   template <class S, class Mods>
   explicit PullCut(const Scores<S, Mods>& scores) : n(scores.n()), m(scores.m()) {
-    constexpr bool masked = Mods::intervals || Mods::irregular;
+    constexpr bool masked = have_masks<Mods>;
     rows = Blocks::rows(n, masked);
     key_blocks = (m + Blocks::keys - 1) / Blocks::keys, query_blocks = (n + rows - 1) / rows;
     const Index fewest = Blocks::fewest_rows(n, masked), most = std::max<Index>(1, (n + fewest - 1) / fewest);
@@ -85,8 +85,8 @@ class PullTaskList {
   bool sees(Index queries, Index block) const {
     if (!within(queries, block)) return false;
     const Interval rows = cut_.queries(queries), keys = cut_.keys(block);
-    if constexpr (Mods::irregular)
-      return scores_->mods->cover(scores_->place(0, 0), rows.begin, rows.end, keys.begin, keys.end) != Cover::none;
+    if constexpr (Mods::irregular || are_gathered<Mods>)
+      return scores_->cover(rows.begin, rows.end, keys.begin, keys.end) != Cover::none;
     return true;
   }
 
@@ -104,7 +104,7 @@ class PullTaskList {
   /// count: a mask that says which blocks it keeps leaves tasks out, but the others stay in the same order, and so
   /// gradients have the same bits.
   Index size_of(Index keys, Index stretch) const {
-    if constexpr (!Mods::intervals && !Mods::irregular) return cut_.in_stretch;
+    if constexpr (!have_masks<Mods>) return cut_.in_stretch;
     const Interval blocks = cut_.blocks(stretch);
     Index size = 0;
     bool any = false;

@@ -36,11 +36,18 @@ template <class M>
 struct Distances {
   static constexpr bool intervals = M::intervals, irregular = M::irregular, per_pair = M::per_pair,
                         per_key = M::per_key, row_constants = M::row_constants, tables = M::tables,
-                        collects_gradient = M::collects_gradient;
+                        collects_gradient = M::collects_gradient, gathers = M::gathers,
+                        irregular_besides = M::irregular_besides;
 };
 /// The same in the place of modifiers M whose scores become weights by another function than softmax.
 template <class M, WeightFunction W>
 struct Weighted : Distances<M> {};
+
+/// The same in the place of modifiers M of which one gathers, for the rows of one of its blocks.
+template <class M>
+struct Gathered : Distances<M> {
+  static constexpr bool gathers = false, irregular = M::irregular_besides;
+};
 
 template <class Mods>
 struct ModifiersOf {
@@ -60,6 +67,15 @@ struct ModifiersOf<Weighted<M, W>> {
   using Weight = W;
   static constexpr bool distances = ModifiersOf<M>::distances;
 };
+template <class M>
+struct ModifiersOf<Gathered<M>> : ModifiersOf<M> {};
+template <class Mods>
+inline constexpr bool are_gathered = false;
+template <class M>
+inline constexpr bool are_gathered<Gathered<M>> = true;
+/// Whether pairs may be masked.
+template <class Mods>
+inline constexpr bool have_masks = Mods::intervals || Mods::irregular || are_gathered<Mods>;
 template <class Mods>
 inline constexpr bool are_distances = ModifiersOf<Mods>::distances;
 template <class Mods>
@@ -98,6 +114,7 @@ struct Scores {
   PartsOfScores<S> parts = {};
   const Index* from = nullptr;  // for every query the key that amounts are counted from, see References; or none
   WeightOf<Mods> weight = {};
+  const PairBlock<S>* block = nullptr;  // where gathered rows come from
   /// Whether anything may be added to products.
   static constexpr bool adds = Mods::per_key || are_distances<Mods>;
   bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
@@ -105,14 +122,64 @@ struct Scores {
 
   Index n() const { return q.rows; }
   Index m() const { return k.rows; }
-  At place(Index i, Index j) const { return {at.batch, at.head, i, j, n(), m(), at.batches, at.heads}; }
-  /// Whether a pair may be masked at all.
-  bool can_mask() const {
-    return Mods::intervals || Mods::irregular || Mods::per_pair || bias != nullptr || Mods::per_key;
+  At place(Index i, Index j) const {
+    At a = at;
+    if constexpr (are_gathered<Mods>)
+      a.q = block->q[i] - a.first_q, a.k = block->k[j] - a.first_k;
+    else
+      a.q = i, a.k = j, a.n = n(), a.m = m();
+    return a;
   }
+  /// The keys of query i, as masks of intervals have it.
+  Interval interval(Index i) const {
+    Interval in = mods->interval(place(i, 0));
+    if constexpr (are_gathered<Mods>) {
+      const auto row_of = [&](Index key) {
+        return Index(std::lower_bound(block->k, block->k + block->keys, key + at.first_k) - block->k);
+      };
+      in = {row_of(in.begin), row_of(in.end)};
+    }
+    return in;
+  }
+  /// What masks that are asked pair by pair do to queries [q0, q1) and keys [k0, k1).
+  Cover cover(Index q0, Index q1, Index k0, Index k1) const {
+    if constexpr (are_gathered<Mods>) {
+      Cover all = Mods::irregular ? Cover::some : Cover::all;
+      if (block->axes == 0 || k1 <= block->free) return all;
+      if (k0 < block->free) return Cover::some;
+      for (std::size_t a = 0; a < std::size_t(block->axes); ++a) {
+        const auto [first_lo, last_lo] = std::minmax_element(block->lo[a] + q0, block->lo[a] + q1);
+        const auto [first_hi, last_hi] = std::minmax_element(block->hi[a] + q0, block->hi[a] + q1);
+        const auto [first, last] = std::minmax_element(block->at[a] + k0, block->at[a] + k1);
+        if (*last < *first_lo || *first > *last_hi) return Cover::none;
+        if (*first < *last_lo || *last > *first_hi) all = Cover::some;
+      }
+      return all;
+    } else if constexpr (Mods::irregular) {
+      return mods->cover(place(0, 0), q0, q1, k0, k1);
+    }
+    return Cover::all;
+  }
+  /// Whether a pair may be masked at all.
+  bool can_mask() const { return have_masks<Mods> || Mods::per_pair || bias != nullptr || Mods::per_key; }
   /// Before a sweep, whose arena it is. What rows leave out a log-sum-exp that is shown gets back.
   void settle(Arena& arena) {
-    if constexpr (are_normalised<Mods>) from = references<S>(arena, *mods, place(0, 0));
+    if constexpr (!are_normalised<Mods> || !Mods::tables || Mods::gathers)
+      return;
+    else if constexpr (!are_gathered<Mods>)
+      from = references<S>(arena, *mods, place(0, 0));
+    else if (block->far)
+      from = references_of<S>(arena, *mods, *this, far_amounts());
+  }
+  /// Whether tables have entries far from 0 among the pairs of gathered rows.
+  Far far_amounts() const {
+    Far all;
+    for (Index i = 0; i < (Mods::per_pair ? n() : std::min<Index>(1, n())); ++i)
+      for (Index j = 0; j < m(); ++j) {
+        const Far one = mods->template far_amounts<S>(place(i, j));
+        all = {all.above || one.above, all.below || one.below};
+      }
+    return all;
   }
   /// Whether rows of [q0, q0 + nq) count amounts of keys from different ones, so that `key_bias` does not serve them
   /// all.
@@ -125,12 +192,23 @@ struct Scores {
 
   /// Every key that some query of [q0, q1) may see.
   Interval key_range(Index q0, Index q1) const {
+    Interval all{0, m()};
     if constexpr (Mods::intervals) {
-      const Interval all = mods->range(place(q0, 0), place(q1 - 1, 0));
-      const Index begin = std::max<Index>(0, all.begin);
-      return {begin, std::max(begin, std::min(m(), all.end))};
+      Interval any = are_gathered<Mods> ? interval(q0) : mods->range(place(q0, 0), place(q1 - 1, 0));
+      for (Index i = q0 + 1; are_gathered<Mods> && i < q1; ++i) {
+        const Interval one = interval(i);
+        any = {std::min(any.begin, one.begin), std::max(any.end, one.end)};
+      }
+      all.begin = std::max<Index>(0, any.begin), all.end = std::max(all.begin, std::min(m(), any.end));
     }
-    return {0, m()};
+    if constexpr (are_gathered<Mods>)
+      if (block->axes > 0 && block->free == 0) {  // keys are sorted along the first axis
+        const S *at0 = block->at[0], lo = *std::min_element(block->lo[0] + q0, block->lo[0] + q1);
+        const S hi = *std::max_element(block->hi[0] + q0, block->hi[0] + q1);
+        all.begin = std::max<Index>(all.begin, std::lower_bound(at0, at0 + m(), lo) - at0);
+        all.end = std::max(all.begin, std::min<Index>(all.end, std::upper_bound(at0, at0 + m(), hi) - at0));
+      }
+    return all;
   }
 
   /// The additive part of keys [k0, k0 + nk) as seen by queries counted from q0. Only minus infinity is no key: what
@@ -154,14 +232,15 @@ struct Scores {
         }
       };
       if (from == nullptr)
-        add([&](const At& a) { return mods->template key_bias<S>(a, q0); });
+        add([&](const At& a) { return mods->template key_bias<S>(a, a.q); });
       else
-        add([&](const At& a) { return mods->template key_bias<S>(a, q0, from[i]); });
+        add([&](const At& a) { return mods->template key_bias<S>(a, a.q, from[i]); });
     }
   }
   /// What `key_bias` leaves out besides, as it is the same for all keys of a row; to be taken off a maximum.
   S row_constant(Index i, Index q0) const {
-    if constexpr (Mods::row_constants && !Mods::per_pair) return mods->template row_constant<S>(place(i, 0), q0);
+    if constexpr (Mods::row_constants && !Mods::per_pair)
+      return mods->template row_constant<S>(place(i, 0), place(q0, 0).q);
     return S(0);
   }
   /// One over the sum of a row's weights, 0 where there are none. NaN where all distances of several keys are beyond
@@ -183,7 +262,32 @@ struct Scores {
       if (found != top && found - top == found - top) lse.inverse[i] = inverse * exp(found - top);
     }
   }
-  bool kept(Index i, Index j) const { return keeps_place(*mods, place(i, j)); }
+  /// How many numbers modifiers collect gradients in.
+  Index gradient_size() const {
+    if constexpr (are_gathered<Mods>) return mods->gradient_size(at.all_rows(), at.all_keys());
+    return mods->gradient_size(n(), m());
+  }
+  bool kept(Index i, Index j) const {
+    if constexpr (are_gathered<Mods>) {
+      const At a = place(i, j);
+      const Interval in = mods->interval(a);
+      if (a.k < in.begin || a.k >= in.end || !mods->keep_besides(a)) return false;
+      for (std::size_t x = 0; j >= block->free && x < std::size_t(block->axes); ++x)
+        if (block->at[x][j] < block->lo[x][i] || block->at[x][j] > block->hi[x][i]) return false;
+      return true;
+    } else if constexpr (Mods::gathers) {
+      return mods->leading().keep(place(i, j)) && keeps_place(*mods, mods->leading().own_place(place(i, j)));
+    } else {
+      return keeps_place(*mods, place(i, j));
+    }
+  }
+  /// The same of a pair that intervals and boxes keep.
+  bool kept_besides(Index i, Index j) const {
+    if constexpr (are_gathered<Mods>)
+      return mods->keep_besides(place(i, j));
+    else
+      return mods->keep(place(i, j));
+  }
   /// The score of a pair, from what it is before modifiers.
   S value(S s, Index i, Index j) const {
     if constexpr (Mods::tables)
@@ -193,7 +297,9 @@ struct Scores {
   /// Whether a pair counts: no mask drops it, and nothing adds minus infinity to its score.
   bool keeps(Index i, Index j) const {
     if (!kept(i, j) || (bias && bias[j] == minus_infinity<S>())) return false;
-    return !(mods->value(S(0), place(i, j)) == minus_infinity<S>());
+    At a = place(i, j);
+    if constexpr (!are_gathered<Mods> && Mods::gathers) a = mods->leading().own_place(a);
+    return !(mods->value(S(0), a) == minus_infinity<S>());
   }
 };
 
@@ -248,6 +354,57 @@ void drop_keys(const Scores<typename P::Scalar, Mods>& scores, const typename P:
       for (Index i = 0; i < t.nq; ++i) t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = fill;
 }
 
+/// Writes `fill` where a key is outside of a query's box.
+template <class P, bool KeysAreLanes>
+void mask_boxes(const PairBlock<typename P::Scalar>& block, const Tile<typename P::Scalar>& t,
+                typename P::Scalar fill) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  const V filled = P::set(fill);
+  const Index free = std::clamp<Index>(block.free - t.k0, 0, t.nk);
+  for (std::size_t a = 0; a < std::size_t(block.axes); ++a) {
+    const S *lo = block.lo[a] + t.q0, *hi = block.hi[a] + t.q0, *at = block.at[a] + t.k0;
+    const S last_lo = *std::max_element(lo, lo + t.nq), first_hi = *std::min_element(hi, hi + t.nq);
+    const auto outside = [&](const V& x, const V& key, const V& from, const V& to) {
+      return P::if_less(to, key, filled, P::if_less(key, from, filled, x));
+    };
+    if constexpr (KeysAreLanes) {
+      for (Index j = free / P::lanes * P::lanes; j < t.nk; j += P::lanes) {
+        S keys[P::lanes];
+        bool inside = true;
+        for (Index l = 0; l < P::lanes; ++l) {
+          keys[l] = at[std::min(j + l, t.nk - 1)];
+          inside = inside && ((keys[l] >= last_lo && keys[l] <= first_hi) || j + l < free);
+        }
+        if (inside) continue;
+        if (j < free) {  // beside keys that every query sees
+          for (Index i = 0; i < t.nq; ++i)
+            for (Index l = free - j; l < std::min<Index>(P::lanes, t.nk - j); ++l)
+              if (keys[l] < lo[i] || keys[l] > hi[i]) t.data[i * t.ld + j + l] = fill;
+          continue;
+        }
+        const V key = P::load(keys);
+        for (Index i = 0; i < t.nq; ++i) {
+          S* p = t.data + i * t.ld + j;
+          P::store(p, outside(P::load(p), key, P::set(lo[i]), P::set(hi[i])));
+        }
+      }
+    } else {
+      constexpr Index most = P::lanes * P::tile_vectors;
+      S from[most], to[most];
+      for (Index i = 0; i < most; ++i) from[i] = i < t.nq ? lo[i] : S(0), to[i] = i < t.nq ? hi[i] : S(0);
+      for (Index j = free; j < t.nk; ++j) {
+        if (at[j] >= last_lo && at[j] <= first_hi) continue;
+        const V key = P::set(at[j]);
+        for (Index i = 0; i < t.nq; i += P::lanes) {
+          S* p = t.data + j * t.ld + i;
+          P::store(p, outside(P::load(p), key, P::load(from + i), P::load(to + i)));
+        }
+      }
+    }
+  }
+}
+
 /// Writes `fill` where a pair is masked. Queries are lanes (transposed) or keys are lanes.
 template <class P, bool KeysAreLanes, class Mods>
 void mask_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typename P::Scalar>& t,
@@ -258,7 +415,7 @@ void mask_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typena
     const V filled = P::set(fill);
     if constexpr (KeysAreLanes) {
       for (Index i = 0; i < t.nq; ++i) {
-        const Interval in = scores.mods->interval(scores.place(t.q0 + i, 0));
+        const Interval in = scores.interval(t.q0 + i);
         const Index begin = in.begin - t.k0, end = in.end - t.k0;
         if (begin <= 0 && end >= t.nk) continue;
         const V lo = P::set(S(std::clamp<Index>(begin, 0, t.nk))), hi = P::set(S(std::clamp<Index>(end, 0, t.nk)));
@@ -275,7 +432,7 @@ void mask_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typena
       S lo[most], hi[most];
       Index full_begin = 0, full_end = t.nk;
       for (Index i = 0; i < t.nq; ++i) {
-        const Interval in = scores.mods->interval(scores.place(t.q0 + i, 0));
+        const Interval in = scores.interval(t.q0 + i);
         const Index begin = std::clamp<Index>(in.begin - t.k0, 0, t.nk);
         const Index end = std::clamp<Index>(in.end - t.k0, 0, t.nk);
         full_begin = std::max(full_begin, begin);
@@ -298,12 +455,12 @@ void mask_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typena
       }
     }
   }
+  if constexpr (are_gathered<Mods>) mask_boxes<P, KeysAreLanes>(*scores.block, t, fill);
   if constexpr (Mods::irregular) {
-    if (scores.mods->cover(scores.place(0, 0), t.q0, t.q0 + t.nq, t.k0, t.k0 + t.nk) == Cover::all) return;
+    if (scores.cover(t.q0, t.q0 + t.nq, t.k0, t.k0 + t.nk) == Cover::all) return;
     for (Index i = 0; i < t.nq; ++i)
       for (Index j = 0; j < t.nk; ++j)
-        if (!scores.mods->keep(scores.place(t.q0 + i, t.k0 + j)))
-          t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = fill;
+        if (!scores.kept_besides(t.q0 + i, t.k0 + j)) t.data[KeysAreLanes ? i * t.ld + j : j * t.ld + i] = fill;
   }
 }
 
@@ -315,6 +472,15 @@ void value_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typen
   const Index outer = KeysAreLanes ? t.nq : t.nk, inner = KeysAreLanes ? t.nk : t.nq;
   const auto each = [&](const auto& value) {
     At a = scores.place(t.q0, t.k0);
+    if constexpr (are_gathered<Mods>) {
+      for (Index o = 0; o < outer; ++o)
+        for (Index l = 0; l < inner; ++l) {
+          S& s = t.data[o * t.ld + l];
+          const Index i = t.q0 + (KeysAreLanes ? o : l);
+          s = value(s, scores.place(i, t.k0 + (KeysAreLanes ? l : o)), i);
+        }
+      return;
+    }
     for (Index o = 0; o < outer; ++o) {
       S* row = t.data + o * t.ld;
       (KeysAreLanes ? a.q : a.k) = (KeysAreLanes ? t.q0 : t.k0) + o;
@@ -322,13 +488,14 @@ void value_tile(const Scores<typename P::Scalar, Mods>& scores, const Tile<typen
       for (Index l = 0; l < inner; ++l) {
         At here = a;
         (KeysAreLanes ? here.k : here.q) = first + l;
-        row[l] = value(row[l], here);
+        row[l] = value(row[l], here, here.q);
       }
     }
   };
   if constexpr (Mods::tables)
-    if (scores.from != nullptr) return each([&](S s, const At& a) { return mods.value(s, a, scores.from[a.q]); });
-  each([&](S s, const At& a) { return mods.value(s, a); });
+    if (scores.from != nullptr)
+      return each([&](S s, const At& a, Index row) { return mods.value(s, a, scores.from[row]); });
+  each([&](S s, const At& a, Index) { return mods.value(s, a); });
 }
 
 }  // namespace detail

@@ -12,6 +12,7 @@
 
 #include "decode.hpp"
 #include "distance.hpp"
+#include "gather.hpp"
 #include "guard.hpp"
 #include "tile.hpp"
 
@@ -232,8 +233,8 @@ class SmoothBlock {
       const Interval own = scores_.key_range(first, first + rows);
       const Index b = std::max(k0, own.begin), nk = std::min(k1, own.end) - b;
       if (nk <= 0) continue;
-      if constexpr (Mods::irregular)
-        if (scores_.mods->cover(scores_.place(0, 0), first, first + rows, b, b + nk) == Cover::none) continue;
+      if constexpr (Mods::irregular || are_gathered<Mods>)
+        if (scores_.cover(first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile_, width, first, rows, b, nk};
       const bool mixed = scores_.mixed(first, rows);
       if (mixed) key_bias_by_row<P, false>(scores_, t, vectors, bias_);
@@ -255,7 +256,7 @@ class SmoothBlock {
                                        StoreScores<P>{tile_, width, scores_.scale, bias_});
         if constexpr (Mods::per_pair) value_tile<P, false>(scores_, t);
         drop_keys<P, false>(scores_, bias_, t, minus_infinity<S>());
-        if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, minus_infinity<S>());
+        if constexpr (have_masks<Mods>) mask_tile<P, false>(scores_, t, minus_infinity<S>());
         if constexpr (!Online) {
           weights_from_scores<P>(scores_.weight, tile_, width, nk, vectors, top);
         } else {
@@ -285,7 +286,7 @@ class SmoothBlock {
                                        StoreWithLse<P>{tile_, width, scores_.scale, bias_, top});
         }
         drop_keys<P, false>(scores_, bias_, t, S(0));
-        if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, false>(scores_, t, S(0));
+        if constexpr (have_masks<Mods>) mask_tile<P, false>(scores_, t, S(0));
       }
       product<P, Transposed::a>(dv, vectors, nk, map_.x.row(b), map_.x.stride, tile_, width,
                                 Rescale<P>{ot_ + p * dv * width, width, alpha_});
@@ -320,11 +321,12 @@ class SmoothBlock {
   static constexpr bool product_finds_top = Online && !Mods::per_pair && !Mods::irregular;
   bool keeps_all(const Tile<S>& t) const {
     if constexpr (Mods::intervals)
-      for (const Index i : {t.q0, t.q0 + t.nq - 1}) {  // the ends of each mask's move one way with the query
-        const Interval in = scores_.mods->interval(scores_.place(i, 0));
+      // the ends of each mask's move one way with the query, but not among rows that were gathered
+      for (Index i = t.q0; i < t.q0 + t.nq; i += are_gathered<Mods> ? 1 : std::max<Index>(1, t.nq - 1)) {
+        const Interval in = scores_.interval(i);
         if (in.begin > t.k0 || in.end < t.k0 + t.nk) return false;
       }
-    return true;
+    return !are_gathered<Mods> || scores_.cover(t.q0, t.q0 + t.nq, t.k0, t.k0 + t.nk) == Cover::all;
   }
   /// Whether near pairs are left at infinity until a block's maximum is known, which finds them.
   static constexpr bool top_finds_near = Online && are_distances<Mods> && !Mods::per_pair;
@@ -381,9 +383,33 @@ Index smooth_part(const Context& context, const Scores<typename P::Scalar, Mods>
   return part;
 }
 
+template <class P, bool Online, std::size_t M, class Mods>
+void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps);
+
+/// The same block by block.
+template <class P, bool Online, std::size_t M, class Mods>
+void smooth_gathered(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
+  using S = typename P::Scalar;
+  ArenaScope scope(context.arena());
+  const GatherPlan<P, Mods> plan(context.arena(), maps[0].scores);
+  for_gathered<P>(context, plan, maps[0].scores, [&](const auto& block, Index, Arena& arena) {
+    const View<S> x = block.of_keys(maps[0].x);
+    const auto own = each_map(maps, [&](const auto& map) {
+      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores), map.x.data == maps[0].x.data ? x : block.of_keys(map.x),
+                                          block.room(map.out), block.of_queries(map.known), block.room(map.lse)};
+    });
+    smooth_any<P, Online, M, Gathered<Mods>>(Context(arena), own);
+    for (std::size_t t = 0; t < M; ++t) {
+      block.deliver(own[t].out, maps[t].out);
+      block.deliver(own[t].lse, maps[t].lse);
+    }
+  });
+}
+
 /// One map, or several over the same values: these then go through the keys together, a block of values serving all.
 template <class P, bool Online, std::size_t M, class Mods>
 void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
+  if constexpr (Mods::gathers) return smooth_gathered<P, Online, M, Mods>(context, maps);
   using Block = SmoothBlock<P, Online, Mods>;
   constexpr Index step = SmoothBlocks<P>::queries, keys = SmoothBlocks<P>::keys;
   const Index n = maps[0].scores.n(), blocks = (n + step - 1) / step;

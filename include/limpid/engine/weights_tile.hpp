@@ -98,13 +98,13 @@ Interval queries_that_see(const Scores<S, Mods>& scores, Index q0, Index q1, Ind
     const Interval h = scores.key_range(a, b);
     return h.begin < k1 && h.end > k0 && h.begin < h.end;
   };
-  if constexpr (Mods::intervals) {
+  if constexpr (Mods::intervals || are_gathered<Mods>) {
     if (!sees(q0, q1)) return {q0, q0};
     while (q0 < q1 && !sees(q0, q0 + 1)) ++q0;
     while (q1 > q0 && !sees(q1 - 1, q1)) --q1;
   }
-  if constexpr (Mods::irregular)
-    if (q0 < q1 && scores.mods->cover(scores.place(0, 0), q0, q1, k0, k1) == Cover::none) return {q0, q0};
+  if constexpr (Mods::irregular || are_gathered<Mods>)
+    if (q0 < q1 && scores.cover(q0, q1, k0, k1) == Cover::none) return {q0, q0};
   return {q0, q1};
 }
 
@@ -176,7 +176,7 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
                                  prefetching(next, StoreWeights<P>{t.data, t.ld, scale, bias, row.top, row.factor}));
   }
   drop_keys<P, true>(scores, bias, t, S(0));
-  if constexpr (Mods::intervals || Mods::irregular) mask_tile<P, true>(scores, t, S(0));
+  if constexpr (have_masks<Mods>) mask_tile<P, true>(scores, t, S(0));
 }
 
 /// Weights of queries [q0, q0 + nq) and keys [k0, k0 + nk), keys in lanes, each row times row_weight (may be null); raw

@@ -200,12 +200,10 @@ struct Mssa {
       }
       return;
     }
-    engine::visit_weights<P>(context, prepared(context, in, at), engine::lse_of(keep.lse), queries, among,
-                             [&](const detail::Tile<S>& t) {
-                               for (Index i = 0; i < t.nq; ++i)
-                                 for (Index j = 0; j < t.nk; ++j)
-                                   if (t.data[i * t.ld + j] > S(tau)) f(t.q0 + i, t.k0 + j);
-                             });
+    engine::visit_pairs<P>(context, prepared(context, in, at), engine::lse_of(keep.lse), queries, among,
+                           [&](Index i, Index j, const S& weight) {
+                             if (weight > S(tau)) f(i, j);
+                           });
   }
 
   template <class S>

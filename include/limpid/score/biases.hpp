@@ -21,7 +21,7 @@ struct KeyBias : Modifier {
   bool is_table() const { return true; }
   template <class T>
   T amount(const At& a) const {
-    return detail::taken<T>(b(row(a), a.k));
+    return detail::taken<T>(b(row(a), a.key()));
   }
   template <class T>
   T value(T s, const At& a) const {
@@ -37,7 +37,7 @@ struct KeyBias : Modifier {
   }
   template <class T>
   void add_gradient(const At& a, T ds, T* sum) const {
-    sum[a.k] += ds;
+    sum[a.key()] += ds;
   }
   bool wants_gradient() const { return !db.empty(); }
   Index gradient_size(Index, Index m) const { return wants_gradient() ? m : 0; }
@@ -82,14 +82,15 @@ struct Bias : Modifier {
   View<S> table;
   MutView<S> dtable;
   Index row(const At& a) const {
-    if (table.rows == a.n) return a.q;
-    return table.rows == a.heads * a.n ? a.head * a.n + a.q : (a.batch * a.heads + a.head) * a.n + a.q;
+    const Index n = a.all_rows();
+    if (table.rows == n) return a.row();
+    return (table.rows == a.heads * n ? a.head : a.batch * a.heads + a.head) * n + a.row();
   }
   bool adds() const { return true; }
   bool is_table() const { return true; }
   template <class T>
   T amount(const At& a) const {
-    return detail::taken<T>(table(row(a), a.k));
+    return detail::taken<T>(table(row(a), a.key()));
   }
   template <class T>
   T value(T s, const At& a) const {
@@ -106,7 +107,7 @@ struct Bias : Modifier {
   }
   template <class T>
   void add_gradient(const At& a, T ds, T*) const {
-    if (!dtable.empty()) dtable(row(a), a.k) += S(ds);
+    if (!dtable.empty()) dtable(row(a), a.key()) += S(ds);
   }
   bool wants_gradient() const { return !dtable.empty(); }
   bool wants_serial_heads(Index b, Index h, Index n) const { return !dtable.empty() && dtable.rows != b * h * n; }

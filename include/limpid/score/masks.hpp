@@ -78,12 +78,13 @@ struct MaskMatrix : Modifier {
   static constexpr bool is_mask = true, irregular = true;
   View<bool> keep_;
   bool keep(const At& a) const {
-    Index row = a.q;
-    if (keep_.rows == a.batches * a.heads * a.n && a.heads > 1)
-      row += (a.batch * a.heads + a.head) * a.n;
-    else if (keep_.rows == a.batches * a.n)
-      row += a.batch * a.n;
-    return keep_(row, a.k);
+    const Index n = a.all_rows();
+    Index row = a.row();
+    if (keep_.rows == a.batches * a.heads * n && a.heads > 1)
+      row += (a.batch * a.heads + a.head) * n;
+    else if (keep_.rows == a.batches * n)
+      row += a.batch * n;
+    return keep_(row, a.key());
   }
   Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
@@ -140,10 +141,33 @@ using AndBase = std::conditional_t<A::intervals || B::intervals, TwoIntervals<A,
 template <class A, class B>
 struct AndMask : AndBase<A, B> {
   static constexpr bool is_mask = true, intervals = A::intervals || B::intervals,
-                        irregular = A::irregular || B::irregular;
+                        irregular = A::irregular || B::irregular, gathers = A::gathers || B::gathers,
+                        irregular_besides = A::gathers ? A::irregular_besides || B::irregular
+                                                       : B::gathers && (A::irregular || B::irregular_besides);
   using Base = AndBase<A, B>;
   using Base::Base;
-  bool keep(const At& at) const { return mask_keeps(this->a, at) && mask_keeps(this->b, at); }
+  bool keep(const At& at) const {
+    if constexpr (gathers) {
+      if (!leading().keep(at)) return false;
+      const At own = leading().own_place(at);
+      return mask_keeps(this->a, own) && mask_keeps(this->b, own);
+    } else {
+      return mask_keeps(this->a, at) && mask_keeps(this->b, at);
+    }
+  }
+  const auto& leading() const requires gathers {
+    if constexpr (A::gathers)
+      return leading_of(this->a);
+    else
+      return leading_of(this->b);
+  }
+  bool keep_besides(const At& at) const {
+    if constexpr (A::gathers)
+      return this->a.keep_besides(at) && (!B::irregular || this->b.keep(at));
+    else if constexpr (B::gathers)
+      return (!A::irregular || this->a.keep(at)) && this->b.keep_besides(at);
+    return true;
+  }
   Cover cover(const At& at, Index q0, Index q1, Index k0, Index k1) const {
     const Cover x = this->a.cover(at, q0, q1, k0, k1), y = this->b.cover(at, q0, q1, k0, k1);
     if (x == Cover::none || y == Cover::none) return Cover::none;

@@ -24,6 +24,7 @@ struct Modifier {
   static constexpr bool is_mask = false;    ///< keeps or drops pairs
   static constexpr bool intervals = false;  ///< a mask of one run of keys a query, moving one way with the query
   static constexpr bool irregular = false;  ///< a mask that must be asked pair by pair
+  static constexpr bool gathers = false;    ///< a mask that says block by block which pairs count (score/local.hpp)
   static constexpr bool per_pair = false;   ///< changes a score by more than an amount per key
   static constexpr bool per_key = false;    ///< adds an amount per key (up to a constant of the row)
   static constexpr bool tables = false;     ///< may add entries of an array of the user's, which may be any numbers
@@ -33,6 +34,11 @@ struct Modifier {
   /// What a mask does to all pairs of queries [q0, q1) and keys [k0, k1): `some` is always right, `none` (the block is
   /// skipped) and `all` (its pairs are not asked) are for speed.
   Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
+  /// Of one that gathers: what is left to be asked pair by pair where its blocks are taken, and where a pair that it
+  /// keeps stands for other modifiers.
+  static constexpr bool irregular_besides = false;
+  bool keep_besides(const At&) const { return true; }
+  At own_place(const At& a) const { return a; }
   template <class S>
   S value(S s, const At&) const {
     return s;
@@ -151,6 +157,15 @@ Interval range_of(const M& m, const At& first, const At& last) {
   }
 }
 
+/// What says the blocks, inside of masks that are made of masks.
+template <class M>
+const auto& leading_of(const M& m) {
+  if constexpr (requires { m.leading(); })
+    return m.leading();
+  else
+    return m;
+}
+
 }  // namespace detail
 
 /// Modifiers one after the other. The engine sees only this.
@@ -160,8 +175,38 @@ struct Chain {
                         per_pair = (M::per_pair || ...), per_key = (M::per_key || ...),
                         row_constants = (detail::has_row_constant<M> || ...), tables = (M::tables || ...),
                         collects_gradient = (M::collects_gradient || ...);
+  static constexpr bool gathers = (M::gathers || ...);
+  /// The first that gathers says which blocks there are; of the others pairs are asked.
+  static constexpr std::size_t leader = [] {
+    std::size_t first = 0;
+    for (const bool one : {M::gathers..., true})
+      if (one)
+        break;
+      else
+        ++first;
+    return first;
+  }();
   std::tuple<M...> parts;
 
+  const auto& leading() const { return detail::leading_of(std::get<leader>(parts)); }
+  static constexpr bool irregular_besides = [] {
+    std::size_t place = 0;
+    bool any = false;
+    ((any = any || (place++ == leader ? M::irregular_besides : M::irregular)), ...);
+    return any;
+  }();
+  bool keep_besides(const At& a) const {
+    bool kept = true;
+    std::size_t place = 0;
+    each([&](const auto& m) {
+      using One = std::remove_cvref_t<decltype(m)>;
+      if (place++ == leader)
+        kept = kept && m.keep_besides(a);
+      else if constexpr (One::irregular)
+        kept = kept && m.keep(a);
+    });
+    return kept;
+  }
   Interval interval(const At& a) const {
     Interval all{0, a.m};
     each([&](const auto& m) {
@@ -243,6 +288,21 @@ struct Chain {
       }
     });
     return detail::finite_product(detail::OneLane<S>::pin(sum), S(1 / part));
+  }
+  /// Whether what such a table adds to this pair is far.
+  template <class S>
+  Far far_amounts(const At& a) const {
+    const Index first = first_amount();
+    Far all;
+    each_at([&](const auto& m, Index place) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::tables) {
+        if (place < first || !m.is_table()) return;
+        const S one = m.template amount<S>(a);
+        const Far far = detail::far_of(&one, 1);
+        all = {all.above || far.above, all.below || far.below};
+      }
+    });
+    return all;
   }
   /// Whether there are several such tables: their far amounts may cancel.
   bool sums_tables() const {
@@ -336,6 +396,9 @@ struct Chain {
   }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     each([&](const auto& part) { part.check(op, b, h, n, m); });
+    if constexpr (gathers && intervals)
+      if (leading().repeats_keys())
+        detail::raise(std::string(op) + ": a mirrored border beside a mask of intervals, wanted clip or shift there");
   }
 
  private:
@@ -367,7 +430,8 @@ struct Chain {
       if constexpr (Part::is_mask) {
         return pull_from<I + 1>(s, ds, a, sums);
       } else {
-        const S g = pull_from<I + 1>(per_pair ? m.value(s, a) : s, ds, a, sums + m.gradient_size(a.n, a.m));
+        const S g =
+            pull_from<I + 1>(per_pair ? m.value(s, a) : s, ds, a, sums + m.gradient_size(a.all_rows(), a.all_keys()));
         if constexpr (Part::collects_gradient)
           if (m.wants_gradient()) m.add_gradient(a, g, sums);
         return m.slope(s, a) * g;

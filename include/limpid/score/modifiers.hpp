@@ -3,6 +3,7 @@
 #pragma once
 
 #include "biases.hpp"
+#include "local.hpp"
 #include "masks.hpp"
 #include "modifier.hpp"
 #include "positions.hpp"

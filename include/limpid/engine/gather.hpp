@@ -1,0 +1,165 @@
+// limpid: sweeps over the pairs that count. A mask that keeps few of many pairs says block by block which; every sweep
+// then works on the gathered rows of one block after the other, with the same code as on a whole head.
+//
+// A block has the rows of its queries and of all keys that one of them may see, so work and memory follow the pairs
+// that are kept. Queries are in one block each; what keys receive is added in the order of the blocks.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <numeric>
+
+#include "backward_plan.hpp"
+#include "many_rows.hpp"
+#include "smooth_map.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace detail {
+
+/// The blocks of a head.
+template <class P, class Mods>
+struct GatherPlan {
+  using S = typename P::Scalar;
+  At at;
+  bool far = false;  // see reference_key.hpp
+  Index blocks;
+  Index* numbers;  // what the mask wants to remember of its blocks
+
+  GatherPlan(Arena& arena, const Scores<S, Mods>& scores) : at(scores.place(0, 0)) {
+    const auto& mask = scores.mods->leading();
+    numbers = arena.take<Index>(mask.plan_size(at, panel_of<P>));
+    blocks = mask.plan(at, panel_of<P>, numbers);
+    if constexpr (Mods::tables) far = scores.mods->template far<S>(at).any();
+  }
+};
+
+/// Rows of a list, one below the other; where they stand so already, as they are.
+template <class S>
+View<S> gathered_rows(Arena& arena, View<S> from, const Index* list, Index count) {
+  if (count == 0) return {from.data, 0, from.cols, from.stride};
+  if (list[count - 1] - list[0] == count - 1 && std::is_sorted(list, list + count))
+    return from.block(list[0], 0, count, from.cols);
+  const MutView<S> to = arena.matrix<S>(count, from.cols);
+  for (Index i = 0; i < count; ++i) copy_row<Native<S>>(from.row(list[i]), to.row(i), from.cols);
+  return to;
+}
+template <class S>
+const S* gathered_numbers(Arena& arena, const S* from, const Index* list, Index count, Index behind = 0) {
+  if (from == nullptr) return nullptr;
+  S* to = arena.take<S>(count + behind);
+  for (Index i = 0; i < count; ++i) to[i] = from[list[i]];
+  std::fill(to + count, to + count + behind, S(0));
+  return to;
+}
+
+/// One block.
+template <class P, class Mods>
+class GatheredBlock {
+ public:
+  using S = typename P::Scalar;
+  using Own = Gathered<Mods>;
+
+  GatheredBlock(Arena& arena, const GatherPlan<P, Mods>& plan, const Scores<S, Mods>& scores, Index number)
+      : arena_(arena), at_(plan.at) {
+    const auto& mask = scores.mods->leading();
+    block_ = mask.template block<S>(at_, panel_of<P>, plan.numbers, number);
+    // one more, as the place of a row is that of a pair where there is no key
+    block_.q = arena.take<Index>(block_.queries + 1), block_.k = arena.take<Index>(block_.keys + 1);
+    block_.q[block_.queries] = block_.first_q, block_.k[block_.keys] = block_.first_k;
+    for (std::size_t a = 0; a < std::size_t(block_.axes); ++a) {
+      block_.lo[a] = arena.take<S>(block_.queries), block_.hi[a] = arena.take<S>(block_.queries);
+      block_.at[a] = arena.take<S>(block_.keys);
+    }
+    mask.template fill<S>(at_, panel_of<P>, plan.numbers, number, block_);
+    block_.far = plan.far;
+    if (block_.n < 0) return;
+    at_.rows = at_.n, at_.keys = at_.m;
+    at_.n = block_.n, at_.m = block_.m, at_.first_q = block_.first_q, at_.first_k = block_.first_k;
+  }
+  GatheredBlock(const GatheredBlock&) = delete;
+  GatheredBlock& operator=(const GatheredBlock&) = delete;
+
+  Index queries() const { return block_.queries; }
+  Index keys() const { return block_.keys; }
+  const Index* query_rows() const { return block_.q; }
+  const Index* key_rows() const { return block_.k; }
+
+  /// What queries, or keys, have: rows, or a number each.
+  View<S> of_queries(View<S> v) const { return gathered_rows(arena_, v, block_.q, block_.queries); }
+  View<S> of_keys(View<S> v) const { return gathered_rows(arena_, v, block_.k, block_.keys); }
+  const S* of_queries(const S* v) const { return gathered_numbers(arena_, v, block_.q, block_.queries); }
+  const S* of_keys(const S* v) const { return gathered_numbers(arena_, v, block_.k, block_.keys); }
+  Lse<const S> of_queries(const Lse<const S>& lse) const { return {of_queries(lse.top), of_queries(lse.inverse)}; }
+
+  /// Scores of the rows, counted from 0.
+  Scores<S, Own> of(const Scores<S, Mods>& from) const {
+    Scores<S, Own> own;
+    own.q = of_queries(from.q), own.k = of_keys(from.k);
+    own.scale = from.scale, own.bias = of_keys(from.bias), own.mods = from.mods, own.at = at_;
+    own.weight = from.weight, own.block = &block_;
+    for (std::size_t p = 0; p < from.parts.size(); ++p) own.parts[p] = of(from.parts[p]);
+    return own;
+  }
+  ScorePart<S> of(ScorePart<S> part) const {
+    if (!part.near_alone()) return part;
+    constexpr Index behind = ScorePart<S>::behind;
+    part.half_q = gathered_numbers(arena_, part.half_q, block_.q, block_.queries, behind);
+    part.half_k = gathered_numbers(arena_, part.half_k, block_.k, block_.keys, behind);
+    part.q = of_queries(part.q), part.k = of_keys(part.k);
+    return part;
+  }
+
+  /// Room for a result a query or key; rows that stand together get it where it belongs.
+  MutView<S> room(MutView<S> of_all) const {
+    if (!of_all.given()) return {};
+    if (together()) return of_all.block(block_.q[0], 0, block_.queries, of_all.cols);
+    return arena_.template matrix<S>(block_.queries, of_all.cols);
+  }
+  Lse<S> room(const Lse<S>& of_all) const {
+    if (!of_all.given()) return {};
+    return {arena_.template take<S>(block_.queries), arena_.template take<S>(block_.queries)};
+  }
+  void deliver(View<S> own, MutView<S> of_all) const {
+    if (of_all.given() && !together())
+      for (Index i = 0; i < block_.queries; ++i) copy_row<P>(own.row(i), of_all.row(block_.q[i]), own.cols);
+  }
+  void deliver(const Lse<S>& own, const Lse<S>& of_all) const {
+    for (Index i = 0; own.given() && i < block_.queries; ++i)
+      of_all.top[block_.q[i]] = own.top[i], of_all.inverse[block_.q[i]] = own.inverse[i];
+  }
+  void add_to_queries(View<S> own, MutView<S> of_all) const {
+    for (Index i = 0; of_all.given() && i < block_.queries; ++i)
+      add_row<P>(own.row(i), of_all.row(block_.q[i]), own.cols);
+  }
+  void add_to_keys(View<S> own, MutView<S> of_all) const {
+    for (Index j = 0; of_all.given() && j < block_.keys; ++j) add_row<P>(own.row(j), of_all.row(block_.k[j]), own.cols);
+  }
+  void add_to_keys(const S* own, S* of_all) const {
+    for (Index j = 0; of_all && j < block_.keys; ++j) of_all[block_.k[j]] += own[j];
+  }
+
+ private:
+  /// Whether the queries are a run of rows.
+  bool together() const {
+    return block_.queries > 0 && block_.q[block_.queries - 1] - block_.q[0] == block_.queries - 1 &&
+           std::is_sorted(block_.q, block_.q + block_.queries);
+  }
+
+  Arena& arena_;
+  At at_;
+  PairBlock<S> block_;
+};
+
+/// f(block, number) for every block of a head, spread over the workers of the context.
+template <class P, class Mods, class F>
+void for_gathered(const Context& context, const GatherPlan<P, Mods>& plan,
+                  const Scores<typename P::Scalar, Mods>& scores, F&& f) {
+  context.run(plan.blocks, [&](Index number, Arena& arena) {
+    const ArenaScope scope(arena);
+    f(GatheredBlock<P, Mods>(arena, plan, scores, number), number, arena);
+  });
+}
+
+}  // namespace detail
+}  // namespace LIMPID_ABI
+}  // namespace limpid

@@ -1,0 +1,532 @@
+// limpid: masks that keep few of many pairs, at the cost of those pairs: neighbourhoods on a grid, packed sequences,
+// documents, blocks; and lengths.
+//
+// Alone, in a chain, or joined with others by &, such a mask hands the engine blocks of queries with their keys, and
+// time and memory follow the pairs that are kept. By | and ! it is asked pair by pair, and all pairs cost.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <initializer_list>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "masks.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+
+/// What becomes of a window at the end of an axis. clip: it is cut; shift: it is moved inside, so that every query has
+/// as many keys; mirror: keys beyond the end are those mirrored at it, the edge not repeated, and may count twice.
+enum class Border { clip, shift, mirror };
+
+struct NeighbourhoodOptions {
+  Border border = Border::clip;
+  std::array<Index, 3> dilation = {1, 1, 1};  ///< neighbours are places of the query's residue class alone
+  std::array<Index, 3> stride = {1, 1, 1};    ///< groups of so many places share their leader's window
+  std::array<bool, 3> causal = {};            ///< per axis: nothing after the query
+  Index global = 0;                           ///< tokens before the grid's that see all and are seen by all
+};
+
+namespace detail {
+
+/// One axis of a neighbourhood, counted within a residue class.
+struct NeighbourAxis {
+  Index length = 1, window = 1, dilation = 1, stride = 1;
+  bool causal = false;
+  Border border = Border::clip;
+
+  Index places(Index residue) const { return (length - residue + dilation - 1) / dilation; }
+  /// Keys [begin, end) of the query at place p of `count`; of a mirrored border beyond the ends, too.
+  Interval of(Index p, Index count) const {
+    const Index left = window / 2, right = window / 2 + window % 2 - 1;
+    if (causal) {
+      const Index leader = std::min(p / stride * stride + stride - 1, count - 1);
+      return {std::max<Index>(0, leader - window + 1), p + 1};
+    }
+    const Index leader = std::min(p / stride * stride + stride / 2, count - 1);
+    if (border == Border::shift) {
+      const Index begin = std::clamp<Index>(leader - left, 0, std::max<Index>(0, count - window));
+      return {begin, std::min(count, begin + window)};
+    }
+    if (border == Border::mirror) return {leader - left, leader + right + 1};
+    return {std::max<Index>(0, leader - left), std::min(count, leader + right + 1)};
+  }
+  /// Where a place beyond the ends is mirrored to.
+  static Index mirrored(Index p, Index count) {
+    if (count == 1) return 0;
+    const Index period = 2 * (count - 1);
+    p = ((p % period) + period) % period;
+    return p < count ? p : period - p;
+  }
+};
+
+/// Queries of a block of a mask without a geometry: whole panels.
+inline Index gathered_rows_of(Index panel) { return (256 / panel > 0 ? 256 / panel : 1) * panel; }
+
+[[noreturn, gnu::cold]] inline void raise_local(const char* op, const std::string& text) {
+  raise(std::string(op) + ": " + text);
+}
+
+}  // namespace detail
+
+/// Keys in a window round the query, on a grid of one to three axes whose places are tokens in row-major order, after
+/// `global` tokens. Of an axis of length L, window w, place i: from i - w / 2 to i + w / 2 + w mod 2 - 1, so an even
+/// window has one fewer to the right; of a causal axis from i - w + 1 to i. Hassani et al. 2023, arXiv 2204.07143, and
+/// 2209.15001 (dilation); stride 2504.16922, of which w = stride is blocked attention; clip and mirror as image filters
+/// have them (Buades, Coll, Morel 2005).
+struct Neighbourhood : Modifier {
+  static constexpr bool is_mask = true, irregular = true, gathers = true;
+  std::array<detail::NeighbourAxis, 3> axes;
+  int rank = 1;
+  Index global = 0;
+  std::string problem;  // of options that do not fit; told when it is used
+
+  // ---- pair by pair ----
+  bool keep(const At& a) const {
+    Index q = a.row() - global, k = a.key() - global;
+    if (q < 0 || k < 0) return true;
+    for (int x = rank - 1; x >= 0; --x) {
+      const auto& axis = axes[std::size_t(x)];
+      const Index i = q % axis.length, j = k % axis.length, residue = i % axis.dilation;
+      if (j % axis.dilation != residue) return false;
+      const Interval in = axis.of(i / axis.dilation, axis.places(residue));
+      if (j / axis.dilation < in.begin || j / axis.dilation >= in.end) return false;
+      q /= axis.length, k /= axis.length;
+    }
+    return true;
+  }
+  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
+  bool repeats_keys() const {
+    return std::any_of(axes.begin(), axes.begin() + rank,
+                       [](const auto& a) { return a.border == Border::mirror && !a.causal; });
+  }
+
+  // ---- block by block ----
+  Index plan_size(const At&, Index) const { return 3; }
+  /// numbers: how many places of each axis a block has.
+  Index plan(const At& at, Index panel, Index* numbers) const {
+    choose_tile(panel, numbers);
+    Index blocks = 1;
+    for (int x = 0; x < rank; ++x) blocks *= tiles(x, numbers) * axes[std::size_t(x)].dilation;
+    return blocks + global_blocks(panel) * (at.n > 0);
+  }
+  template <class S>
+  PairBlock<S> block(const At& at, Index panel, const Index* numbers, Index b) const {
+    PairBlock<S> to;
+    if (b < global_blocks(panel)) {
+      const Index rows = detail::gathered_rows_of(panel);
+      to.queries = std::min(rows, global - b * rows), to.keys = to.free = at.m;
+      return to;
+    }
+    const Tile t = tile(panel, numbers, b);
+    to.queries = 1, to.keys = 1, to.axes = rank, to.free = global;
+    for (std::size_t x = 0; x < std::size_t(rank); ++x)
+      to.queries *= t.count[x], to.keys *= t.keys[x].end - t.keys[x].begin;
+    to.keys = to.queries > 0 ? to.keys + global : 0;
+    return to;
+  }
+  template <class S>
+  void fill(const At&, Index panel, const Index* numbers, Index b, PairBlock<S>& to) const {
+    if (b < global_blocks(panel)) {
+      std::iota(to.q, to.q + to.queries, b * detail::gathered_rows_of(panel));
+      std::iota(to.k, to.k + to.keys, Index(0));
+      return;
+    }
+    if (to.queries == 0) return;
+    const Tile t = tile(panel, numbers, b);
+    std::iota(to.k, to.k + global, Index(0));
+    each_place(t.first, t.count, [&](Index i, const std::array<Index, 3>& p) {
+      to.q[i] = row_of(t, p);
+      for (std::size_t x = 0; x < std::size_t(rank); ++x) {
+        const Interval in = axes[x].of(p[x], t.places[x]);
+        to.lo[x][i] = S(double(in.begin)), to.hi[x][i] = S(double(in.end - 1));
+      }
+    });
+    std::array<Index, 3> begin = {0, 0, 0}, count = {1, 1, 1};
+    for (std::size_t x = 0; x < std::size_t(rank); ++x)
+      begin[x] = t.keys[x].begin, count[x] = t.keys[x].end - t.keys[x].begin;
+    for (std::size_t x = 0; x < std::size_t(rank); ++x) std::fill(to.at[x], to.at[x] + global, S(0));
+    each_place(begin, count, [&](Index j, std::array<Index, 3> p) {
+      for (std::size_t x = 0; x < std::size_t(rank); ++x) {
+        to.at[x][global + j] = S(double(p[x]));
+        p[x] = detail::NeighbourAxis::mirrored(p[x], t.places[x]);
+      }
+      to.k[global + j] = row_of(t, p);
+    });
+  }
+
+  void check(const char* op, Index, Index, Index n, Index m) const {
+    if (!problem.empty()) detail::raise_local(op, problem);
+    Index places = 1;
+    std::string grid;
+    for (int x = 0; x < rank; ++x) {
+      places *= axes[std::size_t(x)].length;
+      grid += (x ? " x " : "") + detail::text_of(axes[std::size_t(x)].length);
+    }
+    if (n != m || n != places + global)
+      detail::raise_local(op, "neighbourhood has a grid of " + grid + " and " + detail::text_of(global) +
+                                  " global tokens, " + detail::text_of(places + global) + " in all, found " +
+                                  detail::text_of(n) + " queries and " + detail::text_of(m) + " keys");
+  }
+
+ private:
+  struct Tile {
+    std::array<Index, 3> residue = {0, 0, 0}, first = {0, 0, 0}, count = {1, 1, 1}, places = {1, 1, 1};
+    std::array<Interval, 3> keys = {};
+  };
+  Index global_blocks(Index panel) const {
+    const Index rows = detail::gathered_rows_of(panel);
+    return (global + rows - 1) / rows;
+  }
+  Index tiles(int x, const Index* numbers) const {
+    return (axes[std::size_t(x)].places(0) + numbers[x] - 1) / numbers[x];
+  }
+  Tile tile(Index panel, const Index* numbers, Index b) const {
+    Tile t;
+    b -= global_blocks(panel);
+    for (int x = rank - 1; x >= 0; --x) {
+      const auto& axis = axes[std::size_t(x)];
+      const std::size_t s = std::size_t(x);
+      t.residue[s] = b % axis.dilation, b /= axis.dilation;
+      const Index count = tiles(x, numbers);
+      t.first[s] = b % count * numbers[x], b /= count;
+      t.places[s] = axis.places(t.residue[s]);
+      t.count[s] = std::clamp<Index>(t.places[s] - t.first[s], 0, numbers[x]);
+      if (t.count[s] == 0) continue;
+      t.keys[s] = axis.of(t.first[s], t.places[s]);
+      for (Index p = t.first[s] + 1; p < t.first[s] + t.count[s]; ++p) {
+        const Interval one = axis.of(p, t.places[s]);
+        t.keys[s] = {std::min(t.keys[s].begin, one.begin), std::max(t.keys[s].end, one.end)};
+      }
+    }
+    return t;
+  }
+  Index row_of(const Tile& t, const std::array<Index, 3>& p) const {
+    Index row = 0;
+    for (std::size_t x = 0; x < std::size_t(rank); ++x)
+      row = row * axes[x].length + p[x] * axes[x].dilation + t.residue[x];
+    return global + row;
+  }
+  /// f(number, place) for places in row-major order.
+  template <class F>
+  static void each_place(const std::array<Index, 3>& first, const std::array<Index, 3>& count, F&& f) {
+    Index number = 0;
+    for (Index a = 0; a < count[0]; ++a)
+      for (Index b = 0; b < count[1]; ++b)
+        for (Index c = 0; c < count[2]; ++c)
+          f(number++, std::array<Index, 3>{first[0] + a, first[1] + b, first[2] + c});
+  }
+
+  /// The shape of a block: as many places as a panel has lanes, or a few panels one after the other along the first
+  /// axis, so that the fewest keys come to a query, a copy of a key counted as much as 0.4 products of a vector.
+  void choose_tile(Index panel, Index* numbers) const {
+    std::array<Index, 3> best = {1, 1, 1};
+    double least = -1;
+    const auto keys_along = [&](std::size_t x, Index count) {
+      const auto& a = axes[x];
+      return double(std::min(a.places(0), a.window + count - (count % a.stride == 0 ? a.stride : 1)));
+    };
+    const std::array<Index, 3> most = {std::min(panel, axes[0].places(0)),
+                                       rank > 1 ? std::min(panel, axes[1].places(0)) : 1,
+                                       rank > 2 ? std::min(panel, axes[2].places(0)) : 1};
+    for (Index c = 1; c <= most[2]; ++c)
+      for (Index b = 1; b * c <= panel && b <= most[1]; ++b)
+        for (Index a = 1; a * b * c <= panel && a <= most[0]; ++a)
+          for (Index panels = 1; panels <= (a * b * c == panel ? 4 : 1) && (panels - 1) * a < axes[0].places(0);
+               ++panels) {
+            double others = 1;
+            if (rank > 1) others *= keys_along(1, b);
+            if (rank > 2) others *= keys_along(2, c);
+            const double cost = (keys_along(0, a) * double(panel_vectors(a * b * c, panel)) +
+                                 0.4 * keys_along(0, a * panels) / double(panels)) *
+                                others / double(a * b * c);
+            if (least < 0 || cost < least) least = cost, best = {a * panels, b, c};
+          }
+    std::copy(best.begin(), best.end(), numbers);
+  }
+  /// Vectors that so many queries take, of three in a panel.
+  static Index panel_vectors(Index queries, Index panel) { return (3 * queries + panel - 1) / panel; }
+};
+
+/// neighbourhood({64, 64}, {7, 7}), neighbourhood({1024}, {128}, {.causal = {true}}).
+inline Neighbourhood neighbourhood(std::initializer_list<Index> grid, std::initializer_list<Index> window,
+                                   const NeighbourhoodOptions& options = {}) {
+  Neighbourhood to;
+  const auto text = [](Index x) { return detail::text_of(x); };
+  if (grid.size() < 1 || grid.size() > 3 || grid.size() != window.size()) {
+    to.problem = "neighbourhood has a grid of " + text(Index(grid.size())) + " axes and a window of " +
+                 text(Index(window.size())) + ", wanted one to three, as many of both";
+    return to;
+  }
+  to.rank = static_cast<int>(grid.size());
+  to.global = options.global;
+  const auto fails = [&](const std::string& what) {
+    if (to.problem.empty()) to.problem = "neighbourhood: " + what;
+  };
+  if (options.global < 0) fails("global is " + text(options.global) + ", wanted 0 or more");
+  for (std::size_t x = 0; x < grid.size(); ++x) {
+    auto& a = to.axes[x];
+    a = {grid.begin()[x], window.begin()[x], options.dilation[x], options.stride[x], options.causal[x], options.border};
+    const std::string axis = " of axis " + text(Index(x));
+    if (a.length < 1) fails("the length" + axis + " is " + text(a.length) + ", wanted at least 1");
+    if (a.window < 1) fails("the window" + axis + " is " + text(a.window) + ", wanted at least 1");
+    if (a.dilation < 1 || a.dilation > std::max<Index>(1, a.length))
+      fails("the dilation" + axis + " is " + text(a.dilation) + ", wanted it in [1, " + text(a.length) + "]");
+    if (a.stride < 1 || a.stride > a.window)
+      fails("the stride" + axis + " is " + text(a.stride) + ", wanted it in [1, the window's " + text(a.window) + "]");
+    if (!to.problem.empty()) continue;
+    if (a.border == Border::shift && a.window > a.length / a.dilation)
+      fails("the window" + axis + " is " + text(a.window) + ", wanted at most the " + text(a.length / a.dilation) +
+            " places of a residue class, as it is shifted");
+    if (a.border == Border::clip || (a.border == Border::mirror && a.causal))
+      a.window = std::min(a.window, 2 * a.length);
+  }
+  return to;
+}
+
+/// Sequences one after the other: queries of rows [cu_q[b], cu_q[b + 1]) see keys of rows [cu_k[b], cu_k[b + 1]) alone.
+/// Places that other modifiers see are those in the sequence, so causal and windows end at its last key. A sequence
+/// without keys gives zeros; one without queries is legal. (flash-attention's cu_seqlens.)
+struct Packed : Modifier {
+  static constexpr bool is_mask = true, irregular = true, gathers = true;
+  std::shared_ptr<const std::vector<Index>> cu_q, cu_k;
+
+  bool keep(const At& a) const { return sequence_of(*cu_q, a.row()) == sequence_of(*cu_k, a.key()); }
+  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
+  At own_place(const At& a) const {
+    if (a.rows >= 0) return a;
+    const std::size_t s = sequence_of(*cu_q, a.row());
+    At own = a;
+    own.rows = a.n, own.keys = a.m, own.first_q = (*cu_q)[s], own.first_k = (*cu_k)[s];
+    own.q -= own.first_q, own.k -= own.first_k, own.n = (*cu_q)[s + 1] - own.first_q;
+    own.m = (*cu_k)[s + 1] - own.first_k;
+    return own;
+  }
+  bool repeats_keys() const { return false; }
+
+  Index plan_size(const At& at, Index panel) const {
+    return at.n / detail::gathered_rows_of(panel) + static_cast<Index>(cu_q->size()) + 1;
+  }
+  /// numbers: the first query of every block.
+  Index plan(const At&, Index panel, Index* numbers) const {
+    Index count = 0;
+    for (std::size_t b = 0; b + 1 < cu_q->size(); ++b)
+      for (Index q = (*cu_q)[b]; q < (*cu_q)[b + 1]; q += detail::gathered_rows_of(panel)) numbers[count++] = q;
+    return count;
+  }
+  template <class S>
+  PairBlock<S> block(const At&, Index panel, const Index* numbers, Index b) const {
+    PairBlock<S> to;
+    const std::size_t s = sequence_of(*cu_q, numbers[b]);
+    to.first_q = (*cu_q)[s], to.first_k = (*cu_k)[s];
+    to.n = (*cu_q)[s + 1] - to.first_q, to.m = (*cu_k)[s + 1] - to.first_k;
+    to.queries = std::min(detail::gathered_rows_of(panel), (*cu_q)[s + 1] - numbers[b]);
+    to.keys = to.free = to.m;
+    return to;
+  }
+  template <class S>
+  void fill(const At&, Index, const Index* numbers, Index b, PairBlock<S>& to) const {
+    std::iota(to.q, to.q + to.queries, numbers[b]);
+    std::iota(to.k, to.k + to.keys, to.first_k);
+  }
+
+  void check(const char* op, Index, Index, Index n, Index m) const {
+    const auto offsets = [&](const std::vector<Index>& cu, const char* name, Index rows, const char* what) {
+      if (cu.empty() || cu.front() != 0)
+        detail::raise_local(op, std::string("packed: ") + name +
+                                    (cu.empty() ? " is empty" : " begins with " + detail::text_of(cu.front())) +
+                                    ", wanted offsets from 0");
+      for (std::size_t b = 1; b < cu.size(); ++b)
+        if (cu[b] < cu[b - 1])
+          detail::raise_local(op, std::string("packed: ") + name + " falls from " + detail::text_of(cu[b - 1]) +
+                                      " to " + detail::text_of(cu[b]) + ", wanted offsets that do not fall");
+      if (cu.back() != rows)
+        detail::raise_local(op, std::string("packed: ") + name + " ends at " + detail::text_of(cu.back()) +
+                                    ", wanted the " + detail::text_of(rows) + " rows of " + what);
+    };
+    offsets(*cu_q, "cu_q", n, "q"), offsets(*cu_k, "cu_k", m, "k");
+    if (cu_q->size() != cu_k->size())
+      detail::raise_local(op, "packed: cu_q has " + detail::text_of(cu_q->size()) + " offsets and cu_k " +
+                                  detail::text_of(cu_k->size()) + ", wanted as many");
+  }
+
+ private:
+  /// The sequence that has a row.
+  static std::size_t sequence_of(const std::vector<Index>& cu, Index row) {
+    return static_cast<std::size_t>(std::upper_bound(cu.begin(), cu.end(), row) - cu.begin()) - 1;
+  }
+};
+template <class Offsets>
+Packed packed(const Offsets& cu_q, const Offsets& cu_k) {
+  const auto copy = [](const Offsets& cu) {
+    return std::make_shared<const std::vector<Index>>(std::begin(cu), std::end(cu));
+  };
+  Packed p;
+  p.cu_q = copy(cu_q), p.cu_k = copy(cu_k);
+  return p;
+}
+template <class Offsets>
+Packed packed(const Offsets& cu) {
+  return packed(cu, cu);
+}
+
+/// Tokens of one document, those with equal ids, see each other: n ids for all items, or n one after the other for each.
+/// In any order; places that other modifiers see are those of the whole call. Sorted ids cost what packed sequences do.
+struct Documents : Modifier {
+  static constexpr bool is_mask = true, irregular = true, gathers = true;
+  std::shared_ptr<const std::vector<Index>> ids;
+
+  bool keep(const At& a) const { return id(a, a.row()) == id(a, a.key()); }
+  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
+  bool repeats_keys() const { return false; }
+
+  Index plan_size(const At& at, Index panel) const {
+    return at.n + 3 * (at.n / detail::gathered_rows_of(panel) + at.n + 1);
+  }
+  /// numbers: the tokens, documents together, then of every block the first of its queries in that list, and the
+  /// document's first and last.
+  Index plan(const At& at, Index panel, Index* numbers) const {
+    std::iota(numbers, numbers + at.n, Index(0));
+    std::stable_sort(numbers, numbers + at.n, [&](Index a, Index b) { return id(at, a) < id(at, b); });
+    Index count = 0;
+    for (Index begin = 0, end; begin < at.n; begin = end) {
+      for (end = begin + 1; end < at.n && id(at, numbers[end]) == id(at, numbers[begin]);) ++end;
+      for (Index q = begin; q < end; q += detail::gathered_rows_of(panel)) {
+        Index* block = numbers + at.n + 3 * count++;
+        block[0] = q, block[1] = begin, block[2] = end;
+      }
+    }
+    return count;
+  }
+  template <class S>
+  PairBlock<S> block(const At& at, Index panel, const Index* numbers, Index b) const {
+    const Index* of = numbers + at.n + 3 * b;
+    PairBlock<S> to;
+    to.queries = std::min(detail::gathered_rows_of(panel), of[2] - of[0]);
+    to.keys = to.free = of[2] - of[1];
+    return to;
+  }
+  template <class S>
+  void fill(const At& at, Index, const Index* numbers, Index b, PairBlock<S>& to) const {
+    const Index* of = numbers + at.n + 3 * b;
+    std::copy(numbers + of[0], numbers + of[0] + to.queries, to.q);
+    std::copy(numbers + of[1], numbers + of[2], to.k);
+  }
+  void check(const char* op, Index b, Index, Index n, Index m) const {
+    const Index count = static_cast<Index>(ids->size());
+    if (n != m || (count != n && count != b * n))
+      detail::raise_local(op, "documents has " + detail::text_of(count) + " ids, wanted one for each of the " +
+                                  detail::text_of(n) + " queries, which are the " + detail::text_of(m) +
+                                  " keys, or of " + detail::text_of(b) + " items");
+  }
+
+ private:
+  Index id(const At& a, Index row) const {
+    const std::size_t first =
+        static_cast<Index>(ids->size()) == a.all_rows() ? 0 : static_cast<std::size_t>(a.batch * a.all_rows());
+    return (*ids)[first + static_cast<std::size_t>(row)];
+  }
+};
+template <class Ids>
+Documents documents(const Ids& ids) {
+  Documents d;
+  d.ids = std::make_shared<const std::vector<Index>>(std::begin(ids), std::end(ids));
+  return d;
+}
+
+/// Of batch item b the first lengths[b] keys count; the others are not looked at as numbers.
+struct KeyLengths : Modifier {
+  static constexpr bool is_mask = true, intervals = true;
+  std::shared_ptr<const std::vector<Index>> lengths;
+  Interval interval(const At& a) const { return {0, (*lengths)[static_cast<std::size_t>(a.batch)]}; }
+  bool keep(const At& a) const { return a.k < interval(a).end; }
+  Cover cover(const At& a, Index, Index, Index k0, Index k1) const {
+    const Index end = interval(a).end;
+    return k1 <= end ? Cover::all : k0 >= end ? Cover::none : Cover::some;
+  }
+  void check(const char* op, Index b, Index, Index, Index m) const {
+    if (static_cast<Index>(lengths->size()) != b)
+      detail::raise_local(op, "key_lengths has " + detail::text_of(lengths->size()) +
+                                  " lengths, wanted one for each of " + detail::text_of(b) + " items");
+    for (std::size_t i = 0; i < lengths->size(); ++i)
+      if ((*lengths)[i] < 0 || (*lengths)[i] > m)
+        detail::raise_local(op, "key_lengths: item " + detail::text_of(i) + " has " + detail::text_of((*lengths)[i]) +
+                                    " keys, wanted 0 to " + detail::text_of(m));
+  }
+};
+template <class Lengths>
+KeyLengths key_lengths(const Lengths& lengths) {
+  KeyLengths k;
+  k.lengths = std::make_shared<const std::vector<Index>>(std::begin(lengths), std::end(lengths));
+  return k;
+}
+
+/// Blocks of bq queries and bk keys are kept where the matrix is true: ceil(n / bq) x ceil(m / bk) for all heads, or as
+/// many for each item, or for each head of each item. Empty blocks cost nothing.
+struct Blocks : Modifier {
+  static constexpr bool is_mask = true, irregular = true, gathers = true;
+  View<bool> kept;
+  Index bq = 1, bk = 1;
+
+  bool keep(const At& a) const { return kept(row_of(a, a.row() / bq), a.key() / bk); }
+  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
+  bool repeats_keys() const { return false; }
+
+  Index plan_size(const At&, Index) const { return 0; }
+  Index plan(const At& at, Index panel, Index*) const { return count(at.n, bq) * pieces(panel); }
+  template <class S>
+  PairBlock<S> block(const At& at, Index panel, const Index*, Index b) const {
+    PairBlock<S> to;
+    const Interval rows = queries(at, panel, b);
+    to.queries = rows.end - rows.begin;
+    for (Index j = 0; j < kept.cols; ++j)
+      if (to.queries > 0 && kept(row_of(at, b / pieces(panel)), j)) to.keys += std::min(at.m, (j + 1) * bk) - j * bk;
+    to.free = to.keys;
+    return to;
+  }
+  template <class S>
+  void fill(const At& at, Index panel, const Index*, Index b, PairBlock<S>& to) const {
+    std::iota(to.q, to.q + to.queries, queries(at, panel, b).begin);
+    Index* k = to.k;
+    for (Index j = 0; j < kept.cols; ++j)
+      if (to.queries > 0 && kept(row_of(at, b / pieces(panel)), j))
+        for (Index key = j * bk; key < std::min(at.m, (j + 1) * bk); ++key) *k++ = key;
+  }
+  void check(const char* op, Index b, Index h, Index n, Index m) const {
+    if (bq < 1 || bk < 1)
+      detail::raise_local(
+          op, "blocks: bq is " + detail::text_of(bq) + " and bk " + detail::text_of(bk) + ", wanted at least 1");
+    const Index rows = count(n, bq), cols = count(m, bk);
+    if ((kept.rows != rows && kept.rows != b * rows && kept.rows != b * h * rows) ||
+        (kept.cols != cols && kept.rows != 0))
+      detail::raise_modifier(op, "blocks' mask", kept.rows, kept.cols,
+                             detail::shape_text(rows, cols) + ", or as many rows for each item, or head of an item");
+  }
+  template <class F>
+  void reads(F&&) const {}
+
+ private:
+  static Index count(Index n, Index b) { return (n + b - 1) / b; }
+  Index pieces(Index panel) const { return count(bq, detail::gathered_rows_of(panel)); }
+  Interval queries(const At& at, Index panel, Index b) const {
+    const Index rows = detail::gathered_rows_of(panel), first = b / pieces(panel) * bq + b % pieces(panel) * rows;
+    return {std::min(first, at.n), std::min({first + rows, (b / pieces(panel) + 1) * bq, at.n})};
+  }
+  Index row_of(const At& a, Index block) const {
+    const Index rows = count(a.all_rows(), bq);
+    if (kept.rows == rows) return block;
+    return (kept.rows == a.batches * rows ? a.batch : a.batch * a.heads + a.head) * rows + block;
+  }
+};
+inline Blocks blocks(View<bool> kept, Index bq, Index bk) {
+  Blocks b;
+  b.kept = kept, b.bq = bq, b.bk = bk;
+  return b;
+}
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid
