@@ -48,8 +48,7 @@ void shown_lse(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, con
   };
   using Mods = std::remove_cvref_t<decltype(op.modifiers())>;
   if constexpr (Mods::tables && Mods::gathers) {
-    Scores<S, Mods> scores;  // of rows without columns: for the places of pairs
-    scores.q.rows = pass.at.n, scores.k.rows = pass.at.m, scores.mods = &op.modifiers(), scores.at = pass.at;
+    const auto scores = places_of<S, Mods>(op.modifiers(), pass.at);
     const GatherPlan<P, Mods> plan(pass.arena(), scores);
     for_gathered<P>(pass.context, plan, scores, [&](const auto& block, Index, Arena& arena) {
       auto own = block.of(scores);

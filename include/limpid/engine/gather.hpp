@@ -52,7 +52,7 @@ const S* gathered_numbers(Arena& arena, const S* from, const Index* list, Index 
   return to;
 }
 
-/// One block.
+/// One block of pairs.
 template <class P, class Mods>
 class GatheredBlock {
  public:
@@ -149,6 +149,14 @@ class GatheredBlock {
   At at_;
   PairBlock<S> block_;
 };
+
+/// Scores of rows without columns: for the places of pairs alone.
+template <class S, class Mods>
+Scores<S, Mods> places_of(const typename ModifiersOf<Mods>::type& mods, const At& at) {
+  Scores<S, Mods> places;
+  places.q.rows = at.n, places.k.rows = at.m, places.mods = &mods, places.at = at;
+  return places;
+}
 
 /// f(block, number) for every block of a head, spread over the workers of the context.
 template <class P, class Mods, class F>

@@ -46,30 +46,14 @@ LIMPID_NOINLINE void peak_step(const typename P::Scalar* s, Index ld, Index nk, 
   }
 }
 
-/// For every row of the map its log-sum-exp, its largest weight and the key that has it; a row without keys has 0 and
-/// -1. Where several keys share the largest weight one of them is named. 2 n m d flop.
 template <class P, class Mods>
-void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, Lse<typename P::Scalar> lse,
-               typename P::Scalar* weight, Index* key) {
+void peaks_of_rows(const Context& context, Scores<typename P::Scalar, Mods> scores, Lse<typename P::Scalar> lse,
+                   typename P::Scalar* weight, Index* key) {
   using S = typename P::Scalar;
   using Blocks = SmoothBlocks<P>;
   constexpr Index width = Blocks::panel;
   const Index n = scores.n(), d = scores.q.cols;
   ArenaScope scope(context.arena());
-  if constexpr (Mods::gathers) {
-    const GatherPlan<P, Mods> plan(context.arena(), scores);
-    return for_gathered<P>(context, plan, scores, [&](const auto& block, Index, Arena& arena) {
-      const Lse<S> own = block.room(lse);
-      S* own_weight = arena.take<S>(block.queries());
-      Index* own_key = arena.take<Index>(block.queries());
-      row_peaks<P>(Context(arena), block.of(scores), own, own_weight, own_key);
-      block.deliver(own, lse);
-      for (Index i = 0; i < block.queries(); ++i) {
-        weight[block.query_rows()[i]] = own_weight[i];
-        key[block.query_rows()[i]] = own_key[i] < 0 ? -1 : block.key_rows()[own_key[i]];
-      }
-    });
-  }
   const Guard<P, Mods> guard(context, {&scores});
 
   context.run((n + width - 1) / width, [&](Index task, Arena& arena) {
@@ -116,6 +100,31 @@ void row_peaks(const Context& context, Scores<typename P::Scalar, Mods> scores, 
     }
   });
   guard.poison(MutView<S>(lse.top, n, 0, 0), lse);
+}
+
+/// For every row of the map its log-sum-exp, its largest weight and the key that has it; a row without keys has 0 and
+/// -1. Where several keys share the largest weight one of them is named. 2 n m d flop.
+template <class P, class Mods>
+void row_peaks(const Context& context, const Scores<typename P::Scalar, Mods>& scores, Lse<typename P::Scalar> lse,
+               typename P::Scalar* weight, Index* key) {
+  using S = typename P::Scalar;
+  if constexpr (Mods::gathers) {
+    ArenaScope scope(context.arena());
+    const GatherPlan<P, Mods> plan(context.arena(), scores);
+    for_gathered<P>(context, plan, scores, [&](const auto& block, Index, Arena& arena) {
+      const Lse<S> own = block.room(lse);
+      S* own_weight = arena.take<S>(block.queries());
+      Index* own_key = arena.take<Index>(block.queries());
+      peaks_of_rows<P>(Context(arena), block.of(scores), own, own_weight, own_key);
+      block.deliver(own, lse);
+      for (Index i = 0; i < block.queries(); ++i) {
+        weight[block.query_rows()[i]] = own_weight[i];
+        key[block.query_rows()[i]] = own_key[i] < 0 ? -1 : block.key_rows()[own_key[i]];
+      }
+    });
+  } else {
+    peaks_of_rows<P>(context, scores, lse, weight, key);
+  }
 }
 
 }  // namespace detail

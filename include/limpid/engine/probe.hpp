@@ -91,23 +91,10 @@ template <class P, class Mods>
 void entropy(const Context& context, const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
              typename P::Scalar* out) {
   using S = typename P::Scalar;
-  if constexpr (Mods::gathers) {
-    ArenaScope scope(context.arena());
-    const GatherPlan<P, Mods> plan(context.arena(), scores);
-    return for_gathered<P>(context, plan, scores, [&](const auto& block, Index, Arena& arena) {
-      S* own = arena.take<S>(block.queries());
-      entropy<P>(Context(arena), block.of(scores), block.of_queries(lse), own);
-      for (Index i = 0; i < block.queries(); ++i) out[block.query_rows()[i]] = own[i];
-    });
-  }
   for (Index i = 0; i < scores.n(); ++i) out[i] = S(0);
-  visit_weights<P>(context, scores, lse, {0, scores.n()}, {0, scores.m()}, [&](const Tile<S>& t) {
+  visit_pairs<P>(context, scores, lse, {0, scores.n()}, {0, scores.m()}, [&](Index i, Index, const S& a) {
     using std::log;
-    for (Index i = 0; i < t.nq; ++i)
-      for (Index j = 0; j < t.nk; ++j) {
-        const S a = t.data[i * t.ld + j];
-        if (!(a <= S(0))) out[t.q0 + i] -= a * log(a);  // a NaN shows
-      }
+    if (!(a <= S(0))) out[i] -= a * log(a);  // a NaN shows
   });
 }
 

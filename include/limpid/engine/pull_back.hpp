@@ -504,8 +504,9 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
 template <class P, int M, class Mods>
 void pull_back(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
                typename P::Scalar* collected) {
-  if constexpr (Mods::gathers) return pull_back_gathered<P, M, Mods>(context, plan, collected);
-  if (plan.relevance.c != nullptr)
+  if constexpr (Mods::gathers)
+    pull_back_gathered<P, M, Mods>(context, plan, collected);
+  else if (plan.relevance.c != nullptr)
     pull_back_any<P, true, M>(context, plan, collected);
   else
     pull_back_any<P, false, M>(context, plan, collected);

@@ -383,33 +383,9 @@ Index smooth_part(const Context& context, const Scores<typename P::Scalar, Mods>
   return part;
 }
 
-template <class P, bool Online, std::size_t M, class Mods>
-void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps);
-
-/// The same block by block.
-template <class P, bool Online, std::size_t M, class Mods>
-void smooth_gathered(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
-  using S = typename P::Scalar;
-  ArenaScope scope(context.arena());
-  const GatherPlan<P, Mods> plan(context.arena(), maps[0].scores);
-  for_gathered<P>(context, plan, maps[0].scores, [&](const auto& block, Index, Arena& arena) {
-    const View<S> x = block.of_keys(maps[0].x);
-    const auto own = each_map(maps, [&](const auto& map) {
-      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores), map.x.data == maps[0].x.data ? x : block.of_keys(map.x),
-                                          block.room(map.out), block.of_queries(map.known), block.room(map.lse)};
-    });
-    smooth_any<P, Online, M, Gathered<Mods>>(Context(arena), own);
-    for (std::size_t t = 0; t < M; ++t) {
-      block.deliver(own[t].out, maps[t].out);
-      block.deliver(own[t].lse, maps[t].lse);
-    }
-  });
-}
-
 /// One map, or several over the same values: these then go through the keys together, a block of values serving all.
 template <class P, bool Online, std::size_t M, class Mods>
-void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
-  if constexpr (Mods::gathers) return smooth_gathered<P, Online, M, Mods>(context, maps);
+void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
   using Block = SmoothBlock<P, Online, Mods>;
   constexpr Index step = SmoothBlocks<P>::queries, keys = SmoothBlocks<P>::keys;
   const Index n = maps[0].scores.n(), blocks = (n + step - 1) / step;
@@ -448,6 +424,34 @@ void smooth_any(const Context& context, std::array<SmoothMap<typename P::Scalar,
     });
   }
   for (std::size_t t = 0; t < M; ++t) guards[t].poison(maps[t].out, maps[t].lse);
+}
+
+/// The same block by block.
+template <class P, bool Online, std::size_t M, class Mods>
+void smooth_gathered(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
+  using S = typename P::Scalar;
+  ArenaScope scope(context.arena());
+  const GatherPlan<P, Mods> plan(context.arena(), maps[0].scores);
+  for_gathered<P>(context, plan, maps[0].scores, [&](const auto& block, Index, Arena& arena) {
+    const View<S> x = block.of_keys(maps[0].x);
+    const auto own = each_map(maps, [&](const auto& map) {
+      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores), map.x.data == maps[0].x.data ? x : block.of_keys(map.x),
+                                          block.room(map.out), block.of_queries(map.known), block.room(map.lse)};
+    });
+    smooth_rows<P, Online, M, Gathered<Mods>>(Context(arena), own);
+    for (std::size_t t = 0; t < M; ++t) {
+      block.deliver(own[t].out, maps[t].out);
+      block.deliver(own[t].lse, maps[t].lse);
+    }
+  });
+}
+
+template <class P, bool Online, std::size_t M, class Mods>
+void smooth_any(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
+  if constexpr (Mods::gathers)
+    smooth_gathered<P, Online, M, Mods>(context, maps);
+  else
+    smooth_rows<P, Online, M, Mods>(context, maps);
 }
 
 /// out = A x for one head, x m x dv, out n x dv; lse (may be null, and is where weights are not normalised) for later

@@ -12,29 +12,6 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-template <class P, class Mods>
-void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> scores,
-                       Lse<const typename P::Scalar> lse, View<typename P::Scalar> g, MutView<typename P::Scalar> out,
-                       bool accumulate = false);
-
-/// The same block by block.
-template <class P, class Mods>
-void smooth_transposed_gathered(const Context& context, const Scores<typename P::Scalar, Mods>& scores,
-                                const Lse<const typename P::Scalar>& lse, View<typename P::Scalar> g,
-                                MutView<typename P::Scalar> out, bool accumulate) {
-  using S = typename P::Scalar;
-  ArenaScope scope(context.arena());
-  const GatherPlan<P, Mods> plan(context.arena(), scores);
-  Order& order = *context.arena().template take<Order>(1);
-  if (!accumulate) out.fill(S(0));
-  for_gathered<P>(context, plan, scores, [&](const auto& block, Index number, Arena& arena) {
-    const MutView<S> own = arena.matrix<S>(block.keys(), out.cols);
-    smooth_transposed<P, Gathered<Mods>>(Context(arena), block.of(scores), block.of_queries(lse), block.of_queries(g),
-                                         own);
-    context.in_order(order, number, number + 1, [&] { block.add_to_keys(own, out); });
-  });
-}
-
 /// A worker's tasks of A^T g, with the scratch that they use one after the other.
 template <class P, class Mods>
 class TransposedTasks {
@@ -89,13 +66,11 @@ class TransposedTasks {
   Index loaded_ = -1;
 };
 
-/// out = A^T g (g n x w, out m x w), the log-sum-exp known. 2 n m (d + w) flop.
 template <class P, class Mods>
-void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> scores,
-                       Lse<const typename P::Scalar> lse, View<typename P::Scalar> g, MutView<typename P::Scalar> out,
-                       bool accumulate) {
+void smooth_transposed_rows(const Context& context, Scores<typename P::Scalar, Mods> scores,
+                            Lse<const typename P::Scalar> lse, View<typename P::Scalar> g,
+                            MutView<typename P::Scalar> out, bool accumulate) {
   using S = typename P::Scalar;
-  if constexpr (Mods::gathers) return smooth_transposed_gathered<P, Mods>(context, scores, lse, g, out, accumulate);
   Arena& arena = context.arena();
   ArenaScope scope(arena);
   const Guard<P, Mods> guard(context, {&scores}, {.x = &g});
@@ -113,6 +88,35 @@ void smooth_transposed(const Context& context, Scores<typename P::Scalar, Mods> 
         });
       });
   guard.poison_transposed(out);
+}
+
+/// The same block by block.
+template <class P, class Mods>
+void smooth_transposed_gathered(const Context& context, const Scores<typename P::Scalar, Mods>& scores,
+                                const Lse<const typename P::Scalar>& lse, View<typename P::Scalar> g,
+                                MutView<typename P::Scalar> out, bool accumulate) {
+  using S = typename P::Scalar;
+  ArenaScope scope(context.arena());
+  const GatherPlan<P, Mods> plan(context.arena(), scores);
+  Order& order = *context.arena().template take<Order>(1);
+  if (!accumulate) out.fill(S(0));
+  for_gathered<P>(context, plan, scores, [&](const auto& block, Index number, Arena& arena) {
+    const MutView<S> own = arena.matrix<S>(block.keys(), out.cols);
+    smooth_transposed_rows<P, Gathered<Mods>>(Context(arena), block.of(scores), block.of_queries(lse),
+                                              block.of_queries(g), own, false);
+    context.in_order(order, number, number + 1, [&] { block.add_to_keys(own, out); });
+  });
+}
+
+/// out = A^T g (g n x w, out m x w), the log-sum-exp known. 2 n m (d + w) flop.
+template <class P, class Mods>
+void smooth_transposed(const Context& context, const Scores<typename P::Scalar, Mods>& scores,
+                       Lse<const typename P::Scalar> lse, View<typename P::Scalar> g, MutView<typename P::Scalar> out,
+                       bool accumulate = false) {
+  if constexpr (Mods::gathers)
+    smooth_transposed_gathered<P, Mods>(context, scores, lse, g, out, accumulate);
+  else
+    smooth_transposed_rows<P, Mods>(context, scores, lse, g, out, accumulate);
 }
 
 }  // namespace detail

@@ -15,6 +15,7 @@
 #include <cmath>
 
 #include "../engine/distance.hpp"
+#include "../engine/gather.hpp"
 #include "dot.hpp"
 
 namespace limpid {
@@ -112,6 +113,36 @@ bool keeps_any_key(const Scores<S, Mods>& scores, Index i) {
   return false;
 }
 
+/// Which queries and keys are in any pair that is kept: asked when wanted, or of a mask that gathers found at once.
+template <class S, class Mods>
+class KeptRows {
+ public:
+  KeptRows(Arena& arena, const Scores<S, Mods>& scores) : scores_(scores) {
+    if constexpr (Mods::gathers) {
+      using P = Native<S>;
+      queries_ = arena.take<bool>(scores.n()), keys_ = arena.take<bool>(scores.m());
+      std::fill(queries_, queries_ + scores.n(), false), std::fill(keys_, keys_ + scores.m(), false);
+      const ArenaScope scope(arena);
+      const auto places = places_of<S, Mods>(*scores.mods, scores.place(0, 0));
+      const GatherPlan<P, Mods> plan(arena, places);
+      for_gathered<P>(Context(arena), plan, places, [&](const auto& block, Index, Arena&) {
+        const auto own = block.of(places);
+        for (Index i = 0; i < own.n(); ++i)
+          for (Index j = 0; j < own.m(); ++j) {
+            bool &query = queries_[block.query_rows()[i]], &key = keys_[block.key_rows()[j]];
+            if (!(query && key) && own.keeps(i, j)) query = key = true;
+          }
+      });
+    }
+  }
+  bool query(Index i) const { return Mods::gathers ? queries_[i] : keeps_any_key(scores_, i); }
+  bool key(Index j) const { return Mods::gathers ? keys_[j] : any_query_keeps(scores_, j); }
+
+ private:
+  const Scores<S, Mods>& scores_;
+  bool *queries_ = nullptr, *keys_ = nullptr;
+};
+
 /// The median of each column, of up to 33 of those rows that are finite.
 template <class S>
 S* middle_of(Arena& arena, View<S> v, const SomeRows& some) {
@@ -173,6 +204,7 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores, Mu
     return;
   }
   const bool can_mask = scores.can_mask();
+  const KeptRows<S, Mods> kept(arena, scores);
   const auto rows_where = [&](Index count, const auto& counts) {
     Index* rows = arena.take<Index>(count);
     Index found = 0;
@@ -180,8 +212,8 @@ void centre(Arena& arena, KernelTerm<S>& term, const Scores<S, Mods>& scores, Mu
       if (counts(i)) rows[found++] = i;
     return SomeRows{rows, found};
   };
-  const auto key_counts = [&](Index j) { return row_is_finite(term.k.row(j), w) && any_query_keeps(scores, j); };
-  const auto query_counts = [&](Index i) { return row_is_finite(term.q.row(i), w) && keeps_any_key(scores, i); };
+  const auto key_counts = [&](Index j) { return row_is_finite(term.k.row(j), w) && kept.key(j); };
+  const auto query_counts = [&](Index i) { return row_is_finite(term.q.row(i), w) && kept.query(i); };
   // Without a mask a key that is not finite leaves nothing to be known of any query, and such a query, whose half is
   // NaN, only of itself.
   const SomeRows seen = can_mask ? rows_where(m, key_counts) : SomeRows{nullptr, m};

@@ -162,15 +162,19 @@ struct Neighbourhood : Modifier {
   void check(const char* op, Index, Index, Index n, Index m) const {
     if (!problem.empty()) detail::raise_local(op, problem);
     Index places = 1;
+    bool too_many = false;
     std::string grid;
     for (int x = 0; x < rank; ++x) {
-      places *= axes[std::size_t(x)].length;
+      too_many = too_many || places > detail::most_entries / axes[std::size_t(x)].length;
+      if (!too_many) places *= axes[std::size_t(x)].length;
       grid += (x ? " x " : "") + detail::text_of(axes[std::size_t(x)].length);
     }
-    if (n != m || n != places + global)
-      detail::raise_local(op, "neighbourhood has a grid of " + grid + " and " + detail::text_of(global) +
-                                  " global tokens, " + detail::text_of(places + global) + " in all, found " +
-                                  detail::text_of(n) + " queries and " + detail::text_of(m) + " keys");
+    if (too_many || global > detail::most_entries || n != m || n != places + global)
+      detail::raise_local(
+          op,
+          "neighbourhood has a grid of " + grid + " and " + detail::text_of(global) + " global tokens, " +
+              (too_many || global > detail::most_entries ? "too many" : detail::text_of(places + global) + " in all") +
+              ", found " + detail::text_of(n) + " queries and " + detail::text_of(m) + " keys");
   }
 
  private:
@@ -280,8 +284,9 @@ inline Neighbourhood neighbourhood(std::initializer_list<Index> grid, std::initi
       fails("the stride" + axis + " is " + text(a.stride) + ", wanted it in [1, the window's " + text(a.window) + "]");
     if (!to.problem.empty()) continue;
     if (a.border == Border::shift && a.window > a.length / a.dilation)
-      fails("the window" + axis + " is " + text(a.window) + ", wanted at most the " + text(a.length / a.dilation) +
-            " places of a residue class, as it is shifted");
+      fails("the window" + axis + " is " + text(a.window) + ", wanted at most " + text(a.length / a.dilation) +
+            (a.dilation > 1 ? ", the places of a residue class of the axis" : ", the places of the axis") +
+            ", as it is shifted");
     if (a.border == Border::clip || (a.border == Border::mirror && a.causal))
       a.window = std::min(a.window, 2 * a.length);
   }
@@ -506,8 +511,6 @@ struct Blocks : Modifier {
       detail::raise_modifier(op, "blocks' mask", kept.rows, kept.cols,
                              detail::shape_text(rows, cols) + ", or as many rows for each item, or head of an item");
   }
-  template <class F>
-  void reads(F&&) const {}
 
  private:
   static Index count(Index n, Index b) { return (n + b - 1) / b; }
