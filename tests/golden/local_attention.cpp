@@ -1,4 +1,4 @@
-// limpid: golden cases of local and ragged attention: neighbourhoods, packed sequences, documents, lengths, blocks.
+// limpid: golden cases of local and ragged attention: neighbourhoods, packed sequences, documents, lengths, blocks, sinks.
 // SPDX-License-Identifier: MIT
 #include "heads.hpp"
 #include "plain.hpp"
@@ -67,6 +67,13 @@ struct LocalAttention {
       const Mat<double> kept = c.in<double>("block_mask");
       const Mat<bool> mask = kept.array() != 0;
       return run(limpid::blocks(mask, c.count("bq", 1), c.count("bk", 1)));
+    }
+    if (kind == "sink") {
+      const Mat<S> logits = c.in<S>("sink");
+      Mat<S> gradient = Mat<S>::Zero(logits.rows(), logits.cols());
+      Tensors<S> results = run(limpid::sink(logits, gradient));
+      results["grad.sink"] = gradient;
+      return results;
     }
     throw Refused("kind '" + kind + "' is not known");
   }

@@ -39,8 +39,9 @@ void complete_lse(const Op& op, const Context& context, const In& head, const At
 template <class Op, class P, class S = typename P::Scalar>
 void shown_lse(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, const Lse<S>& kept, S* lse) {
   using std::log;
+  const S without_keys = op.modifiers().template sink<S>(pass.at);
   for (Index i = 0; i < pass.at.n; ++i)
-    lse[i] = kept.top[i] == -minus_infinity<S>() ? minus_infinity<S>() : kept.top[i] - log(kept.inverse[i]);
+    lse[i] = kept.top[i] == -minus_infinity<S>() ? without_keys : kept.top[i] - log(kept.inverse[i]);
   const auto complete = [&](Index row, At pair, Index from) {
     if (from < 0 || lse[row] == minus_infinity<S>()) return;
     pair.k = from;

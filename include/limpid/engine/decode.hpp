@@ -592,7 +592,9 @@ class DecodeParts {
       const auto factor = [&](Index c) { return top_(c, i) == most ? S(1) : exp(top_(c, i) - most); };
       for (Index c = 0; c < top_.rows; ++c)
         if (!empty(c)) total += sum_(c, i) * factor(c);
-      const S inverse = map_.scores.one_over(total, most);
+      S top = most;
+      const S shrink = map_.scores.add_sink(i, 0, top, total), one_over = map_.scores.one_over(total, top),
+              inverse = Mods::sinks ? one_over * shrink : one_over;
       bool begun = false;
       for (Index c = 0; c < top_.rows; ++c) {
         if (empty(c)) continue;

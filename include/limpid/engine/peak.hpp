@@ -94,9 +94,11 @@ void peaks_of_rows(const Context& context, Scores<typename P::Scalar, Mods> scor
       }
     }
     for (Index l = 0; l < rows; ++l) {
+      const S shrink = scores.add_sink(first + l, first, top[l], sum[l]);
       const bool none = sum[l] == S(0);
-      weight[first + l] = none ? S(0) : S(1) / sum[l];
-      scores.store_lse(lse, first + l, first, none ? -minus_infinity<S>() : top[l], weight[first + l]);
+      const S inverse = none ? S(0) : S(1) / sum[l];
+      weight[first + l] = inverse * shrink;
+      scores.store_lse(lse, first + l, first, none ? -minus_infinity<S>() : top[l], inverse);
     }
   });
   guard.poison(MutView<S>(lse.top, n, 0, 0), lse);

@@ -386,6 +386,22 @@ class PullTasks {
   S *distances_ = nullptr, *no_bias_ = nullptr;
 };
 
+/// Of a sink, whose value is 0: - sum_i A_i,sink delta_i of every map. Rows without keys give it nothing.
+template <class S, int M, class Mods>
+void add_sink_gradients(const BackwardPlan<S, Mods, M>& plan, S* collected) {
+  using std::exp;
+  Accumulator<S> sum = 0;
+  for (const auto& map : plan.maps)
+    for (Index i = 0; i < map.scores.n(); ++i) {
+      if (map.lse.top[i] == -minus_infinity<S>()) continue;
+      const S below = map.scores.sink(i, i) - (map.lse.top[i] + map.scores.row_constant(i, i));
+      const S weight = exp(below) * map.lse.inverse[i] * (map.weight ? map.weight[i] : S(1));
+      sum -= Accumulator<S>(weight) * Accumulator<S>(map.delta[i]);
+    }
+  const auto& scores = plan.maps[0].scores;
+  scores.mods->add_sink_gradient(scores.head(), S(sum), collected);
+}
+
 template <class P, bool Emit, int M, class Mods>
 void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods, M> plan,
                    typename P::Scalar* collected) {
@@ -424,6 +440,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   context.run(
       orders.tasks.count(), [&](Arena& own) { return PullTasks<P, Emit, M, Mods>(context, shared, own); },
       [](PullTasks<P, Emit, M, Mods>& tasks, Index t) { tasks.run(t); });
+  if constexpr (Mods::sinks) add_sink_gradients(plan, collected);
   guard.poison(plan, collected);
 }
 

@@ -37,7 +37,7 @@ struct Distances {
   static constexpr bool intervals = M::intervals, irregular = M::irregular, per_pair = M::per_pair,
                         per_key = M::per_key, row_constants = M::row_constants, tables = M::tables,
                         collects_gradient = M::collects_gradient, gathers = M::gathers,
-                        irregular_besides = M::irregular_besides;
+                        irregular_besides = M::irregular_besides, sinks = M::sinks;
 };
 /// The same in the place of modifiers M whose scores become weights by another function than softmax.
 template <class M, WeightFunction W>
@@ -252,6 +252,38 @@ struct Scores {
       if (top == lowest_number<S>() && total != S(1)) return S(std::numeric_limits<double>::quiet_NaN());
     return S(1) / total;
   }
+  /// The logit of the sink beside the scores of row i as they are summed, counted from q0.
+  S sink(Index i, Index q0) const {
+    const S logit = mods->template sink<S>(at);
+    if (!row_is_finite(&logit, 1)) return logit;
+    S counted = logit + row_constant(i, q0);
+    if constexpr (Mods::tables)
+      if (from != nullptr && from[i] >= 0) {
+        At pair = place(i, 0);
+        pair.k = from[i];
+        counted -= mods->template above<S>(pair, -1);
+      }
+    return std::clamp(counted, lowest_number<S>(), -lowest_number<S>());
+  }
+  /// Adds the sink to the sum of a row's weights, if it keeps any key; the maximum may be the sink's then. Returns what
+  /// sums of before shrink by.
+  S add_sink(Index i, Index q0, S& top, S& total) const {
+    if constexpr (Mods::sinks) {
+      using std::exp;
+      if (total == S(0)) return S(1);
+      const S logit = sink(i, q0);
+      if (logit == -minus_infinity<S>()) {
+        total = S(0);  // keys weigh nothing, as in a row without
+      } else if (logit > top) {
+        const S shrink = exp(top - logit);
+        total = total * shrink + S(1), top = logit;
+        return shrink;
+      } else {
+        total += exp(logit - top);
+      }
+    }
+    return S(1);
+  }
   /// Keeps what a row was summed with, counted from q0: later sweeps add the row constant again, and may find a maximum
   /// that is a rounding away.
   void store_lse(Lse<S> lse, Index i, Index q0, const S& top, const S& inverse) const {
@@ -262,11 +294,14 @@ struct Scores {
       if (found != top && found - top == found - top) lse.inverse[i] = inverse * exp(found - top);
     }
   }
-  /// How many numbers modifiers collect gradients in.
-  Index gradient_size() const {
-    if constexpr (are_gathered<Mods>) return mods->gradient_size(at.all_rows(), at.all_keys());
-    return mods->gradient_size(n(), m());
+  /// The head, without a pair.
+  At head() const {
+    At a = at;
+    if constexpr (!are_gathered<Mods>) a.n = n(), a.m = m();
+    return a;
   }
+  /// How many numbers modifiers collect gradients in.
+  Index gradient_size() const { return mods->gradient_size(head().all_rows(), head().all_keys()); }
   bool kept(Index i, Index j) const {
     if constexpr (are_gathered<Mods>) {
       const At a = place(i, j);
@@ -306,6 +341,8 @@ struct Scores {
 /// The same scores, made into weights by another function.
 template <class W, class S, class Mods>
 auto with_weight(const Scores<S, Mods>& s, const W& weight) {
+  static_assert(!Mods::sinks || W::normalised,
+                "limpid: a sink joins the sum of a row's weights, and these are not divided by one");
   if constexpr (check_weight_function<W>())
     return Scores<S, Weighted<Mods, W>>{s.q, s.k, s.scale, s.bias, s.mods, s.at, s.parts, s.from, weight};
   else

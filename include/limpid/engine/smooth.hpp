@@ -300,11 +300,12 @@ class SmoothBlock {
       const Index first = first_of(p), rows = rows_of(p);
       for (Index l = 0; l < rows; ++l) {
         if constexpr (Online) {
-          const S total = sum_[p * width + l];
+          S total = sum_[p * width + l], top = top_[p * width + l];
+          const S shrink = scores_.add_sink(first + l, first, top, total), inverse = scores_.one_over(total, top);
           const bool none = total == S(0);
-          alpha_[l] = scores_.one_over(total, top_[p * width + l]);
+          alpha_[l] = Mods::sinks ? inverse * shrink : inverse;
           if (!map_.lse.given()) continue;
-          scores_.store_lse(map_.lse, first + l, first, none ? -minus_infinity<S>() : top_[p * width + l], alpha_[l]);
+          scores_.store_lse(map_.lse, first + l, first, none ? -minus_infinity<S>() : top, inverse);
         } else if constexpr (are_normalised<Mods>) {
           alpha_[l] = map_.known.inverse[first + l];
         } else {

@@ -159,8 +159,9 @@ class TwicingCache {
       if (!(a[j] <= top)) top = a[j];  // a NaN that is kept shows
     }
     for (Index j = 0; j < m; ++j) total += a[j] = a[j] == detail::minus_infinity<S>() ? S(0) : exp(a[j] - top);
-    if (total != S(0))
-      for (Index j = 0; j < m; ++j) a[j] /= total;
+    const S shrink = s.add_sink(0, 0, top, total);
+    for (Index j = 0; j < m && total != S(0); ++j) a[j] = a[j] * shrink / total;
+    if (total == S(0)) detail::clear(a, m);
 
     const MutView<S> part = arena.matrix<S>(1, std::max(dv, residuals.cols));
     S* again = arena.take<S>(residuals.cols);

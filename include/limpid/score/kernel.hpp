@@ -273,7 +273,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     width += term.q.cols;
     p.terms[static_cast<std::size_t>(p.count++)] = term;
   }
-  p.whole = Mods::per_pair && any_distance;
+  p.whole = (Mods::per_pair || Mods::sinks) && any_distance;
   const auto each_term = [&](const auto& f) {  // f(number, its first column)
     Index first = 0;
     for (std::size_t t = 0; t < static_cast<std::size_t>(p.count); ++t) f(t, first), first += p.terms[t].q.cols;
@@ -295,7 +295,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
   const bool bounded = p.terms[0].bounded && p.terms[1].bounded;
   for (Index t = 0; t < p.count; ++t) {
     auto& term = p.terms[static_cast<std::size_t>(t)];
-    // a score function gets the constants of rows this way
+    // a score function, and a sink, gets the constants of rows this way
     if (any_by_pair && p.whole && term.distance && !term.by_pair) {
       term = terms[static_cast<std::size_t>(t)];
       term.by_pair = true;

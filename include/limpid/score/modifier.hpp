@@ -29,6 +29,7 @@ struct Modifier {
   static constexpr bool per_key = false;    ///< adds an amount per key (up to a constant of the row)
   static constexpr bool tables = false;     ///< may add entries of an array of the user's, which may be any numbers
   static constexpr bool collects_gradient = false;  ///< may collect a gradient of its own
+  static constexpr bool sinks = false;              ///< a logit without a value in every row (score/sink.hpp)
   Interval interval(const At& a) const { return {0, a.m}; }
   bool keep(const At&) const { return true; }
   /// What a mask does to all pairs of queries [q0, q1) and keys [k0, k1): `some` is always right, `none` (the block is
@@ -127,6 +128,13 @@ S finite_product(S a, S b) {
   return product < -most && !(a < -most) ? -most : product;
 }
 
+/// The number of a head in a row or a column of one for each, or of one for all.
+template <class ViewType>
+auto number_of_head(const ViewType& v, Index head) -> decltype(v.data) {
+  if (v.rows * v.cols == 1) return v.data;
+  return v.rows == 1 ? v.data + head : v.data + head * v.stride;
+}
+
 [[noreturn, gnu::cold]] inline void raise_modifier(const char* op, const char* name, Index rows, Index cols,
                                                    const std::string& wanted) {
   raise(std::string(op) + ": " + name + " is " + shape_text(rows, cols) + ", wanted " + wanted);
@@ -175,7 +183,8 @@ struct Chain {
                         per_pair = (M::per_pair || ...), per_key = (M::per_key || ...),
                         row_constants = (detail::has_row_constant<M> || ...), tables = (M::tables || ...),
                         collects_gradient = (M::collects_gradient || ...);
-  static constexpr bool gathers = (M::gathers || ...);
+  static constexpr bool gathers = (M::gathers || ...), sinks = (M::sinks || ...);
+  static_assert((int(M::sinks) + ... + 0) <= 1, "limpid: a chain of modifiers has one sink at most");
   /// The first that gathers says which blocks there are; of the others pairs are asked.
   static constexpr std::size_t leader = [] {
     std::size_t first = 0;
@@ -384,6 +393,24 @@ struct Chain {
     each([&](const auto& m) {
       if (m.gradient_size(a.n, a.m) > 0) m.deliver_gradient(a, sums);
       sums += m.gradient_size(a.n, a.m);
+    });
+  }
+  /// The logit of the sink.
+  template <class S>
+  S sink(const At& a) const {
+    S logit = detail::minus_infinity<S>();
+    each([&](const auto& m) {
+      if constexpr (std::remove_cvref_t<decltype(m)>::sinks) logit = m.template logit<S>(a.head);
+    });
+    return logit;
+  }
+  /// Adds the gradient of that logit to the modifiers' own gradients.
+  template <class S>
+  void add_sink_gradient(const At& a, S ds, S* sums) const {
+    each([&](const auto& m) {
+      const Index size = m.gradient_size(a.all_rows(), a.all_keys());
+      if (std::remove_cvref_t<decltype(m)>::sinks && size > 0) *sums += ds;
+      sums += size;
     });
   }
   template <class F>

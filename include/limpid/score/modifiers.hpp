@@ -8,3 +8,4 @@
 #include "modifier.hpp"
 #include "positions.hpp"
 #include "score_mod.hpp"
+#include "sink.hpp"

@@ -19,7 +19,7 @@ struct Alibi : Modifier {
   static constexpr bool per_pair = Symmetric, per_key = !Symmetric, collects_gradient = true;
   View<S> slopes;
   MutView<S> dslopes;
-  S slope_of(Index head) const { return *entry(slopes, head); }
+  S slope_of(Index head) const { return *detail::number_of_head(slopes, head); }
   template <class T>
   T gap(const At& a) const {
     const T g = T(a.position() - a.k);
@@ -57,7 +57,7 @@ struct Alibi : Modifier {
   Index gradient_size(Index, Index) const { return wants_gradient() ? 1 : 0; }
   template <class T>
   void deliver_gradient(const At& a, const T* sum) const {
-    *entry(dslopes, a.head) += S(*sum);
+    *detail::number_of_head(dslopes, a.head) += S(*sum);
   }
   template <class F>
   void reads(F&& f) const {
@@ -74,7 +74,8 @@ struct Alibi : Modifier {
                              "one number a head, H = " + detail::text_of(h));
     if constexpr (std::is_constructible_v<double, S>)
       for (Index i = 0; i < count; ++i)
-        if (const double slope = double(*entry(slopes, i)); !std::isnan(slope)) {  // which comes out, as from any table
+        if (const double slope = double(*detail::number_of_head(slopes, i));
+            !std::isnan(slope)) {  // which comes out, as from any table
           detail::check_factor<S>(op, "an ALiBi slope", slope);
           if (const double most = detail::largest_factor<S>() * 0x1p20 / double(n + m + 1); std::abs(slope) > most)
             detail::raise(std::string(op) + ": an ALiBi slope is " + detail::number_text(slope) + ", wanted at most " +
@@ -83,13 +84,6 @@ struct Alibi : Modifier {
     if (!dslopes.empty() && dslopes.rows * dslopes.cols != count)
       detail::raise_modifier(op, "gradient of the ALiBi slopes", dslopes.rows, dslopes.cols,
                              detail::text_of(count) + " numbers");
-  }
-
- private:
-  template <class ViewType>
-  static auto entry(const ViewType& v, Index head) -> decltype(v.data) {
-    if (v.rows * v.cols == 1) return v.data;
-    return v.rows == 1 ? v.data + head : v.data + head * v.stride;
   }
 };
 
