@@ -2,7 +2,9 @@
 // documents, blocks; and lengths.
 //
 // Alone, in a chain, or joined with others by &, such a mask hands the engine blocks of queries with their keys, and
-// time and memory follow the pairs that are kept. By | and ! it is asked pair by pair, and all pairs cost.
+// time and memory follow the pairs that are kept. By | and ! it is asked pair by pair, and all pairs cost. Where several
+// of them meet, the first says the blocks and the others are asked. What does not fit throws ShapeError before anything
+// is written.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -74,10 +76,21 @@ inline Index gathered_rows_of(Index panel) { return (256 / panel > 0 ? 256 / pan
 }  // namespace detail
 
 /// Keys in a window round the query, on a grid of one to three axes whose places are tokens in row-major order, after
-/// `global` tokens. Of an axis of length L, window w, place i: from i - w / 2 to i + w / 2 + w mod 2 - 1, so an even
-/// window has one fewer to the right; of a causal axis from i - w + 1 to i. Hassani et al. 2023, arXiv 2204.07143, and
-/// 2209.15001 (dilation); stride 2504.16922, of which w = stride is blocked attention; clip and mirror as image filters
-/// have them (Buades, Coll, Morel 2005).
+/// `global` tokens: n = m = global + the product of the grid. A pair is kept where every axis keeps it; of one of length
+/// L, window w, place i
+///
+///     clip      j in [i - w / 2, i + w / 2 + w mod 2 - 1], cut at the ends; an even window has one fewer to the right
+///     shift     j in [b, b + w), b = clamp(i - w / 2, 0, L - w): every query has w keys, and w is at most L
+///     mirror    as clip, but keys beyond an end are those mirrored at it, and may count twice
+///     causal    j in [i - w + 1, i], cut at 0, whatever the border
+///     stride s  places in groups of s share the window of their leader, i / s * s + s / 2, or of a causal axis the last
+///               of the group, with nothing after i; at most L - 1. s is at most w; s = w is blocked attention
+///     dilation  the same among the places of i's residue class alone
+///
+/// Hassani et al. 2023, arXiv 2204.07143, and 2209.15001 (dilation); stride 2504.16922; clip and mirror as image filters
+/// have them (Buades, Coll, Morel 2005). A mirrored border is refused beside masks of intervals, and the entropy of a
+/// row takes a key that counts twice for two. ShapeError: a window, stride, dilation or length that is no such number,
+/// and n or m that are not those of the grid.
 struct Neighbourhood : Modifier {
   static constexpr bool is_mask = true, irregular = true, gathers = true;
   std::array<detail::NeighbourAxis, 3> axes;
@@ -295,7 +308,10 @@ inline Neighbourhood neighbourhood(std::initializer_list<Index> grid, std::initi
 
 /// Sequences one after the other: queries of rows [cu_q[b], cu_q[b + 1]) see keys of rows [cu_k[b], cu_k[b + 1]) alone.
 /// Places that other modifiers see are those in the sequence, so causal and windows end at its last key. A sequence
-/// without keys gives zeros; one without queries is legal. (flash-attention's cu_seqlens.)
+/// without keys gives zeros; one without queries is legal. (cu_seqlens of Dao et al.'s flash-attention.) cu_q and cu_k
+/// are B + 1 offsets each, from 0, that do not fall and end at the rows of q and k; ShapeError otherwise. Arrays of
+/// other modifiers, as bias() and key_bias(), have the rows and keys of the whole call. Below | and ! places are
+/// those of the whole call, but for what is joined to this mask by &.
 struct Packed : Modifier {
   static constexpr bool is_mask = true, irregular = true, gathers = true;
   std::shared_ptr<const std::vector<Index>> cu_q, cu_k;
@@ -365,6 +381,7 @@ struct Packed : Modifier {
     return static_cast<std::size_t>(std::upper_bound(cu.begin(), cu.end(), row) - cu.begin()) - 1;
   }
 };
+/// packed(cu_q, cu_k) of vectors of offsets, or packed(cu) for both.
 template <class Offsets>
 Packed packed(const Offsets& cu_q, const Offsets& cu_k) {
   const auto copy = [](const Offsets& cu) {
@@ -381,6 +398,8 @@ Packed packed(const Offsets& cu) {
 
 /// Tokens of one document, those with equal ids, see each other: n ids for all items, or n one after the other for each.
 /// In any order; places that other modifiers see are those of the whole call. Sorted ids cost what packed sequences do.
+/// (He et al. 2024, FlexAttention, arXiv 2412.05496, has such masks.) ShapeError: n and m differ, or other than n or B n
+/// ids.
 struct Documents : Modifier {
   static constexpr bool is_mask = true, irregular = true, gathers = true;
   std::shared_ptr<const std::vector<Index>> ids;
@@ -443,7 +462,8 @@ Documents documents(const Ids& ids) {
   return d;
 }
 
-/// Of batch item b the first lengths[b] keys count; the others are not looked at as numbers.
+/// Of batch item b the first lengths[b] keys count, 0 to m of them; the others are not looked at as numbers. ShapeError:
+/// other than B lengths, or one out of range.
 struct KeyLengths : Modifier {
   static constexpr bool is_mask = true, intervals = true;
   std::shared_ptr<const std::vector<Index>> lengths;
@@ -471,7 +491,8 @@ KeyLengths key_lengths(const Lengths& lengths) {
 }
 
 /// Blocks of bq queries and bk keys are kept where the matrix is true: ceil(n / bq) x ceil(m / bk) for all heads, or as
-/// many for each item, or for each head of each item. Empty blocks cost nothing.
+/// many for each item, or for each head of each item. Empty blocks cost nothing. (Block masks: He et al. 2024, arXiv
+/// 2412.05496.) The matrix is looked at, not copied. ShapeError: another shape, or bq or bk below 1.
 struct Blocks : Modifier {
   static constexpr bool is_mask = true, irregular = true, gathers = true;
   View<bool> kept;
