@@ -513,3 +513,102 @@ TEST_CASE("Local masks refuse what does not fit, in one sentence, before anythin
   CHECK(suite::error_of([&] { limpid::forward(op, limpid::qkv(x, x, x), out, {.batch = 2, .heads = 3}); }) != "");
   CHECK(out == M::Constant(48, 6, 7));
 }
+
+TEST_CASE("A neighbourhood and packed sequences keep the pairs of their definitions.") {
+  // one axis, places counted within a residue class
+  const auto sees = [](Index i, Index j, Index length, Index window, Index t, Index s, Border border,
+                       bool causal_axis) {
+    if (i % t != j % t) return false;
+    Index places = 0;
+    for (Index p = i % t; p < length; p += t) ++places;
+    i /= t, j /= t;
+    const Index first = i / s * s;
+    if (causal_axis) {
+      const Index leader = std::min(first + s - 1, places - 1);
+      return j <= i && j > leader - window;
+    }
+    const Index leader = std::min(first + s / 2, places - 1), begin = leader - window / 2;
+    if (border == Border::shift) {
+      const Index moved = std::max<Index>(0, std::min(begin, places - window));
+      return j >= moved && j < moved + window;
+    }
+    return j >= begin && j < begin + window;
+  };
+  Index wrong = 0, asked = 0;
+  for (const Border border : {Border::clip, Border::shift})
+    for (const bool causal_axis : {false, true})
+      for (Index length = 1; length <= 9; ++length)
+        for (Index window = 1; window <= 10; ++window)
+          for (Index t = 1; t <= std::min<Index>(3, length); ++t)
+            for (Index s = 1; s <= std::min<Index>(4, window); ++s) {
+              if (border == Border::shift && window > length / t) continue;
+              const auto line = limpid::neighbourhood(
+                  {length}, {window}, {.border = border, .dilation = {t}, .stride = {s}, .causal = {causal_axis}});
+              for (Index i = 0; i < length; ++i)
+                for (Index j = 0; j < length; ++j, ++asked)
+                  wrong += line.keep({.q = i, .k = j, .n = length, .m = length}) !=
+                           sees(i, j, length, window, t, s, border, causal_axis);
+            }
+  CHECK(asked > 10000);
+  CHECK(wrong == 0);
+
+  const auto grid = limpid::neighbourhood({3, 4}, {3, 2}, {.causal = {false, true}, .global = 1});
+  const auto packed = limpid::packed(std::vector<Index>{0, 2, 7, 13}, std::vector<Index>{0, 4, 4, 12});
+  const auto causal_too = packed & causal();
+  const auto sequence = [](Index row, const std::vector<Index>& cu) {
+    Index b = 0;
+    while (cu[std::size_t(b) + 1] <= row) ++b;
+    return std::size_t(b);
+  };
+  for (Index i = 0; i < 13; ++i)
+    for (Index j = 0; j < 13; ++j) {
+      const Index y = (i - 1) / 4, x = (i - 1) % 4, v = (j - 1) / 4, u = (j - 1) % 4;
+      const bool kept = i == 0 || j == 0 || (std::abs(y - v) <= 1 && (x == u || x == u + 1));
+      CHECK(grid.keep({.q = i, .k = j, .n = 13, .m = 13}) == kept);
+      if (j == 12) continue;
+      const std::size_t b = sequence(i, {0, 2, 7, 13}), c = sequence(j, {0, 4, 4, 12});
+      const std::vector<Index> last_q{1, 6, 12}, last_k{3, 3, 11};
+      CHECK(packed.keep({.q = i, .k = j, .n = 13, .m = 12}) == (b == c));
+      CHECK(causal_too.keep({.q = i, .k = j, .n = 13, .m = 12}) == (b == c && last_k[b] - j >= last_q[b] - i));
+    }
+
+  const auto ids = limpid::documents(std::vector<Index>{1, 2, 1, 5, 5, 6});
+  CHECK(!ids.keep({.batch = 0, .q = 0, .k = 1, .n = 3, .m = 3, .batches = 2}));
+  CHECK(ids.keep({.batch = 1, .q = 0, .k = 1, .n = 3, .m = 3, .batches = 2}));
+  Mat<bool> of_heads = Mat<bool>::Constant(4, 2, false);
+  of_heads(1, 1) = true;
+  const auto blocks = limpid::blocks(of_heads, 3, 2);
+  for (Index b = 0; b < 2; ++b)
+    for (Index h = 0; h < 2; ++h)
+      for (Index j = 0; j < 4; ++j)
+        CHECK(blocks.keep({.batch = b, .head = h, .q = 2, .k = j, .n = 3, .m = 4, .batches = 2, .heads = 2}) ==
+              (b == 0 && h == 1 && j >= 2));
+}
+
+TEST_CASE("Keys beyond a window, large or not numbers, are as those behind a dense mask.") {
+  using Entry = suite::entry_softmax;
+  const suite::Sizes s{.n = 143, .m = 143, .d = 4, .dv = 4, .heads = 2, .kv_heads = 1, .batch = 2};
+  suite::Random random(12);
+  const auto fields = suite::make_fields<Entry, double>(s, false, random);
+  each_mask(s, [&](const char* name, const Local& mask) {
+    INFO(name);
+    const Mat<bool> kept = pairs_of(mask, s);
+    for (const bool bad : {false, true}) {
+      auto own = fields;
+      for (const Index key : {3, 70, 71, 133, 200}) {
+        if (bad)
+          own[1].value(key, 1) = std::nan("");
+        else
+          own[1].value.row(key).setConstant(2e3);
+      }
+      if (bad) own[0].value(90, 2) = HUGE_VAL, own[2].value(120, 3) = -HUGE_VAL;
+      Results found = run<Entry>(softmax(mask), s, own),
+              wanted = run<Entry>(softmax(limpid::mask_matrix(kept)), s, own);
+      for (Results* r : {&found, &wanted})
+        for (auto& [field, x] : *r)
+          for (Index i = 0; i < x.size(); ++i)
+            if (std::isnan(x.data()[i])) x.data()[i] = 1e3;
+      close(found, wanted);
+    }
+  });
+}

@@ -89,12 +89,14 @@ void close(const Results& a, const Results& b, double most = 1e-12) {
 
 /// With a sink, and with one more key in its place. Some rows have no other keys.
 template <class Entry>
-void as_a_key(const M& logits) {
+void as_a_key(const M& logits, double size = 1) {
   const suite::Traits traits = Entry::traits();
   const Index n = 37, m = traits.square ? n : 300;
   const suite::Sizes s{.n = n, .m = m, .d = 4, .dv = 4, .heads = 2, .kv_heads = traits.grouped ? 1 : 2};
   suite::Random random(3);
-  const auto fields = suite::make_fields<Entry, double>(s, true, random);
+  auto fields = suite::make_fields<Entry, double>(s, true, random);
+  for (auto& f : fields)
+    if (f.role != limpid::Role::head) f.value *= size;  // distances are summed in another way where all are near
   suite::Sizes longer = s;
   longer.m += 1, longer.n += traits.square ? 1 : 0;
   auto extended = fields;
@@ -136,6 +138,7 @@ TEMPLATE_TEST_CASE("A sink is a key without a value, with every kind of operator
   as_a_key<TestType>(M{{0.7, -1.5}});
   as_a_key<TestType>(M{{9.0, 2.0}});
   as_a_key<TestType>(M{{-300.0, 300.0}});
+  as_a_key<TestType>(M{{0.7, -1.5}}, 0.1);
 }
 
 TEST_CASE(
@@ -181,7 +184,7 @@ TEST_CASE(
 
 TEST_CASE("A sink beside amounts of keys, near and far, beside few queries, and beside a mask that gathers.") {
   using Entry = suite::entry_softmax;
-  const M logits{{1.25}}, slopes{{0.3}};
+  const M slopes{{0.3}};
   for (const Index n : {1, 3, 300}) {
     const suite::Sizes s{.n = n, .m = 5000, .d = 4, .dv = 4}, longer{.n = n, .m = 5001, .d = 4, .dv = 4};
     suite::Random random(5);
@@ -195,10 +198,10 @@ TEST_CASE("A sink beside amounts of keys, near and far, beside few queries, and 
       INFO(n << " queries, amounts near " << far);
       M keys = numbers(1, 5000, 6), all(1, 5001), dkeys = M::Zero(1, 5000), dall = M::Zero(1, 5001);
       keys.array() += far;
-      all.leftCols(5000) = keys, all(0, 5000) = 1.25;
-      M sinks = logits, dsinks = M::Zero(1, 1);
-      if (far < 0) sinks(0, 0) += far, all(0, 5000) += far;
-      if (far > 0) sinks(0, 0) += far, all(0, 5000) += far;
+      all.leftCols(5000) = keys;
+      const M sinks{{(n == 3 ? 12 : 1.25) + far}};
+      M dsinks = M::Zero(1, 1);
+      all(0, 5000) = sinks(0, 0);
       auto own =
           run<Entry>(softmax(chain(limpid::key_bias(keys, dkeys), limpid::sink(sinks, dsinks))), s, fields, false);
       close(own, run<Entry>(softmax(chain(limpid::key_bias(all, dall))), longer, extended, true), 1e-11);
