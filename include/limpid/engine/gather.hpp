@@ -81,6 +81,11 @@ class GatheredBlock {
 
   Index queries() const { return block_.queries; }
   Index keys() const { return block_.keys; }
+  /// Whether the keys are a run of rows.
+  bool keys_together() const {
+    return block_.keys > 0 && block_.k[block_.keys - 1] - block_.k[0] == block_.keys - 1 &&
+           std::is_sorted(block_.k, block_.k + block_.keys);
+  }
   const Index* query_rows() const { return block_.q; }
   const Index* key_rows() const { return block_.k; }
 
@@ -91,10 +96,11 @@ class GatheredBlock {
   const S* of_keys(const S* v) const { return gathered_numbers(arena_, v, block_.k, block_.keys); }
   Lse<const S> of_queries(const Lse<const S>& lse) const { return {of_queries(lse.top), of_queries(lse.inverse)}; }
 
-  /// Scores of the rows, counted from 0.
-  Scores<S, Own> of(const Scores<S, Mods>& from) const {
+  /// Scores of the rows, counted from 0. listed: keys are left where they lie.
+  Scores<S, Own> of(const Scores<S, Mods>& from, bool listed = false) const {
     Scores<S, Own> own;
-    own.q = of_queries(from.q), own.k = of_keys(from.k);
+    own.q = of_queries(from.q), own.k = listed ? from.k : of_keys(from.k);
+    own.finite = from.finite, own.listed = listed;
     own.scale = from.scale, own.bias = of_keys(from.bias), own.mods = from.mods, own.at = at_;
     own.weight = from.weight, own.block = &block_;
     for (std::size_t p = 0; p < from.parts.size(); ++p) own.parts[p] = of(from.parts[p]);

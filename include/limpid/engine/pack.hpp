@@ -34,6 +34,8 @@ LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::S
         LIMPID_UNROLL(16)
         for (Index r = 0; r < w; ++r) P::store(to + (c + r) * width + i, square[r]);
       }
+    if (rows == 0)
+      for (; c < from.cols; ++c) P::store(to + c * width + i, P::set(S(0)));
     for (; c < from.cols; ++c) {
       for (Index r = 0; r < rows; ++r) to[c * width + i + r] = from(i + r, c);
       for (Index r = rows; r < w; ++r) to[c * width + i + r] = S(0);

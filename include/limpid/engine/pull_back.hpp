@@ -464,6 +464,10 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
   }
   if (plan.dv.given() && !plan.accumulate_v) plan.dv.fill(S(0));
   if (plan.relevance.c) clear(plan.relevance.c, m);
+  bool finite = all_finite<P>(context, plan.left) && all_finite<P>(context, plan.right) &&
+                (!plan.dv.given() || all_finite<P>(context, plan.x));
+  for (const auto& map : plan.maps)
+    finite = finite && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
   for_gathered<P>(context, blocks, first, [&](const auto& block, Index number, Arena& arena) {
     const auto of_keys = [&](MutView<S> v) { return v.given() ? arena.matrix<S>(block.keys(), v.cols) : MutView<S>(); };
     BackwardPlan<S, Gathered<Mods>, M> own;
@@ -477,6 +481,7 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
           plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
           of_keys(map.dk),
           map.dbias ? arena.take<S>(block.keys()) : nullptr};
+      own.maps[t].scores.finite = finite;
     }
     own.left = block.of_queries(plan.left), own.right = block.of_keys(plan.right);
     const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;

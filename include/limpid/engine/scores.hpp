@@ -115,13 +115,18 @@ struct Scores {
   const Index* from = nullptr;  // for every query the key that amounts are counted from, see References; or none
   WeightOf<Mods> weight = {};
   const PairBlock<S>* block = nullptr;  // where gathered rows come from
+  bool finite = false;                  // all that a sweep reads is known to be
+  bool listed = false;  // k, and what else has a row for each key, are those of the head: row j is row block->k[j]
   /// Whether anything may be added to products.
   static constexpr bool adds = Mods::per_key || are_distances<Mods>;
   bool by_pair() const { return are_distances<Mods> && parts[0].cols > 0; }
   bool near_alone() const { return are_distances<Mods> && (parts[0].near_alone() || parts[1].near_alone()); }
 
   Index n() const { return q.rows; }
-  Index m() const { return k.rows; }
+  Index m() const {
+    if constexpr (are_gathered<Mods>) return block->keys;
+    return k.rows;
+  }
   At place(Index i, Index j) const {
     At a = at;
     if constexpr (are_gathered<Mods>)
@@ -193,6 +198,8 @@ struct Scores {
   /// Every key that some query of [q0, q1) may see.
   Interval key_range(Index q0, Index q1) const {
     Interval all{0, m()};
+    if constexpr (are_gathered<Mods> && !Mods::intervals)
+      if (q0 == 0 && q1 == n()) return all;
     if constexpr (Mods::intervals) {
       Interval any = are_gathered<Mods> ? interval(q0) : mods->range(place(q0, 0), place(q1 - 1, 0));
       for (Index i = q0 + 1; are_gathered<Mods> && i < q1; ++i) {

@@ -233,7 +233,7 @@ class SmoothBlock {
       const Interval own = scores_.key_range(first, first + rows);
       const Index b = std::max(k0, own.begin), nk = std::min(k1, own.end) - b;
       if (nk <= 0) continue;
-      if constexpr (Mods::irregular || are_gathered<Mods>)
+      if constexpr (Mods::irregular)
         if (scores_.cover(first, first + rows, b, b + nk) == Cover::none) continue;
       const Tile<S> t{tile_, width, first, rows, b, nk};
       const bool mixed = scores_.mixed(first, rows);
@@ -248,12 +248,10 @@ class SmoothBlock {
         if (sums_parts)
           scores_by_pair(t, vectors, panel, mixed, found);
         else if constexpr (product_finds_top)
-          product<P, Transposed::none>(
-              nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-              StoreAndFindTop<P, Scores<S, Mods>::adds>{tile_, width, scores_.scale, bias_, found_});
+          with_keys(b, nk, vectors, panel,
+                    StoreAndFindTop<P, Scores<S, Mods>::adds>{tile_, width, scores_.scale, bias_, found_});
         else
-          product<P, Transposed::none>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                                       StoreScores<P>{tile_, width, scores_.scale, bias_});
+          with_keys(b, nk, vectors, panel, StoreScores<P>{tile_, width, scores_.scale, bias_});
         if constexpr (Mods::per_pair) value_tile<P, false>(scores_, t);
         drop_keys<P, false>(scores_, bias_, t, minus_infinity<S>());
         if constexpr (have_masks<Mods>) mask_tile<P, false>(scores_, t, minus_infinity<S>());
@@ -282,14 +280,19 @@ class SmoothBlock {
           scores_by_pair(t, vectors, panel, mixed, nullptr);
           weights_from_scores<P>(scores_.weight, tile_, width, nk, vectors, top);
         } else {
-          product<P, Transposed::none>(nk, vectors, d, scores_.k.row(b), scores_.k.stride, panel, width,
-                                       StoreWithLse<P>{tile_, width, scores_.scale, bias_, top});
+          with_keys(b, nk, vectors, panel, StoreWithLse<P>{tile_, width, scores_.scale, bias_, top});
         }
         drop_keys<P, false>(scores_, bias_, t, S(0));
         if constexpr (have_masks<Mods>) mask_tile<P, false>(scores_, t, S(0));
       }
-      product<P, Transposed::a>(dv, vectors, nk, map_.x.row(b), map_.x.stride, tile_, width,
-                                Rescale<P>{ot_ + p * dv * width, width, alpha_});
+      const Rescale<P> rescale{ot_ + p * dv * width, width, alpha_};
+      if constexpr (are_gathered<Mods>)
+        if (scores_.listed) {
+          product<P, Transposed::a>(dv, vectors, nk, map_.x.data, RowList{scores_.block->k + b, map_.x.stride}, tile_,
+                                    width, rescale);
+          continue;
+        }
+      product<P, Transposed::a>(dv, vectors, nk, map_.x.row(b), map_.x.stride, tile_, width, rescale);
     }
   }
 
@@ -327,7 +330,8 @@ class SmoothBlock {
         const Interval in = scores_.interval(i);
         if (in.begin > t.k0 || in.end < t.k0 + t.nk) return false;
       }
-    return !are_gathered<Mods> || scores_.cover(t.q0, t.q0 + t.nq, t.k0, t.k0 + t.nk) == Cover::all;
+    // a window that every query of a panel sees whole is not worth looking for
+    return !are_gathered<Mods> || (!Mods::irregular && (scores_.block->axes == 0 || t.k0 + t.nk <= scores_.block->free));
   }
   /// Whether near pairs are left at infinity until a block's maximum is known, which finds them.
   static constexpr bool top_finds_near = Online && are_distances<Mods> && !Mods::per_pair;
@@ -344,8 +348,17 @@ class SmoothBlock {
           tile_by_pair<P, false>(scores_, scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, bias);
         return;
       }
-    product<P, Transposed::none>(t.nk, vectors, k.cols, k.row(t.k0), k.stride, panel, width,
-                                 AddScores<P>{tile_, width, scores_.scale});
+    with_keys(t.k0, t.nk, vectors, panel, AddScores<P>{tile_, width, scores_.scale});
+  }
+  /// Products of keys [k0, k0 + nk) and the queries of a panel.
+  template <class Epilogue>
+  void with_keys(Index k0, Index nk, Index vectors, const S* panel, const Epilogue& epilogue) {
+    const View<S> k = scores_.k;
+    if constexpr (are_gathered<Mods>)
+      if (scores_.listed)
+        return product<P, Transposed::none>(nk, vectors, k.cols, k.data, RowList{scores_.block->k + k0, k.stride},
+                                            panel, width, epilogue);
+    product<P, Transposed::none>(nk, vectors, k.cols, k.row(k0), k.stride, panel, width, epilogue);
   }
   Index first_of(Index p) const { return q0_ + p * width; }
   Index rows_of(Index p) const { return std::min(width, q1_ - first_of(p)); }
@@ -353,6 +366,7 @@ class SmoothBlock {
   Prefetch<S> part(Index p, Index b, Index nk) const {
     const bool tied = map_.x.data == scores_.k.data;  // keys that are their own values
     const Index d = scores_.k.cols, dv = tied ? 0 : map_.x.cols;
+    if (are_gathered<Mods> && scores_.listed) return {scores_.k.block(0, 0, 0, 0), map_.x.block(0, 0, 0, 0), 0, 1};
     const bool far = scores_.k.rows * (d + dv) * static_cast<Index>(sizeof(S)) > l2_bytes;
     return {scores_.k.block(b, 0, nk, far ? d : 0), map_.x.block(b, 0, nk, far ? dv : 0), p * line_of<S>,
             count_ * line_of<S>};
@@ -394,7 +408,8 @@ void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar
   ArenaScope scope(common);
   const auto guards =
       each_map(maps, [&](auto& map) { return Guard<P, Mods>(context, {&map.scores}, {.right = &map.x}); });
-  const bool few = are_normalised<Mods> && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
+  const bool listed = are_gathered<Mods> && maps[0].scores.listed;
+  const bool few = are_normalised<Mods> && !listed && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
                    Decode::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
   auto tiled = maps;
   bool wanted = !few;
@@ -409,6 +424,7 @@ void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar
   if (wanted) {
     const auto* values = tiled[0].x.data;
     for (auto& map : tiled) {
+      if (listed) continue;
       map.scores.k = pack_if_strided(context, map.scores.k, blocks);
       map.x = &map != &tiled[0] && map.x.data == values ? tiled[0].x : pack_if_strided(context, map.x, blocks);
     }
@@ -433,10 +449,28 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
   using S = typename P::Scalar;
   ArenaScope scope(context.arena());
   const GatherPlan<P, Mods> plan(context.arena(), maps[0].scores);
-  for_gathered<P>(context, plan, maps[0].scores, [&](const auto& block, Index, Arena& arena) {
-    const View<S> x = block.of_keys(maps[0].x);
-    const auto own = each_map(maps, [&](const auto& map) {
-      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores), map.x.data == maps[0].x.data ? x : block.of_keys(map.x),
+  // What is finite needs no looking through, and rows of a block that are read once by a panel no copy.
+  bool finite = true;
+  for (const auto& map : maps)
+    finite = finite && (!Mods::per_pair || all_finite<P>(context, map.scores.q)) &&
+             all_finite<P>(context, map.scores.k) &&
+             ((&map != &maps[0] && map.x.data == maps[0].x.data) || all_finite<P>(context, map.x));
+  auto all = maps;
+  for (auto& map : all) {
+    map.scores.finite = finite, map.scores.listed = finite && !map.scores.by_pair();
+    if (!map.scores.listed) continue;
+    map.scores.k = pack_if_strided(context, map.scores.k, StridedRows::passes);
+    map.x = &map != &all[0] && map.x.data == maps[0].x.data ? all[0].x
+                                                            : pack_if_strided(context, map.x, StridedRows::passes);
+  }
+  for_gathered<P>(context, plan, all[0].scores, [&](const auto& block, Index, Arena& arena) {
+    const bool listed = all[0].scores.listed && !block.keys_together();
+    const View<S> x = listed ? all[0].x : block.of_keys(all[0].x);
+    const auto own = each_map(all, [&](const auto& map) {
+      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores, listed),
+                                          map.x.data == all[0].x.data ? x
+                                          : listed                    ? map.x
+                                                                      : block.of_keys(map.x),
                                           block.room(map.out), block.of_queries(map.known), block.room(map.lse)};
     });
     smooth_rows<P, Online, M, Gathered<Mods>>(Context(arena), own);

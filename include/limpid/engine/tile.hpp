@@ -72,11 +72,57 @@ LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, Ind
   }
 }
 
-template <class P, Transposed T, int N, class Step, class Epilogue>
-void tile_rows(Index rows, Index inner, const typename P::Scalar* a, Index lda, const typename P::Scalar* b, Index ldb,
-               const Step& by, const Epilogue& epilogue, Index v0) {
+/// Rows that stand anywhere in an array: row r is row list[r] of it.
+struct RowList {
+  const Index* list;
+  Index stride;
+};
+
+/// The same with the rows of A where a list says.
+template <class P, Transposed T, int R, int N, class Step, class Epilogue>
+LIMPID_NOINLINE void register_tile(Index inner, const typename P::Scalar* a, const RowList& list,
+                                   const typename P::Scalar* b, Index ldb, const Step& step, const Epilogue& epilogue,
+                                   Index r0, Index v0) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  const Step one = step;
+  V acc[R][N];
+  const S* rows[R];
+  const Index *next = list.list, stride = list.stride;
+  LIMPID_UNROLL(16)
+  for (int r = 0; r < R; ++r) {
+    if constexpr (T == Transposed::none) rows[r] = a + next[r0 + r] * stride;
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) acc[r][v] = P::set(S(0));
+  }
+  for (Index k = 0; k < inner; ++k) {
+    V bv[N];
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) bv[v] = P::hold(P::load(b + v * P::lanes));
+    const S* row = T == Transposed::a ? a + next[k] * stride + r0 : nullptr;
+    LIMPID_UNROLL(16)
+    for (int r = 0; r < R; ++r) {
+      const V av = P::set(T == Transposed::a ? row[r] : rows[r][k]);
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < N; ++v) acc[r][v] = one.add(av, bv[v], acc[r][v], r0 + r, (v0 + v) * P::lanes);
+    }
+    b += ldb;
+  }
+  const Epilogue finish = epilogue;
+  if constexpr (requires { finish.template tile<R, N>(r0, v0, acc); }) {
+    finish.template tile<R, N>(r0, v0 * P::lanes, acc);
+  } else {
+    LIMPID_UNROLL(16)
+    for (int r = 0; r < R; ++r) finish_row<P, N>(finish, r0 + r, v0 * P::lanes, acc[r]);
+  }
+}
+
+template <class P, Transposed T, int N, class Step, class Epilogue, class Rows>
+void tile_rows(Index rows, Index inner, const typename P::Scalar* a, const Rows& lda, const typename P::Scalar* b,
+               Index ldb, const Step& by, const Epilogue& epilogue, Index v0) {
   constexpr int R = P::tile_rows;
-  const Index step = T == Transposed::a ? 1 : lda;
+  Index step = 0;  // a list says itself where its rows are
+  if constexpr (std::is_same_v<Rows, Index>) step = T == Transposed::a ? 1 : lda;
   Index r = 0;
   for (; r + R <= rows; r += R) register_tile<P, T, R, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
   if constexpr (R > 4)
@@ -87,11 +133,9 @@ void tile_rows(Index rows, Index inner, const typename P::Scalar* a, Index lda, 
   for (; r < rows; ++r) register_tile<P, T, 1, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
 }
 
-/// C = A B over `rows` rows and `vectors` vectors; epilogue(row, first lane, accumulator) is called once for each. by:
-/// what is summed in place of products.
-template <class P, Transposed T, class Epilogue, class Step = AddProduct<P>>
-void product(Index rows, Index vectors, Index inner, const typename P::Scalar* a, Index lda,
-             const typename P::Scalar* b, Index ldb, const Epilogue& epilogue, const Step& by = {}) {
+template <class P, Transposed T, class Rows, class Epilogue, class Step>
+LIMPID_INLINE void product_of_rows(Index rows, Index vectors, Index inner, const typename P::Scalar* a, const Rows& lda,
+                                   const typename P::Scalar* b, Index ldb, const Epilogue& epilogue, const Step& by) {
   constexpr int N = P::tile_vectors;
   Index v = 0;
   for (; v + N <= vectors; v += N) tile_rows<P, T, N>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
@@ -101,6 +145,20 @@ void product(Index rows, Index vectors, Index inner, const typename P::Scalar* a
       v += 2;
     }
   for (; v < vectors; ++v) tile_rows<P, T, 1>(rows, inner, a, lda, b + v * P::lanes, ldb, by, epilogue, v);
+}
+
+/// C = A B over `rows` rows and `vectors` vectors; epilogue(row, first lane, accumulator) is called once for each. by:
+/// what is summed in place of products.
+template <class P, Transposed T, class Epilogue, class Step = AddProduct<P>>
+void product(Index rows, Index vectors, Index inner, const typename P::Scalar* a, Index lda,
+             const typename P::Scalar* b, Index ldb, const Epilogue& epilogue, const Step& by = {}) {
+  product_of_rows<P, T>(rows, vectors, inner, a, lda, b, ldb, epilogue, by);
+}
+/// The same with the rows of A as it lies where a list says.
+template <class P, Transposed T, class Epilogue, class Step = AddProduct<P>>
+void product(Index rows, Index vectors, Index inner, const typename P::Scalar* a, const RowList& list,
+             const typename P::Scalar* b, Index ldb, const Epilogue& epilogue, const Step& by = {}) {
+  product_of_rows<P, T>(rows, vectors, inner, a, list, b, ldb, epilogue, by);
 }
 
 template <class P>

@@ -126,12 +126,21 @@ class KeptRows {
       const auto places = places_of<S, Mods>(*scores.mods, scores.place(0, 0));
       const GatherPlan<P, Mods> plan(arena, places);
       for_gathered<P>(Context(arena), plan, places, [&](const auto& block, Index, Arena&) {
+        // Most keys are known from the blocks beside this one, and the middle key is kept by most queries.
         const auto own = block.of(places);
-        for (Index i = 0; i < own.n(); ++i)
-          for (Index j = 0; j < own.m(); ++j) {
-            bool &query = queries_[block.query_rows()[i]], &key = keys_[block.key_rows()[j]];
-            if (!(query && key) && own.keeps(i, j)) query = key = true;
-          }
+        const Index m = own.m();
+        Index *open = arena.template take<Index>(m), left = 0;
+        for (Index j = 0; j < m; ++j)
+          if (!keys_[block.key_rows()[j]]) open[left++] = j;
+        for (Index i = 0; i < own.n(); ++i) {
+          bool& query = queries_[block.query_rows()[i]];
+          const auto found = [&](Index j) {
+            if (!own.keeps(i, j)) return false;
+            return keys_[block.key_rows()[j]] = query = true;
+          };
+          left = std::remove_if(open, open + left, found) - open;
+          for (Index j = 0; j < m && !query; ++j) found((m / 2 + j) % m);
+        }
       });
     }
   }

@@ -59,6 +59,7 @@ struct NeighbourAxis {
   }
   /// Where a place beyond the ends is mirrored to.
   static Index mirrored(Index p, Index count) {
+    if (p >= 0 && p < count) return p;
     if (count == 1) return 0;
     const Index period = 2 * (count - 1);
     p = ((p % period) + period) % period;
@@ -152,23 +153,40 @@ struct Neighbourhood : Modifier {
     if (to.queries == 0) return;
     const Tile t = tile(panel, numbers, b);
     std::iota(to.k, to.k + global, Index(0));
-    each_place(t.first, t.count, [&](Index i, const std::array<Index, 3>& p) {
-      to.q[i] = row_of(t, p);
-      for (std::size_t x = 0; x < std::size_t(rank); ++x) {
-        const Interval in = axes[x].of(p[x], t.places[x]);
-        to.lo[x][i] = S(double(in.begin)), to.hi[x][i] = S(double(in.end - 1));
+    const std::size_t last = std::size_t(rank) - 1;
+    each_line(t.first, t.count, [&](Index i, const std::array<Index, 3>& first) {
+      for (Index c = 0; c < t.count[last]; ++c) to.q[i + c] = row_of(t, first) + c * axes[last].dilation;
+      for (std::size_t x = 0; x < last; ++x) {
+        const Interval in = axes[x].of(first[x], t.places[x]);
+        std::fill_n(to.lo[x] + i, t.count[last], S(double(in.begin)));
+        std::fill_n(to.hi[x] + i, t.count[last], S(double(in.end - 1)));
+      }
+      for (Index c = 0; c < t.count[last]; ++c) {
+        if (i > 0) {  // as in the line before
+          to.lo[last][i + c] = to.lo[last][c], to.hi[last][i + c] = to.hi[last][c];
+          continue;
+        }
+        const Interval in = axes[last].of(t.first[last] + c, t.places[last]);
+        to.lo[last][c] = S(double(in.begin)), to.hi[last][c] = S(double(in.end - 1));
       }
     });
     std::array<Index, 3> begin = {0, 0, 0}, count = {1, 1, 1};
-    for (std::size_t x = 0; x < std::size_t(rank); ++x)
+    for (std::size_t x = 0; x <= last; ++x) {
       begin[x] = t.keys[x].begin, count[x] = t.keys[x].end - t.keys[x].begin;
-    for (std::size_t x = 0; x < std::size_t(rank); ++x) std::fill(to.at[x], to.at[x] + global, S(0));
-    each_place(begin, count, [&](Index j, std::array<Index, 3> p) {
-      for (std::size_t x = 0; x < std::size_t(rank); ++x) {
-        to.at[x][global + j] = S(double(p[x]));
-        p[x] = detail::NeighbourAxis::mirrored(p[x], t.places[x]);
+      std::fill_n(to.at[x], global, S(0));
+    }
+    each_line(begin, count, [&](Index j, std::array<Index, 3> first) {
+      for (std::size_t x = 0; x < last; ++x) {
+        std::fill_n(to.at[x] + global + j, count[last], S(double(first[x])));
+        first[x] = detail::NeighbourAxis::mirrored(first[x], t.places[x]);
       }
-      to.k[global + j] = row_of(t, p);
+      first[last] = 0;
+      const Index line = row_of(t, first);
+      for (Index c = 0; c < count[last]; ++c) {
+        const Index place = begin[last] + c;
+        to.at[last][global + j + c] = S(double(place));
+        to.k[global + j + c] = line + detail::NeighbourAxis::mirrored(place, t.places[last]) * axes[last].dilation;
+      }
     });
   }
 
@@ -228,14 +246,17 @@ struct Neighbourhood : Modifier {
       row = row * axes[x].length + p[x] * axes[x].dilation + t.residue[x];
     return global + row;
   }
-  /// f(number, place) for places in row-major order.
+  /// f(number, place) for the first place of every line along the last axis, in row-major order.
   template <class F>
-  static void each_place(const std::array<Index, 3>& first, const std::array<Index, 3>& count, F&& f) {
-    Index number = 0;
-    for (Index a = 0; a < count[0]; ++a)
-      for (Index b = 0; b < count[1]; ++b)
-        for (Index c = 0; c < count[2]; ++c)
-          f(number++, std::array<Index, 3>{first[0] + a, first[1] + b, first[2] + c});
+  void each_line(const std::array<Index, 3>& first, const std::array<Index, 3>& count, F&& f) const {
+    const Index lines[2] = {rank > 1 ? count[0] : 1, rank > 2 ? count[1] : 1}, length = count[std::size_t(rank) - 1];
+    for (Index a = 0; a < lines[0]; ++a)
+      for (Index b = 0; b < lines[1]; ++b) {
+        std::array<Index, 3> place = first;
+        if (rank > 1) place[0] += a;
+        if (rank > 2) place[1] += b;
+        f((a * lines[1] + b) * length, place);
+      }
   }
 
   /// The shape of a block: as many places as a panel has lanes, or a few panels one after the other along the first
