@@ -4,6 +4,8 @@
 
 #include "subject.hpp"
 
+#include "support/compiled_steps.hpp"
+
 namespace suite {
 
 // The modifiers look at the call's Modifiers by pointer: copying an operator, as every call does, allocates nothing.

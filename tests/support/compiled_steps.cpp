@@ -1,6 +1,6 @@
-// limpid: see compiled.hpp
+// limpid: see compiled_steps.hpp
 // SPDX-License-Identifier: MIT
-#include "support/compiled.hpp"
+#include "support/compiled_steps.hpp"
 
 #if defined(__GNUC__)
 namespace limpid {
@@ -14,6 +14,3 @@ LIMPID_TEST_STEPS(, double)
 }  // namespace LIMPID_ABI
 }  // namespace limpid
 #endif
-
-LIMPID_TEST_SUBSPACES(, float)
-LIMPID_TEST_SUBSPACES(, double)

@@ -298,7 +298,7 @@ class PullTasks {
     Index q_stride;
     padded_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy_[t], q_rows, q_stride);
     if (!map.scores.by_pair()) {
-      product<P, Transposed::a>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, Gather<P>{dk_[t], wide, gathered_});
+      product<P, Transposed::a>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, StoreOrAdd<P>{dk_[t], wide, gathered_});
     } else if constexpr (are_distances<Mods>) {
       add_differences<P, Transposed::a>(map.scores.parts, nk_, features, nq, ds_[t], ld, q_rows, q_stride, keys_off_[t],
                                         wide, dk_[t], wide);
@@ -311,7 +311,7 @@ class PullTasks {
     Index x_stride;
     padded_rows<P>(plan_.x.block(q0, 0, nq, w_), x_copy_, x_rows, x_stride);
     product<P, Transposed::a>(nk_, padded<P>(w_) / P::lanes, nq, total_, ld, x_rows, x_stride,
-                              Gather<P>{dv_, padded<P>(w_), gathered_});
+                              StoreOrAdd<P>{dv_, padded<P>(w_), gathered_});
   }
 
   /// dQ += dS K.

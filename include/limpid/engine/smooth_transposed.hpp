@@ -47,7 +47,7 @@ class TransposedTasks {
       const S* g_rows;
       Index g_stride;
       padded_rows<P>(g_.block(q0, 0, nq, w), copy_, g_rows, g_stride);
-      product<P, Transposed::a>(nk, pw / P::lanes, nq, tile_, ld, g_rows, g_stride, Gather<P>{sum_, pw, gathered});
+      product<P, Transposed::a>(nk, pw / P::lanes, nq, tile_, ld, g_rows, g_stride, StoreOrAdd<P>{sum_, pw, gathered});
       gathered = true;
     }
     if (!gathered) clear(sum_, pw * ld);

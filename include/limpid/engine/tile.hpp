@@ -174,7 +174,7 @@ struct Accumulate {
 
 /// The same for sums that begin with the first tile: what was there before counts for nothing.
 template <class P>
-struct Gather {
+struct StoreOrAdd {
   using S = typename P::Scalar;
   S* out;
   Index ld;
