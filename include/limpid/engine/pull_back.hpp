@@ -16,6 +16,7 @@
 #include "gather.hpp"
 #include "guard.hpp"
 #include "pull_cut.hpp"
+#include "pull_listed.hpp"
 #include "weights_tile.hpp"
 
 namespace limpid {
@@ -448,6 +449,52 @@ template <class P, int M, class Mods>
 void pull_back(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
                typename P::Scalar* collected);
 
+/// Blocks of gathered queries one panel after the other, keys where they lie. What blocks add to a key comes in their
+/// order, each panel's sum apart, whoever ran them.
+template <class P, int M, class Mods>
+void pull_listed(const Context& context, const GatherPlan<P, Mods>& blocks,
+                 const BackwardPlan<typename P::Scalar, Mods, M>& plan, Order& order) {
+  using S = typename P::Scalar;
+  constexpr Index width = SmoothBlocks<P>::panel;
+  const auto packed = [&](View<S> rows) { return pack_if_strided(context, rows, StridedRows::passes); };
+  const View<S> right = packed(plan.right);
+  std::array<View<S>, M> k;
+  for (int t = 0; t < M; ++t) k[t] = packed(plan.maps[t].scores.k);
+  const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols, at_once = !context.spreads();
+  for_gathered<P>(context, blocks, plan.maps[0].scores, [&](const auto& block, Index number, Arena& arena) {
+    BackwardPlan<S, Gathered<Mods>, M> own;
+    for (int t = 0; t < M; ++t) {
+      const auto& map = plan.maps[t];
+      own.maps[t] = {block.of(map.scores, true),
+                     block.of_queries(map.lse),
+                     block.of_queries(map.delta),
+                     block.of_queries(map.weight),
+                     plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols)
+                                                         : block.room(map.dq),
+                     map.dk,
+                     nullptr};
+      own.maps[t].scores.k = k[t];
+    }
+    own.left = block.of_queries(plan.left), own.right = right;
+    own.x = one_array ? own.left : block.of_queries(plan.x);
+    own.dv = plan.dv;
+    const Index n = block.queries(), panels = (n + width - 1) / width;
+    for (Index p = 0; p < panels; ++p) {
+      const ArenaScope scope(arena);
+      PullListed<P, M, Gathered<Mods>> panel(arena, own, at_once);
+      panel.run(p * width, std::min(width, n - p * width));
+      context.in_order(order, number, p + 1 == panels ? number + 1 : number, [&] { panel.deliver_keys(); });
+    }
+    if (panels == 0) context.in_order(order, number, number + 1, [] {});
+    for (int t = 0; t < M; ++t) {
+      if (plan.accumulate_q)
+        block.add_to_queries(own.maps[t].dq, plan.maps[t].dq);
+      else
+        block.deliver(own.maps[t].dq, plan.maps[t].dq);
+    }
+  });
+}
+
 /// The same block by block.
 template <class P, int M, class Mods>
 void pull_back_gathered(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
@@ -468,6 +515,7 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
                 (!plan.dv.given() || all_finite<P>(context, plan.x));
   for (const auto& map : plan.maps)
     finite = finite && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
+  if (pulls_listed(plan, finite)) return pull_listed<P>(context, blocks, plan, order);
   for_gathered<P>(context, blocks, first, [&](const auto& block, Index number, Arena& arena) {
     const auto of_keys = [&](MutView<S> v) { return v.given() ? arena.matrix<S>(block.keys(), v.cols) : MutView<S>(); };
     BackwardPlan<S, Gathered<Mods>, M> own;
