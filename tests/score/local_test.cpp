@@ -185,6 +185,7 @@ Mat<bool> some_blocks(const suite::Sizes& s) {
 template <class F>
 void each_mask(const suite::Sizes& s, F&& f) {
   f("window", Local(limpid::neighbourhood({11, 13}, {3, 5})));
+  f("wide window", Local(limpid::neighbourhood({143}, {100})));
   f("moved window", Local(limpid::neighbourhood({13, 11}, {4, 3}, {.border = Border::shift, .dilation = {2, 3}})));
   f("causal window after global tokens",
     Local(limpid::neighbourhood({7, 4, 5}, {3, 2, 5}, {.stride = {1, 2, 3}, .causal = {true}, .global = 3})));

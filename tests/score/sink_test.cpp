@@ -186,12 +186,12 @@ TEST_CASE("A sink beside amounts of keys, near and far, beside few queries, and 
   using Entry = suite::entry_softmax;
   const M slopes{{0.3}};
   for (const Index n : {1, 3, 300}) {
-    const suite::Sizes s{.n = n, .m = 5000, .d = 4, .dv = 4}, longer{.n = n, .m = 5001, .d = 4, .dv = 4};
+    const suite::Sizes s{.n = n, .m = 5000, .d = 8, .dv = 8}, longer{.n = n, .m = 5001, .d = 8, .dv = 8};
     suite::Random random(5);
     const auto fields = suite::make_fields<Entry, double>(s, false, random);
     auto extended = fields;
     for (std::size_t f = 1; f < 3; ++f) {
-      extended[f].value.setZero(5001, 4);
+      extended[f].value.setZero(5001, 8);
       extended[f].value.topRows(5000) = fields[f].value;
     }
     for (const double far : {0.0, -3e5, 3e5}) {
