@@ -52,6 +52,17 @@ const S* gathered_numbers(Arena& arena, const S* from, const Index* list, Index 
   return to;
 }
 
+/// The rows of a head whose keys a window reads several times: side by side where they lie among those of other heads
+/// and are more than L2 keeps.
+template <class S>
+View<S> packed_for_windows(const Context& context, View<S> rows) {
+  const Index pitch = rows.stride * static_cast<Index>(sizeof(S));
+  if (rows.stride == rows.cols || rows.rows * pitch <= StridedRows::memory) return rows;
+  const MutView<S> copied = context.arena().matrix<S>(rows.rows, rows.cols);
+  copy_rows<S>(context, rows, copied);
+  return copied;
+}
+
 /// One block of pairs.
 template <class P, class Mods>
 class GatheredBlock {

@@ -299,7 +299,8 @@ class PullTasks {
     Index q_stride;
     padded_rows<P>(map.scores.q.block(q0, 0, nq, d), q_copy_[t], q_rows, q_stride);
     if (!map.scores.by_pair()) {
-      product<P, Transposed::a>(nk_, features, nq, ds_[t], ld, q_rows, q_stride, StoreOrAdd<P>{dk_[t], wide, gathered_});
+      product<P, Transposed::a>(nk_, features, nq, ds_[t], ld, q_rows, q_stride,
+                                StoreOrAdd<P>{dk_[t], wide, gathered_});
     } else if constexpr (are_distances<Mods>) {
       add_differences<P, Transposed::a>(map.scores.parts, nk_, features, nq, ds_[t], ld, q_rows, q_stride, keys_off_[t],
                                         wide, dk_[t], wide);
@@ -456,7 +457,7 @@ void pull_listed(const Context& context, const GatherPlan<P, Mods>& blocks,
                  const BackwardPlan<typename P::Scalar, Mods, M>& plan, Order& order) {
   using S = typename P::Scalar;
   constexpr Index width = SmoothBlocks<P>::panel;
-  const auto packed = [&](View<S> rows) { return pack_if_strided(context, rows, StridedRows::passes); };
+  const auto packed = [&](View<S> rows) { return packed_for_windows(context, rows); };
   const View<S> right = packed(plan.right);
   std::array<View<S>, M> k;
   for (int t = 0; t < M; ++t) k[t] = packed(plan.maps[t].scores.k);
@@ -465,14 +466,14 @@ void pull_listed(const Context& context, const GatherPlan<P, Mods>& blocks,
     BackwardPlan<S, Gathered<Mods>, M> own;
     for (int t = 0; t < M; ++t) {
       const auto& map = plan.maps[t];
-      own.maps[t] = {block.of(map.scores, true),
-                     block.of_queries(map.lse),
-                     block.of_queries(map.delta),
-                     block.of_queries(map.weight),
-                     plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols)
-                                                         : block.room(map.dq),
-                     map.dk,
-                     nullptr};
+      own.maps[t] = {
+          block.of(map.scores, true),
+          block.of_queries(map.lse),
+          block.of_queries(map.delta),
+          block.of_queries(map.weight),
+          plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
+          map.dk,
+          nullptr};
       own.maps[t].scores.k = k[t];
     }
     own.left = block.of_queries(plan.left), own.right = right;

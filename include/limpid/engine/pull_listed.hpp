@@ -212,9 +212,8 @@ class PullListed {
     const RowList keys{list_ + k0, k.stride};
     scores.key_bias(q0_, k0, nk, bias_);
     if constexpr (are_normalised<Mods>) {
-      product<P, Transposed::none>(
-          nk, vectors_, k.cols, k.data, keys, qt_[t], width,
-          StoreLaneWeights<P>{tile.data, width, scores.scale, bias_, top_[t], factor_[t]});
+      product<P, Transposed::none>(nk, vectors_, k.cols, k.data, keys, qt_[t], width,
+                                   StoreLaneWeights<P>{tile.data, width, scores.scale, bias_, top_[t], factor_[t]});
     } else {
       product<P, Transposed::none>(nk, vectors_, k.cols, k.data, keys, qt_[t], width,
                                    StoreScores<P>{tile.data, width, scores.scale, bias_});

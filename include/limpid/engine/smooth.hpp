@@ -331,7 +331,8 @@ class SmoothBlock {
         if (in.begin > t.k0 || in.end < t.k0 + t.nk) return false;
       }
     // a window that every query of a panel sees whole is not worth looking for
-    return !are_gathered<Mods> || (!Mods::irregular && (scores_.block->axes == 0 || t.k0 + t.nk <= scores_.block->free));
+    return !are_gathered<Mods> ||
+           (!Mods::irregular && (scores_.block->axes == 0 || t.k0 + t.nk <= scores_.block->free));
   }
   /// Whether near pairs are left at infinity until a block's maximum is known, which finds them.
   static constexpr bool top_finds_near = Online && are_distances<Mods> && !Mods::per_pair;
@@ -459,9 +460,8 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
   for (auto& map : all) {
     map.scores.finite = finite, map.scores.listed = finite && !map.scores.by_pair();
     if (!map.scores.listed) continue;
-    map.scores.k = pack_if_strided(context, map.scores.k, StridedRows::passes);
-    map.x = &map != &all[0] && map.x.data == maps[0].x.data ? all[0].x
-                                                            : pack_if_strided(context, map.x, StridedRows::passes);
+    map.scores.k = packed_for_windows(context, map.scores.k);
+    map.x = &map != &all[0] && map.x.data == maps[0].x.data ? all[0].x : packed_for_windows(context, map.x);
   }
   for_gathered<P>(context, plan, all[0].scores, [&](const auto& block, Index, Arena& arena) {
     const bool listed = all[0].scores.listed && !block.keys_together();
