@@ -22,6 +22,7 @@
 #include "layer/layer_norm.hpp"
 #include "layer/mssa.hpp"
 #include "layer/multi_head.hpp"
+#include "layer/patches.hpp"
 #include "layer/pid_stack.hpp"
 #include "layer/twicing_cache.hpp"
 #include "op/bilateral.hpp"
