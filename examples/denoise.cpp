@@ -1,8 +1,10 @@
-// limpid: real images cleaned by attention. Every pixel is a token, and each filter is one operator of the library.
+// limpid: photographs cleaned by attention. Every pixel is a token that looks at the pixels in a window round it, and
+// each filter is one operator of the library.
 // SPDX-License-Identifier: MIT
 //
-// Query and key of a pixel: the patch of the noisy image around it. Value: the pixel. So row i of the map A holds the
-// weights with which the cleaned pixel i is averaged from all pixels of the image, and it can be looked at.
+// Query and key of a pixel: the patch of the noisy picture around it. Value: the pixel, or the whole patch, laid back
+// over the picture. So row i of the map A holds the weights with which pixel i is averaged from those near it, and it
+// can be looked at.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -12,20 +14,21 @@
 #include <filesystem>
 #include <functional>
 #include <limpid/exec/thread_pool.hpp>
-#include <limpid/explain/map.hpp>
 #include <limpid/io/npy.hpp>
 #include <limpid/io/sheet.hpp>
+#include <limpid/layer/patches.hpp>
 #include <limpid/layer/pid_stack.hpp>
 #include <limpid/op/bilateral.hpp>
 #include <limpid/op/boosting.hpp>
 #include <limpid/op/differential.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
-#include <limpid/op/softmax.hpp>
 #include <limpid/op/twicing.hpp>
+#include <limpid/score/local.hpp>
 #include <thread>
 
 #include "image_quality.hpp"
+#include "peers.hpp"
 
 namespace {
 
@@ -33,221 +36,400 @@ using limpid::Index;
 using limpid::Mat;
 using limpid::io::Image;
 
-/// A noisy image laid out as tokens.
+/// What the user may choose of the filters.
+struct Settings {
+  Index side = 7, window = 21;
+  double bandwidth = 0;  // in place of the factor that a filter has by itself; 0: that
+  double factor(double own) const { return bandwidth > 0 ? bandwidth : own; }
+};
+
+/// A noisy picture laid out as tokens.
 struct Scene {
   Image noisy;
-  double sigma;        // of the noise, image range 1
-  double unit;         // side sigma; the distance of two patches of the same content is about sqrt(2) times that
-  Mat<float> patch;    // n x side^2
-  Mat<float> centred;  // patch - 1/2: dot products of these do not simply prefer bright patches
-  Mat<float> place;    // n x 2, row and column
+  double sigma;  // of the noise, range 1
+  Settings settings;
+  limpid::ImagePatches grid;
+  Mat<float> patch;  // n x (channels side^2)
+  Mat<float> place;  // n x 2, row and column
+  limpid::ExecutorRef executor;
 
-  Scene(const Image& image, double sigma_, Index side)
-      : noisy(image), sigma(sigma_), unit(static_cast<double>(side) * sigma_), patch(patches(image, side)) {
-    centred = patch.array() - 0.5f;
+  Scene(Image image, double sigma_, const Settings& s, limpid::ExecutorRef executor_)
+      : noisy(std::move(image)), sigma(sigma_), settings(s), grid(grid_of(s.side)), executor(executor_) {
+    patch = patches_of(noisy.pixels, grid);
     place = places(noisy.rows, noisy.cols);
+  }
+  limpid::ImagePatches grid_of(Index side) const { return {noisy.rows, noisy.cols, side}; }
+  Mat<float> patches_of(const Mat<float>& pixels, const limpid::ImagePatches& g) const {
+    Mat<float> out(g.tokens(), pixels.cols() * g.patch * g.patch);
+    limpid::patches(g, pixels, out, {.executor = executor});
+    return out;
+  }
+  /// Two noisy patches of the same content lie sqrt(2) times that apart.
+  double unit(Index side) const { return sigma * static_cast<double>(side) * std::sqrt(double(noisy.channels())); }
+  double unit() const { return unit(settings.side); }
+  limpid::Neighbourhood near() const {
+    return limpid::neighbourhood({noisy.rows, noisy.cols}, {settings.window, settings.window});
   }
 };
 
 /// Arrays made for one call; inputs are views and need somebody who keeps what they look at.
 class Keep {
  public:
-  const Mat<float>& operator()(double number) {
-    return (*this)(Mat<float>::Constant(1, 1, static_cast<float>(number)).eval());
-  }
+  const Mat<float>& operator()(double number) { return (*this)(Mat<float>::Constant(1, 1, float(number)).eval()); }
   const Mat<float>& operator()(Mat<float> array) { return arrays_.emplace_back(std::move(array)); }
 
  private:
   std::deque<Mat<float>> arrays_;
 };
 
-/// One row of the map, and the cleaned pixel it must give.
+/// What becomes of a score -|p_i - p_j|^2 / h^2 before the exponential.
+struct PixelScore {
+  float noise = -1;                    // what noise alone takes from a score is given back, up to 0; negative: is not
+  float space = 0;                     // - space |x_i - x_j|^2
+  const float* place = nullptr;        // n x 2
+  const float* centre = nullptr;       // the score of every pixel with itself, in place of its own
+  bool others = false;                 // a pixel does not see itself, and scores count
+  static constexpr float cold = 1000;  // so many times
+
+  template <class S>
+  S operator()(S s, const limpid::At& at) const {
+    const Index i = at.row(), j = at.key();
+    if (i == j && others) return -std::numeric_limits<S>::infinity();
+    if (i == j && centre) return S(centre[i]);
+    if (noise >= 0) s = std::min(s + S(noise), S(0));
+    if (space > 0) {
+      const S y = S(place[2 * i] - place[2 * j]), x = S(place[2 * i + 1] - place[2 * j + 1]);
+      s -= S(space) * (y * y + x * x);
+    }
+    return others ? S(cold) * s : s;
+  }
+};
+/// Its derivative. The rows of maps that are drawn do not ask for it: they are gradients of values.
+struct PixelSlope {
+  template <class S>
+  S operator()(S, const limpid::At&) const {
+    return S(1);
+  }
+};
+auto pixel_map(const Scene& s, const PixelScore& score) {
+  return limpid::nlm(limpid::chain(s.near(), limpid::score_mod(score, PixelSlope{})));
+}
+using PixelMap = decltype(pixel_map(std::declval<const Scene&>(), {}));
+
+/// Queries and keys for such a map, from any patches.
+template <class Op>
+limpid::Inputs<Op, float> map_inputs(const Mat<float>& patch, const Mat<float>& h) {
+  limpid::Inputs<Op, float> in;
+  in.q = patch, in.k = patch, in.h = h;
+  return in;
+}
+
+/// The largest score of every pixel with another one: log-sum-exp of scores so cold that the largest alone counts.
+Mat<float> largest_of_others(const Scene& s, PixelScore score, const Mat<float>& patch, const Mat<float>& h) {
+  score.others = true;
+  auto in = map_inputs<PixelMap>(patch, h);
+  in.v = s.noisy.pixels;
+  Mat<float> out(s.noisy.pixels.rows(), s.noisy.channels()), lse;
+  limpid::forward(pixel_map(s, score), in, out, {.executor = s.executor, .lse = &lse});
+  for (Index i = 0; i < lse.size(); ++i)
+    lse.data()[i] = std::isfinite(lse.data()[i]) ? lse.data()[i] / PixelScore::cold : 0;
+  return lse;
+}
+
+/// One row of a map, and the cleaned pixel that it must give.
 struct MapRow {
-  Mat<float> weights;  // 1 x n
-  float cleaned = 0;
+  Mat<float> weights;  // n x 1
+  float cleaned = 0;   // in the first channel
 };
 
 /// One row of the table.
 struct Filter {
-  std::string name, label, formula;                                             // label: the name below small pictures
-  std::function<void(const Scene&, Mat<float>& out, limpid::ExecutorRef)> run;  // out n x 1
-  std::function<MapRow(const Scene&, Index pixel, limpid::ExecutorRef)> map_row;
+  std::string name, label, formula;  // label: the name below small pictures
+  std::function<void(const Scene&, Mat<float>& out)> run;
+  std::function<MapRow(const Scene&, Index pixel)> map_row;
 };
 
-/// A filter from what makes the operator and its inputs out of a scene. The output is multiplied by `factor`.
-template <class MakeOp, class MakeInputs>
-Filter filter(std::string name, std::string label, std::string formula, MakeOp make_op, MakeInputs make_inputs,
-              float factor = 1) {
-  Filter f{std::move(name), std::move(label), std::move(formula), {}, {}};
-  f.run = [=](const Scene& s, Mat<float>& out, limpid::ExecutorRef executor) {
-    Keep keep;
-    limpid::forward(make_op(s), make_inputs(s, keep), out, {.executor = executor});
-    if (factor != 1) out *= factor;
-  };
-  f.map_row = [=](const Scene& s, Index pixel, limpid::ExecutorRef executor) {
-    Keep keep;
-    const auto op = make_op(s);
-    const auto in = make_inputs(s, keep);
-    limpid::Saved<std::remove_const_t<decltype(op)>, float> saved;
-    Mat<float> out(s.patch.rows(), 1), row(1, s.patch.rows());
-    limpid::forward(op, in, out, {.saved = &saved, .executor = executor});
-    limpid::map_block(op, in, saved, pixel, 0, row);
-    return MapRow{row * factor, out(pixel, 0) * factor};
-  };
-  return f;
-}
-
-constexpr double space = 6;  // width of the spatial kernel, in pixels
-
-/// Inputs of any operator over the map of non-local means with a spatial kernel, h = c side sigma.
+/// An operator and its inputs but for the values, made out of a scene, and what it averages: pixels, or whole patches.
 template <class Op>
-limpid::Inputs<Op, float> near(const Scene& s, Keep& keep, double c) {
+struct Averaging {
+  Op op;
   limpid::Inputs<Op, float> in;
-  in.q = s.patch;
-  in.k = s.patch;
-  in.v = s.noisy.pixels;
-  in.h = keep(c * s.unit);
-  in.pq = s.place;
-  in.pk = s.place;
-  in.h_space = keep(space);
-  return in;
+  std::optional<limpid::ImagePatches> whole;  // the patches that are averaged and laid back
+  float factor = 1;                           // of the result
+
+  void run(const Scene& s, Mat<float>& out, limpid::Saved<Op, float>* saved = nullptr) {
+    if (!whole) {
+      in.v = s.noisy.pixels;
+      limpid::forward(op, in, out, {.saved = saved, .executor = s.executor});
+    } else {
+      const Mat<float> values = s.patches_of(s.noisy.pixels, *whole);
+      Mat<float> means(values.rows(), values.cols());
+      in.v = values;
+      limpid::forward(op, in, means, {.saved = saved, .executor = s.executor});
+      limpid::fold_patches(*whole, means, out, {.executor = s.executor});
+      in.v = {};
+    }
+    if (factor != 1) out *= factor;
+  }
+  /// The result is linear in the noisy pixels, so a row of the map is the gradient of one cleaned pixel.
+  MapRow map_row(const Scene& s, Index pixel) {
+    const Index n = s.noisy.pixels.rows();
+    Mat<float> out(n, s.noisy.channels()), e = Mat<float>::Zero(n, s.noisy.channels()), weights = e;
+    limpid::Saved<Op, float> saved;
+    run(s, out, &saved);
+    e(pixel, 0) = factor;
+    limpid::Grads<Op, float> grad;
+    if (!whole) {
+      in.v = s.noisy.pixels;
+      grad.v = weights;
+      limpid::backward(op, in, saved, e, grad, {.executor = s.executor});
+    } else {
+      const Mat<float> values = s.patches_of(s.noisy.pixels, *whole);
+      Mat<float> times = Mat<float>::Ones(values.rows(), values.cols()), count = e;
+      limpid::patches_backward(*whole, times, count);
+      e(pixel, 0) /= count(pixel, 0);
+      const Mat<float> dmeans = s.patches_of(e, *whole);
+      in.v = values;
+      grad.v = times;
+      limpid::backward(op, in, saved, dmeans, grad, {.executor = s.executor});
+      limpid::patches_backward(*whole, times, weights);
+      in.v = {};
+    }
+    return {weights.col(0), out(pixel, 0)};
+  }
+};
+
+/// A filter from make(scene, keep) -> Averaging.
+template <class Make>
+Filter filter(std::string name, std::string label, std::string formula, Make make) {
+  return {std::move(name), std::move(label), std::move(formula),
+          [make](const Scene& s, Mat<float>& out) {
+            Keep keep;
+            make(s, keep).run(s, out);
+          },
+          [make](const Scene& s, Index pixel) {
+            Keep keep;
+            return make(s, keep).map_row(s, pixel);
+          }};
 }
 
-/// An operator without choices of its own over that map.
-template <class Op>
-Filter near_filter(std::string name, std::string label, std::string formula, Op op, double c) {
-  return filter(
-      std::move(name), std::move(label), std::move(formula), [op](const Scene&) { return op; },
-      [c](const Scene& s, Keep& keep) { return near<Op>(s, keep, c); });
+/// What stands between plain non-local means and the better ones.
+struct Ways {
+  double factor;           // h in units of sigma side
+  bool subtracted = true;  // |p_i - p_j|^2 less what noise adds to it, 2 sigma^2 a pixel, 0 at least
+  bool centre = false;     // a pixel's own weight is the largest of the others'
+  bool whole = false;      // whole patches are averaged
+  double space = 0;        // width of the spatial kernel, in pixels; 0: none
+};
+
+/// Any operator over a map in that way; op(map) makes it.
+template <class MakeOp>
+auto averaging(const Scene& s, Keep& keep, const Ways& ways, MakeOp make_op) {
+  const double factor = s.settings.factor(ways.factor);
+  const Mat<float>& h = keep(factor * s.unit());
+  PixelScore score;
+  if (ways.subtracted) score.noise = static_cast<float>(2 / (factor * factor));
+  if (ways.space > 0) score.space = static_cast<float>(1 / (ways.space * ways.space));
+  score.place = s.place.data();
+  if (ways.centre) score.centre = keep(largest_of_others(s, score, s.patch, h)).data();
+  const auto op = make_op(pixel_map(s, score));
+  using Op = std::remove_const_t<decltype(op)>;
+  Averaging<Op> out{op, map_inputs<Op>(s.patch, h), {}};
+  if (ways.whole) out.whole = s.grid;
+  return out;
 }
+template <class MakeOp>
+Filter way(std::string name, std::string label, std::string formula, const Ways& ways, MakeOp make_op) {
+  return filter(std::move(name), std::move(label), std::move(formula),
+                [=](const Scene& s, Keep& keep) { return averaging(s, keep, ways, make_op); });
+}
+constexpr auto plain = [](const PixelMap& map) { return map; };
 
 /// Differential attention has dot products, so the distance is written as one: -|p_i - p_j|^2 / h^2 is, up to a
 /// constant of the row, (p_i, 1) . (2 p_j, -|p_j|^2) / h^2. Two maps, the second with twice the h^2.
 constexpr double lambda = 0.2;  // that of the paper's first layer
-limpid::Inputs<limpid::Differential<limpid::Chain<>>, float> two_widths(const Scene& s, Keep& keep, double c) {
+auto two_widths(const Scene& s, Keep& keep, double own, double space) {
+  const auto op = limpid::differential(s.near(), {.scale = 1, .norm = limpid::HeadNorm::none});
+  using Op = std::remove_const_t<decltype(op)>;
   const Index n = s.patch.rows(), d = s.patch.cols();
-  Mat<float> q(n, 2 * (d + 3)), k(n, 2 * (d + 3)), place = s.place;
+  const double h = s.settings.factor(own) * s.unit();
+  Mat<float> q(n, 2 * (d + 3)), k(n, 2 * (d + 3)), place = s.place, centred = s.patch.array() - 0.5f;
   place.rowwise() -= place.colwise().mean().eval();
   const float w = static_cast<float>(1 / (space * space));
   for (Index branch = 0; branch < 2; ++branch) {
-    const float g = static_cast<float>(1 / (c * c * s.unit * s.unit)) / static_cast<float>(1 + branch);
+    const float g = static_cast<float>(1 / (h * h)) / static_cast<float>(1 + branch);
     auto qb = q.middleCols(branch * (d + 3), d + 3), kb = k.middleCols(branch * (d + 3), d + 3);
-    qb << s.centred, place, Mat<float>::Ones(n, 1);
-    kb << 2 * g * s.centred, 2 * w * place, -g * s.centred.rowwise().squaredNorm() - w * place.rowwise().squaredNorm();
+    qb << centred, place, Mat<float>::Ones(n, 1);
+    kb << 2 * g * centred, 2 * w * place, -g * centred.rowwise().squaredNorm() - w * place.rowwise().squaredNorm();
   }
-  limpid::Inputs<limpid::Differential<limpid::Chain<>>, float> in =
-      limpid::qkv(keep(std::move(q)), keep(std::move(k)), s.noisy.pixels);
-  in.lambda = keep(lambda);
-  return in;
+  Averaging<Op> out{op,
+                    limpid::qkv(keep(std::move(q)), keep(std::move(k)), limpid::View<float>()),
+                    {},
+                    static_cast<float>(1 / (1 - lambda))};
+  out.in.lambda = keep(lambda);
+  return out;
 }
 
-/// A stack of PID layers on one map: every layer smooths what the last one gave and pulls it back to the noisy image.
-Filter pid_filter(Index layers, double c) {
-  const auto op = limpid::pid(limpid::nlm(), {.lambda_p = 0.1, .lambda_i = 0, .lambda_d = 0, .beta = 1});
-  using Op = std::remove_const_t<decltype(op)>;
-  Filter f{
-      "PID", "PID", "v <- A v + 0.1 (noisy - v), 4 layers: the P term alone, beta = 1; h = 0.9 side sigma", {}, {}};
-  f.run = [=](const Scene& s, Mat<float>& out, limpid::ExecutorRef executor) {
+/// A stack of PID layers on one map: every layer smooths what the last one gave and pulls it back to the noisy picture.
+Filter pid_filter(Index layers, const Ways& ways, std::string formula) {
+  const auto make = [=](const Scene& s, Keep& keep) {
+    return averaging(s, keep, ways, [](const PixelMap& map) {
+      return limpid::pid(map, {.lambda_p = 0.1, .lambda_i = 0, .lambda_d = 0, .beta = 1});
+    });
+  };
+  using Op = decltype(make(std::declval<const Scene&>(), std::declval<Keep&>()).op);
+  Filter f{"PID", "PID", std::move(formula), {}, {}};
+  f.run = [=](const Scene& s, Mat<float>& out) {
     Keep keep;
-    auto in = near<Op>(s, keep, c);
-    limpid::PidStack<Op, float> stack(op, {.keep = false});
+    auto a = make(s, keep);
+    limpid::PidStack<Op, float> stack(a.op, {.keep = false});
     Mat<float> v = s.noisy.pixels;
     for (Index l = 0; l < layers; ++l) {
-      in.v = v;
-      stack.forward(in, out, {.executor = executor});
+      a.in.v = v;
+      stack.forward(a.in, out, {.executor = s.executor});
       if (l + 1 < layers) v.swap(out);
     }
   };
-  // The output is linear in the noisy pixels, so a row of its map is the gradient of one cleaned pixel.
-  f.map_row = [=](const Scene& s, Index pixel, limpid::ExecutorRef executor) {
+  f.map_row = [=](const Scene& s, Index pixel) {
     Keep keep;
-    auto in = near<Op>(s, keep, c);
-    limpid::PidStack<Op, float> stack(op);
+    auto a = make(s, keep);
+    limpid::PidStack<Op, float> stack(a.op);
+    const Index n = s.noisy.pixels.rows(), channels = s.noisy.channels();
     std::vector<Mat<float>> v{s.noisy.pixels};
     for (Index l = 0; l < layers; ++l) {
-      in.v = v.back();
-      Mat<float> out(s.patch.rows(), 1);
-      stack.forward(in, out, {.executor = executor});
+      a.in.v = v.back();
+      Mat<float> out(n, channels);
+      stack.forward(a.in, out, {.executor = s.executor});
       v.push_back(std::move(out));
     }
-    Mat<float> g = Mat<float>::Zero(s.patch.rows(), 1), dv = g;
+    Mat<float> g = Mat<float>::Zero(n, channels), dv = g;
     g(pixel, 0) = 1;
     for (Index l = layers - 1; l >= 0; --l) {
-      in.v = v[static_cast<std::size_t>(l)];
+      a.in.v = v[static_cast<std::size_t>(l)];
       limpid::Grads<Op, float> grad;
       grad.v = dv;
-      stack.backward(in, g, grad, {.executor = executor});
+      stack.backward(a.in, g, grad, {.executor = s.executor});
       g.swap(dv);
     }
-    return MapRow{g.transpose(), v.back()(pixel, 0)};
+    return MapRow{g.col(0), v.back()(pixel, 0)};
   };
   return f;
 }
 
-/// The rows of the table, in order. A further operator is one more entry. The spatial kernel is 6 pixels wide for all
-/// of them; given that, the factor of h of every row (NLM has that of NLM, near), both widths of bilateral and the gain
-/// of PID were chosen once, by mean PSNR over sigma 15, 25 and 50 on test images 1000 to 1040, none of which the table
-/// reports. Gated differential attention is not here: gates made by hand (from the variance of the patch) gave less
-/// than one lambda for all.
+/// Twice: the weights of a second pass come from patches of what the first one gave, with a rest of the noisy picture.
+struct SecondPass {
+  double mix, factor, space;
+  Index side;  // of its patches, at most
+};
+auto second_pass(const Scene& s, Keep& keep, const Ways& first, const SecondPass& second) {
+  Mat<float> guide(s.noisy.pixels.rows(), s.noisy.channels());
+  Keep of_first;
+  averaging(s, of_first, first, plain).run(s, guide);
+  guide = float(second.mix) * guide + float(1 - second.mix) * s.noisy.pixels;
+  const auto grid = s.grid_of(std::min(second.side, s.settings.side));
+  const Mat<float>& patch = keep(s.patches_of(guide, grid));
+  const Mat<float>& h = keep(s.settings.factor(second.factor) * s.unit(grid.patch));
+  PixelScore score;
+  score.space = static_cast<float>(1 / (second.space * second.space));
+  score.place = s.place.data();
+  score.centre = keep(largest_of_others(s, score, patch, h)).data();
+  return Averaging<PixelMap>{pixel_map(s, score), map_inputs<PixelMap>(patch, h), grid};
+}
+
+/// The rows of the table, in order; a further operator is one more entry. The few numbers were chosen once, by mean PSNR
+/// over sigma 15, 25 and 50, on coffee.png and chelsea.png, neither of which the table reports.
 std::vector<Filter> filters() {
   using limpid::BoostingScheme;
-  using Nlm = limpid::Inputs<decltype(limpid::nlm()), float>;
-  using Bilateral = limpid::Inputs<decltype(limpid::bilateral_classic()), float>;
-  return {
-      filter(
-          "softmax", "softmax",
-          "A = softmax(2 (p_i - 1/2).(p_j - 1/2) / h^2): NLM, but without -|p_j|^2 / h^2 bright patches win",
-          [](const Scene& s) { return limpid::softmax({.scale = 2.0 / (1.44 * s.unit * s.unit)}); },
-          [](const Scene& s, Keep&) { return limpid::qkv(s.centred, s.centred, s.noisy.pixels); }),
-      filter(
-          "NLM", "NLM", "A = softmax(-|p_i - p_j|^2 / h^2), p the patches, h = 1.2 side sigma",
-          [](const Scene&) { return limpid::nlm(); },
-          [](const Scene& s, Keep& keep) {
-            return Nlm{.q = s.patch, .k = s.patch, .v = s.noisy.pixels, .h = keep(1.2 * s.unit)};
-          }),
-      near_filter("NLM, near", "NLM, near",
-                  "A = softmax(-|p_i - p_j|^2 / h^2 - |x_i - x_j|^2 / 6^2), x the place in pixels, h = 1.2 side sigma",
-                  limpid::nlm(), 1.2),
-      filter(
-          "bilateral", "bilateral", "A = softmax(-|v_i - v_j|^2 / (3 sigma)^2 - |x_i - x_j|^2 / 1.6^2), v the pixels",
-          [](const Scene&) { return limpid::bilateral_classic(); },
-          [](const Scene& s, Keep& keep) {
-            return Bilateral{.q = s.noisy.pixels,
-                             .k = s.noisy.pixels,
-                             .v = s.noisy.pixels,
-                             .h_range = keep(3 * s.sigma),
-                             .pq = s.place,
-                             .pk = s.place,
-                             .h_space = keep(1.6)};
-          }),
-      near_filter("twicing", "twicing", "(2A - A^2) v, A as in NLM, near, here and below; h = 1.6 side sigma",
-                  limpid::twicing(limpid::nlm()), 1.6),
-      near_filter("diffusion", "diffusion", "A^2 v: diffusion, 2 steps of 1; h = side sigma",
-                  limpid::boosting(limpid::nlm(), {.scheme = BoostingScheme::diffusion, .steps = 2}), 1.0),
-      near_filter("l2boost", "l2boost", "(I - (I - A)^3) v: L2 boosting, 2 steps of 1; h = 1.8 side sigma",
-                  limpid::boosting(limpid::nlm(), {.scheme = BoostingScheme::l2boost, .steps = 2}), 1.8),
-      filter(
-          "SOS", "SOS", "u <- A (v + u) / 2 from u = A v: SOS, 2 steps, rho = 1, tau = 1/2; h = 1.05 side sigma",
-          [](const Scene&) { return limpid::boosting(limpid::nlm(), {.scheme = BoostingScheme::sos, .steps = 2}); },
-          [](const Scene& s, Keep& keep) {
-            auto in = near<decltype(limpid::boosting(limpid::nlm()))>(s, keep, 1.05);
-            in.tau = keep(0.5);
-            return in;
-          }),
-      filter(
-          "differential", "diff.",
-          "(A - 0.2 B) v / 0.8, B the map with twice the h^2, 0.2 the first lambda_init; h = 1.3 side sigma",
-          [](const Scene&) { return limpid::differential({.scale = 1, .norm = limpid::HeadNorm::none}); },
-          [](const Scene& s, Keep& keep) { return two_widths(s, keep, 1.3); }, static_cast<float>(1 / (1 - lambda))),
-      pid_filter(4, 0.9),
+  const auto boosting = [](BoostingScheme scheme, Index steps) {
+    return [=](const PixelMap& map) { return limpid::boosting(map, {.scheme = scheme, .steps = steps}); };
   };
+  return {
+      way("NLM", "NLM", "A v, A = softmax(-|p_i - p_j|^2 / h^2), p the patches, h = 0.9 sigma side",
+          {.factor = 0.9, .subtracted = false}, plain),
+      way("subtracted", "subtracted", "the same of max(|p_i - p_j|^2 - 2 sigma^2 side^2, 0), h = 0.6 sigma side",
+          {.factor = 0.6}, plain),
+      way("centre", "centre", "and a pixel's own weight is the largest of the others'; h = 0.55 sigma side",
+          {.factor = 0.55, .centre = true}, plain),
+      way("patches", "patches", "and v whole patches, laid back over the picture; h = 0.45 sigma side",
+          {.factor = 0.45, .centre = true, .whole = true}, plain),
+      way("near", "near", "and - |x_i - x_j|^2 / 7^2, x the place in pixels; h = 0.55 sigma side",
+          {.factor = 0.55, .centre = true, .whole = true, .space = 7}, plain),
+      filter("twice", "twice",
+             "the same again, with 5 x 5 patches of 0.85 near + 0.15 noisy, nothing subtracted; h = 0.42 sigma 5",
+             [](const Scene& s, Keep& keep) {
+               return second_pass(s, keep, {.factor = 0.45, .centre = true, .whole = true, .space = 7},
+                                  {.mix = 0.85, .factor = 0.42, .space = 7, .side = 5});
+             }),
+      filter("bilateral", "bilateral", "A = softmax(-|v_i - v_j|^2 / (5 sigma)^2 - |x_i - x_j|^2 / 2^2), v the pixels",
+             [](const Scene& s, Keep& keep) {
+               const auto op = limpid::bilateral_classic(s.near());
+               using Op = std::remove_const_t<decltype(op)>;
+               limpid::Inputs<Op, float> in;
+               in.q = s.noisy.pixels, in.k = s.noisy.pixels;
+               in.h_range = keep(s.settings.factor(5) * s.unit(1));
+               in.pq = s.place, in.pk = s.place, in.h_space = keep(2);
+               return Averaging<Op>{op, in, {}};
+             }),
+      way("twicing", "twicing", "(2A - A^2) v, A and v as in near, here and below; h = 0.8 sigma side",
+          {.factor = 0.8, .centre = true, .whole = true, .space = 7},
+          [](const PixelMap& map) { return limpid::twicing(map); }),
+      way("diffusion", "diffusion", "A^2 v: diffusion, 2 steps of 1; h = 0.35 sigma side",
+          {.factor = 0.35, .centre = true, .whole = true, .space = 7}, boosting(BoostingScheme::diffusion, 2)),
+      way("l2boost", "l2boost", "(I - (I - A)^3) v: L2 boosting, 2 steps of 1; h = 1 sigma side",
+          {.factor = 1, .centre = true, .whole = true, .space = 7}, boosting(BoostingScheme::l2boost, 2)),
+      filter("SOS", "SOS", "u <- A (v + u) / 2 from u = A v: SOS, 2 steps, rho = 1, tau = 1/2; h = 0.4 sigma side",
+             [=](const Scene& s, Keep& keep) {
+               const Ways ways{.factor = 0.4, .centre = true, .whole = true, .space = 7};
+               auto out = averaging(s, keep, ways, boosting(BoostingScheme::sos, 2));
+               out.in.tau = keep(0.5);
+               return out;
+             }),
+      filter("differential", "diff.", "(A - 0.2 B) v / 0.8 of plain A, B with twice the h^2; h = 1.15 sigma side",
+             [](const Scene& s, Keep& keep) { return two_widths(s, keep, 1.15, 7); }),
+      pid_filter(4, {.factor = 0.45, .space = 7},
+                 "v <- A v + 0.1 (noisy - v), 4 layers: the P term alone, v pixels; h = 0.45 sigma side"),
+  };
+}
+
+/// The noise of a picture by itself: the median size of differences across 2 x 2 squares (Donoho, Johnstone 1994).
+double estimated_noise(const Image& image) {
+  std::vector<float> sizes;
+  for (Index c = 0; c < image.channels(); ++c)
+    for (Index r = 0; r + 1 < image.rows; r += 2)
+      for (Index k = 0; k + 1 < image.cols; k += 2)
+        sizes.push_back(std::abs(image(r, k, c) - image(r, k + 1, c) - image(r + 1, k, c) + image(r + 1, k + 1, c)) /
+                        2);
+  if (sizes.empty()) return 0;
+  const auto middle = sizes.begin() + static_cast<std::ptrdiff_t>(sizes.size() / 2);
+  std::nth_element(sizes.begin(), middle, sizes.end());
+  return static_cast<double>(*middle) / 0.6745;
+}
+
+/// A part of a picture, as much of it as there is.
+Image cut(const Image& image, Index row, Index col, Index rows, Index cols) {
+  row = std::clamp<Index>(row, 0, image.rows), col = std::clamp<Index>(col, 0, image.cols);
+  Image out(std::min(rows, image.rows - row), std::min(cols, image.cols - col), image.channels());
+  for (Index r = 0; r < out.rows; ++r)
+    out.pixels.middleRows(r * out.cols, out.cols) = image.pixels.middleRows((row + r) * image.cols + col, out.cols);
+  return out;
+}
+
+/// Mean structural similarity of the channels.
+double similarity(const Image& x, const Image& y) {
+  double sum = 0;
+  for (Index c = 0; c < x.channels(); ++c) {
+    Image a(x.rows, x.cols, 1), b = a;
+    a.pixels = x.pixels.col(c), b.pixels = y.pixels.col(c);
+    sum += ssim(a, b);
+  }
+  return sum / static_cast<double>(x.channels());
 }
 
 struct Score {
   double psnr = 0, ssim = 0;
   std::vector<double> seconds;
   void add(const Image& image, const Image& clean, double s) {
-    psnr += ::psnr(image, clean), ssim += ::ssim(image, clean), seconds.push_back(s);
+    psnr += ::psnr(image, clean), ssim += similarity(image, clean), seconds.push_back(s);
   }
   double median_seconds() {
     std::nth_element(seconds.begin(), seconds.begin() + std::ssize(seconds) / 2, seconds.end());
@@ -267,267 +449,306 @@ std::string weight_text(float w) {
   return w == 0 ? "0" : text(size >= 0.01f ? "%.3f" : size >= 0.0001f ? "%.4f" : "%.0e", static_cast<double>(w));
 }
 
-/// Says on stderr what is going on: one line that changes on a terminal, a line each in a log.
-void progress(const std::string& what) {
-  static const bool terminal = isatty(2) != 0;
-  if (terminal)
-    std::fprintf(stderr, "\r%-70s%s", what.c_str(), what.empty() ? "\r" : "");
-  else if (!what.empty())
-    std::fprintf(stderr, "%s\n", what.c_str());
-}
+/// Says on stderr what is going on and how long it will take: one line that changes on a terminal, a line for every
+/// change of what is said in a log.
+class Progress {
+ public:
+  /// all: names of the steps to come, each as often as it comes.
+  explicit Progress(std::map<std::string, Index> all) : left_(std::move(all)) {}
+
+  void say(const std::string& what, const std::string& step) {
+    double known = 0, seconds = 0;
+    for (const auto& [name, took] : took_) known += took.first / took.second, seconds += 1;
+    const double usual = seconds > 0 ? known / seconds : 0;
+    double remaining = 0;
+    for (const auto& [name, count] : left_) {
+      const auto found = took_.find(name);
+      remaining += double(count) * (found == took_.end() ? usual : found->second.first / found->second.second);
+    }
+    std::string left;
+    if (usual > 0) left = remaining < 90 ? text(", %.0f s left", remaining) : text(", %.0f min left", remaining / 60);
+    if (terminal_)
+      std::fprintf(stderr, "\r%-78s", (what + ", " + step + left).c_str());
+    else if (what != last_)
+      std::fprintf(stderr, "%s%s\n", what.c_str(), left.c_str());
+    last_ = what;
+  }
+  void done(const std::string& step, double took) {
+    auto& sum = took_[step];
+    sum.first += took, sum.second += 1;
+    --left_[step];
+  }
+  void end() const {
+    if (terminal_) std::fprintf(stderr, "\r%-78s\r", "");
+  }
+
+ private:
+  const bool terminal_ = isatty(2) != 0;
+  std::map<std::string, Index> left_;
+  std::map<std::string, std::pair<double, double>> took_;  // seconds, times
+  std::string last_;
+};
 
 /// Signed weights over the image: blue or red, the more the larger; at 0 the image is left as it is.
 limpid::io::Rgb tint(float t) { return limpid::io::diverging(t < 0 ? -1.0f : 1.0f); }
 
-/// What the colours of the maps mean: their scales over black.
-Image legend(Index rows, Index cols) {
-  using limpid::io::draw_text;
-  Image out(rows, cols, 3, 1.0f);
-  const Index left = 4, width = cols - 2 * left;
-  const auto bar = [&](Index top, float from, limpid::io::ColorMap colors, const char* low, const char* title) {
-    Mat<float> ramp(1, width);
-    for (Index j = 0; j < width; ++j)
-      ramp(0, j) = from + (1 - from) * static_cast<float>(j) / static_cast<float>(width - 1);
-    const Image line = limpid::io::overlay(Image(1, width, 1), ramp, colors, 1);
-    draw_text(out, top, left, title, 2);
-    for (Index i = 0; i < 16; ++i) limpid::io::paste(out, line, top + 20 + i, left);
-    draw_text(out, top + 42, left, low, 2, 0.35f);
-    if (from < 0) draw_text(out, top + 42, left + width / 2 - 5, "0", 2, 0.35f);
-    draw_text(out, top + 42, left + width - limpid::io::text_width("max", 2), "max", 2, 0.35f);
+/// Where one pixel looks: a row of every map over the noisy picture. A part of it is enough, as large as a filter reaches.
+std::vector<limpid::io::Tile> map_tiles(const Scene& whole, const std::vector<Filter>& all,
+                                        const std::vector<Image>& cleaned, const std::vector<Index>& pixel) {
+  const Settings& s = whole.settings;
+  const Index reach = 4 * (s.window / 2) + 2 * s.side, shown = std::min<Index>(reach, 3 * s.window / 2);
+  const Index top = std::max<Index>(0, pixel[0] - reach), left = std::max<Index>(0, pixel[1] - reach);
+  const Scene part(cut(whole.noisy, top, left, pixel[0] - top + reach + 1, pixel[1] - left + reach + 1), whole.sigma, s,
+                   whole.executor);
+  const Index row = pixel[0] - top, col = pixel[1] - left;
+  const Index y = std::max<Index>(0, row - shown), x = std::max<Index>(0, col - shown);
+  const auto near = [&](const Image& image) { return cut(image, y, x, row - y + shown + 1, col - x + shown + 1); };
+  const Index factor = std::max<Index>(1, 220 / (2 * shown + 1));
+  std::vector<limpid::io::Tile> tiles;
+  const auto add = [&](const Image& image, const std::string& name, const std::string& line) {
+    Image large = limpid::io::enlarge(near(image), factor);
+    mark(large, row - y, col - x, factor);
+    tiles.push_back({large, name, line});
   };
-  bar(rows / 2 - 70, 0, limpid::io::perceptual, "0", "weights");
-  bar(rows / 2 + 10, -1, tint, "-max", "signed");
-  return out;
-}
-
-/// A Python that has scikit-image, or nothing.
-std::string python_with_scikit() {
-  for (const char* python : {"python3", "/usr/bin/python3"})
-    if (std::system((std::string(python) + " -c 'import skimage' >/dev/null 2>&1").c_str()) == 0) return python;
-  return "";
-}
-
-/// A word as the shell takes it for itself.
-std::string quoted(const std::string& word) {
-  std::string out = "'";
-  for (char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return out + "'";
-}
-
-/// What examples/skimage_nlm.py prints about the arrays in `folder`.
-std::string scikit_image(const std::string& python, const std::string& folder) {
-  const std::string command =
-      python + " " + quoted(LIMPID_EXAMPLES "/skimage_nlm.py") + " " + quoted(folder) + " 2>/dev/null";
-  std::string answer;
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return answer;
-  char buffer[256];
-  while (std::fgets(buffer, sizeof buffer, pipe) != nullptr) answer += buffer;
-  return pclose(pipe) == 0 ? answer : "";
-}
-
-/// The images to be cleaned: the user's own, or the first of an IDX file of test images.
-std::vector<Image> load(const std::string& own, const std::string& data, Index count, Index limit,
-                        std::string& source) {
-  if (!own.empty()) {
-    source = own;
-    if (std::filesystem::is_directory(own)) throw limpid::io::FormatError(own + ": is a folder, wanted a PNG file");
-    return {limpid::io::read_png(own, limpid::io::Channels::grey, limit)};
+  const Image under = limpid::io::to_rgb(clipped(part.noisy));
+  add(under, "noisy", "pixel " + std::to_string(pixel[0]) + ", " + std::to_string(pixel[1]));
+  for (std::size_t f = 0; f < all.size(); ++f) {
+    const MapRow found = all[f].map_row(part, row * part.noisy.cols + col);
+    const float given = found.weights.col(0).dot(part.noisy.pixels.col(0)), wanted = cleaned[f](pixel[0], pixel[1]);
+    if (!(std::abs(given - wanted) < 2e-3f))
+      throw std::logic_error(all[f].name + ": the row of the map gives " + std::to_string(given) + ", the filter " +
+                             std::to_string(wanted));
+    const float low = found.weights.minCoeff(), high = found.weights.maxCoeff();
+    const bool has_sign = low < -1e-6f * high;
+    const limpid::View<float> grid(found.weights.data(), part.noisy.rows, part.noisy.cols, part.noisy.cols);
+    add(limpid::io::overlay(under, grid, has_sign ? tint : limpid::io::perceptual), all[f].label,
+        weight_text(has_sign ? low : 0) + " to " + weight_text(high));
   }
-  source = data;
-  return read_images(data, count, limit);
+  return tiles;
 }
+
+/// What was taken away, grey where nothing was, three sigma of it as far as black or white.
+Image method_noise(const Image& noisy, const Image& cleaned, double sigma) {
+  Image out = noisy;
+  out.pixels = ((noisy.pixels - cleaned.pixels).array() / float(6 * sigma) + 0.5f).matrix();
+  return clipped(out);
+}
+
+/// "camera" of "/a/camera.png".
+std::string stem(const std::string& path) { return std::filesystem::path(path).stem().string(); }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const std::string packaged = "/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz";
-  const std::string travelling = LIMPID_EXAMPLES "/data/fashion-mnist-32-images-idx3-ubyte.gz";
-  std::string own, data = std::filesystem::exists(packaged) ? packaged : travelling, folder = "denoise-pictures";
-  Index count = 40, seeds = -1, side = 3, limit = 256 * 256, shown = 0;
-  int threads = 0;
-  std::vector<double> sigmas{15, 25, 50};
+  const std::string photographs = LIMPID_EXAMPLES "/data/photographs/";
+  std::vector<std::string> paths, only;
+  std::string folder = "denoise-pictures";
+  Settings settings;
+  Index seeds = -1, limit = Index(1) << 24, crop = 0, detail = 192;
+  int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency())), bits = 8;
+  std::vector<double> sigmas;
   std::vector<Index> pixel;
-  bool scikit = true;
+  bool peers = true, colour = false, own_noise = false;
 
-  CLI::App app("Cleans noisy images with the attention operators of limpid and says how well each one does.");
-  const CLI::Range many(1, 1000000);
-  const CLI::Validator noise(  // CLI::Range lets NaN pass
-      [](const std::string& word) {
-        char* end = nullptr;
-        const double value = std::strtod(word.c_str(), &end);
-        return *end == 0 && value >= 0.001 && value <= 10000 ? "" : "wanted from 0.001 to 10000, found '" + word + "'";
-      },
-      "in [0.001 - 10000]");
+  CLI::App app("Cleans noisy photographs with the attention operators of limpid and says how well each one does.");
+  const auto between = [](double low, double high) {
+    return CLI::Validator(  // CLI::Range lets NaN pass
+        [=](const std::string& word) {
+          char* end = nullptr;
+          const double value = std::strtod(word.c_str(), &end);
+          return !word.empty() && *end == 0 && value >= low && value <= high
+                     ? std::string()
+                     : "wanted from " + text("%g", low) + " to " + text("%g", high) + ", found '" + word + "'";
+        },
+        "in [" + text("%g", low) + " - " + text("%g", high) + "]");
+  };
   const CLI::Validator named(
       [](const std::string& word) { return word.empty() ? std::string("wanted a path, found none") : std::string(); },
       "PATH");
-  app.add_option("--image", own, "a PNG of your own instead of the test images; colour is made grey")->check(named);
-  app.add_option("--data", data, "gzip IDX file of test images")->capture_default_str()->check(named);
-  app.add_option("--images", count, "how many of them")->capture_default_str()->check(many);
-  app.add_option("--seeds", seeds, "noise seeds to average over (default: 5, for --image 1)")->check(many);
-  app.add_option("--patch", side, "side of the patches, odd")->capture_default_str()->check(CLI::Range(1, 15));
-  app.add_option("--limit", limit, "most pixels of an image; time grows with their square")
+  app.add_option("--image", paths, "PNG files, 8 or 16 bit (default: the photographs that travel with the source)")
+      ->check(named);
+  app.add_flag("--colour,!--grey", colour, "filter colour as it is; otherwise it is made grey");
+  app.add_option("--sigma", sigmas, "standard deviations of the noise that is added, of 255 (default: 15 25 50)")
+      ->check(between(0.001, 10000));
+  app.add_flag("--own-noise", own_noise, "add none: estimate the noise that the pictures have, and clean that");
+  app.add_option("--seeds", seeds, "noise seeds to average over (default: 5, for --image 1)")
+      ->check(CLI::Range(1, 1000000));
+  app.add_option("--filter", only, "names of the filters to run, as the table has them (default: all)");
+  app.add_option("--patch", settings.side, "side of the patches, odd")->capture_default_str()->check(CLI::Range(1, 31));
+  app.add_option("--window", settings.window, "side of the window a pixel looks at, odd")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 22));
-  app.add_option("--show", shown, "which image's map is drawn, from 0")->capture_default_str();
-  app.add_option("--threads", threads, "workers of the thread pool (default: 1, for --image one a core)")
-      ->check(CLI::Range(1, 1024));
-  app.add_option("--out", folder, "folder for the pictures")->capture_default_str()->check(named);
-  app.add_flag("--scikit,!--no-scikit", scikit, "compare with scikit-image's filter where Python has it");
-  app.add_option("--sigma", sigmas, "standard deviations of the noise, of 255")->capture_default_str()->check(noise);
+      ->check(CLI::Range(1, 255));
+  app.add_option("--bandwidth", settings.bandwidth,
+                 "h in units of sigma times the patch's side, in place of a filter's")
+      ->check(between(0.001, 1000));
+  app.add_option("--crop", crop, "only so many rows and columns from the middle")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--detail", detail, "rows and columns of the part that sheets show")
+      ->capture_default_str()
+      ->check(CLI::Range(16, 4096));
   app.add_option("--pixel", pixel, "row and column of the pixel whose row of the map is drawn")->expected(2);
+  app.add_option("--bits", bits, "of the pictures written, 8 or 16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({8, 16}));
+  app.add_option("--limit", limit, "most pixels of a picture")->capture_default_str()->check(CLI::Range(1, 1 << 28));
+  app.add_option("--threads", threads, "workers of the thread pool (default: one a core)")->check(CLI::Range(1, 1024));
+  app.add_option("--out", folder, "folder for the pictures")->capture_default_str()->check(named);
+  app.add_flag("--peers,!--no-peers", peers, "compare with scikit-image and OpenCV where Python has them");
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {
     return app.exit(help);
   }
-  if (side % 2 == 0) throw CLI::ValidationError("--patch", "wanted an odd number, found " + std::to_string(side));
-  if (seeds < 1) seeds = own.empty() ? 5 : 1;
-  if (threads < 1) threads = own.empty() ? 1 : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  for (const auto& [option, value] : {std::pair("--patch", settings.side), std::pair("--window", settings.window)})
+    if (value % 2 == 0) throw CLI::ValidationError(option, "wanted an odd number, found " + std::to_string(value));
+  if (own_noise && !sigmas.empty()) throw CLI::ValidationError("--own-noise", "wanted no --sigma beside it");
+  const bool own = !paths.empty();
+  if (seeds < 1) seeds = own || own_noise ? 1 : 5;
+  if (!own) paths = {photographs + "camera.png", photographs + "astronaut.png"};
+  if (own_noise) sigmas = {0};
+  if (sigmas.empty()) sigmas = {15, 25, 50};
 
-  std::string source;
-  const std::vector<Image> images = load(own, data, count, limit, source);
-  if (shown < 0 || shown >= static_cast<Index>(images.size()))
-    throw CLI::ValidationError("--show",
-                               "wanted 0 to " + std::to_string(images.size() - 1) + ", found " + std::to_string(shown));
-  const std::vector<Filter> all = filters();
-  const std::size_t columns = sigmas.size();
-  const Image& example = images[static_cast<std::size_t>(shown)];
-  if (pixel.size() != 2) pixel = {example.rows / 2, example.cols * 4 / 5};
-  if (pixel[0] < 0 || pixel[0] >= example.rows || pixel[1] < 0 || pixel[1] >= example.cols)
-    throw CLI::ValidationError("--pixel", std::to_string(pixel[0]) + ", " + std::to_string(pixel[1]) +
-                                              " lies outside the image of " + std::to_string(example.rows) + " x " +
-                                              std::to_string(example.cols));
+  std::vector<Filter> all;
+  for (Filter& f : filters())
+    if (only.empty() || std::find(only.begin(), only.end(), f.name) != only.end()) all.push_back(std::move(f));
+  for (const std::string& name : only)
+    if (std::none_of(all.begin(), all.end(), [&](const Filter& f) { return f.name == name; })) {
+      std::string known;
+      for (const Filter& f : filters()) known += (known.empty() ? "" : ", ") + f.name;
+      throw CLI::ValidationError("--filter", "found '" + name + "', wanted of " + known);
+    }
+
+  std::vector<Image> images;
+  for (const std::string& path : paths) {
+    if (std::filesystem::is_directory(path)) throw limpid::io::FormatError(path + ": is a folder, wanted a PNG file");
+    const auto channels = colour ? limpid::io::Channels::as_stored : limpid::io::Channels::grey;
+    Image image = limpid::io::read_png(path, channels, limit);
+    if (crop > 0)
+      image = cut(image, (image.rows - std::min(crop, image.rows)) / 2, (image.cols - std::min(crop, image.cols)) / 2,
+                  crop, crop);
+    if (own_noise && !(estimated_noise(image) > 0))
+      throw std::invalid_argument(path + ": no noise was found in it, wanted some to clean");
+    if (pixel.size() == 2 && (pixel[0] < 0 || pixel[0] >= image.rows || pixel[1] < 0 || pixel[1] >= image.cols))
+      throw CLI::ValidationError("--pixel", std::to_string(pixel[0]) + ", " + std::to_string(pixel[1]) +
+                                                " lies outside the image of " + std::to_string(image.rows) + " x " +
+                                                std::to_string(image.cols));
+    images.push_back(std::move(image));
+  }
   std::filesystem::create_directories(folder);
   limpid::ThreadPool pool(threads);
+  const std::vector<std::string> others = peers && !own_noise && !colour ? peers::names() : std::vector<std::string>();
 
+  const std::size_t columns = sigmas.size();
   std::vector<std::vector<Score>> scores(all.size() + 1, std::vector<Score>(columns));
-  std::vector<std::string> pictures, compared(columns);
-  const Index drawn = std::min<Index>(static_cast<Index>(images.size()), 2);
-  const Index longest = std::max(example.rows, example.cols);
-  const Index enlargement = std::max<Index>(1, 112 / longest), factor = std::max<Index>(1, 196 / longest);
-  const bool large = example.rows * example.cols > 4096;  // then every filter takes its time
-  const std::string python = scikit && !large ? python_with_scikit() : "";
-  for (std::size_t column = 0; column < columns; ++column) {
-    const double sigma = sigmas[column] / 255;
-    const std::string level = "noise " + text("%g", sigmas[column]) + " of 255, ";
-    std::vector<limpid::io::Tile> tiles;
-    for (Index seed = 0; seed < seeds; ++seed) {
-      const std::string now = level + "seed " + std::to_string(seed + 1) + " of " + std::to_string(seeds);
-      if (!large) progress(now);
-      for (std::size_t i = 0; i < images.size(); ++i) {
+  std::map<std::string, std::vector<Score>> of_peers;
+  std::vector<std::string> pictures;
+  std::map<std::string, Index> steps;
+  for (const Filter& f : all) steps[f.name] = static_cast<Index>(images.size() * columns) * seeds;
+  steps["maps"] = static_cast<Index>(images.size() * columns);
+  if (!others.empty()) steps["others"] = static_cast<Index>(images.size() * columns);
+  Progress progress(steps);
+  const auto timed = [&](const std::string& what, const std::string& step, auto&& f) {
+    progress.say(what, step);
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    progress.done(step, took.count());
+    return took.count();
+  };
+
+  for (std::size_t i = 0; i < images.size(); ++i)
+    for (std::size_t column = 0; column < columns; ++column)
+      for (Index seed = 0; seed < seeds; ++seed) {
         const Image& clean = images[i];
-        const Scene scene(add_noise(clean, sigma, 1000 * static_cast<std::uint64_t>(seed) + i), sigma, side);
-        const bool draw = seed == 0 && static_cast<Index>(i) < drawn;
-        const auto show = [&](const Image& image, const std::string& name, bool with_psnr) {
-          if (draw) tiles.push_back({image, name, with_psnr ? text("%.2f dB", psnr(image, clean)) : ""});
-        };
-        const Image noisy = clipped(scene.noisy);
-        scores[0][column].add(noisy, clean, 0);
-        show(clean, "clean", false);
-        show(noisy, "noisy", true);
+        const double sigma = own_noise ? estimated_noise(clean) : sigmas[column] / 255;
+        const std::string title = stem(paths[i]) + (own_noise ? "" : "-sigma-" + text("%g", sigmas[column]));
+        const std::string now = title + ", seed " + std::to_string(seed + 1) + " of " + std::to_string(seeds);
+        Image given = own_noise ? clean : add_noise(clean, sigma, 1000 * static_cast<std::uint64_t>(seed) + i);
+        const Scene scene(std::move(given), sigma, settings, pool);
+        scores[0][column].add(clipped(scene.noisy), clean, 0);
+        std::vector<Image> cleaned;
         for (std::size_t f = 0; f < all.size(); ++f) {
-          if (large) progress(now + ", " + all[f].name);
-          Image out(clean.rows, clean.cols, 1);
-          const auto start = std::chrono::steady_clock::now();
-          all[f].run(scene, out.pixels, pool);
-          const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-          out = clipped(out);
-          scores[f + 1][column].add(out, clean, took.count());
-          show(out, all[f].label, true);
+          Image out(clean.rows, clean.cols, clean.channels());
+          const double took = timed(now, all[f].name, [&] { all[f].run(scene, out.pixels); });
+          scores[f + 1][column].add(clipped(out), clean, took);
+          cleaned.push_back(std::move(out));
         }
+        if (seed > 0) continue;
+
+        const auto at = pixel.size() == 2 ? pixel : std::vector<Index>{clean.rows / 3, clean.cols * 4 / 9};
+        const Index top = std::max<Index>(0, std::min(at[0] - detail / 2, clean.rows - detail));
+        const Index left = std::max<Index>(0, std::min(at[1] - detail / 2, clean.cols - detail));
+        const auto part = [&](const Image& image) { return cut(image, top, left, detail, detail); };
+        const auto db = [&](const Image& image) {
+          return own_noise ? std::string() : text("%.2f dB", psnr(clipped(image), clean));
+        };
+        std::vector<limpid::io::Tile> strip, removed;
+        if (!own_noise) strip.push_back({part(clean), "clean", ""});
+        strip.push_back({part(clipped(scene.noisy)), "noisy", db(scene.noisy)});
+        if (!own_noise) removed.push_back({method_noise(part(scene.noisy), part(clean), sigma), "the noise", ""});
+        for (std::size_t f = 0; f < all.size(); ++f) {
+          strip.push_back({part(clipped(cleaned[f])), all[f].label, db(cleaned[f])});
+          removed.push_back({method_noise(part(scene.noisy), part(cleaned[f]), sigma), all[f].label, ""});
+        }
+        const auto write = [&](const std::string& name, const Image& image, int depth) {
+          pictures.push_back(folder + "/" + title + "-" + name + ".png");
+          limpid::io::write_png(pictures.back(), image, depth);
+        };
+        write("filters", limpid::io::contact_sheet(strip, 5, 1, 2), 8);
+        write("method-noise", limpid::io::contact_sheet(removed, 5, 1, 2), 8);
+        if (own)
+          for (std::size_t f = 0; f < all.size(); ++f) write(all[f].name, clipped(cleaned[f]), bits);
+        timed(now, "maps",
+              [&] { write("map-row", limpid::io::contact_sheet(map_tiles(scene, all, cleaned, at), 5, 1, 2), 8); });
+        if (!others.empty())
+          timed(now, "others", [&] {
+            for (const peers::Result& r :
+                 peers::measured(folder, clean, scene.noisy, sigma, settings.side, settings.window)) {
+              auto& row = of_peers[r.name];
+              row.resize(columns);
+              row[column].psnr += r.psnr, row[column].ssim += r.ssim, row[column].seconds.push_back(r.seconds);
+            }
+          });
       }
-    }
-    const std::string path = folder + "/filters-sigma-" + text("%g", sigmas[column]) + ".png";
-    const Index across = (static_cast<Index>(all.size()) + 3) / 2;  // every image in two rows
-    limpid::io::write_png(path, limpid::io::contact_sheet(tiles, across, enlargement, 2));
-    pictures.push_back(path);
+  progress.end();
 
-    // One pixel's row of every map, over the noisy image.
-    const Scene scene(add_noise(example, sigma, static_cast<std::uint64_t>(shown)), sigma, side);
-    std::vector<limpid::io::Tile> maps;
-    Image whole = limpid::io::enlarge(limpid::io::to_rgb(clipped(scene.noisy)), factor);
-    mark(whole, pixel[0], pixel[1], factor);
-    maps.push_back({whole, "noisy", "pixel " + std::to_string(pixel[0]) + ", " + std::to_string(pixel[1])});
-    for (const Filter& f : all) {
-      if (large) progress(level + "a row of the map, " + f.name);
-      const MapRow row = f.map_row(scene, pixel[0] * example.cols + pixel[1], pool);
-      const float given = (row.weights * scene.noisy.pixels)(0, 0);
-      if (!(std::abs(given - row.cleaned) < 1e-3f))
-        throw std::logic_error(f.name + ": the row of the map gives " + std::to_string(given) + ", the filter " +
-                               std::to_string(row.cleaned));
-      const float low = row.weights.minCoeff(), high = row.weights.maxCoeff();
-      const bool has_sign = low < -1e-6f * high;
-      const limpid::View<float> grid(row.weights.data(), example.rows, example.cols, example.cols);
-      Image heat = limpid::io::enlarge(
-          limpid::io::overlay(clipped(scene.noisy), grid, has_sign ? tint : limpid::io::perceptual), factor);
-      mark(heat, pixel[0], pixel[1], factor);
-      maps.push_back({heat, f.name, weight_text(has_sign ? low : 0) + " to " + weight_text(high)});
-    }
-    maps.push_back(
-        {legend(std::max<Index>(150, example.rows * factor), std::max<Index>(190, example.cols * factor)), "", ""});
-    const std::string map_path = folder + "/map-row-sigma-" + text("%g", sigmas[column]) + ".png";
-    limpid::io::write_png(map_path, limpid::io::contact_sheet(maps, 4, 1, 2));
-    pictures.push_back(map_path);
-
-    if (!python.empty()) {
-      progress(level + "scikit-image for comparison");
-      const auto stacked = [&](bool with_noise) {
-        std::vector<float> values;
-        for (std::size_t i = 0; i < images.size(); ++i) {
-          const Image image = with_noise ? add_noise(images[i], sigma, i) : images[i];
-          values.insert(values.end(), image.pixels.data(), image.pixels.data() + image.pixels.size());
-        }
-        return limpid::io::Tensor::from(values, {static_cast<Index>(images.size()), example.rows, example.cols});
-      };
-      limpid::io::write_npy(folder + "/clean.npy", stacked(false));
-      limpid::io::write_npy(folder + "/noisy.npy", stacked(true));
-      std::vector<double> level{sigma, static_cast<double>(side)};
-      limpid::io::write_npy(folder + "/noise.npy", limpid::io::Tensor::from(level, {2}));
-      compared[column] = scikit_image(python, folder);
-      for (const char* name : {"/clean.npy", "/noisy.npy", "/noise.npy"}) std::filesystem::remove(folder + name);
-    }
-  }
-  progress("");
-
-  std::printf("%d images of %s, %d x %d pixels, %d noise seeds, patches %d x %d, %d threads\n", int(images.size()),
-              source.c_str(), int(example.rows), int(example.cols), int(seeds), int(side), int(side), threads);
-  std::printf(
-      "Mean PSNR in dB, mean SSIM and median milliseconds an image, by standard deviation of the noise (of 255)\n\n");
-  std::printf("%-14s", "");
-  for (double sigma : sigmas) std::printf("|      sigma %-10g", sigma);
-  std::printf("\n%-14s", "filter");
-  for (std::size_t column = 0; column < columns; ++column) std::printf("|%7s %6s %6s", "PSNR", "SSIM", "ms");
-  std::printf("\n");
-  for (std::size_t f = 0; f < scores.size(); ++f) {
-    std::printf("%-14s", f == 0 ? "noisy" : all[f - 1].name.c_str());
-    for (Score& s : scores[f]) {
-      const double k = 1.0 / static_cast<double>(s.seconds.size());
-      std::printf("|%7.2f %6s %6s", s.psnr * k, std::isnan(s.ssim) ? "-" : text("%.3f", s.ssim * k).c_str(),
-                  f == 0 ? "" : text("%.2f", 1e3 * s.median_seconds()).c_str());
-    }
+  std::string of;
+  for (std::size_t i = 0; i < images.size(); ++i)
+    of += (i ? ", " : "") + stem(paths[i]) + " (" + std::to_string(images[i].rows) + " x " +
+          std::to_string(images[i].cols) + (images[i].channels() == 3 ? ", colour" : "") +
+          (own_noise ? text(", sigma %.2f of 255 found", 255 * estimated_noise(images[i])) : "") + ")";
+  std::printf("%s; patches %d x %d, window %d x %d, %d noise seed%s, %d thread%s\n", of.c_str(), int(settings.side),
+              int(settings.side), int(settings.window), int(settings.window), int(seeds), seeds == 1 ? "" : "s",
+              threads, threads == 1 ? "" : "s");
+  if (own_noise) {
+    std::printf("Median milliseconds a picture\n\n");
+    for (std::size_t f = 0; f < all.size(); ++f)
+      std::printf("%-19s|%8.0f\n", all[f].name.c_str(), 1e3 * scores[f + 1][0].median_seconds());
+  } else {
+    std::printf("Mean PSNR in dB, mean SSIM and median milliseconds, by standard deviation of the noise (of 255)\n\n");
+    std::printf("%-19s", "");
+    for (double sigma : sigmas) std::printf("|      sigma %-10g", sigma);
+    std::printf("\n%-19s", "filter");
+    for (std::size_t column = 0; column < columns; ++column) std::printf("|%7s %6s %6s", "PSNR", "SSIM", "ms");
     std::printf("\n");
-  }
-  bool any = false;
-  for (const std::string& answer : compared) any |= !answer.empty();
-  if (any) {
-    std::printf("%-14s", "scikit-image");
-    for (const std::string& answer : compared) {
-      double p = 0, s = 0, ms = 0, h = 0;
-      if (std::sscanf(answer.c_str(), "%lf %lf %lf %lf", &p, &s, &ms, &h) == 4)
-        std::printf("|%7.2f %6s %6.2f", p, std::isnan(s) ? "-" : text("%.3f", s).c_str(), ms);
-      else
-        std::printf("|%21s", "");
-    }
-    std::printf("\n");
+    const auto line = [&](const std::string& name, std::vector<Score>& row, bool has_time) {
+      std::printf("%-19s", name.c_str());
+      for (Score& s : row) {
+        const double k = 1.0 / static_cast<double>(s.seconds.size());
+        std::printf("|%7.2f %6s %6s", s.psnr * k, std::isnan(s.ssim) ? "-" : text("%.3f", s.ssim * k).c_str(),
+                    has_time ? text("%.0f", 1e3 * s.median_seconds()).c_str() : "");
+      }
+      std::printf("\n");
+    };
+    line("noisy", scores[0], false);
+    for (std::size_t f = 0; f < all.size(); ++f) line(all[f].name, scores[f + 1], true);
+    for (const std::string& name : others)
+      if (of_peers.count(name) != 0) line(name, of_peers[name], true);
   }
   std::printf("\n");
-  for (const Filter& f : all) std::printf("%-14s%s\n", f.name.c_str(), f.formula.c_str());
-  if (any)
-    std::printf("%-14sdenoise_nl_means over the whole image, sigma told, best of several h, first seed only\n",
-                "scikit-image");
-  std::printf("side of the patches: %d. The numbers were chosen once, on test images 1000 to 1040.\n", int(side));
+  for (const Filter& f : all) std::printf("%-19s%s\n", f.name.c_str(), f.formula.c_str());
+  if (!of_peers.empty())
+    std::printf("%-19sone thread, first seed only; sigma told, h = 0.6 sigma, OpenCV h = sigma of bytes\n", "others");
+  if (settings.bandwidth > 0) std::printf("%-19sh = %g sigma side throughout\n", "--bandwidth", settings.bandwidth);
   std::printf("\nPictures:\n");
   for (const std::string& path : pictures)
     std::printf("  %s\n", std::filesystem::absolute(path).lexically_normal().c_str());
