@@ -693,8 +693,12 @@ int main(int argc, char** argv) try {
           pictures.push_back(folder + "/" + title + "-" + name + ".png");
           limpid::io::write_png(pictures.back(), image, depth);
         };
-        write("filters", limpid::io::contact_sheet(strip, 5, 1, 2), 8);
-        write("method-noise", limpid::io::contact_sheet(removed, 5, 1, 2), 8);
+        const auto sheet = [&](const std::vector<limpid::io::Tile>& tiles) {
+          Image all_of_them = limpid::io::contact_sheet(tiles, 5, 1, 2);
+          return clean.channels() == 1 ? limpid::io::to_grey(all_of_them) : all_of_them;
+        };
+        write("filters", sheet(strip), 8);
+        write("method-noise", sheet(removed), 8);
         if (own)
           for (std::size_t f = 0; f < all.size(); ++f) write(all[f].name, clipped(cleaned[f]), bits);
         timed(now, "maps",
