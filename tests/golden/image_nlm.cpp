@@ -34,9 +34,7 @@ struct ImageNlm {
                  h_space = Mat<S>::Constant(1, 1, S(c.number("h_space", 1))),
                  rho = Mat<S>::Constant(1, 1, S(c.number("rho", 1)));
     const bool spatial = c.number("h_space", std::nullopt).has_value();
-    const auto near = limpid::mask([=](const limpid::At& at) {
-      return std::abs(at.q / cols - at.k / cols) <= radius && std::abs(at.q % cols - at.k % cols) <= radius;
-    });
+    const auto near = limpid::neighbourhood({rows, cols}, {2 * radius + 1, 2 * radius + 1});
     const auto result = [&](const auto& op, auto&& set) {
       limpid::Inputs<std::remove_cvref_t<decltype(op)>, S> in;
       in.q = patch, in.k = patch, in.v = image, in.h = h;
