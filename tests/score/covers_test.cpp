@@ -79,7 +79,7 @@ TEST_CASE("A modifier that offers no more than it must is right, alone and withi
     CHECK(map_of(!Even(), p) == map_of(!even, p));
     CHECK(map_of(!Late(), p) == map_of(!late, p));
     CHECK(map_of(!LateAndEven(), p) == map_of(!(late & even), p));
-    CHECK(map_of(!Late() | Even(), p) == map_of(!late | even, p));
+    CHECK(map_of((!Late()) | Even(), p) == map_of((!late) | even, p));
     CHECK(map_of(Even() | limpid::causal(), p) == map_of(even | causal, p));
     CHECK(map_of(Late() | limpid::causal(), p) == map_of(late | causal, p));
     CHECK(map_of((Late() & Even()) | limpid::causal(), p) == map_of((late & even) | causal, p));

@@ -313,7 +313,7 @@ TEST_CASE("A mask that gathers joins others, score functions and tables, far one
       own.add_to(found), other.add_to(wanted);
       close(found, wanted);
     }
-    const auto either = !mask | (mask & causal());
+    const auto either = (!mask) | (mask & causal());
     const Mat<bool> kept = pairs_of(either, s);
     close(run<Entry>(softmax(either), s, fields), run<Entry>(softmax(limpid::mask_matrix(kept)), s, fields));
   });

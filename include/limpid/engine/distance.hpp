@@ -133,10 +133,11 @@ struct StoreFarPart {
 };
 
 /// A tile of scores from their parts: queries in rows, a, and keys in lanes, transposed, or the other way round. Those
-/// parts that may leave an infinity come last, and look for the largest score of every lane (top; may be null).
-template <class P, bool KeysAreLanes>
+/// parts that may leave an infinity come last, and look for the largest score of every lane (top; may be null). Rows that
+/// are listed are for parts without near pairs.
+template <class P, bool KeysAreLanes, class Rows>
 void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t, Index vectors,
-                   const typename P::Scalar* a, Index lda, const typename P::Scalar* transposed,
+                   const typename P::Scalar* a, const Rows& lda, const typename P::Scalar* transposed,
                    const typename P::Scalar* bias, typename P::Scalar* top = nullptr) {
   using S = typename P::Scalar;
   const Index rows = KeysAreLanes ? t.nq : t.nk;
@@ -158,16 +159,17 @@ void tile_of_parts(const PartsOfScores<typename P::Scalar>& parts, const Tile<ty
     else
       product<P, Transposed::none>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
   }
-  for (const auto& part : parts) {
-    if (part.cols == 0 || !part.near_alone()) continue;
-    StoreFarPart<P, KeysAreLanes> store{t.data, t.ld, S(2) * part.factor, part.half_q + t.q0, part.half_k + t.k0, bias,
-                                        top,    {}};
-    if (!KeysAreLanes) std::swap(store.half_rows, store.half_lanes);
-    const ScorePart<S>& by = beside ? *beside : part;
-    store.beside = {left(by), lda, right(by), beside ? by.cols : 0, by.factor};
-    bias = nullptr;
-    product<P, Transposed::none>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
-  }
+  if constexpr (std::is_same_v<Rows, Index>)
+    for (const auto& part : parts) {
+      if (part.cols == 0 || !part.near_alone()) continue;
+      StoreFarPart<P, KeysAreLanes> store{
+          t.data, t.ld, S(2) * part.factor, part.half_q + t.q0, part.half_k + t.k0, bias, top, {}};
+      if (!KeysAreLanes) std::swap(store.half_rows, store.half_lanes);
+      const ScorePart<S>& by = beside ? *beside : part;
+      store.beside = {left(by), lda, right(by), beside ? by.cols : 0, by.factor};
+      bias = nullptr;
+      product<P, Transposed::none>(rows, vectors, part.cols, left(part), lda, right(part), t.ld, store);
+    }
 }
 
 /// |a - b|^2, lanes along the columns.

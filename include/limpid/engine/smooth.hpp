@@ -343,6 +343,10 @@ class SmoothBlock {
     if constexpr (are_distances<Mods>)
       if (scores_.by_pair()) {
         const S* bias = mixed ? nullptr : bias_;
+        if constexpr (are_gathered<Mods>)
+          if (scores_.listed)
+            return tile_of_parts<P, false>(scores_.parts, t, vectors, k.data,
+                                           RowList{scores_.block->k + t.k0, k.stride}, panel, bias);
         if constexpr (top_finds_near)
           tile_of_parts<P, false>(scores_.parts, t, vectors, k.row(t.k0), k.stride, panel, bias, found);
         else
@@ -450,28 +454,30 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
   using S = typename P::Scalar;
   ArenaScope scope(context.arena());
   const GatherPlan<P, Mods> plan(context.arena(), maps[0].scores);
-  // What is finite needs no looking through, and rows of a block that are read once by a panel no copy.
-  bool finite = true;
-  for (const auto& map : maps)
+  // What is finite needs no looking through, and keys that a panel reads once no copy.
+  bool finite = true, listed = true;
+  for (const auto& map : maps) {
+    const bool same_values = &map != &maps[0] && map.x.data == maps[0].x.data;
     finite = finite && (!Mods::per_pair || all_finite<P>(context, map.scores.q)) &&
-             all_finite<P>(context, map.scores.k) &&
-             ((&map != &maps[0] && map.x.data == maps[0].x.data) || all_finite<P>(context, map.x));
+             all_finite<P>(context, map.scores.k) && (same_values || all_finite<P>(context, map.x));
+    listed = listed && !map.scores.near_alone();
+  }
+  listed = listed && finite;
   auto all = maps;
   for (auto& map : all) {
-    map.scores.finite = finite, map.scores.listed = finite && !map.scores.by_pair();
-    if (!map.scores.listed) continue;
+    map.scores.finite = finite;
+    if (!listed) continue;
     map.scores.k = packed_for_windows(context, map.scores.k);
-    map.x = &map != &all[0] && map.x.data == maps[0].x.data ? all[0].x : packed_for_windows(context, map.x);
+    const bool same_values = &map != &all[0] && map.x.data == maps[0].x.data;
+    map.x = same_values ? all[0].x : packed_for_windows(context, map.x);
   }
   for_gathered<P>(context, plan, all[0].scores, [&](const auto& block, Index, Arena& arena) {
-    const bool listed = all[0].scores.listed && !block.keys_together();
-    const View<S> x = listed ? all[0].x : block.of_keys(all[0].x);
+    const bool where_they_lie = listed && !block.keys_together();
+    const View<S> x = where_they_lie ? all[0].x : block.of_keys(all[0].x);
     const auto own = each_map(all, [&](const auto& map) {
-      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores, listed),
-                                          map.x.data == all[0].x.data ? x
-                                          : listed                    ? map.x
-                                                                      : block.of_keys(map.x),
-                                          block.room(map.out), block.of_queries(map.known), block.room(map.lse)};
+      const View<S> own_x = map.x.data == all[0].x.data ? x : where_they_lie ? map.x : block.of_keys(map.x);
+      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores, where_they_lie), own_x, block.room(map.out),
+                                          block.of_queries(map.known), block.room(map.lse)};
     });
     smooth_rows<P, Online, M, Gathered<Mods>>(Context(arena), own);
     for (std::size_t t = 0; t < M; ++t) {

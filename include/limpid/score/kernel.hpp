@@ -126,13 +126,14 @@ class KeptRows {
       const auto places = places_of<S, Mods>(*scores.mods, scores.place(0, 0));
       const GatherPlan<P, Mods> plan(arena, places);
       for_gathered<P>(Context(arena), plan, places, [&](const auto& block, Index, Arena&) {
-        // Most keys are known from the blocks beside this one, and the middle key is kept by most queries.
+        // Most keys are known from blocks before, the last query keeps most of the others, and most queries keep the middle
+        // key.
         const auto own = block.of(places);
         const Index m = own.m();
         Index *open = arena.template take<Index>(m), left = 0;
         for (Index j = 0; j < m; ++j)
           if (!keys_[block.key_rows()[j]]) open[left++] = j;
-        for (Index i = 0; i < own.n(); ++i) {
+        for (Index i = own.n(); i-- > 0;) {
           bool& query = queries_[block.query_rows()[i]];
           const auto found = [&](Index j) {
             if (!own.keeps(i, j)) return false;
@@ -269,6 +270,16 @@ KernelTerm<S> distance_term(Arena& arena, View<S> q, View<S> k, S h) {
   return term;
 }
 
+/// Whether distances are of keys in a window round the query. These often lie near it in value too, and copies about a
+/// middle would be as large as what is filtered: all pairs are summed from differences.
+template <class Mods>
+constexpr bool in_windows() {
+  if constexpr (Mods::gathers)
+    return std::remove_cvref_t<decltype(std::declval<const Mods&>().leading())>::windows;
+  else
+    return false;
+}
+
 template <class S, class Mods>
 KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm<S>, 2>& terms, const Mods& mods,
                                        const At& at) {
@@ -288,7 +299,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     for (std::size_t t = 0; t < static_cast<std::size_t>(p.count); ++t) f(t, first), first += p.terms[t].q.cols;
   };
   MutView<S> q, k;  // all terms side by side
-  if (p.joined() || any_distance) {
+  if (p.joined() || (any_distance && !in_windows<Mods>())) {
     const Index room = width + (p.whole ? 1 : 0);
     q = arena.matrix<S>(n, room), k = arena.matrix<S>(m, room);
   }
@@ -297,6 +308,12 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     auto& term = p.terms[t];
     if (!term.distance) return;
     const Index w = term.q.cols;
+    if constexpr (in_windows<Mods>()) {
+      const bool self = term.q.data == term.k.data && term.q.rows == term.k.rows && term.q.stride == term.k.stride;
+      term.by_pair = any_by_pair = true;
+      term.q = rows_that_show(arena, term.q), term.k = self ? term.q : rows_that_show(arena, term.k);
+      return;
+    }
     centre(arena, term, Scores<S, Distances<Mods>>{terms[0].q, terms[0].k, S(1), nullptr, &mods, at},
            q.block(0, first, n, w), k.block(0, first, m, w));
     any_by_pair |= term.by_pair;
@@ -332,7 +349,7 @@ KernelPrepared<S, Mods> prepare_kernel(Arena& arena, const std::array<KernelTerm
     }
   }
   const Index used = width + (p.whole ? 1 : 0);
-  q = q.block(0, 0, n, used), k = k.block(0, 0, m, used);
+  if (q.given()) q = q.block(0, 0, n, used), k = k.block(0, 0, m, used);
   const auto part_of = [&](const KernelTerm<S>& term, Index first) {
     return ScorePart<S>{first,       term.q.cols, term.by_pair, term.by_pair ? -term.coefficient : term.weight(),
                         term.half_q, term.half_k, term.q,       term.k};

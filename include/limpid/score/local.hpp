@@ -93,7 +93,7 @@ inline Index gathered_rows_of(Index panel) { return (256 / panel > 0 ? 256 / pan
 /// row takes a key that counts twice for two. ShapeError: a window, stride, dilation or length that is no such number,
 /// and n or m that are not those of the grid.
 struct Neighbourhood : Modifier {
-  static constexpr bool is_mask = true, irregular = true, gathers = true;
+  static constexpr bool is_mask = true, irregular = true, gathers = true, windows = true;
   std::array<detail::NeighbourAxis, 3> axes;
   int rank = 1;
   Index global = 0;

@@ -25,6 +25,7 @@ struct Modifier {
   static constexpr bool intervals = false;  ///< a mask of one run of keys a query, moving one way with the query
   static constexpr bool irregular = false;  ///< a mask that must be asked pair by pair
   static constexpr bool gathers = false;    ///< a mask that says block by block which pairs count (score/local.hpp)
+  static constexpr bool windows = false;    ///< of one that gathers: a query's keys are few and lie round it
   static constexpr bool per_pair = false;   ///< changes a score by more than an amount per key
   static constexpr bool per_key = false;    ///< adds an amount per key (up to a constant of the row)
   static constexpr bool tables = false;     ///< may add entries of an array of the user's, which may be any numbers
