@@ -5,6 +5,7 @@
 // checker. Never io/ and never exec/: include those by name.
 #pragma once
 
+#include "call/decode.hpp"
 #include "call/merge.hpp"
 #include "check/gradient.hpp"
 #include "check/subspace_data.hpp"

@@ -67,6 +67,34 @@ void shown_lse(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, con
   complete_lse(op, pass.context, head, pass.at, lse);
 }
 
+/// One head, of the item and number that pass.at says: its block of out and what the call asks besides.
+template <class P, class Op, class S = typename P::Scalar>
+void forward_head(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, MutView<S> out,
+                  const Call<Op, S>& call) {
+  const At& at = pass.at;
+  const Index b = at.batch, h = at.head, width = out.cols / at.heads;
+  using Keep = typename Op::template Keep<MutView<S>>;
+  Keep keep;
+  if (call.saved)
+    keep = head_kept<MutView<S>>(op, *call.saved, head, b, h);
+  else
+    visit_kept<Keep>(
+        op,
+        [&](Kept kind, Index count, bool needed, MutView<S>& v) {
+          if (needed || call.lse || call.map)
+            v = kind == Kept::stat ? pass.arena().template matrix<S>(count, at.n)
+                                   : pass.arena().template matrix<S>(at.n, count);
+        },
+        head, keep);
+  op.forward(pass, head, out.block(b * at.n, h * width, at.n, width), keep);
+  if constexpr (has_lse<Op>)
+    if (call.lse) shown_lse(op, pass, head, lse_of(keep.lse), call.lse->data() + (b * at.heads + h) * at.n);
+  if (call.map && b == call.item && h == call.head) {
+    const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(op, head, keep);
+    op.map_block(pass, head, kept, 0, 0, MutView<S>(*call.map));
+  }
+}
+
 template <class P, class Op, class S = typename P::Scalar>
 void forward_checked(const Op& op, const Inputs<Op, S>& in, MutView<S> out, const Call<Op, S>& call) {
   const Name name = operator_name(op);
@@ -81,7 +109,6 @@ void forward_checked(const Op& op, const Inputs<Op, S>& in, MutView<S> out, cons
     raise(name + ": map was asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
           text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
   using KeepAll = typename Op::template Keep<Mat<S>>;
-  using Keep = typename Op::template Keep<MutView<S>>;
 
   const auto first = head_args(in, d, 0, 0);
   Workspace own;
@@ -108,28 +135,7 @@ void forward_checked(const Op& op, const Inputs<Op, S>& in, MutView<S> out, cons
   // true: heads may run at the same time
   for_heads(d.batch * d.heads, true, flop_of(in, d), workspace, call.executor, [&](Index t, const Context& context) {
     const Index b = t / d.heads, h = t % d.heads;
-    const auto head = head_args(in, d, b, h);
-    Keep keep;
-    if (call.saved)
-      keep = head_kept<MutView<S>>(op, *call.saved, head, b, h);
-    else
-      visit_kept<Keep>(
-          op,
-          [&](Kept kind, Index count, bool needed, MutView<S>& v) {
-            if (needed || call.lse || call.map)
-              v = kind == Kept::stat ? context.arena().template matrix<S>(count, d.n)
-                                     : context.arena().template matrix<S>(d.n, count);
-          },
-          head, keep);
-    const Pass<P> pass{context, at_head(d, b, h)};
-    const Index width = out.cols / d.heads;
-    op.forward(pass, head, out.block(b * d.n, h * width, d.n, width), keep);
-    if constexpr (has_lse<Op>)
-      if (call.lse) shown_lse(op, pass, head, lse_of(keep.lse), call.lse->data() + t * d.n);
-    if (call.map && b == call.item && h == call.head) {
-      const typename Op::template Keep<View<S>> kept = const_kept<Op, S>(op, head, keep);
-      op.map_block(pass, head, kept, 0, 0, MutView<S>(*call.map));
-    }
+    forward_head<P>(op, Pass<P>{context, at_head(d, b, h)}, head_args(in, d, b, h), out, call);
   });
   if (call.saved) call.saved->filled = true;
 }
