@@ -105,6 +105,13 @@ Inputs<Op, S> with_keys(Inputs<Op, S> in, const Pages<S>& pages, const Dims& d) 
   return in;
 }
 
+/// Whether an operator says that it reads keys and values by `smooth` alone.
+template <class Op>
+constexpr bool reads_pages() {
+  if constexpr (requires { Op::reads_pages; }) return Op::reads_pages;
+  return false;
+}
+
 template <class P, class Op, class S = typename P::Scalar>
 void decode_with(const Op& op, const Inputs<Op, S>& in, const Pages<S>& pages, MutView<S> out,
                  const Call<Op, S>& call) {
@@ -150,13 +157,18 @@ void decode_with(const Op& op, const Inputs<Op, S>& in, const Pages<S>& pages, M
     Dims own_dims = d;
     own_dims.m = page_length(pages, b);
     auto head = head_args(with_keys<Op, S>(in, pages, own_dims), own_dims, b, h);
-    const PageTable table{pages.table.row(b), pages.k.rows};
+    const KeyPages table{pages.table.row(b), pages.k.rows, pages.k.page_stride, pages.v.page_stride};
     const auto rows_of = [&](const PagePool<S>& pool) {
-      return copied_pages<S>(context, table, pool.page_stride,
-                             {pool.data + g * pool.head_stride, own_dims.m, pool.width, pool.row_stride});
+      return View<S>(pool.data + g * pool.head_stride, own_dims.m, pool.width, pool.row_stride);
     };
     head.k = rows_of(pages.k), head.v = rows_of(pages.v);
-    forward_head<P>(op, Pass<P>{context, at_head(own_dims, b, h)}, head, out, call);
+    const At at = at_head(own_dims, b, h);
+    if constexpr (reads_pages<Op>())
+      if (!call.map || b != call.item || h != call.head)
+        return forward_head<InPages<P>>(op, Pass<InPages<P>>{context.with(table), at}, head, out, call);
+    head.k = copied_pages(context, table, table.k_stride, head.k);
+    head.v = copied_pages(context, table, table.v_stride, head.v);
+    forward_head<P>(op, Pass<P>{context, at}, head, out, call);
   });
 }
 

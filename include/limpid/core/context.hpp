@@ -8,6 +8,12 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
+/// Where the keys of a batch item are: key j in row j % rows of page number[j / rows], pages so far apart.
+struct KeyPages {
+  const Index* number;
+  Index rows, k_stride, v_stride;
+};
+
 /// Where a sweep takes scratch from and who runs its tasks: one worker, the workers of a call from inside one of its
 /// heads, or those of an executor, asked anew for every loop.
 class Context {
@@ -18,6 +24,13 @@ class Context {
   Context(TaskTree& tree, int worker, Arena& arena) : arena_(&arena), tree_(&tree), worker_(worker) {}
 
   Arena& arena() const { return *arena_; }
+  /// Of a call whose keys lie in pages: where.
+  const KeyPages* pages() const { return pages_; }
+  Context with(const KeyPages& pages) const {
+    Context c = *this;
+    c.pages_ = &pages;
+    return c;
+  }
   /// Whether tasks may run at the same time.
   bool spreads() const { return tree_ ? tree_->spreads() : workspace_ && executor_.workers() > 1; }
 
@@ -66,6 +79,7 @@ class Context {
   ExecutorRef executor_;
   TaskTree* tree_ = nullptr;
   int worker_ = 0;
+  const KeyPages* pages_ = nullptr;
 };
 
 /// f(first row, last row) over blocks of rows, spread as the context says. 1024 rows are work for sixteen; chosen by

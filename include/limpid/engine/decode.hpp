@@ -15,6 +15,7 @@
 
 #include "../core/context.hpp"
 #include "pack.hpp"
+#include "pages.hpp"
 #include "smooth_map.hpp"
 #include "tuning.hpp"
 
@@ -49,14 +50,22 @@ struct Decode : DecodeBlocks {
   }
   /// Numbers from a row to what is asked for with it. Where bandwidth is not high, vectors of a line leave the machine
   /// time to look far enough for one query, and for the values of two.
-  template <class S>
-  static Index ahead(View<S> rows, Index queries) {
-    return prefetch_bytes(queries) / static_cast<Index>(sizeof(S)) / rows.cols * rows.stride;
+  template <class Rows>
+  static Index ahead(const Rows& rows, Index queries) {
+    return prefetch_bytes(queries) / static_cast<Index>(sizeof(typename Rows::Scalar)) / rows.cols * rows.stride;
   }
   /// Asks for a line so far ahead, into L1 where bandwidth is high.
   template <class P>
   LIMPID_INLINE static void prefetch(const typename P::Scalar* row, Index further) {
     P::template prefetch<high_bandwidth>(row, further);
+  }
+  /// The same for column c of row i, which is at `row`; of rows of a list so many rows ahead.
+  template <class P, class Rows>
+  LIMPID_INLINE static void prefetch(const Rows& rows, Index i, Index c, const typename P::Scalar* row, Index further) {
+    if constexpr (are_listed<Rows>)
+      prefetch<P>(rows.row(i + further) + c, 0);
+    else
+      prefetch<P>(row + c, further);
   }
   template <class P>
   static constexpr bool prefetches_keys(int n) {
@@ -69,26 +78,26 @@ struct Decode : DecodeBlocks {
 };
 
 /// tile[i][j] = <q_i, k_j> for N queries, 1 or 2, and the keys of a block. ahead: where to prefetch from.
-template <class P, int N>
-LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, View<typename P::Scalar> k, Index ahead,
-                                 typename P::Scalar* tile) {
+template <class P, int N, class Rows>
+LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, Rows k, Index ahead, typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr bool woven = Decode::woven<P>;
   constexpr int R = P::lanes / N;  // keys at a time: as many sums as there are lanes, which one reduction serves
   // keys read side by side: of every strand one; else more would not look like a stream to the machine
   constexpr int G = std::min(R, woven ? P::strands : N), T = R / G;
-  const bool touching = k.stride == k.cols;
+  const bool touching = rows_touch(k);
   const auto some = [&](Index j, Index apart) {  // keys j + t + r apart, or the R from j on
     V sums[N * R];
     LIMPID_UNROLL(4)
     for (int t = 0; t < T; ++t) {
       const S* key[G];
-      LIMPID_UNROLL(16)
-      for (int r = 0; r < G; ++r) {
+      const auto place = [&](int r) {
         const Index at = j + (woven ? t + r * apart : t * G + r);
-        key[r] = k.row(at < k.rows ? at : j);
-      }
+        return at < k.rows ? at : j;
+      };
+      LIMPID_UNROLL(16)
+      for (int r = 0; r < G; ++r) key[r] = k.row(place(r));
       V part[N * G];
       LIMPID_UNROLL(16)
       for (int s = 0; s < N * G; ++s) part[s] = P::set(S(0));
@@ -99,8 +108,12 @@ LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, View<typename P::Sc
         LIMPID_UNROLL(4)
         for (int r = 0; r < G; ++r) {
           const V one = P::pin(P::load(key[r] + c));
-          if (!woven && Decode::prefetches_keys<P>(N))  // in the order of memory where rows touch
-            Decode::prefetch<P>(touching ? key[0] + c * G + r * P::lanes : key[r] + c, ahead);
+          if (!woven && Decode::prefetches_keys<P>(N)) {
+            if (touching)  // in the order of memory
+              Decode::prefetch<P>(key[0] + c * G + r * P::lanes, ahead);
+            else
+              Decode::prefetch<P>(k, place(r), c, key[r], ahead);
+          }
           LIMPID_UNROLL(4)
           for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
         }
@@ -131,9 +144,9 @@ LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, View<typename P::Sc
 }
 
 /// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries, 1 or 2. ahead: as above.
-template <class P, int N>
-LIMPID_NOINLINE void decode_values(const typename P::Scalar* tile, View<typename P::Scalar> x,
-                                   const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index ahead) {
+template <class P, int N, class Rows>
+LIMPID_NOINLINE void decode_values(const typename P::Scalar* tile, Rows x, const typename P::Scalar* alpha,
+                                   MutView<typename P::Scalar> out, Index ahead) {
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr bool woven = Decode::woven<P>;
@@ -159,7 +172,8 @@ LIMPID_NOINLINE void decode_values(const typename P::Scalar* tile, View<typename
         LIMPID_UNROLL(8)
         for (int v = 0; v < C; ++v) {
           row[v] = P::pin(P::load(x_row + v * P::lanes));
-          if (!woven && Decode::prefetches_values<P>) Decode::prefetch<P>(x_row + v * P::lanes, ahead);
+          if (!woven && Decode::prefetches_values<P>)
+            Decode::prefetch<P>(x, j + r * apart, are_listed<Rows> ? c + v * P::lanes : v * P::lanes, x_row, ahead);
         }
         LIMPID_UNROLL(4)
         for (int i = 0; i < N; ++i) {
@@ -213,17 +227,16 @@ void pack_quads(View<S> q, S* out) {
 /// tile = <q_i, k_j> scale + bias_j for W queries, 4 or 8, in quads: four keys after four keys, of each W x 4 numbers,
 /// a query a row; bias and tile are in the order of in_strands. A vector holds four features of as many queries as
 /// there is room for, so that few lanes have to be summed in the end.
-template <class P, int W>
-LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P::Scalar> k,
-                               const typename P::Scalar* bias, typename P::Scalar scale, Index ahead,
-                               typename P::Scalar* tile) {
+template <class P, int W, class Rows>
+LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, Rows k, const typename P::Scalar* bias,
+                               typename P::Scalar scale, Index ahead, typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr int all = 4 * W / P::lanes, most = P::registers == 32 ? 16 : 8;  // vectors of queries; sums
   constexpr int Q = std::min(all, most / 4), R = std::min(8, most / Q);      // vectors and keys at a time
   // Lines are prefetched evenly over the steps, four features each; in the order of memory where rows touch.
   constexpr int steps = static_cast<int>(line_of<S> / 4);  // to a line
-  const bool touching = k.stride == k.cols;
+  const bool touching = rows_touch(k);
   const Index gap = touching ? line_of<S> : k.stride;
   constexpr bool woven = Decode::woven<P>;
   static_assert(!woven || R == 4);
@@ -245,10 +258,17 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
         LIMPID_UNROLL(8)
         for (int r = 0; r < R; ++r) {
           const V one = P::pin(P::in_quads(key[r] + c));
-          if (!woven && r % steps == 0 && first == 0) Decode::prefetch<P>(soon + r / steps * gap, ahead);
+          if (!woven && r % steps == 0 && first == 0) {
+            if constexpr (are_listed<Rows>)
+              Decode::prefetch<P>(k, j + c / 4 % steps * (R / steps) + r / steps, c / line_of<S> * line_of<S>, soon,
+                                  ahead);
+            else
+              Decode::prefetch<P>(soon + r / steps * gap, ahead);
+          }
           LIMPID_UNROLL(4)
           for (int v = 0; v < Q; ++v) sums[v * R + r] = P::fma(one, query[v], sums[v * R + r]);
         }
+        if constexpr (are_listed<Rows>) continue;
         soon = !touching && (c + 4) % line_of<S> == 0 ? k.row(j) + c + 4 : soon + R / steps * gap;
       }
       LIMPID_UNROLL(4)
@@ -266,10 +286,10 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, View<typename P
 /// Scores in quads become weights: exp(score - top). Tops and sums are brought up to date, alpha is what the old ones
 /// and the output are worth now. Memory is not to wait meanwhile: the first rows of x, so many, are asked for, so far
 /// ahead and in the order of in_strands, one for eight keys.
-template <class P, int W>
+template <class P, int W, class Rows>
 LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
-                                  typename P::Scalar* sum, typename P::Scalar* alpha, View<typename P::Scalar> x,
-                                  Index first, Index ahead) {
+                                  typename P::Scalar* sum, typename P::Scalar* alpha, Rows x, Index first,
+                                  Index ahead) {
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr int all = 4 * W, Q = all / P::lanes;
@@ -296,8 +316,8 @@ LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename
   }
   for (Index j = 0; j < keys; j += 4) {
     if (j % 8 == 0 && j / 8 < first) {
-      const S* row = x.row(Decode::in_strands<P>(j / 8, x.rows / 4));
-      for (Index c = 0; c < x.cols; c += line_of<S>) Decode::prefetch<P>(row + c, ahead);
+      const Index place = Decode::in_strands<P>(j / 8, x.rows / 4);
+      for (Index c = 0; c < x.cols; c += line_of<S>) Decode::prefetch<P>(x, place, c, x.row(place), ahead);
     }
     S* p = tile + j * W;
     LIMPID_UNROLL(16)
@@ -315,13 +335,13 @@ LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename
   }
 }
 
-/// C vectors of columns of quad_values' sum for N of W queries, with so many rows of `x_row`, of which four lie so far
+/// C vectors of columns of quad_values' sum for N of W queries, with so many rows from `x` on, of which four lie so far
 /// apart, and in strands the next four behind them. Of four rows the ones from First to Last are prefetched ahead, or
 /// their lines come together.
-template <class P, int W, int N, int C, int First, int Last>
-LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename P::Scalar* x_row, Index stride,
-                                Index apart, Index rows, Index ahead, const typename P::Scalar* alpha,
-                                typename P::Scalar* out, Index out_stride) {
+template <class P, int W, int N, int C, int First, int Last, class Place>
+LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, Place x, Index stride, Index apart, Index rows,
+                                Index ahead, const typename P::Scalar* alpha, typename P::Scalar* out,
+                                Index out_stride) {
   using V = typename P::V;
   V acc[N][C];
   LIMPID_UNROLL(8)
@@ -331,6 +351,7 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
   }
   const auto one = [&](const typename P::Scalar* w, bool prefetched) {
     V row[C];
+    const auto* x_row = x.row();
     if (Decode::woven<P> && prefetched) {
       LIMPID_UNROLL(4)
       for (int l = 1; l < Decode::together; ++l) P::prefetch(x_row, l * line_of<typename P::Scalar>);
@@ -339,7 +360,7 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
     for (int v = 0; v < C; ++v) {
       row[v] = P::pin(P::load(x_row + v * P::lanes));
       if (!Decode::woven<P> && prefetched && v * P::lanes % line_of<typename P::Scalar> == 0)
-        Decode::prefetch<P>(x_row + v * P::lanes, ahead);
+        Decode::prefetch<P>(x.ahead(x_row, ahead) + v * P::lanes, x.further(ahead));
     }
     LIMPID_UNROLL(8)
     for (int i = 0; i < N; ++i) {
@@ -347,13 +368,13 @@ LIMPID_INLINE void quad_columns(const typename P::Scalar* weight, const typename
       LIMPID_UNROLL(4)
       for (int v = 0; v < C; ++v) acc[i][v] = P::fma(p, row[v], acc[i][v]);
     }
-    x_row += apart;
+    x.move(apart);
   };
   Index j = 0;
   for (; j + 4 <= rows; j += 4, weight += 4 * W) {
     LIMPID_UNROLL(4)
     for (int r = 0; r < 4; ++r) one(weight + r, First <= r && r <= Last);
-    if (Decode::woven<P>) x_row += stride - 4 * apart;
+    if (Decode::woven<P>) x.move(stride - 4 * apart);
   }
   for (; j < rows; ++j, ++weight) one(weight, !Decode::woven<P>);
   LIMPID_UNROLL(8)
@@ -375,17 +396,17 @@ struct QuadPass {
 /// out_i = out_i * alpha_i + sum_j weight_ij x_j for W queries, 4 or 8, the weights in quads. Of eight first six, then
 /// the two that are left, while the rows are near; both ask for rows ahead, evenly over the time. In strands the rows
 /// are apart and stride from each other in turn, and nothing is asked for ahead.
-template <class P, int W>
-LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typename P::Scalar> x,
-                                 const typename P::Scalar* alpha, MutView<typename P::Scalar> out, Index apart,
-                                 Index ahead) {
+template <class P, int W, class Rows>
+LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, Rows x, const typename P::Scalar* alpha,
+                                 MutView<typename P::Scalar> out, Index apart, Index ahead) {
   using S = typename P::Scalar;
   constexpr int N = QuadPass<P, W>::queries, wide = QuadPass<P, W>::vectors;
   const auto some = [&](auto queries, auto vectors, Index c) {
     constexpr int count = decltype(queries)::value, C = decltype(vectors)::value, i = count == N ? 0 : N;
     const auto rows = [&](auto first, auto last) {
       quad_columns<P, W, count, C, decltype(first)::value, decltype(last)::value>(
-          weights + 4 * i, x.row(0) + c, x.stride, apart, x.rows, ahead, alpha + i, out.row(i) + c, out.stride);
+          weights + 4 * i, place_of(x.block(0, c, x.rows, x.cols)), x.stride, apart, x.rows, ahead, alpha + i,
+          out.row(i) + c, out.stride);
     };
     using std::integral_constant;
     if constexpr (!Decode::woven<P>)
@@ -405,15 +426,17 @@ LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, View<typenam
   if constexpr (N < W) columns(std::integral_constant<int, W - N>(), std::integral_constant<int, 4>());
 }
 
-/// Keys [begin, end): running maximum, sum and unnormalised output of every query. q: the queries, made up to `whole`.
-template <class P, class Mods>
+/// Keys [begin, end): running maximum, sum and unnormalised output of every query. q: the queries, made up to `whole`;
+/// k and x: the rows of these keys.
+template <class P, class Mods, class Rows>
 class DecodeChunk {
  public:
   using S = typename P::Scalar;
   using V = typename P::V;
 
-  DecodeChunk(const Scores<S, Mods>& scores, View<S> q, View<S> x, S* top, S* sum, MutView<S> out, Arena& arena)
-      : scores_(scores), q_(q), x_(x), top_(top), sum_(sum), out_(out) {
+  DecodeChunk(const Scores<S, Mods>& scores, View<S> q, const Rows& k, const Rows& x, S* top, S* sum, MutView<S> out,
+              Arena& arena)
+      : scores_(scores), q_(q), k_(k), x_(x), top_(top), sum_(sum), out_(out) {
     tile_ = arena.take<S>(q.rows * ld);
     bias_ = arena.take<S>(ld);
     if (q.rows <= 2) return;
@@ -433,7 +456,7 @@ class DecodeChunk {
       const Tile<S> t{q_.rows <= 2 ? tile_ : rows_, ld, 0, scores_.n(), k0, std::min(most, end - k0)};
       scores_.key_bias(0, k0, t.nk, bias_);
       clear(bias_ + t.nk, ld - t.nk);
-      const View<S> keys = scores_.k.block(k0, 0, t.nk, q_.cols), values = x_.block(k0, 0, t.nk, x_.cols);
+      const Rows keys = k_.block(k0 - begin, 0, t.nk, q_.cols), values = x_.block(k0 - begin, 0, t.nk, x_.cols);
       if (q_.rows == 1) {
         by_rows<1>(t, keys, values);
       } else if (q_.rows == 2) {
@@ -461,14 +484,14 @@ class DecodeChunk {
   }
 
   template <int W>
-  void by_quads(const Tile<S>& t, View<S> keys, View<S> values) {
+  void by_quads(const Tile<S>& t, const Rows& keys, const Rows& values) {
     const Index whole = (t.nk + 3) / 4 * 4, strand = woven ? t.nk / 4 : 0;
     const S* bias = bias_;  // the same for all where nothing modifies
     if (ordered_ != nullptr) {
       for (Index j = 0; j < whole; ++j) ordered_[j] = bias_[Decode::in_strands<P>(j, strand)];
       bias = ordered_;
     }
-    quad_dots<P, W>(packed_, keys, bias, scale(), Decode::ahead(scores_.k, q_.rows), tile_);
+    quad_dots<P, W>(packed_, keys, bias, scale(), Decode::ahead(k_, q_.rows), tile_);
     if (modified()) {
       const auto each_four = [&](auto f) {
         for (Index i = 0; i < W; ++i)
@@ -490,8 +513,7 @@ class DecodeChunk {
       quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values, t.nk / 8, 0);
       constexpr Index step = Decode::near / 4;
       const auto rows = [&](Index from, Index first, Index count, Index apart) {
-        quad_values<P, W>(tile_ + W * from, {values.row(first), count, values.cols, values.stride}, alpha, out_, apart,
-                          0);
+        quad_values<P, W>(tile_ + W * from, values.block(first, 0, count, values.cols), alpha, out_, apart, 0);
         std::fill_n(alpha, W, S(1));
       };
       for (Index j = 0; j < strand; j += step) rows(4 * j, j, 4 * std::min(step, strand - j), strand * values.stride);
@@ -503,7 +525,7 @@ class DecodeChunk {
       quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values, spared, ahead);
       const Index step = spared == 0 && QuadPass<P, W>::is_all(x_.cols) ? t.nk : Decode::near;
       for (Index j = 0; j < t.nk; j += step) {
-        const View<S> near = values.block(j, 0, std::min(step, t.nk - j), values.cols);
+        const Rows near = values.block(j, 0, std::min(step, t.nk - j), values.cols);
         quad_values<P, W>(tile_ + W * j, near, alpha, out_, values.stride,
                           j + spared < t.nk ? ahead + spared * values.stride : 0);
         std::fill_n(alpha, W, S(1));
@@ -512,10 +534,10 @@ class DecodeChunk {
   }
 
   template <int N>
-  void by_rows(const Tile<S>& t, View<S> keys, View<S> values) {
+  void by_rows(const Tile<S>& t, const Rows& keys, const Rows& values) {
     const Index whole = padded<P>(t.nk);
     const V scale = P::set(this->scale());
-    decode_dots<P, N>(q_, keys, Decode::ahead(scores_.k, q_.rows), tile_);
+    decode_dots<P, N>(q_, keys, Decode::ahead(k_, q_.rows), tile_);
     for (Index i = 0; i < N; ++i)
       for (Index j = 0; j < whole; j += P::lanes) {
         S* p = tile_ + i * ld + j;
@@ -548,7 +570,8 @@ class DecodeChunk {
   }
 
   const Scores<S, Mods>& scores_;
-  View<S> q_, x_;
+  View<S> q_;
+  Rows k_, x_;
   S *top_, *sum_;
   MutView<S> out_;
   S *tile_, *bias_, *packed_ = nullptr, *rows_ = nullptr, *ordered_ = nullptr;
@@ -575,9 +598,12 @@ class DecodeParts {
     }
   }
 
-  void run_chunk(Index c, Index begin, Index end, Arena& arena) const {
-    DecodeChunk<P, Mods>(map_.scores, View<S>(q_), map_.x, top_.row(c), sum_.row(c),
-                         parts_.block(c * rows_, 0, rows_, map_.x.cols), arena)
+  /// The keys' rows: `source` makes them.
+  template <class Source>
+  void run_chunk(Index c, Index begin, Index end, const Source& source, Arena& arena) const {
+    const auto [k, x] = source(map_.scores.k, map_.x, begin, end, arena);
+    DecodeChunk<P, Mods, std::remove_const_t<decltype(k)>>(map_.scores, View<S>(q_), k, x, top_.row(c), sum_.row(c),
+                                                           parts_.block(c * rows_, 0, rows_, map_.x.cols), arena)
         .run(begin, end);
   }
 
@@ -612,8 +638,17 @@ class DecodeParts {
   MutView<S> parts_, top_, sum_, q_;
 };
 
-template <class P, std::size_t M, class Mods>
-void smooth_decode(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
+/// Whether a `smooth` of these maps is a decode.
+template <class P, class Maps>
+bool decodes(const Maps& maps) {
+  const auto& scores = maps[0].scores;
+  return !scores.by_pair() && !scores.mixed(0, scores.n()) &&
+         Decode::fits<P>(scores.n(), scores.m(), scores.q.cols, maps[0].x.cols);
+}
+
+template <class P, std::size_t M, class Mods, class Source>
+void smooth_decode(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps,
+                   const Source& source) {
   const auto& scores = maps[0].scores;
   const Interval seen = scores.key_range(0, scores.n());
   const Index chunks = (seen.end - seen.begin + Decode::chunk - 1) / Decode::chunk;
@@ -621,7 +656,7 @@ void smooth_decode(const Context& context, const std::array<SmoothMap<typename P
       each_map(maps, [&](const auto& map) { return DecodeParts<P, Mods>(context.arena(), map, chunks); });
   context.run(chunks, [&](Index c, Arena& own) {
     const Index begin = seen.begin + c * Decode::chunk;
-    for (const auto& part : parts) part.run_chunk(c, begin, std::min(seen.end, begin + Decode::chunk), own);
+    for (const auto& part : parts) part.run_chunk(c, begin, std::min(seen.end, begin + Decode::chunk), source, own);
   });
   for (const auto& part : parts) part.merge();
 }

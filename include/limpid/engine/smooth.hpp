@@ -414,13 +414,12 @@ void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar
   const auto guards =
       each_map(maps, [&](auto& map) { return Guard<P, Mods>(context, {&map.scores}, {.right = &map.x}); });
   const bool listed = are_gathered<Mods> && maps[0].scores.listed;
-  const bool few = are_normalised<Mods> && !listed && !maps[0].scores.by_pair() && !maps[0].scores.mixed(0, n) &&
-                   Decode::fits<P>(n, maps[0].scores.m(), maps[0].scores.q.cols, maps[0].x.cols);
+  const bool few = are_normalised<Mods> && !listed && decodes<P>(maps);
   auto tiled = maps;
   bool wanted = !few;
   if constexpr (P::lanes > 1 && are_normalised<Mods>)
     if (few) {
-      smooth_decode<P>(context, maps);
+      smooth_decode<P>(context, maps, InOneArray());
       for (auto& map : tiled) {  // the log-sum-exp is summed as later sweeps sum; out is what it is without
         map.x = map.x.block(0, 0, map.x.rows, 0);
         wanted = wanted || map.lse.given();
@@ -488,8 +487,38 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
 }
 
 template <class P, bool Online, std::size_t M, class Mods>
+void smooth_any(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps);
+
+/// Of keys and values in pages: a decode reads them where they lie, if nothing else has to; else they are copied side
+/// by side.
+template <class P, bool Online, std::size_t M, class Mods>
+void smooth_in_pages(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
+  using Plain = typename P::Plain;
+  const KeyPages& pages = *context.pages();
+  ArenaScope scope(context.arena());
+  if constexpr (Plain::lanes > 1 && M == 1 && are_normalised<Mods> && !Mods::gathers) {
+    auto& [scores, x, out, known, lse] = maps[0];
+    scores.settle(context.arena());
+    if (!lse.given() && decodes<Plain>(maps) &&
+        (!scores.can_mask() || (pages_are_finite<Plain>(context, pages, pages.k_stride, scores.k) &&
+                                pages_are_finite<Plain>(context, pages, pages.v_stride, x) &&
+                                (!Mods::per_pair || all_finite<Plain>(context, scores.q)))))
+      return smooth_decode<Plain>(context, maps, RowsOfPages{pages});
+  }
+  View<typename P::Scalar> values = maps[0].x;
+  for (auto& map : maps) {
+    map.scores.k = copied_pages(context, pages, pages.k_stride, map.scores.k);
+    map.x =
+        &map != &maps[0] && map.x.data == values.data ? maps[0].x : copied_pages(context, pages, pages.v_stride, map.x);
+  }
+  smooth_any<Plain, Online, M, Mods>(context, maps);
+}
+
+template <class P, bool Online, std::size_t M, class Mods>
 void smooth_any(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
-  if constexpr (Mods::gathers)
+  if constexpr (in_pages<P>)
+    smooth_in_pages<P, Online, M, Mods>(context, maps);
+  else if constexpr (Mods::gathers)
     smooth_gathered<P, Online, M, Mods>(context, maps);
   else
     smooth_rows<P, Online, M, Mods>(context, maps);

@@ -74,6 +74,11 @@ struct DecodeBlocks {
   /// How far ahead is prefetched. Where there is much to do for a row the machine no longer looks far enough ahead by
   /// itself: 12 KiB of rows, or 8 KiB where bandwidth is high and queries are fewer than eight.
   static constexpr Index prefetch_bytes(Index queries) { return high_bandwidth && queries < 8 ? 8 * 1024 : 12 * 1024; }
+  /// Rows at most that one is asked for ahead of its use, while weights are made too.
+  template <class S>
+  static constexpr Index rows_ahead(Index cols) {
+    return prefetch_bytes(8) / static_cast<Index>(sizeof(S)) / cols + 2 * block / 8;
+  }
 };
 
 // Block sizes matter little (3 %); these keep a block of scores in L1.

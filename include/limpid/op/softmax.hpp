@@ -20,6 +20,7 @@ inline namespace LIMPID_ABI {
 template <class Score>
 struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
   using OverScores<Score>::score;
+  static constexpr bool reads_pages = requires { requires Score::keys_as_given; };
   template <class T>
   using Args = typename Score::template Args<T>;
 

@@ -50,6 +50,7 @@ template <class Mods>
 struct DotScore {
   Mods mods;
   std::optional<double> scale = default_scale;
+  static constexpr bool keys_as_given = true;  // nothing but sweeps reads k
 
   template <class T>
   using Args = QKV<T>;
