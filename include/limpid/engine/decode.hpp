@@ -98,6 +98,11 @@ LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, Rows k, Index ahead
       };
       LIMPID_UNROLL(16)
       for (int r = 0; r < G; ++r) key[r] = k.row(place(r));
+      const S* soon[G];
+      if constexpr (are_listed<Rows>) {
+        LIMPID_UNROLL(16)
+        for (int r = 0; r < G; ++r) soon[r] = k.row(place(r) + ahead);
+      }
       V part[N * G];
       LIMPID_UNROLL(16)
       for (int s = 0; s < N * G; ++s) part[s] = P::set(S(0));
@@ -108,12 +113,10 @@ LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, Rows k, Index ahead
         LIMPID_UNROLL(4)
         for (int r = 0; r < G; ++r) {
           const V one = P::pin(P::load(key[r] + c));
-          if (!woven && Decode::prefetches_keys<P>(N)) {
-            if (touching)  // in the order of memory
-              Decode::prefetch<P>(key[0] + c * G + r * P::lanes, ahead);
-            else
-              Decode::prefetch<P>(k, place(r), c, key[r], ahead);
-          }
+          if constexpr (are_listed<Rows>)
+            Decode::prefetch<P>(soon[r] + c, 0);
+          else if (!woven && Decode::prefetches_keys<P>(N))  // in the order of memory where rows touch
+            Decode::prefetch<P>(touching ? key[0] + c * G + r * P::lanes : key[r] + c, ahead);
           LIMPID_UNROLL(4)
           for (int i = 0; i < N; ++i) part[i * G + r] = P::fma(one, query[i], part[i * G + r]);
         }
@@ -163,7 +166,8 @@ LIMPID_NOINLINE void decode_values(const typename P::Scalar* tile, Rows x, const
     for (Index j = begin; j < end; ++j) {
       LIMPID_UNROLL(4)
       for (int r = 0; r < decltype(sides)::value; ++r) {
-        const S* x_row = x.row(j + r * apart) + c;
+        const S *x_row = x.row(j + r * apart) + c, *soon = x_row;
+        if constexpr (are_listed<Rows>) soon = x.row(j + r * apart + ahead) + c;
         if constexpr (decltype(asks)::value) {
           LIMPID_UNROLL(4)
           for (Index l = C * P::lanes; l < Decode::together * line_of<S>; l += line_of<S>) P::prefetch(x_row, l);
@@ -172,8 +176,10 @@ LIMPID_NOINLINE void decode_values(const typename P::Scalar* tile, Rows x, const
         LIMPID_UNROLL(8)
         for (int v = 0; v < C; ++v) {
           row[v] = P::pin(P::load(x_row + v * P::lanes));
-          if (!woven && Decode::prefetches_values<P>)
-            Decode::prefetch<P>(x, j + r * apart, are_listed<Rows> ? c + v * P::lanes : v * P::lanes, x_row, ahead);
+          if constexpr (are_listed<Rows>)
+            Decode::prefetch<P>(soon + v * P::lanes, 0);
+          else if (!woven && Decode::prefetches_values<P>)
+            Decode::prefetch<P>(x_row + v * P::lanes, ahead);
         }
         LIMPID_UNROLL(4)
         for (int i = 0; i < N; ++i) {
