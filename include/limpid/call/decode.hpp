@@ -2,6 +2,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
 #include "../engine/pages.hpp"
 #include "forward.hpp"
 
