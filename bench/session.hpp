@@ -83,13 +83,15 @@ struct Section {
   std::function<void(Session&)> rows;
 };
 
-/// Sections of the build for the machine at hand: those of plain attention, those that go over all operators, and those
-/// of levels of optimisation.
+/// Sections of the build for the machine at hand: those of plain attention, those of masks that keep few pairs, those
+/// that go over all operators, and those of levels of optimisation.
 std::vector<Section> attention_sections();
+std::vector<Section> local_sections();
 std::vector<Section> operator_sections();
 std::vector<Section> level_sections();
 
 /// Peak memory of one call, for a process of its own.
 int memory_child(const std::string& direction, Index n, int threads);
+int image_memory_child(Index side, int threads);
 
 }  // namespace bench

@@ -75,7 +75,7 @@ int measure(Session& s, const std::string& part, const std::string& only, const 
 #if LIMPID_BENCH_NATIVE
   if (part == "native") {
     sections = attention_sections();
-    for (auto* more : {&operator_sections, &level_sections})
+    for (auto* more : {&local_sections, &operator_sections, &level_sections})
       for (Section& section : (*more)()) sections.push_back(std::move(section));
   }
 #endif
@@ -152,7 +152,7 @@ int main(int argc, char** argv) {
   t->add_option("files", inputs, "files written by measure")->required();
 
   auto* c = app.add_subcommand("memory", "peak memory of one call, run by measure in a process of its own");
-  c->add_option("--direction", direction)->check(CLI::IsMember({"forward", "backward"}));
+  c->add_option("--direction", direction)->check(CLI::IsMember({"forward", "backward", "image"}));
   c->add_option("--size", size);
   c->add_option("--threads", threads);
 
@@ -161,7 +161,7 @@ int main(int argc, char** argv) {
   if (m->parsed()) return measure(session, part, only, output);
   if (t->parsed()) return table(inputs);
 #if LIMPID_BENCH_NATIVE
-  return memory_child(direction, size, threads);
+  return direction == "image" ? image_memory_child(size, threads) : memory_child(direction, size, threads);
 #else
   return 1;
 #endif

@@ -5,12 +5,8 @@
 #include <cstdlib>
 #include <map>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
-#include "allocation.hpp"
 #include "decoding.hpp"
+#include "memory.hpp"
 #include "session.hpp"
 
 namespace bench {
@@ -279,22 +275,10 @@ void error_rows(Session& s) {
 
 void memory_rows(Session& s) {
   const std::map<std::string, Bound> bounds = {{"backward", {36, 29}}, {"forward", {8.5, 1}}};
-  for (const char* direction : {"forward", "backward"}) {
-    std::vector<double> resident, heap;
-    for (int i = 0; i < 3; ++i) {
-      std::FILE* child =
-          popen((s.self + " memory --direction " + direction + " --size 16384 --threads 2 2>/dev/null").c_str(), "r");
-      double r = none, h = none;
-      if (child && std::fscanf(child, "%lf %lf", &r, &h) == 2) resident.push_back(r), heap.push_back(h);
-      if (child) pclose(child);
-    }
-    const Bound b = bounds.at(direction);
-    Figure f{median(resident), quantile(resident, 0), quantile(resident, 1)};
-    s.add("Memory beyond inputs and output, n = 16384, two threads",
-          std::string(direction) +
-              (direction == std::string("backward") ? " with forward, saved state and gradients" : ""),
-          f, Better::smaller, b.must, b.aim, "heap alone " + short_number(median(heap)) + " MiB", "MiB resident");
-  }
+  for (const std::string direction : {"forward", "backward"})
+    memory_row(s, "Memory beyond inputs and output, n = 16384, two threads",
+               direction + (direction == "backward" ? " with forward, saved state and gradients" : ""),
+               "--direction " + direction + " --size 16384 --threads 2", bounds.at(direction));
 }
 
 // ---- compile time ----
@@ -352,16 +336,7 @@ int memory_child(const std::string& direction, Index n, int threads) {
   }
   const auto p = make_problem<float>(1, n, 64, false);
   Matrix<float> out = Matrix<float>::Zero(n, 64);
-#if defined(__GLIBC__)
-  malloc_trim(0);
-#endif
-  reset_peak_resident();
-  reset_peak_live();
-  const std::uint64_t resident = process_status("VmRSS"), heap = live_bytes();
-  run(p, backward, out);
-  const double peak = static_cast<double>(process_status("VmHWM")) - static_cast<double>(resident);
-  std::printf("%.6f %.6f\n", peak / mib, static_cast<double>(peak_live_bytes() - heap) / mib);
-  return 0;
+  return print_memory_of([&] { run(p, backward, out); });
 }
 
 std::vector<Section> attention_sections() {

@@ -3,52 +3,24 @@
 #pragma once
 
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <limpid/io/image.hpp>
 #include <limpid/io/npy.hpp>
 #include <string>
 #include <vector>
 
+#include "../bench/peers/photographs.hpp"
+
 namespace peers {
 
-/// A word as the shell takes it for itself.
-inline std::string quoted(const std::string& word) {
-  std::string out = "'";
-  for (char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return out + "'";
+/// How the script is called; empty where no Python has any of its filters.
+inline const std::string& command() {
+  static const std::string call = command(LIMPID_EXAMPLES "/../bench/peers/photographs.py");
+  return call;
 }
 
-/// The lines that a command prints; none where it fails.
-inline std::vector<std::string> lines_of(const std::string& command) {
-  std::vector<std::string> lines;
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return lines;
-  char buffer[256];
-  while (std::fgets(buffer, sizeof buffer, pipe) != nullptr) {
-    lines.emplace_back(buffer);
-    while (!lines.back().empty() && lines.back().back() == '\n') lines.back().pop_back();
-  }
-  if (pclose(pipe) != 0) lines.clear();
-  return lines;
-}
-
-/// How the script is called: by a Python that has any of them. Empty where there is none.
-inline std::string command() {
-  for (const char* python : {"python3", "/usr/bin/python3"}) {
-    const std::string call = std::string(python) + " " + quoted(LIMPID_EXAMPLES "/../bench/peers/photographs.py");
-    if (!lines_of(call + " --names 2>/dev/null").empty()) return call;
-  }
-  return "";
-}
-
-/// The filters there are, by name; one line on stderr says what is not installed.
-inline std::vector<std::string> names() {
-  const std::string call = command();
-  if (!call.empty()) return lines_of(call + " --names");
-  std::fprintf(stderr, "scikit-image, OpenCV: not installed, left out\n");
-  return {};
-}
+/// The filters there are, by name.
+inline std::vector<std::string> names() { return names(command()); }
 
 struct Result {
   std::string name;

@@ -1,7 +1,10 @@
-# limpid: non-local means of scikit-image and OpenCV on the pictures of examples/denoise, called by it where Python has them.
+# limpid: non-local means of scikit-image and OpenCV on photographs, called by examples/denoise and by the bench where Python has
+# them.
 # SPDX-License-Identifier: MIT
 # photographs.py --names prints the filters there are, one a line; photographs.py FOLDER reads clean.npy and noisy.npy (range
-# 1) and about.npy (sigma, side of the patches, of the window), and prints a line a filter: name|PSNR SSIM seconds. One thread.
+# 1) and about.npy (sigma, side of the patches, of the window), and prints a line a filter: name|PSNR SSIM seconds;
+# photographs.py --seconds NAME PICTURE SIGMA SIDE WINDOW CALLS adds noise to a grey picture and prints the seconds that so many
+# calls of one filter take, after one that is not timed where there are several. One thread.
 import os
 import sys
 import time
@@ -12,6 +15,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 filters, missing = {}, []
 try:
     import numpy as np
+    import skimage.io
     from skimage.metrics import structural_similarity
     from skimage.restoration import denoise_nl_means
 
@@ -36,6 +40,20 @@ if sys.argv[1] == "--names":
     if missing:
         print(", ".join(missing) + ": not installed, left out", file=sys.stderr)
     sys.exit(0 if filters else 1)
+
+if sys.argv[1] == "--seconds":
+    name, picture, sigma, side, window, calls = sys.argv[2:]
+    clean = cv2.imread(picture, cv2.IMREAD_GRAYSCALE) if "cv2" in globals() else skimage.io.imread(picture, as_gray=True)
+    clean = clean / 255.0 if clean.dtype == np.uint8 else clean
+    noisy = clean + float(sigma) * np.random.default_rng(1).standard_normal(clean.shape)
+    arguments = noisy, float(sigma), int(side), int(window)
+    if int(calls) > 1:
+        filters[name](*arguments)
+    start = time.perf_counter()
+    for _ in range(int(calls)):
+        filters[name](*arguments)
+    print(time.perf_counter() - start)
+    sys.exit(0)
 
 folder = sys.argv[1]
 clean, noisy = (np.load(f"{folder}/{name}.npy").astype(np.float64) for name in ("clean", "noisy"))
