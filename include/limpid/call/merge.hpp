@@ -57,8 +57,8 @@ void merge(Out&& out, L&& lse, MoreOut&& more_out, MoreL&& more_lse) {
         continue;
       }
       const S top = b > a ? b : a;
-      // 1 where it is the top one, which may be infinity, of which a second one makes NaN
-      const S w = a == top && b != top ? S(1) : exp(a - top), more_w = b == top && a != top ? S(1) : exp(b - top);
+      // 1 where it is infinity, of which a second one makes NaN
+      const S w = exp(a - top), more_w = b == top && a != top ? S(1) : exp(b - top);
       const S sum = w + more_w;
       if (more_w == S(0)) continue;
       if (w == S(0))
