@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -16,7 +17,7 @@
 
 namespace bench {
 
-inline constexpr double none = std::nan("");
+inline constexpr double none = std::numeric_limits<double>::quiet_NaN();
 inline constexpr double mib = 1024.0 * 1024.0;
 
 /// What the sections have in common.

@@ -153,7 +153,7 @@ void packed_rows(Session& s) {
   auto singles = std::make_shared<Singles>();
   for (auto* x : {&singles->out, &singles->dq, &singles->dk, &singles->dv}) *x = Matrix<float>::Zero(cu.back(), d);
   singles->saved.resize(std::size_t(count));
-  const auto forward = [&cu, &p, singles, count](bool save) {
+  const auto forward = [&cu, &p, singles](bool save) {
     for (std::size_t i = 0; i < std::size_t(count); ++i) {
       const auto rows = [&](const Matrix<float>& x) { return x.middleRows(cu[i], cu[i + 1] - cu[i]); };
       limpid::forward(limpid::softmax(), limpid::qkv(rows(p.q), rows(p.k), rows(p.v)),
@@ -161,7 +161,7 @@ void packed_rows(Session& s) {
                       {.saved = save ? &singles->saved[i] : nullptr, .workspace = &singles->workspace});
     }
   };
-  const auto backward = [&cu, &p, singles, count, forward] {
+  const auto backward = [&cu, &p, singles, forward] {
     if (!singles->ready) forward(true);
     singles->ready = true;
     for (std::size_t i = 0; i < std::size_t(count); ++i) {
