@@ -18,7 +18,7 @@
 #define LIMPID_TEST_SWEEPS(EXTERN, S, P)                                                                           \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Rescale<P>)                                                     \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Accumulate<P>)                                                  \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, StoreOrAdd<P>)                                                      \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, StoreOrAdd<P>)                                                  \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, StoreInside<P>)                                                 \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddDifference, Accumulate<P>)                                               \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddDifference, Accumulate<P>)                                            \
