@@ -181,7 +181,9 @@ void decode_with(const Op& op, const Inputs<Op, S>& in, const Pages<S>& pages, M
 /// out = op(in) for a few queries of every item over keys and values that lie in pages: the same to the last bit as
 /// forward over each item's keys in one array, masks, biases and positions as there with m the item's own number of
 /// keys. in has everything but k and v; what stands beside keys (pk of nlm) is the same for all items, a row for each
-/// key of the longest. call as forward's, but saved, as there is no backward pass. Throws ShapeError, before anything is
+/// key of the longest. call as forward's, but saved, as there is no backward pass. Softmax of dot products, masked or
+/// not, reads pages where they lie when queries are few and neither lse nor map is asked for; all else works on a copy
+/// of one head's keys and values, O(m (d + dv)) memory a worker. Throws ShapeError, before anything is
 /// written, as forward does, and where k or v is given, a number of a page is not one of the pool's, an item has more
 /// keys than its row of the table has room for, or pools, table and lengths do not fit each other.
 template <class Op, class Out>
