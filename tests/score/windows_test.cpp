@@ -1,0 +1,125 @@
+// limpid: windows where keys are read, and added to, where they lie: beside a dense mask, for any number of workers.
+// SPDX-License-Identifier: MIT
+#include "support/catch.hpp"
+
+#include <limpid/exec/thread_pool.hpp>
+#include <limpid/op/differential.hpp>
+#include <limpid/op/sigmoid.hpp>
+#include <limpid/op/softmax.hpp>
+#include <limpid/score/local.hpp>
+#include <limpid/score/positions.hpp>
+#include <limpid/score/sink.hpp>
+
+#include "support/distance.hpp"
+
+using limpid::At;
+using limpid::Index;
+using limpid::Mat;
+
+namespace {
+
+template <class S>
+Mat<S> numbers(Index rows, Index cols, int kind) {
+  Mat<S> x(rows, cols);
+  for (Index i = 0; i < x.size(); ++i) x.data()[i] = S(std::sin(kind + 0.7 * double(i) + 0.01 * double(i * i % 977)));
+  return x;
+}
+
+template <class S>
+struct Results {
+  Mat<S> out, dq, dk, dv;
+};
+struct Shape {
+  Index n, heads, d, dv, maps = 1;
+};
+
+/// forward, and backward with gradients that are there already added to, or not.
+template <class S, class Op>
+Results<S> run(const Op& op, const Shape& s, bool accumulate, limpid::ExecutorRef executor = {}) {
+  const Index width = s.heads * s.d * s.maps, values = s.heads * s.dv;
+  const Mat<S> q = numbers<S>(s.n, width, 1), k = numbers<S>(s.n, width, 2), v = numbers<S>(s.n, values, 3),
+               dout = numbers<S>(s.n, values, 4);
+  Results<S> r{Mat<S>(s.n, values), Mat<S>::Ones(s.n, width), Mat<S>::Ones(s.n, width), Mat<S>::Ones(s.n, values)};
+  limpid::Saved<Op, S> saved;
+  limpid::forward(op, limpid::qkv(q, k, v), r.out, {.heads = s.heads, .saved = &saved, .executor = executor});
+  limpid::backward(op, limpid::qkv(q, k, v), saved, dout, limpid::grads(r.dq, r.dk, r.dv),
+                   {.accumulate = accumulate, .executor = executor});
+  return r;
+}
+
+/// make(mask) is an operator.
+template <class S, class Window, class Make>
+void as_dense(const Window& window, const Shape& s, double most, Make make) {
+  const auto dense = limpid::mask([window](const At& a) { return limpid::detail::mask_keeps(window, a); });
+  limpid::ThreadPool pool(3);
+  for (const bool accumulate : {false, true}) {
+    CAPTURE(s.n, s.heads, s.d, s.dv, accumulate);
+    const Results<S> found = run<S>(make(window), s, accumulate), wanted = run<S>(make(dense), s, accumulate),
+                     by_three = run<S>(make(window), s, accumulate, pool);
+    for (const auto field : {&Results<S>::out, &Results<S>::dq, &Results<S>::dk, &Results<S>::dv}) {
+      const Mat<S>&a = found.*field, &b = wanted.*field;
+      CHECK(double((a - b).cwiseAbs().maxCoeff()) <= most * (1 + double(b.cwiseAbs().maxCoeff())));
+      CHECK(a == by_three.*field);
+    }
+  }
+}
+
+/// Drops key 70.
+struct WithoutKey : limpid::Modifier {
+  static constexpr bool per_key = true;
+  template <class S>
+  S key_bias(const At& a, Index) const {
+    return a.k == 70 ? -std::numeric_limits<S>::infinity() : S(0);
+  }
+  template <class S>
+  S value(S s, const At& a) const {
+    return s + key_bias<S>(a, 0);
+  }
+  bool adds() const { return true; }
+};
+
+const auto window = limpid::neighbourhood({13, 11}, {5, 7});
+constexpr auto plain = [](const auto& mask) { return limpid::softmax(mask); };
+
+}  // namespace
+
+// Rows of whole vectors are added to at once by one worker, others and those of several workers wait for their turn.
+TEMPLATE_TEST_CASE("A window gives what a dense mask gives, with the same bits for any number of workers.", "", float,
+                   double) {
+  const double most = 20 * double(std::numeric_limits<TestType>::epsilon());
+  for (const Index heads : {1, 2})
+    for (const Index d : {16, 10, 40}) as_dense<TestType>(window, {143, heads, d, d == 40 ? 20 : d}, most, plain);
+}
+
+TEST_CASE("Heads that are brought side by side for a window are the same heads.") {
+  as_dense<double>(limpid::neighbourhood({31, 33}, {3, 5}), {31 * 33, 3, 16, 16}, 1e-14, plain);
+}
+
+TEST_CASE("So does a window of two maps, of weights without a sum, beside other masks, biases and what drops a key.") {
+  as_dense<double>(window, {143, 2, 16, 16, 2}, 1e-14, [](const auto& mask) { return limpid::differential(mask); });
+  as_dense<double>(window, {143, 2, 16, 8}, 1e-14, [](const auto& mask) { return limpid::sigmoid(mask); });
+  as_dense<double>(window & limpid::causal(), {143, 2, 16, 16}, 1e-14,
+                   [](const auto& mask) { return limpid::softmax(limpid::chain(mask, WithoutKey())); });
+  const Mat<double> slopes = Mat<double>::Constant(1, 2, 0.25);
+  as_dense<double>(window, {143, 2, 16, 16}, 1e-14,
+                   [&](const auto& mask) { return limpid::softmax(limpid::chain(mask, limpid::alibi(slopes))); });
+}
+
+TEST_CASE("A sink gets its gradient where a window is beside it.") {
+  const Mat<double> logits = Mat<double>::Constant(1, 2, 0.5);
+  const auto gradient = [&](const auto& mask) {
+    Mat<double> d = Mat<double>::Zero(1, 2);
+    run<double>(limpid::softmax(limpid::chain(mask, limpid::sink(logits, d))), {143, 2, 16, 16}, false);
+    return d;
+  };
+  const Mat<double> found = gradient(window),
+                    wanted = gradient(limpid::mask([](const At&a) { return window.keep(a); }));
+  CHECK(double((found - wanted).cwiseAbs().maxCoeff()) <= 1e-13 * (1 + double(wanted.cwiseAbs().maxCoeff())));
+  CHECK(wanted.norm() > 0.1);
+}
+
+TEST_CASE("Packed sequences and windows with global tokens, which have keys beyond one block.") {
+  const std::vector<Index> offsets{0, 0, 300, 301, 343};
+  as_dense<double>(limpid::packed(offsets), {343, 2, 16, 16}, 1e-14, plain);
+  as_dense<double>(limpid::neighbourhood({17, 19}, {3, 3}, {.global = 3}), {326, 1, 16, 16}, 1e-14, plain);
+}
