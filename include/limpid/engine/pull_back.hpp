@@ -516,7 +516,11 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
                 (!plan.dv.given() || all_finite<P>(context, plan.x));
   for (const auto& map : plan.maps)
     finite = finite && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
-  if (pulls_listed(plan, finite)) return pull_listed<P>(context, blocks, plan, order);
+  if (pulls_listed(plan, finite)) {
+    pull_listed<P>(context, blocks, plan, order);
+    if constexpr (Mods::sinks) add_sink_gradients(plan, collected);
+    return;
+  }
   for_gathered<P>(context, blocks, first, [&](const auto& block, Index number, Arena& arena) {
     const auto of_keys = [&](MutView<S> v) { return v.given() ? arena.matrix<S>(block.keys(), v.cols) : MutView<S>(); };
     BackwardPlan<S, Gathered<Mods>, M> own;
