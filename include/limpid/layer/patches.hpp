@@ -191,11 +191,13 @@ void fold_patches(const ImagePatches& p, X&& patches, Y&& image, const LayerCall
     if (call.accumulate) sum = context.arena().matrix<S>(y.rows, y.cols);
     detail::scatter_patches<S>(context, p, x, sum, false);
     detail::for_rows(context, y.rows, [&](Index first, Index last) {
-      for (Index i = first; i < last; ++i)
+      for (Index i = first; i < last; ++i) {
+        const Index row = i / p.cols, col = i % p.cols;
         for (Index c = 0; c < y.cols; ++c) {
-          const S mean = sum(i, c) / S(double(down[i / p.cols] * across[i % p.cols]));
+          const S mean = sum(i, c) / S(double(down[row] * across[col]));
           y(i, c) = call.accumulate ? S(y(i, c) + mean) : mean;
         }
+      }
     });
   });
 }
