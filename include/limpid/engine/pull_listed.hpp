@@ -186,20 +186,20 @@ class PullListed {
   }
 
   void add_keys(Index k0, Index nk) {
-    const RowList keys{list_ + k0, 0};
+    const Index* list = list_ + k0;
     for (int t = 0; t < M; ++t) make_weights(plan_.maps[t], t, k0, nk);
     StoreLaneGradients<P, M, WeightOf<Mods>> store;
     store.ld = width, store.function = plan_.maps[0].scores.weight;
     for (int t = 0; t < M; ++t) store.weights[t] = weights_[t], store.ds[t] = ds_[t], store.delta[t] = delta_[t];
     const View<S>& right = plan_.right;
-    product<P, Transposed::none>(nk, vectors_, right.cols, right.data, RowList{keys.list, right.stride}, left_t_, width,
+    product<P, Transposed::none>(nk, vectors_, right.cols, right.data, RowList{list, right.stride}, left_t_, width,
                                  store);
     for (int t = 0; t < M; ++t) {
       const auto& map = plan_.maps[t];
       const View<S>& k = map.scores.k;
       if (map.dk.given()) dk_[t].add(list_, k0, nk, nq_, ds_[t], width, q_[t], q_stride_[t]);
       if (map.dq.given())
-        product<P, Transposed::a>(k.cols, vectors_, nk, k.data, RowList{keys.list, k.stride}, ds_[t], width,
+        product<P, Transposed::a>(k.cols, vectors_, nk, k.data, RowList{list, k.stride}, ds_[t], width,
                                   Accumulate<P>{dqt_[t], width});
     }
     if (plan_.dv.given()) dv_.add(list_, k0, nk, nq_, weights_[0], width, x_, x_stride_);
