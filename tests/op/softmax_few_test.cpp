@@ -123,3 +123,15 @@ TEMPLATE_TEST_CASE("One entry that is not finite is seen wherever it stands", ""
           }
     }
 }
+
+TEST_CASE("One query over many keys without columns, or values without, is no decode and gives what is left.") {
+  const Index m = 400;
+  for (const auto& [d, dv] : {std::pair<Index, Index>{64, 0}, {0, 64}}) {
+    const limpid::Mat<float> q = limpid::Mat<float>::Ones(1, d), k = limpid::Mat<float>::Ones(m, d),
+                             v = limpid::Mat<float>::Ones(m, dv);
+    limpid::Mat<float> out(1, dv), lse;
+    limpid::forward(limpid::softmax(), limpid::qkv(q, k, v), out, {.lse = &lse});
+    CHECK(std::isfinite(lse(0, 0)));
+    for (Index c = 0; c < dv; ++c) CHECK(std::abs(out(0, c) - 1) <= 1e-6f);
+  }
+}

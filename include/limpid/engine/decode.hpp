@@ -45,8 +45,8 @@ struct Decode : DecodeBlocks {
   /// Whether this path serves: whole vectors of features, and enough keys for it to matter.
   template <class P>
   static bool fits(Index n, Index m, Index d, Index dv) {
-    return P::lanes > 1 && n <= most_queries(P::quads) && n > 0 && m >= fewest_keys && d % P::lanes == 0 &&
-           dv % P::lanes == 0;
+    return P::lanes > 1 && n <= most_queries(P::quads) && n > 0 && m >= fewest_keys && d > 0 && d % P::lanes == 0 &&
+           dv > 0 && dv % P::lanes == 0;
   }
   /// Numbers from a row to what is asked for with it. Where bandwidth is not high, vectors of a line leave the machine
   /// time to look far enough for one query, and for the values of two.
