@@ -3,9 +3,9 @@
 //
 // A call is run task by task on one thread, each timed. From what was recorded, an event by event simulation of the
 // rule of core/tasks.hpp says when so many workers would have finished: a worker begins heads in order, runs its own
-// loops first, helps the first open loop when it has nothing, and waits where parts of tasks keep an order. Serial parts
-// and waking are in it; caches and memory shared by workers are not. Where the machine has the cores the real time is
-// printed beside it.
+// loops first, helps the first open loop when it has nothing, and waits where parts of tasks keep an order. Serial
+// parts and waking are in it; caches and memory shared by workers are not. Where the machine has the cores the real
+// time is printed beside it.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <limpid/exec/thread_pool.hpp>

@@ -1,5 +1,5 @@
-// limpid: the targets of masks that keep few of many pairs: images, windows, packed sequences, block masks; and of those
-// that could keep few and keep all
+// limpid: the targets of masks that keep few of many pairs: images, windows, packed sequences, block masks; and of
+// those that could keep few and keep all.
 // SPDX-License-Identifier: MIT
 #include <array>
 #include <limpid/layer/patches.hpp>

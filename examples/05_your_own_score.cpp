@@ -1,4 +1,5 @@
-// limpid: example 5. A score function and a mask of your own, as lambdas and as structs, and the check of the derivative.
+// limpid: example 5. A score function and a mask of your own, as lambdas and as structs, and the check of the
+// derivative.
 // SPDX-License-Identifier: MIT
 #include <cmath>
 #include <cstdio>

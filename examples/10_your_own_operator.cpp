@@ -1,4 +1,5 @@
-// limpid: example 10. An operator of your own, outside of the library: unsharp masking, the blur being softmax attention,
+// limpid: example 10. An operator of your own, outside of the library: unsharp masking, the blur being softmax
+// attention,
 //     out = V + c (V - A V) = E V,   dA = -c dout V^T,   dV = (1 + c) dout - c A^T dout.
 // What each member is given and who adds to what is told in limpid/call/interface.hpp.
 // SPDX-License-Identifier: MIT

@@ -336,8 +336,8 @@ auto second_pass(const Scene& s, Keep& keep, const Ways& first, const SecondPass
   return Averaging<PixelMap>{pixel_map(s, score), map_inputs<PixelMap>(patch, h), grid};
 }
 
-/// The rows of the table, in order; a further operator is one more entry. The few numbers were chosen once, by mean PSNR
-/// over sigma 15, 25 and 50, on coffee.png and chelsea.png, neither of which the table reports.
+/// The rows of the table, in order; a further operator is one more entry. The few numbers were chosen once, by mean
+/// PSNR over sigma 15, 25 and 50, on coffee.png and chelsea.png, neither of which the table reports.
 std::vector<Filter> filters() {
   using limpid::BoostingScheme;
   const auto boosting = [](BoostingScheme scheme, Index steps) {
@@ -414,41 +414,6 @@ Image cut(const Image& image, Index row, Index col, Index rows, Index cols) {
   return out;
 }
 
-/// Mean structural similarity of the channels.
-double similarity(const Image& x, const Image& y) {
-  double sum = 0;
-  for (Index c = 0; c < x.channels(); ++c) {
-    Image a(x.rows, x.cols, 1), b = a;
-    a.pixels = x.pixels.col(c), b.pixels = y.pixels.col(c);
-    sum += ssim(a, b);
-  }
-  return sum / static_cast<double>(x.channels());
-}
-
-struct Score {
-  double psnr = 0, ssim = 0;
-  std::vector<double> seconds;
-  void add(const Image& image, const Image& clean, double s) {
-    psnr += ::psnr(image, clean), ssim += similarity(image, clean), seconds.push_back(s);
-  }
-  double median_seconds() {
-    std::nth_element(seconds.begin(), seconds.begin() + std::ssize(seconds) / 2, seconds.end());
-    return seconds[seconds.size() / 2];
-  }
-};
-
-std::string text(const char* format, double value) {
-  char buffer[64];
-  std::snprintf(buffer, sizeof buffer, format, value);
-  return buffer;
-}
-
-/// A weight of a map, short.
-std::string weight_text(float w) {
-  const float size = std::abs(w);
-  return w == 0 ? "0" : text(size >= 0.01f ? "%.3f" : size >= 0.0001f ? "%.4f" : "%.0e", static_cast<double>(w));
-}
-
 /// Says on stderr what is going on and how long it will take: one line that changes on a terminal, a line for every
 /// change of what is said in a log.
 class Progress {
@@ -492,7 +457,8 @@ class Progress {
 /// Signed weights over the image: blue or red, the more the larger; at 0 the image is left as it is.
 limpid::io::Rgb tint(float t) { return limpid::io::diverging(t < 0 ? -1.0f : 1.0f); }
 
-/// Where one pixel looks: a row of every map over the noisy picture. A part of it is enough, as large as a filter reaches.
+/// Where one pixel looks: a row of every map over the noisy picture. A part of it is enough, as large as a filter
+/// reaches.
 std::vector<limpid::io::Tile> map_tiles(const Scene& whole, const std::vector<Filter>& all,
                                         const std::vector<Image>& cleaned, const std::vector<Index>& pixel) {
   const Settings& s = whole.settings;

@@ -244,30 +244,6 @@ std::vector<Filter> filters() {
   };
 }
 
-struct Score {
-  double psnr = 0, ssim = 0;
-  std::vector<double> seconds;
-  void add(const Image& image, const Image& clean, double s) {
-    psnr += ::psnr(image, clean), ssim += ::ssim(image, clean), seconds.push_back(s);
-  }
-  double median_seconds() {
-    std::nth_element(seconds.begin(), seconds.begin() + std::ssize(seconds) / 2, seconds.end());
-    return seconds[seconds.size() / 2];
-  }
-};
-
-std::string text(const char* format, double value) {
-  char buffer[64];
-  std::snprintf(buffer, sizeof buffer, format, value);
-  return buffer;
-}
-
-/// A weight of a map, short.
-std::string weight_text(float w) {
-  const float size = std::abs(w);
-  return w == 0 ? "0" : text(size >= 0.01f ? "%.3f" : size >= 0.0001f ? "%.4f" : "%.0e", static_cast<double>(w));
-}
-
 /// Says on stderr what is going on: one line that changes on a terminal, a line each in a log.
 void progress(const std::string& what) {
   static const bool terminal = isatty(2) != 0;

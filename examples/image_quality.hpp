@@ -1,10 +1,11 @@
-// limpid: what the examples on images need besides attention: reading, noise, patches, a mark, PSNR and SSIM.
+// limpid: what the examples on images need besides attention: reading, noise, patches, a mark, PSNR, SSIM and scores.
 // SPDX-License-Identifier: MIT
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <limpid/io/idx.hpp>
 #include <limpid/io/image.hpp>
 #include <random>
@@ -156,4 +157,40 @@ inline double ssim(const limpid::io::Image& x, const limpid::io::Image& y) {
     total += (2 * a * b + c1) * (2 * cov + c2) / ((a * a + b * b + c1) * (vx + vy + c2));
   }
   return total / static_cast<double>(mx.size());
+}
+
+/// Mean structural similarity of the channels.
+inline double similarity(const limpid::io::Image& x, const limpid::io::Image& y) {
+  double sum = 0;
+  for (limpid::Index c = 0; c < x.channels(); ++c) {
+    limpid::io::Image a(x.rows, x.cols, 1), b = a;
+    a.pixels = x.pixels.col(c), b.pixels = y.pixels.col(c);
+    sum += ssim(a, b);
+  }
+  return sum / static_cast<double>(x.channels());
+}
+
+/// What a filter reached on several images, summed.
+struct Score {
+  double psnr = 0, ssim = 0;
+  std::vector<double> seconds;
+  void add(const limpid::io::Image& image, const limpid::io::Image& clean, double s) {
+    psnr += ::psnr(image, clean), ssim += similarity(image, clean), seconds.push_back(s);
+  }
+  double median_seconds() {
+    std::nth_element(seconds.begin(), seconds.begin() + std::ssize(seconds) / 2, seconds.end());
+    return seconds[seconds.size() / 2];
+  }
+};
+
+inline std::string text(const char* format, double value) {
+  char buffer[64];
+  std::snprintf(buffer, sizeof buffer, format, value);
+  return buffer;
+}
+
+/// A weight of a map, short.
+inline std::string weight_text(float w) {
+  const float size = std::abs(w);
+  return w == 0 ? "0" : text(size >= 0.01f ? "%.3f" : size >= 0.0001f ? "%.4f" : "%.0e", static_cast<double>(w));
 }

@@ -41,7 +41,8 @@ struct AskedAmount {
   S operator()(const At& a) const { return mods->add ? S(mods->add(a)) : S(0); }
 };
 
-/// Score -> score / sqrt(1 + (score / cap)^2), which like cap tanh(score / cap) never exceeds the cap, and asks no library.
+/// Score -> score / sqrt(1 + (score / cap)^2), which like cap tanh(score / cap) never exceeds the cap, and asks no
+/// library.
 template <class S>
 struct AskedCap {
   const Modifiers<S>* mods;

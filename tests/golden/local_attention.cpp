@@ -1,4 +1,4 @@
-// limpid: golden cases of local and ragged attention: neighbourhoods, packed sequences, documents, lengths, blocks, sinks.
+// limpid: golden cases of attention to few pairs: neighbourhoods, packed sequences, documents, lengths, blocks, sinks.
 // SPDX-License-Identifier: MIT
 #include "heads.hpp"
 #include "plain.hpp"

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limpid/check/subspace_data.hpp>
 #include <limpid/layer/aot.hpp>
+#include <limpid/layer/crate.hpp>
 
 #include "layer_gradient.hpp"
 #include "support/distance.hpp"
@@ -26,7 +27,44 @@ AotArgs<M> parameters(std::uint64_t seed) {
   return p;
 }
 
+/// The gradient of a bias that is not given is that of one of zeros.
+template <class Args, class Layer>
+void check_absent_bias(const Layer& layer, Args p, M Args::*bias) {
+  typename Layer::template Saved<double> saved;
+  const M dout = random(10, 6, 51);
+  M out(10, 6), absent;
+  (p.*bias).resize(0, 0);
+  for (const bool given : {false, true}) {
+    if (given) p.*bias = M::Zero(1, 6);
+    layer.forward(p, out, {.batch = 2, .saved = &saved});
+    Args g;
+    g.*bias = M::Constant(1, 6, 7);
+    layer.backward(p, saved, dout, g);
+    if (!given) absent = g.*bias;
+    CHECK((g.*bias - absent).norm() == 0);
+  }
+  CHECK(absent.norm() > 0);
+}
+
 }  // namespace
+
+TEST_CASE("A bias that is not given has the gradient of one that is 0: aot, mssa and crate") {
+  AotArgs<M> p = parameters(1);
+  p.x = random(10, 6, 30);
+  check_absent_bias(aot(mssa(), {.heads = 2}), p, &AotArgs<M>::bo);
+  limpid::MssaLayerArgs<M> free{p.x, p.u, p.wo, p.bo}, tied{p.x, p.u, {}, {}};
+  check_absent_bias(limpid::mssa_layer(mssa(), 2), free, &limpid::MssaLayerArgs<M>::bo);
+  check_absent_bias(limpid::mssa_layer(mssa(), 2), tied, &limpid::MssaLayerArgs<M>::bo);
+  limpid::CrateArgs<M> block;
+  block.x = p.x, block.u = p.u, block.dictionary = random(6, 6, 36);
+  check_absent_bias(limpid::crate(mssa(), {.heads = 2}), block, &limpid::CrateArgs<M>::bo);
+  p.u.resize(0, 0);
+  p.wq = random(6, 6, 31), p.wk = random(6, 6, 32), p.wv = random(6, 6, 33), p.wo = random(6, 6, 34);
+  const auto multi = aot(limpid::softmax(), {.heads = 2});
+  check_absent_bias(multi, p, &AotArgs<M>::bq);
+  check_absent_bias(multi, p, &AotArgs<M>::bv);
+  check_absent_bias(multi, p, &AotArgs<M>::bo);
+}
 
 TEST_CASE(
     "aot layer: central differences agree, MSSA and multi-head, with and "

@@ -91,8 +91,8 @@ M numbers(Index rows, Index cols, double kind, Index first_row = 0, Index first_
   return x;
 }
 
-/// All that an operator can be asked: forward, looks inside of the last head, backward. first_q, first_k: of a call with
-/// a part of the rows.
+/// All that an operator can be asked: forward, looks inside of the last head, backward. first_q, first_k: of a call
+/// with a part of the rows.
 template <class Entry, class Op>
 Results run(const Op& op, const suite::Sizes& s, suite::Fields<double> fields, limpid::ExecutorRef executor = {},
             Index first_q = 0, Index first_k = 0) {

@@ -33,7 +33,7 @@
 //     entropy(pass, in, keep, out)            optional: of every row, in nats, where rows are distributions
 //     complete_lse(context, head, at, lse)    optional: adds to a log-sum-exp that is shown what forward left out;
 //                                             without it that of `score`, if there is one
-//     reads_pages                             optional, true where nothing but `smooth`, once, reads k and v: then decode
+//     reads_pages                             optional, true where only `smooth`, once, reads k and v: then decode
 //                                             does not copy them
 //     score, inner                            optional fields: its family of scores, or the operator it goes round,
 //                                             whose checks(field) are asked. The library's operators have one of them.
@@ -49,7 +49,7 @@
 //                                             of dS over queries; `direct` where these are the user's own arrays
 //     finish(in, prepared, targets, grad, accumulate)   from there to the gradients of its own inputs
 //     complete_lse(arena, in, at, lse)        optional: adds to a log-sum-exp what its scores leave out of whole rows
-//     keys_as_given                           optional, true where scores hold k as it is given and nothing else reads it
+//     keys_as_given                           optional, true where scores hold k as given and nothing else reads it
 //     checks(field)                           optional: whether `check` looks at this parameter's numbers itself, so
 //                                             that they need not be finite
 //

@@ -16,10 +16,10 @@ inline namespace LIMPID_ABI {
 ///
 ///     lse' = log(exp lse + exp more_lse),   out' = exp(lse - lse') out + exp(more_lse - lse') more_out
 ///
-/// out and more_out (B n) x (H dv) as forward writes them, lse and more_lse (B H) x n as Call::lse. For out = A V of one
-/// softmax: softmax, nlm, bilateral. A sink is counted in one of the parts. Minus infinity is a part without keys, whose
-/// out is not looked at: the other one stays as it is to the last bit; of two the result is 0. Plus infinity, as of a
-/// sink, is all that counts; two of them, or NaN, make NaN. Error: a log-sum-exp has an ulp of its size, so 2 eps
+/// out and more_out (B n) x (H dv) as forward writes them, lse and more_lse (B H) x n as Call::lse. For out = A V of
+/// one softmax: softmax, nlm, bilateral. A sink is counted in one of the parts. Minus infinity is a part without keys,
+/// whose out is not looked at: the other one stays as it is to the last bit; of two the result is 0. Plus infinity, as
+/// of a sink, is all that counts; two of them, or NaN, make NaN. Error: a log-sum-exp has an ulp of its size, so 2 eps
 /// (1 + |lse|) of the largest value (tests/call/merge_test.cpp). Throws ShapeError, before anything is written, where
 /// shapes differ or do not fit each other, or out or lse shares memory with another array.
 template <class Out, class L, class MoreOut, class MoreL>

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 
 #include "matrix.hpp"
@@ -29,6 +30,13 @@ struct At {
 struct Interval {
   Index begin = 0, end = 0;
 };
+inline Interval common(const Interval& a, const Interval& b) {
+  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+}
+/// The least that has both.
+inline Interval around(const Interval& a, const Interval& b) {
+  return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+}
 
 /// What a mask does to a whole block of pairs.
 enum class Cover { none, some, all };

@@ -44,8 +44,8 @@ struct alignas(64) Order {
   std::atomic<Index> next{0};
 };
 
-/// Tasks 0 to count - 1, handed out in ascending order to whoever asks. No type of a task is in it: a sweep's loops cost
-/// its user's compiler one function each.
+/// Tasks 0 to count - 1, handed out in ascending order to whoever asks. No type of a task is in it: a sweep's loops
+/// cost its user's compiler one function each.
 class Loop {
  public:
   /// Runs tasks of a loop that is handed out for as long as there are some: what loop_body makes of a task.
@@ -200,8 +200,8 @@ class TaskTree {
     if (stopped_) throw Stopped();
   }
 
-  /// Tasks of the first loop that has some; false if there is none. Workers begin to look apart from each other, so that
-  /// all that are free do not help one head.
+  /// Tasks of the first loop that has some; false if there is none. Workers begin to look apart from each other, so
+  /// that all that are free do not help one head.
   bool help(int me) {
     for (int p = 0; p < workers_; ++p) {
       const int other = static_cast<int>((5LL * me + p) % workers_);

@@ -40,9 +40,9 @@ struct SweepArrays {
   View<S>* x = nullptr;      ///< a row for each query: of out = A^T x
 };
 
-/// What is not finite has to show in all that counts it, and in nothing else: 0 * NaN would show what a masked key, or a
-/// query that keeps no key, holds, and NaN - inf is no masked score. Where a pair can be masked, what a sweep reads is
-/// looked through; if something is not finite, the sweep works on copies with zeros in its place, and `poison` then
+/// What is not finite has to show in all that counts it, and in nothing else: 0 * NaN would show what a masked key, or
+/// a query that keeps no key, holds, and NaN - inf is no masked score. Where a pair can be masked, what a sweep reads
+/// is looked through; if something is not finite, the sweep works on copies with zeros in its place, and `poison` then
 /// writes NaN where it would have come. A query that is not finite and keeps a key, or a key that is kept, spoils a
 /// row's weights and all that is made of them; an entry of another array the sums that it is part of, its column alone.
 /// Queries are looked through in a backward pass, whose dK is made of them, or where a score function may mask.

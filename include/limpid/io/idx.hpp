@@ -107,8 +107,8 @@ class Unpacked {
 
 /// Reads an IDX file of unsigned bytes, gzip or plain: [images, rows, cols] or [labels]. count >= 0 reads no more than
 /// that many entries of the first axis and looks no further; a file read whole, as for any count below 0, must end with
-/// its last entry. Throws FormatError naming the path, also where the shape needs more than limit bytes or more than the
-/// file can hold.
+/// its last entry. Throws FormatError naming the path, also where the shape needs more than limit bytes or more than
+/// the file can hold.
 inline Tensor read_idx(const std::string& path, Index count = -1, std::size_t limit = std::size_t(1) << 30) {
   detail::Unpacked file(path);
   unsigned char head[4];

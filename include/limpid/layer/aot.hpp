@@ -119,7 +119,7 @@ struct Aot {
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, "aot layer");
     check<S>("aot layer", in, dout, "dout", 1);
-    detail::check_gradients("aot layer", in, grad);
+    detail::check_gradients("aot layer", with_biases<S>(in), grad);
     check_saved<S>("aot layer", in, saved);
     detail::refuse_gradient_overlaps("aot layer", op, in, dout, grad);
     const detail::LayerScope scope(call);
@@ -193,6 +193,14 @@ struct Aot {
       detail::raise(std::string(layer) + ": the attention's result has " + detail::text_of(width) +
                     " columns, wanted " + detail::text_of(in.x.cols) + " as x has");
     detail::check_like_x(layer, out_name, out, in.x);
+  }
+  /// With the shapes of biases that are not given.
+  template <class S>
+  Args<S> with_biases(Args<S> in) const {
+    const auto like = attention().template with_biases<S>(detail::attention_args<View<S>, Op>(in, in.x));
+    in.bo = like.bo;
+    if constexpr (!detail::is_mssa<Op>) in.bq = like.bq, in.bk = like.bk, in.bv = like.bv;
+    return in;
   }
   /// That saved was filled by a forward call of such inputs.
   template <class S>
@@ -301,7 +309,7 @@ struct AotStack {
     for (std::size_t l = 0; l < depth; ++l) {
       const AotArgs<View<S>> in = of_layer(x, layers[l]);
       const AotArgs<MutView<S>> grad = of_layer(MutView<S>(), gradients[l]);
-      detail::check_gradients(LayerName(l).text, in, grad);
+      detail::check_gradients(LayerName(l).text, layer.template with_biases<S>(in), grad);
       layer.template check_saved<S>(LayerName(l).text, in, saved.layers[l]);
     }
     const auto written = [&](auto&& f) {

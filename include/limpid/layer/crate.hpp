@@ -267,7 +267,9 @@ struct Crate {
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, "crate block");
     check<S>(in, dout, "dout", 1);
-    detail::check_gradients("crate block", in, grad);
+    Args<S> like = in;
+    like.bo = detail::or_zero(in.bo, in.x.cols);
+    detail::check_gradients("crate block", like, grad);
     detail::refuse_gradient_overlaps("crate block", op, in, dout, grad);
     compress().template check_saved<S>("crate block", first<View<S>>(in, in.x), saved.compress);
     ista.check_saved<S>("crate block", second<View<S>>(in, in.x), saved.sparsify);

@@ -89,8 +89,8 @@ struct TwoMapLayer {
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, "layer");
     check<S>(in, dout, "dout", 1);
-    Args<S> like = in;  // a bias that is not given is 0, and may have a gradient
-    like.gate_b = View<S>(nullptr, in.gate_w.given() ? 1 : 0, in.gate_w.cols, in.gate_w.cols);
+    Args<S> like = in;
+    like.gate_b = detail::or_zero(in.gate_b, in.gate_w.cols);
     detail::check_gradients("layer", like, grad);
     detail::refuse_gradient_overlaps("layer", op, in, dout, grad);
     detail::check_kept("layer", "q", saved.q, in.x.rows, in.wq.cols);

@@ -96,6 +96,12 @@ void check_projection(const char* layer, const char* name, View<S> w, View<S> x,
           text_of(heads) + " heads");
 }
 
+/// A bias that is not given is 0, and may have a gradient: the shape of that.
+template <class S>
+View<S> or_zero(View<S> bias, Index cols) {
+  return bias.given() ? bias : View<S>(nullptr, cols > 0 ? 1 : 0, cols, cols);
+}
+
 /// Gradients as large as what they are of.
 template <class Args, class Grads>
 void check_gradients(const char* layer, const Args& in, const Grads& grad) {

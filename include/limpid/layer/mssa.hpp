@@ -94,7 +94,7 @@ struct MssaLayer {
     const View<S> dout(std::forward<Dout>(dout_)), o(saved.o);
     check<S>(name, in, 1);
     detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
-    detail::check_gradients(name, in, grad);
+    detail::check_gradients(name, with_biases<S>(in), grad);
     check_saved<S>(name, in, saved);
     detail::refuse_gradient_overlaps(name, op, in, dout, grad);
     const detail::LayerScope scope(call);
@@ -135,6 +135,12 @@ struct MssaLayer {
       detail::check_reads(layer, "wo", in.wo.rows, in.wo.cols, in.u.cols, "the heads' output has columns");
     detail::check_bias<S>(layer, "bo", in.bo, out_width<S>(in));
     detail::check_rows(layer, in);
+  }
+  /// With the shape of a bias that is not given.
+  template <class S>
+  Args<S> with_biases(Args<S> in) const {
+    in.bo = detail::or_zero(in.bo, out_width<S>(in));
+    return in;
   }
   /// That saved was filled by a forward call of such inputs.
   template <class S>

@@ -104,11 +104,7 @@ struct MultiHead {
     const detail::SavedTurn saved_turn(&saved, false, name);
     check<S>(name, in, 1);
     detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
-    Args<S> like = in;  // a bias that is not given is 0, and may have a gradient
-    for (const auto& [b, w] : {std::pair{&like.bq, in.wq}, std::pair{&like.bk, in.wk}, std::pair{&like.bv, in.wv},
-                               std::pair{&like.bo, in.wo}})
-      if (w.given()) *b = View<S>(nullptr, 1, w.cols, w.cols);
-    detail::check_gradients(name, like, grad);
+    detail::check_gradients(name, with_biases<S>(in), grad);
     check_saved<S>(name, in, saved);
     detail::refuse_gradient_overlaps(name, op, in, dout, grad);
     const detail::LayerScope scope(call);
@@ -160,6 +156,13 @@ struct MultiHead {
       detail::check_reads(layer, "wo", in.wo.rows, in.wo.cols, head_width<S>(in), "the heads' output has columns");
     detail::check_bias<S>(layer, "bo", in.bo, in.wo.cols);
     detail::check_rows(layer, in);
+  }
+  /// With the shapes of biases that are not given.
+  template <class S>
+  static Args<S> with_biases(Args<S> in) {
+    in.bq = detail::or_zero(in.bq, in.wq.cols), in.bk = detail::or_zero(in.bk, in.wk.cols);
+    in.bv = detail::or_zero(in.bv, in.wv.cols), in.bo = detail::or_zero(in.bo, in.wo.cols);
+    return in;
   }
   /// That saved was filled by a forward call of such inputs.
   template <class S>

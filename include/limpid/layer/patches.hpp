@@ -1,4 +1,4 @@
-// limpid: the patches of an image as tokens, and back: the gradient of the image, and the mean of what lies over a pixel.
+// limpid: patches of an image as tokens, and back: the gradient of the image, the mean of what lies over a pixel.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -7,9 +7,9 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What a patch has beyond the border. mirror: the image mirrored there, the outermost pixel not repeated, so c b | a b c
-/// (a side of one pixel repeats it); edge: the outermost pixel, a a | a b c; zero: zeros; none: nothing, as patches lie
-/// within the image.
+/// What a patch has beyond the border. mirror: the image mirrored there, the outermost pixel not repeated, so
+/// c b | a b c (a side of one pixel repeats it); edge: the outermost pixel, a a | a b c; zero: zeros; none: nothing, as
+/// patches lie within the image.
 enum class PatchBorder { mirror, edge, zero, none };
 
 /// An image of rows x cols pixels and its square patches of patch x patch. With a border, patch (i, j) has pixel (i
@@ -120,9 +120,9 @@ void scatter_patches(const Context& context, const ImagePatches& p, View<S> patc
 }  // namespace detail
 
 /// The patches of an image, one a row: image (rows cols) x C, a pixel a row as tokens are, C from 1 to 4; out tokens x
-/// (C patch^2), of every channel its patch row by row, one channel after the other, as the weights of a convolution lie.
-/// Throws ShapeError for an image without pixels, a patch or stride out of range, patches without a border that do not
-/// cover the image, arrays of other shapes and an out that shares memory with the image.
+/// (C patch^2), of every channel its patch row by row, one channel after the other, as the weights of a convolution
+/// lie. Throws ShapeError for an image without pixels, a patch or stride out of range, patches without a border that do
+/// not cover the image, arrays of other shapes and an out that shares memory with the image.
 template <class X, class Y>
 void patches(const ImagePatches& p, X&& image, Y&& out, const LayerCall& call = {}) {
   using S = detail::ScalarOf<Y>;
@@ -162,8 +162,8 @@ void patches_backward(const ImagePatches& p, Dy&& dout, Dx&& dimage, const Layer
 }
 
 /// An image from patches that overlap: every pixel the mean of what they have of it, so that fold_patches after
-/// patches() gives the image back. call.accumulate adds to what is there. Throws ShapeError as patches does, and where a
-/// pixel lies in no patch.
+/// patches() gives the image back. call.accumulate adds to what is there. Throws ShapeError as patches does, and where
+/// a pixel lies in no patch.
 template <class X, class Y>
 void fold_patches(const ImagePatches& p, X&& patches, Y&& image, const LayerCall& call = {}) {
   using S = detail::ScalarOf<Y>;

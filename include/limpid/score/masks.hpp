@@ -129,11 +129,6 @@ struct TwoIntervals : TwoMasks<A, B> {
   Interval range(const At& first, const At& last) const {
     return common(range_of(this->a, first, last), range_of(this->b, first, last));
   }
-
- private:
-  static Interval common(const Interval& x, const Interval& y) {
-    return {std::max(x.begin, y.begin), std::min(x.end, y.end)};
-  }
 };
 
 template <class A, class B>

@@ -154,15 +154,14 @@ inline constexpr bool has_row_constant<M> =
 
 namespace detail {
 
-/// Every key that some query from `first` to `last` may see: of a mask that moves one way what its ends say; one that is
-/// made of several has a range of its own, as they may move apart.
+/// Every key that some query from `first` to `last` may see: of a mask that moves one way what its ends say; one that
+/// is made of several has a range of its own, as they may move apart.
 template <class M>
 Interval range_of(const M& m, const At& first, const At& last) {
   if constexpr (requires { m.range(first, last); }) {
     return m.range(first, last);
   } else {
-    const Interval a = m.interval(first), b = m.interval(last);
-    return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+    return around(m.interval(first), m.interval(last));
   }
 }
 
@@ -220,20 +219,14 @@ struct Chain {
   Interval interval(const At& a) const {
     Interval all{0, a.m};
     each([&](const auto& m) {
-      if constexpr (std::remove_cvref_t<decltype(m)>::intervals) {
-        const Interval one = m.interval(a);
-        all = {std::max(all.begin, one.begin), std::min(all.end, one.end)};
-      }
+      if constexpr (std::remove_cvref_t<decltype(m)>::intervals) all = common(all, m.interval(a));
     });
     return all;
   }
   Interval range(const At& first, const At& last) const {
     Interval all{0, first.m};
     each([&](const auto& m) {
-      if constexpr (std::remove_cvref_t<decltype(m)>::intervals) {
-        const Interval one = detail::range_of(m, first, last);
-        all = {std::max(all.begin, one.begin), std::min(all.end, one.end)};
-      }
+      if constexpr (std::remove_cvref_t<decltype(m)>::intervals) all = common(all, detail::range_of(m, first, last));
     });
     return all;
   }
