@@ -33,6 +33,15 @@ struct GatherPlan {
   }
 };
 
+/// Whether every pair of a block is kept: then nothing is hidden from a query of it, and what is not finite shows by
+/// itself, as it does without masks (Scores::can_mask()).
+template <class S, class Mods>
+bool keeps_whole_blocks(const Scores<S, Mods>& scores) {
+  using Leading = std::remove_cvref_t<decltype(scores.mods->leading())>;
+  return Leading::whole_blocks && !Mods::irregular_besides && !Mods::intervals && !Mods::per_pair && !Mods::per_key &&
+         scores.bias == nullptr;
+}
+
 /// Rows of a list, one below the other; where they stand so already, as they are.
 template <class S>
 View<S> gathered_rows(Arena& arena, View<S> from, const Index* list, Index count) {
@@ -111,7 +120,7 @@ class GatheredBlock {
   Scores<S, Own> of(const Scores<S, Mods>& from, bool listed = false) const {
     Scores<S, Own> own;
     own.q = of_queries(from.q), own.k = listed ? from.k : of_keys(from.k);
-    own.finite = from.finite, own.listed = listed;
+    own.unguarded = from.unguarded || keeps_whole_blocks(from), own.listed = listed;
     own.scale = from.scale, own.bias = of_keys(from.bias), own.mods = from.mods, own.at = at_;
     own.weight = from.weight, own.block = &block_;
     for (std::size_t p = 0; p < from.parts.size(); ++p) own.parts[p] = of(from.parts[p]);

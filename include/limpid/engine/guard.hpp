@@ -57,7 +57,7 @@ class Guard {
     Arena& arena = context.arena();
     bool can_mask = false;
     for (Map* map : maps) map->settle(arena), can_mask = can_mask || map->can_mask();
-    if (!can_mask || map_->finite) return;
+    if (!can_mask || map_->unguarded) return;
     right_ = guarded(context, arrays.right), left_ = guarded(context, arrays.left), x_ = guarded(context, arrays.x);
     bool fine = right_.fine && left_.fine && x_.fine;
     for (std::size_t t = 0; t < M; ++t) {

@@ -512,10 +512,14 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
   }
   if (plan.dv.given() && !plan.accumulate_v) plan.dv.fill(S(0));
   if (plan.relevance.c) clear(plan.relevance.c, m);
-  bool finite = all_finite<P>(context, plan.left) && all_finite<P>(context, plan.right) &&
-                (!plan.dv.given() || all_finite<P>(context, plan.x));
-  for (const auto& map : plan.maps)
-    finite = finite && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
+  const auto same = [](View<S> a, View<S> b) { return a.data == b.data && a.cols == b.cols; };
+  bool finite = keeps_whole_blocks(first);
+  if (!finite) {
+    finite = all_finite<P>(context, plan.left) && all_finite<P>(context, plan.right) &&
+             (!plan.dv.given() || same(plan.x, plan.left) || all_finite<P>(context, plan.x));
+    for (const auto& map : plan.maps)
+      finite = finite && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
+  }
   if (pulls_listed(plan, finite)) {
     pull_listed<P>(context, blocks, plan, order);
     if constexpr (Mods::sinks) add_sink_gradients(plan, collected);
@@ -534,11 +538,10 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
           plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
           of_keys(map.dk),
           map.dbias ? arena.take<S>(block.keys()) : nullptr};
-      own.maps[t].scores.finite = finite;
+      own.maps[t].scores.unguarded = finite;
     }
     own.left = block.of_queries(plan.left), own.right = block.of_keys(plan.right);
-    const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols;
-    own.x = one_array ? own.left : block.of_queries(plan.x);
+    own.x = same(plan.x, plan.left) ? own.left : block.of_queries(plan.x);
     own.dv = of_keys(plan.dv);
     own.relevance = {block.of_queries(plan.relevance.w), plan.relevance.c ? arena.take<S>(block.keys()) : nullptr,
                      plan.relevance.part};

@@ -115,7 +115,7 @@ struct Scores {
   const Index* from = nullptr;  // for every query the key that amounts are counted from, see References; or none
   WeightOf<Mods> weight = {};
   const PairBlock<S>* block = nullptr;  // where gathered rows come from
-  bool finite = false;                  // all that a sweep reads is known to be
+  bool unguarded = false;               // all that a sweep reads is known to be finite, or no pair is masked
   bool listed = false;  // k, and what else has a row for each key, are those of the head: row j is row block->k[j]
   /// Whether anything may be added to products.
   static constexpr bool adds = Mods::per_key || are_distances<Mods>;

@@ -453,18 +453,19 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
   using S = typename P::Scalar;
   ArenaScope scope(context.arena());
   const GatherPlan<P, Mods> plan(context.arena(), maps[0].scores);
-  // What is finite needs no looking through, and keys that a panel reads once no copy.
+  // What is finite, or hidden from none, needs no looking through, and keys that a panel reads once no copy.
+  const bool whole = keeps_whole_blocks(maps[0].scores);
   bool finite = true, listed = true;
   for (const auto& map : maps) {
     const bool same_values = &map != &maps[0] && map.x.data == maps[0].x.data;
-    finite = finite && (!Mods::per_pair || all_finite<P>(context, map.scores.q)) &&
-             all_finite<P>(context, map.scores.k) && (same_values || all_finite<P>(context, map.x));
+    finite = whole || (finite && (!Mods::per_pair || all_finite<P>(context, map.scores.q)) &&
+                       all_finite<P>(context, map.scores.k) && (same_values || all_finite<P>(context, map.x)));
     listed = listed && !map.scores.near_alone();
   }
   listed = listed && finite;
   auto all = maps;
   for (auto& map : all) {
-    map.scores.finite = finite;
+    map.scores.unguarded = finite;
     if (!listed) continue;
     map.scores.k = packed_for_windows(context, map.scores.k);
     const bool same_values = &map != &all[0] && map.x.data == maps[0].x.data;

@@ -335,9 +335,12 @@ inline Neighbourhood neighbourhood(std::initializer_list<Index> grid, std::initi
 /// without keys gives zeros; one without queries is legal. (cu_seqlens of Dao et al.'s flash-attention.) cu_q and cu_k
 /// are B + 1 offsets each, from 0, that do not fall and end at the rows of q and k; ShapeError otherwise. Arrays of
 /// other modifiers, as bias() and key_bias(), have the rows and keys of the whole call. Below | and ! places are
-/// those of the whole call, but for what is joined to this mask by &.
+/// those of the whole call, but for what is joined to this mask by &. Nothing of a sequence is hidden from its queries
+/// where no other mask, bias or score function is beside, and nothing is looked through: an infinity or NaN shows in
+/// that sequence as in a call of it alone, and changes no bit of another (of distances about a middle, nlm()'s and
+/// bilateral()'s, last digits, as the middle is that of all keys that are finite).
 struct Packed : Modifier {
-  static constexpr bool is_mask = true, irregular = true, gathers = true;
+  static constexpr bool is_mask = true, irregular = true, gathers = true, whole_blocks = true;
   std::shared_ptr<const std::vector<Index>> cu_q, cu_k;
 
   bool keep(const At& a) const { return sequence_of(*cu_q, a.row()) == sequence_of(*cu_k, a.key()); }
@@ -422,10 +425,10 @@ Packed packed(const Offsets& cu) {
 
 /// Tokens of one document, those with equal ids, see each other: n ids for all items, or n one after the other for each.
 /// In any order; places that other modifiers see are those of the whole call. Sorted ids cost what packed sequences do.
-/// (He et al. 2024, FlexAttention, arXiv 2412.05496, has such masks.) ShapeError: n and m differ, or other than n or B n
-/// ids.
+/// (He et al. 2024, FlexAttention, arXiv 2412.05496, has such masks.) What is not finite shows as in packed sequences.
+/// ShapeError: n and m differ, or other than n or B n ids.
 struct Documents : Modifier {
-  static constexpr bool is_mask = true, irregular = true, gathers = true;
+  static constexpr bool is_mask = true, irregular = true, gathers = true, whole_blocks = true;
   std::shared_ptr<const std::vector<Index>> ids;
 
   bool keep(const At& a) const { return id(a, a.row()) == id(a, a.key()); }
@@ -516,9 +519,10 @@ KeyLengths key_lengths(const Lengths& lengths) {
 
 /// Blocks of bq queries and bk keys are kept where the matrix is true: ceil(n / bq) x ceil(m / bk) for all heads, or as
 /// many for each item, or for each head of each item. Empty blocks cost nothing. (Block masks: He et al. 2024, arXiv
-/// 2412.05496.) The matrix is looked at, not copied. ShapeError: another shape, or bq or bk below 1.
+/// 2412.05496.) The matrix is looked at, not copied. Without other masks beside, what is not finite shows in the blocks
+/// that keep it as without a mask, and in no other. ShapeError: another shape, or bq or bk below 1.
 struct Blocks : Modifier {
-  static constexpr bool is_mask = true, irregular = true, gathers = true;
+  static constexpr bool is_mask = true, irregular = true, gathers = true, whole_blocks = true;
   View<bool> kept;
   Index bq = 1, bk = 1;
 

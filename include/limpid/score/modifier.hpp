@@ -21,14 +21,15 @@ inline namespace LIMPID_ABI {
 /// What a modifier is unless it says otherwise. Without its flag a member is never called; check_modifier, below, has a
 /// sentence for each that is offered so, and for each flag without what it promises. check, reads and writes need none.
 struct Modifier {
-  static constexpr bool is_mask = false;    ///< keeps or drops pairs
-  static constexpr bool intervals = false;  ///< a mask of one run of keys a query, moving one way with the query
-  static constexpr bool irregular = false;  ///< a mask that must be asked pair by pair
-  static constexpr bool gathers = false;    ///< a mask that says block by block which pairs count (score/local.hpp)
-  static constexpr bool windows = false;    ///< of one that gathers: a query's keys are few and lie round it
-  static constexpr bool per_pair = false;   ///< changes a score by more than an amount per key
-  static constexpr bool per_key = false;    ///< adds an amount per key (up to a constant of the row)
-  static constexpr bool tables = false;     ///< may add entries of an array of the user's, which may be any numbers
+  static constexpr bool is_mask = false;       ///< keeps or drops pairs
+  static constexpr bool intervals = false;     ///< a mask of one run of keys a query, moving one way with the query
+  static constexpr bool irregular = false;     ///< a mask that must be asked pair by pair
+  static constexpr bool gathers = false;       ///< a mask that says block by block which pairs count (score/local.hpp)
+  static constexpr bool windows = false;       ///< of one that gathers: a query's keys are few and lie round it
+  static constexpr bool whole_blocks = false;  ///< of one that gathers: it keeps all pairs of its blocks
+  static constexpr bool per_pair = false;      ///< changes a score by more than an amount per key
+  static constexpr bool per_key = false;       ///< adds an amount per key (up to a constant of the row)
+  static constexpr bool tables = false;        ///< may add entries of an array of the user's, which may be any numbers
   static constexpr bool collects_gradient = false;  ///< may collect a gradient of its own
   static constexpr bool sinks = false;              ///< a logit without a value in every row (score/sink.hpp)
   Interval interval(const At& a) const { return {0, a.m}; }
