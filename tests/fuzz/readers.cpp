@@ -1,14 +1,15 @@
 // limpid: fuzzing the readers of files: whatever the bytes are, a result that makes sense or FormatError.
 // SPDX-License-Identifier: MIT
 //
-// The first byte chooses the reader and whether what a random file would never get right (magic numbers, lengths, check
-// sums) is put right, so that the parsers behind are reached too.
+// The first byte chooses the reader (an index of shards is one too) and whether what a random file would never get right
+// (magic numbers, lengths, check sums) is put right, so that the parsers behind are reached too.
 #include <unistd.h>
 #include <zlib.h>
 
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <limpid/io/checkpoint.hpp>
 #include <limpid/io/idx.hpp>
 #include <limpid/io/image.hpp>
 #include <limpid/io/npy.hpp>
@@ -38,6 +39,44 @@ void check(const Tensor& tensor) {
           "every entry can be read");
 }
 
+/// A file opened for its tensors one by one: each is read, or refuses itself.
+void checkpoint(const Bytes& file) {
+  const Checkpoint read(file.data(), file.size());
+  for (const std::string& name : read.names()) {
+    std::size_t entries = 1;
+    for (limpid::Index extent : read.shape(name)) entries *= static_cast<std::size_t>(extent);
+    const auto look = [&](auto&& get) {
+      try {
+        require(static_cast<std::size_t>(get()) == entries, "every entry can be read");
+      } catch (const FormatError& problem) {
+        require(problem.what()[0] != '\0', "an error says something");
+      }
+    };
+    const auto count = [](const Weights<float>& weights) {
+      const limpid::View<float> view = weights;
+      volatile float seen = 0;
+      for (limpid::Index i = 0; i < view.rows; ++i)
+        for (limpid::Index j = 0; j < view.cols; ++j) seen = view(i, j);
+      static_cast<void>(seen);
+      return view.rows * view.cols;
+    };
+    look([&] { return count(read.row<float>(name)); });
+    look([&] { return count(read.matrix<float>(name)); });
+    look([&] { return read.filter<double>(name).view().map().size(); });
+    look([&] { return read.indices(name).size(); });
+  }
+  require(read.unused().size() <= read.names().size(), "no more are unused than there are");
+}
+
+void index(const Bytes& file) {
+  const std::string name = "index";
+  const auto* text = reinterpret_cast<const char*>(file.data());
+  limpid::io::detail::ShardIndex index(name);
+  nlohmann::json::sax_parse(text, text + file.size(), &index);
+  for (const auto& entry : index.shard_of) require(entry.second < index.shards.size(), "a shard of the list");
+  for (const std::string& shard : index.shards) require(shard.find('/') == std::string::npos, "a file of the folder");
+}
+
 void safetensors(Bytes file, bool repaired) {
   if (repaired) {  // the length of the header: up to the last closing brace
     std::uint64_t length = file.size();
@@ -45,6 +84,7 @@ void safetensors(Bytes file, bool repaired) {
     const auto* first = reinterpret_cast<const std::byte*>(&length);
     file.insert(file.begin(), first, first + 8);
   }
+  checkpoint(file);
   const Safetensors read = parse_safetensors(file.data(), file.size());
   for (const auto& entry : read.tensors) check(entry.second);
   const Bytes again = serialize_safetensors(read);
@@ -119,7 +159,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   try {
     switch (data[0] & 3) {
       case 0:
-        safetensors(file, repaired);
+        (data[0] & 8) != 0 ? index(file) : safetensors(file, repaired);
         break;
       case 1:
         npy(file, repaired);

@@ -13,7 +13,7 @@ set(layer core engine score call op)
 set(explain core engine score call op layer Eigen)
 set(check core engine score call op layer explain)
 set(exec core unistd.h omp.h ${threads})
-set(io core nlohmann png.h zlib.h)
+set(io core nlohmann png.h zlib.h fcntl.h sys unistd.h)
 set(limpid.hpp core engine score call op layer explain check version.hpp)
 set(compiled.hpp limpid.hpp)
 

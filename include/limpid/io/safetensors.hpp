@@ -44,19 +44,49 @@ namespace detail {
 inline constexpr std::size_t most_header = 100'000'000;  // the format's own limit
 inline constexpr std::size_t most_metadata = std::size_t(1) << 16;
 
+/// What the header says of a tensor; the bytes stay in the file.
+struct StoredTensor {
+  std::string type;
+  std::vector<Index> shape;
+  std::size_t begin = 0, end = 0;  ///< of the data
+};
+
+/// A header that was read: what lies behind it, and where the data starts in the file.
+struct SafetensorsContents {
+  std::map<std::string, StoredTensor> tensors;
+  std::map<std::string, std::string> metadata;
+  std::size_t start = 0;
+};
+
+inline auto known_type(std::string_view text) {
+  return std::find_if(dtypes.begin(), dtypes.end(), [&](const DTypeInfo& i) { return text == i.safetensors; });
+}
+
+/// Integers that files may hold beside those of DType; they are read as indices.
+struct OtherInteger {
+  const char* type;
+  std::size_t bytes;
+};
+inline constexpr std::array<OtherInteger, 5> other_integers{
+    {{"I8", 1}, {"I16", 2}, {"U16", 2}, {"U32", 4}, {"U64", 8}}};
+
+/// Bytes of an entry, 0 for a type that is not known here.
+inline std::size_t entry_bytes(std::string_view type) {
+  if (const auto known = known_type(type); known != dtypes.end()) return known->bytes;
+  for (const OtherInteger& other : other_integers)
+    if (type == other.type) return other.bytes;
+  return 0;
+}
+
 /// What nlohmann's parser tells of a header, put straight into the file it describes: no tree is made of it, which
 /// would take thirty times its size. Throws FormatError at the first fault of the text.
 class SafetensorsHeader {
  public:
-  /// Where the bytes of a tensor lie in the data.
-  struct Place {
-    std::size_t begin, end;
-    std::map<std::string, Tensor>::iterator entry;
-  };
+  using Place = std::map<std::string, StoredTensor>::iterator;
 
-  /// room: the bytes of data.
-  SafetensorsHeader(const std::string& file, std::size_t room, Safetensors& out)
-      : file_(file), room_(room), out_(out) {}
+  /// room: the bytes of data; all_types: a tensor of any type is taken, not only of one that Tensor can hold.
+  SafetensorsHeader(const std::string& file, std::size_t room, bool all_types, SafetensorsContents& out)
+      : file_(file), room_(room), all_types_(all_types), out_(out) {}
 
   std::vector<Place> places;
 
@@ -89,10 +119,8 @@ class SafetensorsHeader {
     if (depth_ == 2 && metadata_) {
       value_->second = text;
     } else if (depth_ == 2 && field_ == "dtype") {
-      const auto known =
-          std::find_if(dtypes.begin(), dtypes.end(), [&](const DTypeInfo& i) { return text == i.safetensors; });
-      if (known == dtypes.end()) wrong_type(text);
-      entry_->second.dtype = known->type;
+      if (!all_types_ && known_type(text) == dtypes.end()) wrong_type(text);
+      entry_->second.type = text.substr(0, 40);
     } else {
       other("string", '"' + text.substr(0, 50) + '"');
     }
@@ -148,7 +176,9 @@ class SafetensorsHeader {
     for (const char* list : {"shape", "data_offsets"})
       if (std::find(fields.begin(), fields.end(), list) == fields.end()) no_list(list);
     if (offsets_.size() != 2 || offsets_[0] > offsets_[1]) outside(name_, offsets_);
-    places.push_back({static_cast<std::size_t>(offsets_[0]), static_cast<std::size_t>(offsets_[1]), entry_});
+    entry_->second.begin = static_cast<std::size_t>(offsets_[0]);
+    entry_->second.end = static_cast<std::size_t>(offsets_[1]);
+    places.push_back(entry_);
     return true;
   }
   bool start_array(std::size_t) {
@@ -197,38 +227,34 @@ class SafetensorsHeader {
 
   const std::string& file_;
   std::size_t room_;
-  Safetensors& out_;
+  bool all_types_;
+  SafetensorsContents& out_;
   std::size_t depth_ = 0;
   std::string name_, field_;                        // the keys that led here
   std::array<std::vector<std::string>, 2> fields_;  // all keys of the objects that are open
   bool metadata_ = false, metadata_seen_ = false;
-  std::map<std::string, Tensor>::iterator entry_;
+  Place entry_;
   std::map<std::string, std::string>::iterator value_;
   std::vector<Index> offsets_, *list_ = nullptr;
 };
 
-/// Reads the header, which puts tensors without bytes into the file, and returns where their bytes lie.
-inline std::vector<SafetensorsHeader::Place> read_header(Source& source, std::size_t length, Safetensors& file) {
-  const std::string& name = source.name();
-  std::string text(length, ' ');
-  source.read(8, text.data(), text.size());
-  if (text.empty() || text[0] != '{') fail(name, "the header does not start with '{'");
-  // The parser takes a NUL for the end and would not look at what follows.
-  if (const std::size_t nul = text.find('\0'); nul != std::string::npos)
-    fail(name, "the header has a NUL at its byte " + std::to_string(nul) + ", wanted JSON padded with spaces");
-  SafetensorsHeader header(name, source.size() - 8 - length, file);
-  nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &header);
-  for (const auto& [begin, end, entry] : header.places) {
-    if (end > source.size() - 8 - length)
-      header.outside(entry->first, {static_cast<Index>(begin), static_cast<Index>(end)});
-    entry->second.check_bytes(header.where(entry->first), end - begin);
-  }
-  return std::move(header.places);
+/// Throws FormatError unless shape, type and place of a tensor agree.
+inline void check_stored(const SafetensorsHeader& header, const std::string& name, const StoredTensor& tensor,
+                         std::size_t room) {
+  if (tensor.end > room) header.outside(name, {static_cast<Index>(tensor.begin), static_cast<Index>(tensor.end)});
+  const std::size_t each = entry_bytes(tensor.type);
+  const std::size_t entries = bytes_of(header.where(name), DType::u8, tensor.shape), found = tensor.end - tensor.begin;
+  if (each == 0) return;
+  if (entries > static_cast<std::size_t>(std::numeric_limits<Index>::max()) / each)
+    fail(header.where(name), "shape " + shape_of(tensor.shape) + " is larger than any memory");
+  if (entries * each != found)
+    fail(header.where(name), "found " + std::to_string(found) + " bytes, wanted " + std::to_string(entries * each) +
+                                 " for shape " + shape_of(tensor.shape) + " of " + tensor.type);
 }
 
-/// The tensors and metadata of a file, wherever its bytes are. Everything the header says is checked before the data is
-/// touched, and then each tensor is read into its place.
-inline Safetensors read_safetensors(Source& source) {
+/// All that the header of a file says, checked before the data is touched: shapes, types and places agree, and the
+/// tensors lie one after another and fill the file.
+inline SafetensorsContents read_contents(Source& source, bool all_types) {
   const std::string& name = source.name();
   const std::size_t size = source.size();
   if (size < 8) fail(name, "found " + std::to_string(size) + " bytes, wanted at least the 8 of the header length");
@@ -239,14 +265,26 @@ inline Safetensors read_safetensors(Source& source) {
          "the header length is " + std::to_string(length) + ", but only " + std::to_string(size - 8) + " bytes follow");
   if (length > most_header)
     fail(name, "the header length is " + std::to_string(length) + ", wanted at most " + std::to_string(most_header));
-  const std::size_t start = 8 + static_cast<std::size_t>(length), room = size - start;
+  std::string text(static_cast<std::size_t>(length), ' ');
+  source.read(8, text.data(), text.size());
+  if (text.empty() || text[0] != '{') fail(name, "the header does not start with '{'");
+  // The parser takes a NUL for the end and would not look at what follows.
+  if (const std::size_t nul = text.find('\0'); nul != std::string::npos)
+    fail(name, "the header has a NUL at its byte " + std::to_string(nul) + ", wanted JSON padded with spaces");
 
-  Safetensors file;
-  auto places = read_header(source, static_cast<std::size_t>(length), file);
-  std::sort(places.begin(), places.end(),
-            [](const auto& a, const auto& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
+  SafetensorsContents contents;
+  contents.start = 8 + text.size();
+  const std::size_t room = size - contents.start;
+  SafetensorsHeader header(name, room, all_types, contents);
+  nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &header);
+  auto& places = header.places;
+  for (const auto& place : places) check_stored(header, place->first, place->second, room);
+  std::sort(places.begin(), places.end(), [](const auto& a, const auto& b) {
+    return std::pair(a->second.begin, a->second.end) < std::pair(b->second.begin, b->second.end);
+  });
   std::size_t reached = 0;
-  for (const auto& place : places) {
+  for (const auto& entry : places) {
+    const StoredTensor& place = entry->second;
     if (place.begin != reached)
       fail(name, "a tensor starts at byte " + std::to_string(place.begin) + " of the data, wanted " +
                      std::to_string(reached) + ", the end of the one before");
@@ -255,8 +293,17 @@ inline Safetensors read_safetensors(Source& source) {
   if (reached != room)
     fail(name,
          "the tensors end at byte " + std::to_string(reached) + " of the data, wanted all " + std::to_string(room));
-  for (const auto& place : places)
-    place.entry->second.bytes = source.bytes(start + place.begin, place.end - place.begin);
+  return contents;
+}
+
+/// The tensors and metadata of a file, wherever its bytes are; each tensor is read straight into its place.
+inline Safetensors read_safetensors(Source& source) {
+  SafetensorsContents contents = read_contents(source, false);
+  Safetensors file;
+  file.metadata = std::move(contents.metadata);
+  for (auto& [name, stored] : contents.tensors)
+    file.tensors.try_emplace(file.tensors.end(), name, known_type(stored.type)->type, std::move(stored.shape),
+                             source.bytes(contents.start + stored.begin, stored.end - stored.begin));
   return file;
 }
 

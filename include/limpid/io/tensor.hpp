@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -95,6 +96,34 @@ inline float half_to_float(std::uint16_t h) {
   return std::bit_cast<float>(sign | (wide << 23) | (fraction << 13));
 }
 
+inline float brain_to_float(std::uint16_t b) { return std::bit_cast<float>(static_cast<std::uint32_t>(b) << 16); }
+
+/// A stored float as T, rounded.
+template <class T, class F>
+T rounded(F number, const std::string& where) {
+  const T out = static_cast<T>(number);
+  if (std::isinf(out) && !std::isinf(number))
+    fail(where, "found the entry " + limpid::detail::number_text(number) + ", wanted at most " +
+                    limpid::detail::number_text(std::numeric_limits<T>::max()) + " in size");
+  return out;
+}
+
+/// The bits of the number nearest to x (ties to even, straight from double: no second rounding) with so many bits of
+/// exponent and fraction: F16 has 5 and 10, BF16 8 and 7. What rounds beyond the largest is infinity.
+template <int exponent_bits, int fraction_bits>
+std::uint16_t small_float(double x) {
+  constexpr int bias = (1 << (exponent_bits - 1)) - 1;
+  constexpr unsigned infinity = ((1u << exponent_bits) - 1) << fraction_bits;
+  const unsigned sign = std::signbit(x) ? 0x8000u : 0u;
+  if (std::isnan(x)) return static_cast<std::uint16_t>(sign | infinity | 1u << (fraction_bits - 1));
+  if (std::isinf(x)) return static_cast<std::uint16_t>(sign | infinity);
+  const int exponent = x == 0 ? 1 - bias : std::max(std::ilogb(x), 1 - bias);
+  if (exponent > bias) return static_cast<std::uint16_t>(sign | infinity);
+  // In units of the last bit, the leading one among them, which counts as one more of the exponent.
+  const auto units = static_cast<unsigned>(std::nearbyint(std::ldexp(std::abs(x), fraction_bits - exponent)));
+  return static_cast<std::uint16_t>(sign | ((static_cast<unsigned>(exponent + bias - 1) << fraction_bits) + units));
+}
+
 template <class T>
 T load(const std::byte* from) {
   T value;
@@ -157,6 +186,46 @@ struct Tensor {
     const View<S> view(matrix);
     Tensor t(dtype_of<S>(), {view.rows, view.cols}, {});
     for (Index i = 0; i < view.rows; ++i) detail::append_entries(t.bytes, view.row(i), view.cols);
+    return t;
+  }
+
+  /// The same, its floats stored as F64, F32, F16 or BF16, each rounded to the nearest. Throws FormatError for another
+  /// type and for a finite entry that rounds beyond the type's largest.
+  template <class M>
+  requires limpid::detail::is_eigen<M>
+  static Tensor from(const M& matrix, DType type) {
+    using S = typename M::Scalar;
+    static_assert(std::is_floating_point_v<S>, "limpid: only floating-point numbers are stored as a type of choice");
+    const View<S> view(matrix);
+    Tensor t(type, {view.rows, view.cols}, {});
+    const std::size_t each = detail::info(type).bytes;
+    t.bytes.resize(static_cast<std::size_t>(view.rows * view.cols) * each);
+    std::byte* to = t.bytes.data();
+    const auto put = [&](auto number) {
+      std::memcpy(to, &number, sizeof number);
+      to += sizeof number;
+    };
+    const auto put_small = [&](std::uint16_t bits, std::uint16_t infinity, double x, const char* largest) {
+      if ((bits & 0x7fff) == infinity && std::isfinite(x))
+        detail::fail("tensor", "found the entry " + limpid::detail::number_text(x) + ", wanted at most " + largest +
+                                   " in size for " + detail::info(type).safetensors);
+      put(bits);
+    };
+    for (Index i = 0; i < view.rows; ++i)
+      for (Index j = 0; j < view.cols; ++j) {
+        const S x = view(i, j);
+        if (type == DType::f64)
+          put(static_cast<double>(x));
+        else if (type == DType::f32)
+          put(detail::rounded<float>(x, "tensor"));
+        else if (type == DType::f16)
+          put_small(detail::small_float<5, 10>(double(x)), 0x7c00, double(x), "65504");
+        else if (type == DType::bf16)
+          put_small(detail::small_float<8, 7>(double(x)), 0x7f80, double(x), "3.38953e+38");
+        else
+          detail::fail("tensor", std::string("found the type ") + detail::info(type).safetensors +
+                                     ", wanted F64, F32, F16 or BF16 for floats");
+      }
     return t;
   }
 
@@ -231,16 +300,6 @@ struct Tensor {
     return out;
   }
 
-  /// A stored float as T, rounded.
-  template <class T, class F>
-  static T rounded(F number) {
-    const T out = static_cast<T>(number);
-    if (std::isinf(out) && !std::isinf(number))
-      detail::fail("tensor", "found the entry " + limpid::detail::number_text(number) + ", wanted at most " +
-                                 limpid::detail::number_text(std::numeric_limits<T>::max()) + " in size");
-    return out;
-  }
-
   template <class T>
   T entry(Index i) const {
     static_assert(std::is_arithmetic_v<T>,
@@ -249,13 +308,13 @@ struct Tensor {
     if constexpr (std::is_floating_point_v<T>) {
       switch (dtype) {
         case DType::f64:
-          return rounded<T>(detail::load<double>(at));
+          return detail::rounded<T>(detail::load<double>(at), "tensor");
         case DType::f32:
-          return rounded<T>(detail::load<float>(at));
+          return detail::rounded<T>(detail::load<float>(at), "tensor");
         case DType::f16:
-          return rounded<T>(detail::half_to_float(detail::load<std::uint16_t>(at)));
+          return detail::rounded<T>(detail::half_to_float(detail::load<std::uint16_t>(at)), "tensor");
         case DType::bf16:
-          return rounded<T>(std::bit_cast<float>(static_cast<std::uint32_t>(detail::load<std::uint16_t>(at)) << 16));
+          return detail::rounded<T>(detail::brain_to_float(detail::load<std::uint16_t>(at)), "tensor");
         default:
           break;
       }
