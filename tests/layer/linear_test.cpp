@@ -87,6 +87,53 @@ TEST_CASE("threads change no bit of a linear map, and a workspace is reused") {
   CHECK(workspace.bytes() == bytes);
 }
 
+TEST_CASE("a weight [out, in] is read where it lies: the bits of its transpose, packed or not") {
+  struct Size {
+    Index n, d, e;
+  };
+  for (const Size s : {Size{1, 1, 1}, Size{1, 40, 70}, Size{8, 17, 15}, Size{9, 8, 16}, Size{33, 31, 70},
+                       Size{270, 1100, 33}, Size{5, 300, 64}, Size{0, 4, 3}, Size{4, 3, 0}, Size{3, 0, 4}}) {
+    INFO(s.n << " x " << s.d << " x " << s.e);
+    const M x = random(s.n, s.d, 1), w = random(s.d, s.e, 2), b = random(1, s.e, 3), dy = random(s.n, s.e, 4);
+    const M wt = w.transpose();
+    M y = M::Constant(s.n, s.e, 7), again = y, dx = M::Constant(s.n, s.d, 7), dx2 = dx;
+    M dw = M::Constant(s.d, s.e, 7), dwt = wt, db = b, db2 = b;
+    limpid::linear(x, w, b, y);
+    const auto same = [&] {
+      CHECK(same_bits(y, again));
+      again.setConstant(7);
+    };
+    limpid::linear(x, limpid::in_out(w), b, again), same();
+    limpid::linear(x, limpid::out_in(wt), b, again), same();
+    const limpid::PackedWeight<double> packed{w}, turned(limpid::out_in(wt));
+    limpid::linear(x, packed, b, again), same();
+    limpid::linear(x, turned, b, again), same();
+    limpid::linear_backward(x, w, dy, {.x = dx, .w = dw, .b = db});
+    limpid::linear_backward(x, turned, dy, {.x = dx2, .w = dwt, .b = db2});
+    CHECK(same_bits(dx, dx2));
+    CHECK(same_bits(dw, dwt.transpose()));
+    CHECK(same_bits(db, db2));
+  }
+}
+
+TEST_CASE("each gradient of a linear map is added to what is there, or not, as it says itself") {
+  const M x = random(9, 5, 1), w = random(5, 6, 2), dy = random(9, 6, 3);
+  M dx(9, 5), dw(5, 6), db(1, 6);
+  limpid::linear_backward(x, w, dy, {dx, dw, db});
+  const auto seven = [](const M& like) -> M { return M::Constant(like.rows(), like.cols(), 7); };
+  M dx2 = seven(dx), dw2 = seven(dw), db2 = seven(db);
+  limpid::linear_backward(x, w, dy, {.x = dx2, .w = limpid::add(dw2), .b = limpid::add(db2)});
+  CHECK(same_bits(dx2, dx));
+  CHECK(distance(dw2, dw + seven(dw)) < 1e-14);
+  CHECK(distance(db2, db + seven(db)) < 1e-14);
+  dx2 = seven(dx), dw2 = seven(dw), db2 = seven(db);
+  limpid::linear_backward(x, w, dy, {.x = limpid::overwrite(dx2), .w = dw2, .b = limpid::overwrite(db2)},
+                          {.accumulate = true});
+  CHECK(same_bits(dx2, dx));
+  CHECK(distance(dw2, dw + seven(dw)) < 1e-14);
+  CHECK(same_bits(db2, db));
+}
+
 TEST_CASE("arguments of a linear map that do not fit are refused by name") {
   M x = random(4, 3, 1), w = random(3, 2, 2), y(4, 2), narrow(4, 1), b = random(2, 1, 3);
   const auto refused = [](auto&& call, const std::string& what) {
@@ -98,7 +145,16 @@ TEST_CASE("arguments of a linear map that do not fit are refused by name") {
     }
     FAIL("was not refused: " << what);
   };
-  refused([&] { limpid::linear(y, w, View<double>(), y); }, "w is 3 x 2, wanted 2 rows, as x has columns");
+  const M one = random(4, 1, 4);
+  refused([&] { limpid::linear(one, w, View<double>(), y); }, "w is 3 x 2, wanted 1 rows, as x has columns");
+  refused([&] { limpid::linear(one, limpid::out_in(w), View<double>(), y); },
+          "w is 3 x 2, [out, in], wanted 1 columns, as x has columns");
+  refused([&] { limpid::linear(y, w, View<double>(), x); },
+          "w is 3 x 2, wanted 2 rows, as x has columns; it would fit as out_in(w)");
+  refused([&] { limpid::linear(x, limpid::out_in(w), View<double>(), y); },
+          "w is 3 x 2, [out, in], wanted 3 columns, as x has columns; it would fit as in_out(w)");
+  refused([&] { limpid::linear_backward(y, limpid::out_in(w), x, {.w = narrow}); },
+          "gradient of w is 4 x 1, wanted 3 x 2");
   refused([&] { limpid::linear(x, w, View<double>(), narrow); }, "y is 4 x 1, wanted 4 x 2");
   refused([&] { limpid::linear(x, w, b, y); }, "b is 2 x 1, wanted 1 x 2");
   refused([&] { limpid::linear_backward(x, w, y, {.x = y}); }, "gradient of x is 4 x 2, wanted 4 x 3");

@@ -40,36 +40,38 @@ class GemmPanel {
   using S = typename P::Scalar;
   static constexpr Index width = P::lanes * P::tile_vectors, depth = GemmBlocks::depth;
 
-  GemmPanel(Arena& arena, View<S> b, Index inner)
+  /// ready: all panels side by side as pack_panels makes them, or null.
+  GemmPanel(Arena& arena, View<S> b, Index inner, const S* ready)
       : b_(b),
         inner_(inner),
         kept_(inner <= GemmBlocks::kept_depth),
-        data_(arena.take<S>(width * (kept_ ? inner : depth))) {}
+        ready_(ready),
+        data_(ready ? nullptr : arena.take<S>(width * (kept_ ? inner : depth))) {}
 
-  bool holds(Index c0) const { return c0_ == c0; }
+  bool holds(Index c0) const { return ready_ || c0_ == c0; }
   /// `count` rows from k0 on, of cols columns from c0 on.
   const S* rows(Index k0, Index count, Index c0, Index cols) {
-    if (!kept_) return pack(data_, k0, count, c0, cols), data_;
+    if (ready_) return ready_ + c0 * inner_ + k0 * width;
+    if (!kept_) return pack(b_, data_, k0, count, c0, cols), data_;
     if (c0_ != c0) {
-      for (Index k = 0; k < inner_; k += depth) pack(data_ + k * width, k, std::min(depth, inner_ - k), c0, cols);
+      for (Index k = 0; k < inner_; k += depth) pack(b_, data_ + k * width, k, std::min(depth, inner_ - k), c0, cols);
       c0_ = c0;
     }
     return data_ + k0 * width;
   }
 
- private:
-  void pack(S* to, Index k0, Index count, Index c0, Index cols) const {
+  static void pack(View<S> b, S* to, Index k0, Index count, Index c0, Index cols) {
     if constexpr (TransposeB) {
-      transpose_into<P>(b_.block(c0, k0, cols, count), to, width);
+      transpose_into<P>(b.block(c0, k0, cols, count), to, width);
     } else if (cols == width) {
       for (Index k = 0; k < count; ++k) {
-        const S* from = b_.row(k0 + k) + c0;
+        const S* from = b.row(k0 + k) + c0;
         LIMPID_UNROLL(4)
         for (int v = 0; v < P::tile_vectors; ++v) P::store(to + k * width + v * P::lanes, P::load(from + v * P::lanes));
       }
     } else {
       for (Index k = 0; k < count; ++k) {
-        copy_row<P>(b_.row(k0 + k) + c0, to + k * width, cols);
+        copy_row<P>(b.row(k0 + k) + c0, to + k * width, cols);
         std::fill(to + k * width + cols, to + (k + 1) * width, S(0));
       }
     }
@@ -78,15 +80,34 @@ class GemmPanel {
   View<S> b_;
   Index inner_, c0_ = -1;
   bool kept_;
+  const S* ready_;
   S* data_;
 };
 
+/// Room for all panels of a B with inner rows (or columns, where it is transposed) and cols columns.
+template <class P>
+Index panels_size(Index inner, Index cols) {
+  constexpr Index width = GemmPanel<P, false>::width;
+  return (cols + width - 1) / width * width * inner;
+}
+/// All panels of B, or of its transpose, one after the other, for multiply().
+template <class P, bool TransposeB, class S = typename P::Scalar>
+void pack_panels(View<S> b, S* to) {
+  using Panel = GemmPanel<P, TransposeB>;
+  const Index inner = TransposeB ? b.cols : b.rows, cols = TransposeB ? b.rows : b.cols;
+  for (Index c0 = 0; c0 < cols; c0 += Panel::width)
+    for (Index k = 0; k < inner; k += Panel::depth)
+      Panel::pack(b, to + c0 * inner + k * Panel::width, k, std::min(Panel::depth, inner - k), c0,
+                  std::min(Panel::width, cols - c0));
+}
+
 /// out = A B, A B + a row for all, or out += A B. A is a and B is b, or their transpose. Cut into tasks by shape
 /// alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop; scratch of one packed panel a
-/// worker.
+/// worker, none where they are `ready` (pack_panels).
 template <class P, Transposed T>
 void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
-              MutView<typename P::Scalar> out, bool accumulate, const typename P::Scalar* row = nullptr) {
+              MutView<typename P::Scalar> out, bool accumulate, const typename P::Scalar* row = nullptr,
+              const typename P::Scalar* ready = nullptr) {
   using S = typename P::Scalar;
   using Panel = GemmPanel<P, T == Transposed::b>;
   constexpr Index width = Panel::width, depth = GemmBlocks::depth;
@@ -95,7 +116,7 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
   const Index panels = (out.cols + width - 1) / width, height = GemmBlocks::rows(out.rows, panels, inner),
               blocks = (out.rows + height - 1) / height;
   context.run(
-      panels * blocks, [&](Arena& arena) { return Panel(arena, b, inner); },
+      panels * blocks, [&](Arena& arena) { return Panel(arena, b, inner, ready); },
       [&](Panel& panel, Index task) {
         const Index c0 = task / blocks * width, r0 = task % blocks * height;
         const Index cols = std::min(width, out.cols - c0), rows = std::min(height, out.rows - r0);

@@ -14,9 +14,103 @@ struct LayerCall {
   bool accumulate = false;         ///< backward: add to the gradients instead of overwriting them
   Workspace* workspace = nullptr;  ///< scratch to reuse; otherwise the call has its own
   ExecutorRef executor = {};       ///< serial unless told otherwise
+
+  /// The same of a layer round an operator, which may be asked for relevance besides.
+  template <class S>
+  operator BackwardCall<S>() const {  // NOLINT: implicit on purpose
+    return {accumulate, workspace, executor};
+  }
 };
 
+/// How the weight of a linear map lies in memory: [in, out] for y = x W, or [out, in] for y = x W^T, as PyTorch, timm and
+/// Hugging Face keep it.
+enum class WeightOrder { in_out, out_in };
+
+template <class S>
+class PackedWeight;
+
+/// The weight of a linear map, read where it lies, and its order. A matrix or view that says nothing else is [in, out];
+/// in_out(w) and out_in(w) say it, which alone tells the two orders of a square one apart.
+template <class S>
+struct Weight : View<S> {
+  WeightOrder order = WeightOrder::in_out;
+  const S* panels = nullptr;  ///< what PackedWeight made of it
+
+  Weight() = default;
+  template <class V>
+  requires(!std::is_same_v<std::remove_cvref_t<V>, Weight> &&
+           !std::is_same_v<std::remove_cvref_t<V>, PackedWeight<S>> && std::is_convertible_v<V, View<S>>)
+      Weight(V&& v, WeightOrder order_ = WeightOrder::in_out)  // NOLINT: implicit on purpose
+      : View<S>(std::forward<V>(v)), order(order_) {}
+  Weight(const PackedWeight<S>& packed) : Weight(packed.weight()) {}  // NOLINT: the same
+
+  Index inputs() const { return order == WeightOrder::in_out ? this->rows : this->cols; }
+  Index outputs() const { return order == WeightOrder::in_out ? this->cols : this->rows; }
+};
+
+/// w lies [in, out]: y = x w.
+template <class W>
+Weight<detail::ScalarOf<W>> in_out(W&& w) {
+  using S = detail::ScalarOf<W>;
+  return {View<S>(std::forward<W>(w)), WeightOrder::in_out};
+}
+/// w lies [out, in]: y = x w^T.
+template <class W>
+Weight<detail::ScalarOf<W>> out_in(W&& w) {
+  using S = detail::ScalarOf<W>;
+  return {View<S>(std::forward<W>(w)), WeightOrder::out_in};
+}
+
+/// Where a gradient goes, as large as what it is of, and whether it is added to what is there: as the call says
+/// (LayerCall::accumulate), or, for this one alone, as add(m) or overwrite(m) say.
+template <class S>
+struct Gradient {
+  using Scalar = S;
+  enum class Way { as_call, add, overwrite };
+  S* data = nullptr;
+  Index rows = 0, cols = 0, stride = 0;
+  Way way = Way::as_call;
+
+  Gradient() = default;
+  template <class V>
+  requires(!std::is_same_v<std::remove_cvref_t<V>, Gradient> && std::is_convertible_v<V, MutView<S>>)
+      Gradient(V&& v, Way way_ = Way::as_call)
+      : way(way_) {  // NOLINT: implicit on purpose
+    const MutView<S> to(std::forward<V>(v));
+    data = to.data, rows = to.rows, cols = to.cols, stride = to.stride;
+  }
+  MutView<S> view() const { return {data, rows, cols, stride}; }
+  operator View<S>() const { return view(); }
+  bool given() const { return view().given(); }
+  bool adds(bool accumulate) const { return way == Way::as_call ? accumulate : way == Way::add; }
+};
+
+/// A gradient that is added to what m holds, whatever the call says of the others.
+template <class M>
+Gradient<detail::ScalarOf<M>> add(M&& m) {
+  using S = detail::ScalarOf<M>;
+  return {MutView<S>(std::forward<M>(m)), Gradient<S>::Way::add};
+}
+/// A gradient that overwrites m, whatever the call says of the others.
+template <class M>
+Gradient<detail::ScalarOf<M>> overwrite(M&& m) {
+  using S = detail::ScalarOf<M>;
+  return {MutView<S>(std::forward<M>(m)), Gradient<S>::Way::overwrite};
+}
+
 namespace detail {
+
+template <class T>
+struct WeightField {
+  using type = T;
+};
+template <class S>
+struct WeightField<View<S>> {
+  using type = Weight<S>;
+};
+/// The weight of a linear map among the fields of type T of a layer's arguments.
+template <class T>
+using LayerWeight = typename WeightField<T>::type;
 
 /// The same parameters as views of another kind: Mat to View or MutView, MutView to View.
 template <class To, class From>
@@ -32,7 +126,8 @@ template <class Args>
 void check_rows(Name layer, const Args& in) {
   Args::visit(
       [&](const char* field, const auto& v) {
-        if (std::string_view(field) != "x" && v.rows == 1) check_parameters(layer, field, v);
+        const std::string_view name = field;
+        if (name != "x" && name != "context" && v.rows == 1) check_parameters<ScalarOf<decltype(v)>>(layer, field, v);
       },
       in);
 }
@@ -50,14 +145,24 @@ struct LayerForward {
 
 namespace detail {
 
+/// A weight of so many inputs, as `what`; one that would fit the other way round is told so.
 template <class S>
-void check_linear(const char* op, View<S> x, View<S> w, View<S> y, const char* y_name) {
-  if (w.rows != x.cols)
-    raise(std::string(op) + ": w is " + shape_text(w.rows, w.cols) + ", wanted " + text_of(x.cols) +
-          " rows, as x has columns");
-  if (y.rows != x.rows || y.cols != w.cols)
+void check_weight(const char* layer, const char* name, const std::type_identity_t<Weight<S>>& w, Index inputs,
+                  const char* what) {
+  if (w.inputs() == inputs) return;
+  const bool turned = w.order == WeightOrder::out_in;
+  std::string text = std::string(layer) + ": " + name + " is " + shape_text(w.rows, w.cols) +
+                     (turned ? ", [out, in], wanted " : ", wanted ") + text_of(inputs) +
+                     (turned ? " columns, as " : " rows, as ") + what;
+  if (w.outputs() == inputs) text += std::string("; it would fit as ") + (turned ? "in_out(" : "out_in(") + name + ")";
+  raise(text);
+}
+template <class S>
+void check_linear(const char* op, View<S> x, const std::type_identity_t<Weight<S>>& w, View<S> y, const char* y_name) {
+  check_weight<S>(op, "w", w, x.cols, "x has columns");
+  if (y.rows != x.rows || y.cols != w.outputs())
     raise(std::string(op) + ": " + y_name + " is " + shape_text(y.rows, y.cols) + ", wanted " +
-          shape_text(x.rows, w.cols));
+          shape_text(x.rows, w.outputs()));
 }
 template <class S>
 void check_bias(const char* op, const char* name, View<S> b, Index cols) {
@@ -89,11 +194,13 @@ inline void check_heads(Name layer, Index heads, Index groups, Index batch, Inde
 
 /// A projection of the tokens: its rows, and its columns as heads have them.
 template <class S>
-void check_projection(const char* layer, const char* name, View<S> w, View<S> x, Index heads) {
-  check_reads(layer, name, w.rows, w.cols, x.cols, "x has columns");
-  if (w.cols % heads != 0)
-    raise(std::string(layer) + ": " + name + " has " + text_of(w.cols) + " columns, wanted a multiple of its " +
-          text_of(heads) + " heads");
+void check_projection(const char* layer, const char* name, const std::type_identity_t<Weight<S>>& w, View<S> x,
+                      Index heads, const char* what = "x has columns") {
+  check_weight<S>(layer, name, w, x.cols, what);
+  if (w.outputs() % heads != 0)
+    raise(std::string(layer) + ": " + name + " has " + text_of(w.outputs()) +
+          (w.order == WeightOrder::out_in ? " rows" : " columns") + ", wanted a multiple of its " + text_of(heads) +
+          " heads");
 }
 
 /// A bias that is not given is 0, and may have a gradient: the shape of that.

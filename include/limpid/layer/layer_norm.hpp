@@ -1,4 +1,4 @@
-// limpid: layer normalisation of tokens, forward and backward.
+// limpid: layer normalisation of tokens, forward and backward; what root mean square normalisation shares with it.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -12,13 +12,21 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What layer_norm keeps for backward of every row, n x 4: mean (rounded, and what
+/// Which norm: layer_norm, or rms_norm, which takes no mean off.
+enum class NormKind { layer, rms };
+
+/// An eps that has to be said, as it differs by model and changes digits: 1e-12 in BERT, 1e-6 in the vision transformers
+/// of timm and in DINOv2, 1e-5 in PyTorch's default, 1e-5 or 1e-6 in LLaMA.
+inline constexpr double eps_not_given = -1;
+
+/// What a norm keeps for backward of every row, n x 4: mean (rounded, and what
 /// that leaves off) and r = 1 / sqrt(var + eps) of the row times a power of two,
-/// and that power. It is 1 but where squares of the row would over- or underflow.
+/// and that power. It is 1 but where squares of the row would over- or underflow. Of an rms norm the mean is 0.
 template <class S>
 struct LayerNormSaved {
   Mat<S> statistics;
   Index width = 0;  ///< of those rows
+  NormKind kind = NormKind::layer;
   bool filled = false;
   mutable detail::Turn turn;
 };
@@ -26,7 +34,7 @@ struct LayerNormSaved {
 /// Where the gradients of a layer norm go; an empty one is not computed.
 template <class S>
 struct LayerNormGrads {
-  MutView<S> x{}, gamma{}, beta{};
+  Gradient<S> x{}, gamma{}, beta{};
 };
 
 /// What a call of layer_norm may be told.
@@ -68,7 +76,7 @@ bool is_flat(const S* x, Index count) {
 /// The mean is corrected by the mean of what is left without it, as its rounding would else be all the spread that a
 /// constant row has. Without an eps a flat row has no spread, and inverse is 0.
 template <class P, class S = typename P::Scalar>
-RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
+RowStatistics<S> row_statistics(const S* x, Index count, double eps, NormKind kind = NormKind::layer) {
   using std::sqrt;
   const S width = S(double(count)), epsilon = S(std::numeric_limits<S>::epsilon());
   S variance(0), spread(0);
@@ -77,11 +85,11 @@ RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
       using L = decltype(policy);
       return L::set(unit) * L::load(x + c);
     };
-    S first = sum_lanes<P>(count, entry) / width, off(0);
+    S first = kind == NormKind::rms ? S(0) : sum_lanes<P>(count, entry) / width, off(0);
     for (bool again : {true, false}) {
       const auto left = [&](auto policy, Index c) { return without_mean(policy, x, c, {first, off, S(1), unit}); };
       off = S(0);
-      off = sum_lanes<P>(count, left) / width;
+      if (kind == NormKind::layer) off = sum_lanes<P>(count, left) / width;
       const S squares = sum_lanes<P>(count, [&](auto policy, Index c) {
         const auto d = left(policy, c);
         return d * d;
@@ -90,7 +98,8 @@ RowStatistics<S> row_statistics(const S* x, Index count, double eps) {
       if (!(again && off * off > variance / S(16))) break;
       first = first + off;  // where the mean is rounded by as much as the entries are apart
     }
-    const bool small = variance <= S(4) * epsilon * epsilon * first * first;  // as that of a flat row, at most
+    const bool small = kind == NormKind::layer &&
+                       variance <= S(4) * epsilon * epsilon * first * first;  // as that of a flat row, at most
     spread = added == S(0) && small && is_flat(x, count) ? S(0) : variance + added;
     return RowStatistics<S>{first, off, spread == S(0) ? S(0) : S(1) / sqrt(spread), unit};
   };
@@ -114,11 +123,11 @@ struct NormRows {
   static Index tasks(Index rows) { return (rows + step - 1) / step; }
 };
 
-/// y = gamma o (x - mean) r + beta and the statistics (n x 4,
-/// may be null), shapes checked; gamma and beta may be empty.
+/// y = gamma o (x - mean) r + beta and the statistics (n x 4, may be null), shapes checked; gamma and beta may be empty,
+/// y may be x.
 template <class P, class S = typename P::Scalar>
-void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> beta, double eps, MutView<S> y,
-                   MutView<S> statistics) {
+void norm_in(const Context& context, NormKind kind, View<S> x, View<S> gamma, View<S> beta, double eps, MutView<S> y,
+             MutView<S> statistics) {
   const Index width = x.cols;
   if (width == 0) return;
   const S *scale = gamma.data, *shift = beta.data;
@@ -126,7 +135,7 @@ void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> bet
     for (Index i = task * NormRows::step; i < std::min(x.rows, (task + 1) * NormRows::step); ++i) {
       const S* from = x.row(i);
       S* to = y.row(i);
-      const RowStatistics<S> row = row_statistics<P>(from, width, eps);
+      const RowStatistics<S> row = row_statistics<P>(from, width, eps, kind);
       for_lanes<P>(width, [&](auto policy, Index c) {
         using L = decltype(policy);
         auto u = without_mean(policy, from, c, row) * L::set(row.inverse);
@@ -142,10 +151,10 @@ void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> bet
 }
 
 /// dx = r (t - mean(t) - xh mean(t o xh)), t = gamma o dy, xh = (x - mean) r; dgamma = sum of dy o xh, dbeta of dy.
-/// add_x and add: to what is there.
+/// An rms norm has no mean(t). add_x and add: to what is there, where a gradient does not say so itself; dx may be dy.
 template <class P, class S = typename P::Scalar>
-void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, View<S> statistics, View<S> dy,
-                            const LayerNormGrads<S>& grad, bool add_x, bool add) {
+void norm_backward_in(const Context& context, NormKind kind, View<S> x, View<S> gamma, View<S> statistics, View<S> dy,
+                      const LayerNormGrads<S>& grad, bool add_x, bool add) {
   Arena& arena = context.arena();
   ArenaScope scope(arena);
   const Index width = x.cols, tasks = NormRows::tasks(x.rows);
@@ -153,6 +162,8 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
   const MutView<S> parts = parameters ? arena.matrix<S>(2 * tasks, width) : MutView<S>();
   if (width == 0) return;
   const S* scale = gamma.data;
+  const MutView<S> dx = grad.x.view();
+  const bool adds = grad.x.adds(add_x);
   context.run(tasks, [&](Index task, Arena& own) {
     S *xh = own.take<S>(width), *t = own.take<S>(width);
     S *dgamma = parameters ? parts.row(2 * task) : nullptr, *dbeta = parameters ? parts.row(2 * task + 1) : nullptr;
@@ -170,28 +181,40 @@ void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, Vi
         L::store(dgamma + c, L::fma(g, u, L::load(dgamma + c)));
         L::store(dbeta + c, L::load(dbeta + c) + g);
       });
-      if (!grad.x.given()) continue;
+      if (!dx.given()) continue;
       const S along = sum_lanes<P>(width, [&](auto policy, Index c) {
         using L = decltype(policy);
         return L::load(t + c) * L::load(xh + c);
       });
-      const S level = row_sum<P>(t, width) / S(double(width)), slope = along / S(double(width));
-      S* to = grad.x.row(i);
+      const S level = kind == NormKind::rms ? S(0) : row_sum<P>(t, width) / S(double(width));
+      const S slope = along / S(double(width));
+      S* to = dx.row(i);
       for_lanes<P>(width, [&](auto policy, Index c) {
         using L = decltype(policy);
         const auto u = L::load(t + c) - L::set(level) - L::load(xh + c) * L::set(slope);
         const auto d = L::set(row.unit) * (L::set(row.inverse) * u);
-        L::store(to + c, add_x ? L::load(to + c) + d : d);
+        L::store(to + c, adds ? L::load(to + c) + d : d);
       });
     }
   });
-  const auto sum = [&](MutView<S> to, Index first) {
+  const auto sum = [&](const Gradient<S>& to, Index first) {
     if (!to.given()) return;
-    if (!add) to.fill(S(0));
+    if (!to.adds(add)) to.view().fill(S(0));
     for (Index task = 0; task < tasks; ++task) add_row<P>(parts.row(2 * task + first), to.data, width);
   };
   sum(grad.gamma, 0);
   sum(grad.beta, 1);
+}
+
+template <class P, class S = typename P::Scalar>
+void layer_norm_in(const Context& context, View<S> x, View<S> gamma, View<S> beta, double eps, MutView<S> y,
+                   MutView<S> statistics) {
+  norm_in<P, S>(context, NormKind::layer, x, gamma, beta, eps, y, statistics);
+}
+template <class P, class S = typename P::Scalar>
+void layer_norm_backward_in(const Context& context, View<S> x, View<S> gamma, View<S> statistics, View<S> dy,
+                            const LayerNormGrads<S>& grad, bool add_x, bool add) {
+  norm_backward_in<P, S>(context, NormKind::layer, x, gamma, statistics, dy, grad, add_x, add);
 }
 
 template <class S>
@@ -204,13 +227,63 @@ void check_norm(const char* op, View<S> x, View<S> gamma, View<S> beta, double e
   check_parameters(op, beta_name, beta);
 }
 
+/// That an eps was said.
+inline void check_eps_given(const char* op, double eps) {
+  if (eps == eps_not_given)
+    raise(std::string(op) +
+          ": eps is not given, wanted that of the model (BERT 1e-12, ViT 1e-6, PyTorch's default 1e-5)");
+}
+
 /// That saved was filled by a forward call of such an x.
 template <class S>
-void check_saved_norm(const char* op, const LayerNormSaved<S>& saved, View<S> x) {
+void check_saved_norm(const char* op, const LayerNormSaved<S>& saved, View<S> x, NormKind kind = NormKind::layer) {
   if (saved.statistics.rows() != x.rows || saved.width != x.cols)
     raise(std::string(op) + ": saved is of a norm of " + shape_text(saved.statistics.rows(), saved.width) +
           ", wanted one of x, " + shape_text(x.rows, x.cols));
+  if (saved.kind != kind)
+    raise(std::string(op) + (kind == NormKind::rms ? ": saved is of a layer norm, wanted one of an rms norm"
+                                                   : ": saved is of an rms norm, wanted one of a layer norm"));
   check_filled(op, saved);
+}
+
+/// Both norms, for their front doors.
+template <class S>
+void norm(const char* op, NormKind kind, View<S> x, View<S> gamma, View<S> beta, MutView<S> y,
+          const LayerNormCall<S>& call) {
+  check_norm<S>(op, x, gamma, beta, call.eps);
+  check_out<S>(op, "y", y, x.rows, x.cols);
+  refuse_overlaps(op, {{"y", y}}, {{"x", x}, {"gamma", gamma}, {"beta", beta}});
+  const SavedTurn saved_turn(call.saved, true, op);
+  with_context({false, call.workspace, call.executor}, [&](const auto& context) {
+    MutView<S> statistics;
+    if (call.saved) {
+      call.saved->filled = false;
+      call.saved->statistics.resize(x.rows, 4);
+      call.saved->width = x.cols, call.saved->kind = kind;
+      statistics = call.saved->statistics;
+    }
+    norm_in<Native<S>>(context, kind, x, gamma, beta, call.eps, y, statistics);
+  });
+  if (call.saved) call.saved->filled = true;
+}
+template <class S>
+void norm_backward(const char* op, NormKind kind, View<S> x, View<S> gamma, const LayerNormSaved<S>& saved, View<S> dy,
+                   const LayerNormGrads<S>& grad, const LayerCall& call) {
+  const SavedTurn saved_turn(&saved, false, op);
+  check_norm<S>(op, x, gamma, {}, 0);
+  check_saved_norm<S>(op, saved, x, kind);
+  check_gradient<S>(op, "y", dy, x);
+  check_gradient<S>(op, "x", grad.x, x);
+  const char* of = kind == NormKind::rms ? "rms_norm: gradient" : "layer_norm: gradient";
+  check_bias<S>(of, "gamma", grad.gamma, x.cols);
+  check_bias<S>(of, "beta", grad.beta, x.cols);
+  refuse_overlaps(op,
+                  {{"x", grad.x, gradient_of}, {"gamma", grad.gamma, gradient_of}, {"beta", grad.beta, gradient_of}},
+                  {{"x", x}, {"gamma", gamma}, {"dy", dy}});
+  with_context(call, [&](const auto& context) {
+    norm_backward_in<Native<S>>(context, kind, x, gamma, View<S>(saved.statistics), dy, grad, call.accumulate,
+                                call.accumulate);
+  });
 }
 
 }  // namespace detail
@@ -224,25 +297,8 @@ void check_saved_norm(const char* op, const LayerNormSaved<S>& saved, View<S> x)
 template <class X, class G, class B, class Y>
 void layer_norm(X&& x, G&& gamma, B&& beta, Y&& y, const LayerNormCall<detail::ScalarOf<Y>>& call = {}) {
   using S = detail::ScalarOf<Y>;
-  const View<S> vx(std::forward<X>(x)), vg(std::forward<G>(gamma)), vb(std::forward<B>(beta));
-  const MutView<S> vy(std::forward<Y>(y));
-  detail::check_norm<S>("layer_norm", vx, vg, vb, call.eps);
-  if (vy.rows != vx.rows || vy.cols != vx.cols)
-    detail::raise("layer_norm: y is " + detail::shape_text(vy.rows, vy.cols) + ", wanted " +
-                  detail::shape_text(vx.rows, vx.cols));
-  detail::refuse_overlaps("layer_norm", {{"y", vy}}, {{"x", vx}, {"gamma", vg}, {"beta", vb}});
-  const detail::SavedTurn saved_turn(call.saved, true, "layer_norm");
-  detail::with_context({false, call.workspace, call.executor}, [&](const auto& context) {
-    MutView<S> statistics;
-    if (call.saved) {
-      call.saved->filled = false;
-      call.saved->statistics.resize(vx.rows, 4);
-      call.saved->width = vx.cols;
-      statistics = call.saved->statistics;
-    }
-    detail::layer_norm_in<detail::Native<S>>(context, vx, vg, vb, call.eps, vy, statistics);
-  });
-  if (call.saved) call.saved->filled = true;
+  detail::norm<S>("layer_norm", NormKind::layer, std::forward<X>(x), std::forward<G>(gamma), std::forward<B>(beta),
+                  std::forward<Y>(y), call);
 }
 
 namespace detail {
@@ -271,21 +327,8 @@ View<S> normed(const LayerScope& scope, bool norm, View<S> x, View<S> gamma, Vie
 template <class X, class G, class Dy, class S = detail::ScalarOf<Dy>>
 void layer_norm_backward(X&& x, G&& gamma, const LayerNormSaved<S>& saved, Dy&& dy,
                          const std::type_identity_t<LayerNormGrads<S>>& grad, const LayerCall& call = {}) {
-  const detail::SavedTurn saved_turn(&saved, false, "layer_norm");
-  const View<S> vx(std::forward<X>(x)), vg(std::forward<G>(gamma)), vdy(std::forward<Dy>(dy)), s(saved.statistics);
-  detail::check_norm<S>("layer_norm", vx, vg, {}, 0);
-  detail::check_saved_norm<S>("layer_norm", saved, vx);
-  detail::check_gradient<S>("layer_norm", "y", vdy, vx);
-  detail::check_gradient<S>("layer_norm", "x", grad.x, vx);
-  detail::check_bias<S>("layer_norm: gradient", "gamma", grad.gamma, vx.cols);
-  detail::check_bias<S>("layer_norm: gradient", "beta", grad.beta, vx.cols);
-  using detail::gradient_of;
-  detail::refuse_overlaps(
-      "layer_norm", {{"x", grad.x, gradient_of}, {"gamma", grad.gamma, gradient_of}, {"beta", grad.beta, gradient_of}},
-      {{"x", vx}, {"gamma", vg}, {"dy", vdy}});
-  detail::with_context(call, [&](const auto& context) {
-    detail::layer_norm_backward_in<detail::Native<S>>(context, vx, vg, s, vdy, grad, call.accumulate, call.accumulate);
-  });
+  detail::norm_backward<S>("layer_norm", NormKind::layer, std::forward<X>(x), std::forward<G>(gamma), saved,
+                           std::forward<Dy>(dy), grad, call);
 }
 
 }  // namespace LIMPID_ABI

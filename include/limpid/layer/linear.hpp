@@ -13,16 +13,54 @@ inline namespace LIMPID_ABI {
 /// Where the gradients of a linear map go; an empty one is not computed.
 template <class S>
 struct LinearGrads {
-  MutView<S> x{}, w{}, b{};
+  Gradient<S> x{}, w{}, b{};
+};
+
+/// A weight for inference: brought into the order in which linear() reads it once, instead of in every call, for as much
+/// memory again. The bits of a result are the same. It looks at w, which has to outlive it and must not change.
+///     limpid::PackedWeight<float> packed(limpid::out_in(w));
+///     limpid::linear(x, packed, b, y);
+template <class S>
+class PackedWeight {
+ public:
+  PackedWeight() = default;
+  explicit PackedWeight(const Weight<S>& w) : weight_(w) {
+    using P = detail::Native<S>;
+    panels_.resize(1, detail::panels_size<P>(w.inputs(), w.outputs()));
+    if (w.order == WeightOrder::out_in)
+      detail::pack_panels<P, true>(View<S>(w), panels_.data());
+    else
+      detail::pack_panels<P, false>(View<S>(w), panels_.data());
+  }
+  /// Good for as long as this object stays where it is.
+  Weight<S> weight() const {
+    Weight<S> w = weight_;
+    w.panels = panels_.data();
+    return w;
+  }
+
+ private:
+  Weight<S> weight_;
+  Mat<S> panels_;
 };
 
 namespace detail {
 
+/// to = sums over the rows of x, or += where `to` or the call says so.
+template <class S>
+void add_columns(View<S> x, const Gradient<S>& to, bool add) {
+  if (!to.adds(add)) to.view().fill(S(0));
+  for (Index i = 0; i < x.rows; ++i) add_row<Native<S>>(x.row(i), to.data, x.cols);
+}
+
 /// y = x w + b, shapes checked; b may be empty.
 template <class P>
-void linear_in(const Context& context, View<typename P::Scalar> x, View<typename P::Scalar> w,
+void linear_in(const Context& context, View<typename P::Scalar> x, const Weight<typename P::Scalar>& w,
                View<typename P::Scalar> b, MutView<typename P::Scalar> y) {
-  multiply<P, Transposed::none>(context, x, w, y, false, b.data);
+  if (w.order == WeightOrder::out_in)
+    multiply<P, Transposed::b>(context, x, w, y, false, b.data, w.panels);
+  else
+    multiply<P, Transposed::none>(context, x, w, y, false, b.data, w.panels);
 }
 /// The same in a layer's forward call, kept in that field of what it saves.
 template <class S, class Saved>
@@ -31,46 +69,51 @@ View<S> projected(const ForwardScope<Saved>& scope, Mat<S> Saved::*field, View<S
   linear_in<Native<S>>(scope.context, x, w, b, y);
   return y;
 }
-/// add_x and add: to what is there.
+/// add_x and add: to what is there, where a gradient does not say so itself.
 template <class P>
-void linear_backward_in(const Context& context, View<typename P::Scalar> x, View<typename P::Scalar> w,
+void linear_backward_in(const Context& context, View<typename P::Scalar> x, const Weight<typename P::Scalar>& w,
                         View<typename P::Scalar> dy, const LinearGrads<typename P::Scalar>& grad, bool add_x,
                         bool add) {
   using S = typename P::Scalar;
-  if (grad.x.given()) multiply<P, Transposed::b>(context, dy, w, grad.x, add_x);  // dx = dy w^T
-  if (grad.w.given()) multiply<P, Transposed::a>(context, x, dy, grad.w, add);    // dw = x^T dy
-  if (grad.b.given()) {                                                           // db = column sums of dy
-    if (!add) grad.b.fill(S(0));
-    for (Index i = 0; i < dy.rows; ++i) add_row<P>(dy.row(i), grad.b.data, dy.cols);
-  }
+  const MutView<S> dx = grad.x.view(), dw = grad.w.view();
+  const bool turned = w.order == WeightOrder::out_in;
+  if (dx.given() && turned) multiply<P, Transposed::none>(context, dy, w, dx, grad.x.adds(add_x));  // dx = dy w
+  if (dx.given() && !turned) multiply<P, Transposed::b>(context, dy, w, dx, grad.x.adds(add_x));    // dx = dy w^T
+  if (dw.given() && turned) multiply<P, Transposed::a>(context, dy, x, dw, grad.w.adds(add));       // dw = dy^T x
+  if (dw.given() && !turned) multiply<P, Transposed::a>(context, x, dy, dw, grad.w.adds(add));      // dw = x^T dy
+  if (grad.b.given()) add_columns<S>(dy, grad.b, add);                                              // db = sums of dy
 }
 
 }  // namespace detail
 
-/// y = x w + b for every token: x n x D, w D x E, b 1 x E (a default View: no bias), y n x E. 2 n D E flop; no copy of
-/// x or w beyond one packed panel a worker. Throws ShapeError where shapes do not fit or y shares memory with an input.
+/// y = x w + b for every token: x n x D, w D x E, or out_in(w) with w E x D for y = x w^T + b, b 1 x E (a default View:
+/// no bias), y n x E. 2 n D E flop; no copy of x or w beyond one packed panel a worker, and none of a PackedWeight.
+/// Throws ShapeError where shapes do not fit or y shares memory with an input.
 template <class X, class W, class B, class Y>
 void linear(X&& x, W&& w, B&& b, Y&& y, const LayerCall& call = {}) {
   using S = detail::ScalarOf<Y>;
-  const View<S> vx(std::forward<X>(x)), vw(std::forward<W>(w)), vb(std::forward<B>(b));
+  const View<S> vx(std::forward<X>(x)), vb(std::forward<B>(b));
+  const Weight<S> vw(std::forward<W>(w));
   const MutView<S> vy(std::forward<Y>(y));
   detail::check_linear<S>("linear", vx, vw, vy, "y");
-  detail::check_bias<S>("linear", "b", vb, vw.cols);
+  detail::check_bias<S>("linear", "b", vb, vw.outputs());
   detail::refuse_overlaps("linear", {{"y", vy}}, {{"x", vx}, {"w", vw}, {"b", vb}});
   detail::with_context(call,
                        [&](const auto& context) { detail::linear_in<detail::Native<S>>(context, vx, vw, vb, vy); });
 }
 
-/// dx = dy w^T, dw = x^T dy, db = column sums of dy, those that grad names. 4 n D E flop. Throws ShapeError where
-/// shapes do not fit or a gradient shares memory with x, w, dy or another one.
+/// dx = dy w^T, dw = x^T dy, db = column sums of dy, those that grad names; of out_in(w) dx = dy w, dw = dy^T x, as w
+/// lies. add(dw) adds to what is there, overwrite(dx) does not, others as call.accumulate says. 4 n D E flop. Throws
+/// ShapeError where shapes do not fit or a gradient shares memory with x, w, dy or another one.
 template <class X, class W, class Dy, class S = detail::ScalarOf<Dy>>
 void linear_backward(X&& x, W&& w, Dy&& dy, const std::type_identity_t<LinearGrads<S>>& grad,
                      const LayerCall& call = {}) {
-  const View<S> vx(std::forward<X>(x)), vw(std::forward<W>(w)), vdy(std::forward<Dy>(dy));
+  const View<S> vx(std::forward<X>(x)), vdy(std::forward<Dy>(dy));
+  const Weight<S> vw(std::forward<W>(w));
   detail::check_linear<S>("linear", vx, vw, vdy, "dy");
   detail::check_gradient<S>("linear", "x", grad.x, vx);
   detail::check_gradient<S>("linear", "w", grad.w, vw);
-  detail::check_bias<S>("linear", "gradient of b", grad.b, vw.cols);
+  detail::check_bias<S>("linear", "gradient of b", grad.b, vw.outputs());
   using detail::gradient_of;
   detail::refuse_overlaps("linear",
                           {{"x", grad.x, gradient_of}, {"w", grad.w, gradient_of}, {"b", grad.b, gradient_of}},
