@@ -234,7 +234,11 @@ void check_modifier_overlaps(const std::string& name, const Make& make, const Ar
     return error_of([&] { layer.template backward<double>(with, saved, dout, grad); });
   };
   View<double> like;
-  Args<View<double>>::visit([&](const char* other, const auto& v) { like = other == field ? v : like; }, in);
+  Args<View<double>>::visit(
+      [&](const char* other, const auto& v) {
+        if (other == field) like = v;
+      },
+      in);
   const MutView<double> gradient(g.data(), like.rows, like.cols, like.cols);
   Eigen::Map<M> in_g = five(g), in_x = five(x);
   const M of_g = g;

@@ -1,24 +1,36 @@
-// limpid: the multi-head layer: projections, any operator of q, k and v, output map.
+// limpid: the multi-head layer: projections, any operator of q, k and v, output map; self and cross attention.
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "linear.hpp"
+#include <optional>
+
+#include "rms_norm.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
 
-/// What MultiHead reads, and where its gradients go, H heads and G key heads: x (B n) x D,
-/// wq D x (H d), wk D x (G d), wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E.
-/// Empty: not given; without wo the heads' output is the result. visit(f, a...) calls
-/// f(name, a's fields...): one set of parameters, or parameters and gradients side by side.
+/// What MultiHead reads, and where its gradients go, H heads and G key heads: x (B n) x D, wq D x (H d), wk D x (G d),
+/// wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E; or each weight the other way round as out_in(w) says.
+/// context (B m) x C, what keys and values are made from in place of x (cross attention), wk and wv then of C inputs.
+/// gamma_q and gamma_k 1 x d of the norms of each head's q and k. Empty: not given; without wo the heads' output is the
+/// result. visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by side.
 template <class T>
 struct MultiHeadArgs {
-  T x{}, wq{}, bq{}, wk{}, bk{}, wv{}, bv{}, wo{}, bo{};
+  T x{};
+  detail::LayerWeight<T> wq{};
+  T bq{};
+  detail::LayerWeight<T> wk{};
+  T bk{};
+  detail::LayerWeight<T> wv{};
+  T bv{};
+  detail::LayerWeight<T> wo{};
+  T bo{}, gamma_q{}, gamma_k{}, context{};
 
   template <class F, class... A>
   static void visit(F&& f, A&&... a) {
-    f("x", a.x...);
+    f("x", a.x...), f("context", a.context...);
     visit_weights(f, a...);
+    f("gamma_q", a.gamma_q...), f("gamma_k", a.gamma_k...);
   }
   template <class F, class... A>
   static void visit_weights(F&& f, A&&... a) {
@@ -39,27 +51,54 @@ struct MultiHeadArgs {
 
 template <class Op, class S>
 struct MultiHeadSaved {
-  Mat<S> q, k, v, o;
+  Mat<S> q, k, v, o;        ///< as the operator has seen them and made them: what looks inside are given
+  Mat<S> q_plain, k_plain;  ///< q and k before their norms, where they have one
+  RmsNormSaved<S> q_norm, k_norm;
   limpid::Saved<Op, S> attention;
   bool filled = false;
   detail::Turn turn;
 };
 
-/// out = concat_heads(op(x wq + bq, x wk + bk, x wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762,
-/// section 3.2.2) for any operator of q, k, v. Kept: q, k, v, the heads' output and what the operator keeps. Throws
-/// ShapeError where shapes do not fit, a result shares memory with an input or with another one, a bias is not finite,
-/// or, backward, no forward call has filled saved to its end.
+namespace detail {
+
+/// The heads of a packed array below each other; its rows lie close.
+template <class V>
+V by_heads(const V& packed, Index heads) {
+  const Index width = packed.cols / heads;
+  return {packed.data, packed.rows * heads, width, width};
+}
+
+/// A request for relevance beside gradients: of batch items of n queries and m keys.
+template <class S>
+void check_relevance(const char* layer, const BackwardCall<S>& call, Index batch, Index n, Index m) {
+  if (!call.relevance.given()) return;
+  check_out<S>(layer, "relevance", call.relevance, batch, m);
+  check_out<S>(layer, "relevance_weights", call.relevance_weights, batch, n);
+}
+
+}  // namespace detail
+
+/// out = concat_heads(op(x wq + bq, c wk + bk, c wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762, section
+/// 3.2.2) for any operator of q, k, v, c = context where it is given, else x. With qk_norm_eps each head's q and k are
+/// RMS-normed before the operator sees them (Henry et al. 2020, arXiv 2010.04245, with the RMS norm of later models);
+/// rotary positions come with the operator, after that: rope(softmax(causal()), {.layout = RopeLayout::half}) turns query
+/// i of n at place i + m - n. Kept: q, k, v, the heads' output and what the operator keeps; saved.q, saved.k, saved.v and
+/// saved.attention are what map_block and Rollout ask for. backward takes the request of a Relevance (ask()) as the
+/// operator's own does, and its gradients have the same bits then. Throws ShapeError where shapes do not fit, a result
+/// shares memory with an input or with another one, a bias or gamma is not finite, or, backward, no forward call has
+/// filled saved to its end.
 template <class Op>
 struct MultiHead {
   Op op;
   Index heads = 1;
   Index kv_heads = 0;  ///< key heads, a divisor of heads; 0 means heads
   const char* name = "multi-head layer";
+  std::optional<double> qk_norm_eps = {};  ///< q and k of each head are RMS-normed, with this eps
 
   template <class S>
   using Args = MultiHeadArgs<View<S>>;
   template <class S>
-  using Grads = MultiHeadArgs<MutView<S>>;
+  using Grads = MultiHeadArgs<Gradient<S>>;
   template <class S>
   using Saved = MultiHeadSaved<Op, S>;
 
@@ -68,8 +107,8 @@ struct MultiHead {
   template <class S>
   Index out_width(const Args<S>& in) const {
     detail::check_heads(name, heads, groups(), 1, 0);
-    detail::check_counts(name, 1, heads, std::max(in.wq.cols, in.wv.cols));
-    return in.wo.given() ? in.wo.cols : head_width<S>(in);
+    detail::check_counts(name, 1, heads, std::max(in.wq.outputs(), in.wv.outputs()));
+    return in.wo.given() ? in.wo.outputs() : head_width<S>(in);
   }
 
   template <class Out>
@@ -81,12 +120,22 @@ struct MultiHead {
     detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
     detail::refuse_out_overlaps(name, op, in, out);
     const detail::ForwardScope<Saved<S>> scope(name, call);
-    const auto room = [&](Mat<S> Saved<S>::*field, View<S> w) { return scope.room(field, in.x.rows, w.cols); };
-    const MutView<S> q = room(&Saved<S>::q, in.wq), k = room(&Saved<S>::k, in.wk), v = room(&Saved<S>::v, in.wv);
+    const View<S> c = source<S>(in);
+    const auto room = [&](Mat<S> Saved<S>::*field, View<S> of, const Weight<S>& w) {
+      return scope.room(field, of.rows, w.outputs());
+    };
+    const MutView<S> q = room(&Saved<S>::q, in.x, in.wq), k = room(&Saved<S>::k, c, in.wk);
+    const MutView<S> v = room(&Saved<S>::v, c, in.wv);
+    const bool apart = qk_norm_eps && scope.saved;  // else the norms work in place
+    const MutView<S> q_plain = apart ? room(&Saved<S>::q_plain, in.x, in.wq) : q;
+    const MutView<S> k_plain = apart ? room(&Saved<S>::k_plain, c, in.wk) : k;
     scope.context.as_head(projection_flop<S>(in), [&](const detail::Context& shared) {
-      detail::linear_in<detail::Native<S>>(shared, in.x, in.wq, in.bq, q);
-      detail::linear_in<detail::Native<S>>(shared, in.x, in.wk, in.bk, k);
-      detail::linear_in<detail::Native<S>>(shared, in.x, in.wv, in.bv, v);
+      detail::linear_in<detail::Native<S>>(shared, in.x, in.wq, in.bq, q_plain);
+      detail::linear_in<detail::Native<S>>(shared, c, in.wk, in.bk, k_plain);
+      detail::linear_in<detail::Native<S>>(shared, c, in.wv, in.bv, v);
+      if (!qk_norm_eps) return;
+      normed<S>(shared, q_plain, in.gamma_q, q, heads, scope.part(&Saved<S>::q_norm));
+      normed<S>(shared, k_plain, in.gamma_k, k, groups(), scope.part(&Saved<S>::k_norm));
     });
     const MutView<S> o = scope.room(&Saved<S>::o, in.x.rows, head_width<S>(in));
     limpid::forward(op, qkv(q, k, v), o,
@@ -98,15 +147,22 @@ struct MultiHead {
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, MultiHeadSaved<Op, S>& saved, Dout&& dout_,
-                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+                const std::type_identity_t<Grads<S>>& grad,
+                const std::type_identity_t<BackwardCall<S>>& call = {}) const {
     using P = detail::Native<S>;
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, name);
     check<S>(name, in, 1);
     detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
-    detail::check_gradients(name, with_biases<S>(in), grad);
+    check_gradients<S>(name, in, grad);
     check_saved<S>(name, in, saved);
-    detail::refuse_gradient_overlaps(name, op, in, dout, grad);
+    const Dims& dims = saved.attention.dims;
+    detail::check_relevance<S>(name, call, dims.batch, dims.n, dims.m);
+    const View<S> weights = call.relevance.given() ? call.relevance_weights : View<S>();
+    detail::refuse_backward_overlaps(
+        name, op,
+        detail::joined(detail::fields_of(grad, detail::gradient_of), detail::arrays({{"relevance", call.relevance}})),
+        detail::joined(detail::fields_of(in), detail::arrays({{"dout", dout}, {"relevance_weights", weights}})));
     const detail::LayerScope scope(call);
     const detail::Context& context = scope.context;
     Arena& arena = scope.arena;
@@ -119,15 +175,28 @@ struct MultiHead {
     const auto room = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
     const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v);
     limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv),
-                     {false, scope.workspace, scope.executor});
+                     {false, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part});
     context.as_head(2 * projection_flop<S>(in), [&](const detail::Context& shared) {
       const bool add = call.accumulate;
       if (in.wo.given())  // out = o wo + bo
         detail::linear_backward_in<P>(shared, saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, false, add);
-      // q = x wq + bq, k = x wk + bk, v = x wv + bv
+      if (qk_norm_eps) {  // q = norm(q_plain), k = norm(k_plain)
+        const auto back = [&](const Mat<S>& plain, View<S> gamma, const RmsNormSaved<S>& norm, MutView<S> d,
+                              const Gradient<S>& dgamma, Index count) {
+          const MutView<S> rows = detail::by_heads(d, count);
+          detail::norm_backward_in<P>(shared, NormKind::rms, detail::by_heads(View<S>(plain), count), gamma,
+                                      View<S>(norm.statistics), View<S>(rows), {rows, dgamma, {}}, false, add);
+        };
+        back(saved.q_plain, in.gamma_q, saved.q_norm, dq, grad.gamma_q, heads);
+        back(saved.k_plain, in.gamma_k, saved.k_norm, dk, grad.gamma_k, groups());
+      }
+      // q = x wq + bq, k = c wk + bk, v = c wv + bv
+      const bool cross = in.context.given();
+      const View<S> c = source<S>(in);
+      const Gradient<S> dx_of_k = cross ? grad.context : Gradient<S>(grad.x.view());
       detail::linear_backward_in<P>(shared, in.x, in.wq, dq, {grad.x, grad.wq, grad.bq}, add, add);
-      detail::linear_backward_in<P>(shared, in.x, in.wk, dk, {grad.x, grad.wk, grad.bk}, true, add);
-      detail::linear_backward_in<P>(shared, in.x, in.wv, dv, {grad.x, grad.wv, grad.bv}, true, add);
+      detail::linear_backward_in<P>(shared, c, in.wk, dk, {dx_of_k, grad.wk, grad.bk}, cross ? add : true, add);
+      detail::linear_backward_in<P>(shared, c, in.wv, dv, {dx_of_k.view(), grad.wv, grad.bv}, true, add);
     });
   }
 
@@ -144,32 +213,59 @@ struct MultiHead {
   template <class S>
   void check(const char* layer, const Args<S>& in, Index batch) const {
     detail::check_heads(layer, heads, groups(), batch, in.x.rows);
-    detail::check_projection(layer, "wq", in.wq, in.x, heads);
-    detail::check_projection(layer, "wk", in.wk, in.x, groups());
-    detail::check_projection(layer, "wv", in.wv, in.x, groups());
-    detail::check_counts(layer, 1, heads, std::max(in.wq.cols, in.wv.cols));
-    detail::check_bias<S>(layer, "bq", in.bq, in.wq.cols);
-    detail::check_bias<S>(layer, "bk", in.bk, in.wk.cols);
-    detail::check_bias<S>(layer, "bv", in.bv, in.wv.cols);
+    const View<S> c = source<S>(in);
+    if (c.rows % batch != 0)
+      detail::raise(std::string(layer) + ": batch is " + detail::text_of(batch) + " and context has " +
+                    detail::text_of(c.rows) + " rows, wanted as many in each item");
+    const char* wide = in.context.given() ? "context has columns" : "x has columns";
+    detail::check_projection<S>(layer, "wq", in.wq, in.x, heads);
+    detail::check_projection<S>(layer, "wk", in.wk, c, groups(), wide);
+    detail::check_projection<S>(layer, "wv", in.wv, c, groups(), wide);
+    detail::check_counts(layer, 1, heads, std::max(in.wq.outputs(), in.wv.outputs()));
+    detail::check_bias<S>(layer, "bq", in.bq, in.wq.outputs());
+    detail::check_bias<S>(layer, "bk", in.bk, in.wk.outputs());
+    detail::check_bias<S>(layer, "bv", in.bv, in.wv.outputs());
+    if (!qk_norm_eps && (in.gamma_q.given() || in.gamma_k.given()))
+      detail::raise(std::string(layer) + ": gamma_q or gamma_k is given without qk_norm_eps");
+    if (qk_norm_eps) {
+      const Index width = in.wq.outputs() / heads;
+      detail::check_finite<S>(layer, "qk_norm_eps", *qk_norm_eps, *qk_norm_eps >= 0, "a finite number, 0 or more");
+      if (in.wk.outputs() / groups() != width)
+        detail::raise(std::string(layer) + ": wq makes heads of " + detail::text_of(width) + " and wk of " +
+                      detail::text_of(in.wk.outputs() / groups()) + ", wanted the same");
+      detail::check_bias<S>(layer, "gamma_q", in.gamma_q, width);
+      detail::check_bias<S>(layer, "gamma_k", in.gamma_k, width);
+    }
     if (in.bo.given() && !in.wo.given()) detail::raise(std::string(layer) + ": bo is given without wo");
-    if (in.wo.given())
-      detail::check_reads(layer, "wo", in.wo.rows, in.wo.cols, head_width<S>(in), "the heads' output has columns");
-    detail::check_bias<S>(layer, "bo", in.bo, in.wo.cols);
+    if (in.wo.given()) detail::check_weight<S>(layer, "wo", in.wo, head_width<S>(in), "the heads' output has columns");
+    detail::check_bias<S>(layer, "bo", in.bo, in.wo.outputs());
     detail::check_rows(layer, in);
   }
-  /// With the shapes of biases that are not given.
+  /// With the shapes of biases and gammas that are not given, which may have a gradient too.
   template <class S>
-  static Args<S> with_biases(Args<S> in) {
-    in.bq = detail::or_zero(in.bq, in.wq.cols), in.bk = detail::or_zero(in.bk, in.wk.cols);
-    in.bv = detail::or_zero(in.bv, in.wv.cols), in.bo = detail::or_zero(in.bo, in.wo.cols);
+  Args<S> with_biases(Args<S> in) const {
+    in.bq = detail::or_zero(in.bq, in.wq.outputs()), in.bk = detail::or_zero(in.bk, in.wk.outputs());
+    in.bv = detail::or_zero(in.bv, in.wv.outputs()), in.bo = detail::or_zero(in.bo, in.wo.outputs());
+    const Index width = in.wq.outputs() / heads;
+    if (qk_norm_eps) in.gamma_q = detail::or_zero(in.gamma_q, width), in.gamma_k = detail::or_zero(in.gamma_k, width);
     return in;
+  }
+  /// Gradients as large as what they are of.
+  template <class S>
+  void check_gradients(const char* layer, const Args<S>& in, const Grads<S>& grad) const {
+    detail::check_gradients(layer, with_biases<S>(in), grad);
   }
   /// That saved was filled by a forward call of such inputs.
   template <class S>
   void check_saved(const char* layer, const Args<S>& in, const Saved<S>& saved) const {
-    detail::check_kept(layer, "q", saved.q, in.x.rows, in.wq.cols);
-    detail::check_kept(layer, "k", saved.k, in.x.rows, in.wk.cols);
-    detail::check_kept(layer, "v", saved.v, in.x.rows, in.wv.cols);
+    const Index keys = source<S>(in).rows;
+    detail::check_kept(layer, "q", saved.q, in.x.rows, in.wq.outputs());
+    detail::check_kept(layer, "k", saved.k, keys, in.wk.outputs());
+    detail::check_kept(layer, "v", saved.v, keys, in.wv.outputs());
+    if (qk_norm_eps) {
+      detail::check_kept(layer, "q_plain", saved.q_plain, in.x.rows, in.wq.outputs());
+      detail::check_kept(layer, "k_plain", saved.k_plain, keys, in.wk.outputs());
+    }
     detail::check_filled(layer, saved);
     detail::check_kept_heads(layer, saved.attention, heads, groups());
     detail::check_kept(layer, "o", saved.o, in.x.rows, head_width<S>(in));
@@ -177,14 +273,29 @@ struct MultiHead {
 
  private:
   Index groups() const { return kv_heads == 0 ? heads : kv_heads; }
+  /// What keys and values are made from.
+  template <class S>
+  static View<S> source(const Args<S>& in) {
+    return in.context.given() ? in.context : in.x;
+  }
+  template <class S>
+  void normed(const detail::Context& context, View<S> x, View<S> gamma, MutView<S> y, Index count,
+              RmsNormSaved<S>* saved) const {
+    if (saved) saved->statistics.resize(x.rows * count, 4);
+    detail::norm_in<detail::Native<S>>(context, NormKind::rms, detail::by_heads(x, count), gamma, View<S>(),
+                                       *qk_norm_eps, detail::by_heads(y, count),
+                                       saved ? MutView<S>(saved->statistics) : MutView<S>());
+  }
   /// Of q, k and v from the tokens.
   template <class S>
   static double projection_flop(const Args<S>& in) {
-    return 2.0 * double(in.x.rows) * double(in.x.cols) * double(in.wq.cols + in.wk.cols + in.wv.cols);
+    const View<S> c = source<S>(in);
+    return 2.0 * (double(in.x.rows) * double(in.x.cols) * double(in.wq.outputs()) +
+                  double(c.rows) * double(c.cols) * double(in.wk.outputs() + in.wv.outputs()));
   }
   template <class S>
   Index head_width(const Args<S>& in) const {
-    return in.wv.cols / groups() * heads;
+    return in.wv.outputs() / groups() * heads;
   }
 };
 
