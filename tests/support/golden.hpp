@@ -183,6 +183,7 @@ class Case {
 /// How an operator is run: by the library, and, where it is given, by the plain formula in the same precision.
 struct Operator {
   std::set<std::string> switches;
+  double bound = 1e-10;  ///< of errors in double
   std::function<Tensors<double>(const Case&)> library, formula;
   std::function<Tensors<float>(const Case&)> library_float, formula_float;
 };
@@ -195,6 +196,7 @@ inline std::map<std::string, Operator>& registry() {
 /// Enters an operator's test. T has
 ///     static constexpr const char* name        the operator as the files name it
 ///     static constexpr const char* switches    all switches it knows, separated by spaces
+///     static constexpr double bound            optional: of errors in double
 ///     template <class S> static Tensors<S> library(const Case&)      every output and gradient, by the library
 ///     template <class S> static Tensors<S> formula(const Case&)      optional: the same by the plain formula
 template <class T>
@@ -211,6 +213,7 @@ struct Registered {
       word.clear();
       if (*c == '\0') break;
     }
+    if constexpr (requires { T::bound; }) op.bound = T::bound;
     op.library = [](const Case& c) { return T::template library<double>(c); };
     op.library_float = [](const Case& c) { return T::template library<float>(c); };
     if constexpr (requires(const Case& c) { T::template formula<double>(c); }) {

@@ -113,6 +113,28 @@ LIMPID_INLINE void add_scaled_row(const typename P::Scalar* a, typename P::Scala
   });
 }
 
+/// to = a + factors o b, of null factors a + b; to may be either.
+template <class P>
+LIMPID_NOINLINE void add_times_row(const typename P::Scalar* a, const typename P::Scalar* factors,
+                                   const typename P::Scalar* b, typename P::Scalar* to, Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    if (factors)
+      L::store(to + c, L::fma(L::load(factors + c), L::load(b + c), L::load(a + c)));
+    else
+      L::store(to + c, L::load(a + c) + L::load(b + c));
+  });
+}
+/// to = a o b; to may be either.
+template <class P>
+LIMPID_NOINLINE void times_row(const typename P::Scalar* a, const typename P::Scalar* b, typename P::Scalar* to,
+                               Index count) {
+  for_lanes<P>(count, [&](auto policy, Index c) {
+    using L = decltype(policy);
+    L::store(to + c, L::load(a + c) * L::load(b + c));
+  });
+}
+
 /// to = a x + b y; to may be either.
 template <class P>
 LIMPID_NOINLINE void combine_row(typename P::Scalar a, const typename P::Scalar* x, typename P::Scalar b,
