@@ -137,6 +137,28 @@ limpid::MultiHeadArgs<M> multi_head_parameters() {
   p.bo = random(1, 3, 9);
   return p;
 }
+limpid::MlpArgs<M> mlp_parameters(Index n = 5, Index dim = 4, Index hidden = 3) {
+  return {random(n, dim, 1), random(dim, hidden, 2), random(1, hidden, 3), random(hidden, dim, 4),
+          random(1, dim, 5), random(dim, hidden, 6), random(1, hidden, 7)};
+}
+/// Every parameter that a block before whose sublayers norms stand can have: two heads of dk, one of keys.
+limpid::TransformerBlockArgs<M> block_parameters(Index n = 5, Index dim = 4, Index dk = 3, Index dv = 2, Index m = 3) {
+  limpid::TransformerBlockArgs<M> p;
+  p.x = random(n, dim, 1), p.context = random(m, 5, 2);
+  p.gamma1 = p.beta1 = p.scale1 = p.gamma_c = p.beta_c = p.scale_c = p.gamma2 = p.beta2 = p.scale2 = random(1, dim, 3);
+  p.wq = p.wq2 = random(dim, 2 * dk, 4), p.wk = random(dim, dk, 5), p.wk2 = random(5, dk, 6);
+  p.wv = random(dim, dv, 7), p.wv2 = random(5, dv, 8), p.wo = p.wo2 = random(2 * dv, dim, 9);
+  p.bq = p.bq2 = random(1, 2 * dk, 10), p.bk = p.bk2 = random(1, dk, 11), p.bv = p.bv2 = random(1, dv, 12);
+  p.bo = p.bo2 = random(1, dim, 13), p.gamma_q = p.gamma_k = p.gamma_q2 = p.gamma_k2 = random(1, dk, 14);
+  if (dim + dv == 0) p.bo = p.bo2 = M();  // a wo of no size is none
+  const limpid::MlpArgs<M> mlp = mlp_parameters(n, dim, 3);
+  p.w1 = mlp.w1, p.b1 = mlp.b1, p.w2 = mlp.w2, p.b2 = mlp.b2, p.w3 = mlp.w3, p.b3 = mlp.b3;
+  return p;
+}
+limpid::TransformerBlockOptions block_options() {
+  return {
+      .heads = 2, .kv_heads = 1, .eps = 1e-3, .mlp = limpid::swiglu(), .qk_norm_eps = 1e-3, .cross_qk_norm_eps = 1e-3};
+}
 limpid::CrateArgs<M> crate_parameters() {
   limpid::CrateArgs<M> p;
   p.x = random(5, 4, 1), p.gamma1 = random(1, 4, 2), p.beta1 = random(1, 4, 3), p.u = random(4, 6, 4);
@@ -183,6 +205,10 @@ TEST_CASE("Layers refuse results that share memory with an input, with dout or w
                            random(1, 4, 4), M::Ones(1, 1),   M::Ones(1, 1)};
   check_layer_overlaps("ista", limpid::Ista{}, ista, 4);
   check_layer_overlaps("crate block", limpid::crate(limpid::mssa(), {.heads = 2}), crate_parameters(), 4);
+  check_layer_overlaps("mlp", limpid::swiglu(), mlp_parameters(), 4);
+  check_layer_overlaps("transformer block",
+                       limpid::transformer_block(limpid::softmax(), limpid::softmax(), block_options()),
+                       block_parameters(), 4);
 
   const auto gated = limpid::two_map_layer(limpid::differential_gated(), 2, 1);
   limpid::TwoMapLayerSaved<decltype(gated.op), double> saved;
@@ -554,6 +580,11 @@ TEST_CASE("Layers of no tokens, of no columns or of heads without any, forward a
                                    random(2 * dv, 3, 8),
                                    random(1, 3, 9)};
     check_sizes<limpid::MultiHeadArgs>(limpid::multi_head(limpid::softmax(), 2, 1), heads, 3);
+    check_sizes<limpid::MlpArgs>(limpid::swiglu(), mlp_parameters(n, dim, dk), dim);
+    for (const Index m : {Index(3), Index(dk * dv == 0 ? 3 : 0)})  // 0 x 0 keys and values are none that are given
+      check_sizes<limpid::TransformerBlockArgs>(
+          limpid::transformer_block(limpid::softmax(), limpid::softmax(), block_options()),
+          block_parameters(n, dim, dk, dv, m), dim);
     const M u = random(dim, 2 * dk, 4), wo = random(2 * dk, dim, 5);
     check_sizes<limpid::MssaLayerArgs>(limpid::mssa_layer(limpid::mssa(), 2), {x, u, wo, b}, dim);
     check_sizes<limpid::MssaLayerArgs>(limpid::mssa_layer(limpid::mssa(), 2), {x, u, {}, b}, dim);

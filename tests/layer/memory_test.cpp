@@ -6,6 +6,7 @@
 #include <limpid/explain/rollout.hpp>
 #include <limpid/layer/crate.hpp>
 #include <limpid/layer/pid_stack.hpp>
+#include <limpid/layer/transformer_block.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
 
@@ -90,6 +91,25 @@ TEST_CASE("a crate block and a stack of aot layers allocate nothing in their sec
           stack.forward(x, layers, out, {.saved = &kept, .workspace = &workspace});
           stack.backward(x, layers, kept, dout, dx, gradients, {.workspace = &workspace});
         }) == 0);
+}
+
+TEST_CASE("a transformer block allocates nothing in its second step") {
+  limpid::TransformerBlockArgs<M> p;
+  p.x = random(20, 8, 1), p.context = random(9, 6, 2), p.wq = p.wk = p.wv = p.wo = p.wq2 = p.wo2 = random(8, 8, 3);
+  p.wk2 = p.wv2 = random(6, 8, 4), p.w1 = p.w3 = random(8, 12, 5), p.w2 = random(12, 8, 6), p.scale1 = random(1, 8, 7);
+  limpid::TransformerBlockArgs<M> gradient = p;
+  const auto op = limpid::softmax();
+  for (const limpid::NormPlace place : {limpid::NormPlace::pre, limpid::NormPlace::post}) {
+    const auto block = limpid::transformer_block(
+        op, op, {.heads = 2, .eps = 1e-6, .place = place, .mlp = limpid::swiglu(), .qk_norm_eps = 1e-6});
+    std::remove_const_t<decltype(block)>::Saved<float> saved;
+    M out = p.x, dout = random(20, 8, 8);
+    limpid::Workspace workspace;
+    CHECK(second_run([&] {
+            block.forward(p, out, {.saved = &saved, .workspace = &workspace});
+            block.backward(p, saved, dout, gradient, {.workspace = &workspace});
+          }) == 0);
+  }
 }
 
 TEST_CASE("rollout and relevance, started again, allocate nothing") {

@@ -75,6 +75,72 @@ TEST_CASE("multi-head layer: central differences agree, with grouped keys, biase
   suite::check_layer_gradient<MultiHeadArgs>(limpid::multi_head(limpid::softmax(), 2, 1), p, 10, 4, 2);
 }
 
+TEST_CASE(
+    "multi-head layer: central differences agree of cross attention and of normed heads, with gammas and without") {
+  MultiHeadArgs<M> p{random(2 * 5, 4, 1), random(4, 6, 2), random(1, 6, 3), random(4, 3, 4), random(1, 3, 5),
+                     random(4, 2, 6),     random(1, 2, 7), random(4, 3, 8), random(1, 3, 9)};
+  auto layer = limpid::multi_head(limpid::softmax(), 2, 1);
+  layer.qk_norm_eps = 0.1;
+  suite::check_layer_gradient<MultiHeadArgs>(layer, p, 10, 3, 2);
+  p.gamma_q = random(1, 3, 10), p.gamma_k = random(1, 3, 11);
+  suite::check_layer_gradient<MultiHeadArgs>(layer, p, 10, 3, 2);
+  p.context = random(2 * 3, 5, 12), p.wk = random(5, 3, 13), p.wv = random(5, 2, 14);
+  suite::check_layer_gradient<MultiHeadArgs>(layer, p, 10, 3, 2);
+  layer.qk_norm_eps = {}, p.gamma_q.resize(0, 0), p.gamma_k.resize(0, 0);
+  suite::check_layer_gradient<MultiHeadArgs>(layer, p, 10, 3, 2);
+}
+
+TEST_CASE("multi-head layer: normed heads and context are what the operator is given") {
+  const M x = random(7, 4, 1), c = random(9, 5, 2), wq = random(4, 6, 3), wk = random(5, 6, 4), wv = random(5, 4, 5);
+  const M gq = random(1, 3, 6), gk = random(1, 3, 7);
+  M q = product(x, wq), k = product(c, wk);
+  const M v = product(c, wv);
+  for (M* m : {&q, &k})
+    for (Index i = 0; i < m->rows(); ++i)
+      for (const Index h : {0, 3}) {
+        auto head = m->block(i, h, 1, 3);
+        head = (head / std::sqrt(head.squaredNorm() / 3 + 1e-3)).cwiseProduct(m == &q ? gq : gk).eval();
+      }
+  M wanted(7, 4), out(7, 4);
+  limpid::forward(limpid::softmax(), limpid::qkv(q, k, v), wanted, {.heads = 2});
+  auto layer = limpid::multi_head(limpid::softmax(), 2);
+  layer.qk_norm_eps = 1e-3;
+  limpid::MultiHeadSaved<decltype(layer.op), double> saved;
+  const MultiHeadArgs<limpid::View<double>> in{
+      .x = x, .wq = wq, .wk = wk, .wv = wv, .gamma_q = gq, .gamma_k = gk, .context = c};
+  layer.forward(in, out);
+  CHECK(distance(out, wanted) < 1e-14);
+  M kept = out;
+  layer.forward(in, kept, {.saved = &saved});
+  CHECK(kept == out);
+  CHECK(distance(saved.q, q) < 1e-14);
+  CHECK(distance(saved.k, k) < 1e-14);
+}
+
+TEST_CASE("multi-head layer: relevance through the layer is the operator's, and asking changes no bit") {
+  MultiHeadArgs<M> p{random(2 * 5, 4, 1), random(4, 6, 2), random(1, 6, 3), random(4, 3, 4), random(1, 3, 5),
+                     random(4, 2, 6),     random(1, 2, 7), random(4, 3, 8), random(1, 3, 9)};
+  const auto layer = limpid::multi_head(limpid::softmax(limpid::causal()), 2, 1);
+  limpid::MultiHeadSaved<std::remove_const_t<decltype(layer.op)>, double> saved;
+  M out(10, 3), relevance(2, 5), wanted(2, 5);
+  const M dout = random(10, 3, 20), weights = random(2, 5, 21), d_o = product_nt(dout, p.wo);
+  layer.forward(p, out, {.batch = 2, .saved = &saved});
+  MultiHeadArgs<M> grad = p, asked = p;
+  layer.backward(p, saved, dout, grad);
+  layer.backward(p, saved, dout, asked,
+                 {.relevance_weights = weights, .relevance = relevance, .part = limpid::Part::abs});
+  MultiHeadArgs<M>::visit([](const char*, const M& a, const M& b) { CHECK(a == b); }, grad, asked);
+  limpid::backward(layer.op, limpid::qkv(saved.q, saved.k, saved.v), saved.attention, d_o, {},
+                   {.relevance_weights = weights, .relevance = wanted, .part = limpid::Part::abs});
+  CHECK(distance(relevance, wanted) < 1e-14);
+  CHECK(relevance.cwiseAbs().minCoeff() > 0);
+  M small(2, 4);
+  CHECK_THROWS_WITH(layer.backward(p, saved, dout, asked, {.relevance_weights = weights, .relevance = small}),
+                    "multi-head layer: relevance is 2 x 4, wanted 2 x 5");
+  CHECK_THROWS_WITH(layer.backward(p, saved, dout, asked, {.relevance_weights = weights, .relevance = saved.q}),
+                    "multi-head layer: relevance is 10 x 6, wanted 2 x 5");
+}
+
 TEST_CASE("mssa layer: central differences agree, tied and free") {
   MssaLayerArgs<M> p{random(2 * 5, 6, 1), random(6, 4, 2), random(4, 3, 3), random(1, 3, 4)};
   const auto layer = mssa_layer(mssa(limpid::causal(), {.scale = 1.1}), 2);
@@ -129,6 +195,16 @@ TEST_CASE("multi-head layers say what does not fit") {
                     "multi-head layer: wk is 7 x 4, wanted 6 rows, as x has columns");
   CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .bo = b}, out),
                     "multi-head layer: bo is given without wo");
+  CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = limpid::out_in(u)}, out),
+                    "multi-head layer: wv is 6 x 4, [out, in], wanted 6 columns, as x has columns; it would fit as "
+                    "in_out(wv)");
+  CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .gamma_q = b}, out),
+                    "multi-head layer: gamma_q or gamma_k is given without qk_norm_eps");
+  CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .context = tall}, out),
+                    "multi-head layer: wk is 6 x 4, wanted 4 rows, as context has columns; it would fit as out_in(wk)");
+  const M three = random(3, 6, 6), six = random(6, 6, 7);
+  CHECK_THROWS_WITH(heads.forward({.x = six, .wq = u, .wk = u, .wv = u, .context = three}, out, {.batch = 2}),
+                    "multi-head layer: batch is 2 and context has 3 rows, wanted as many in each item");
 
   // what a layer of other heads has kept does not fit, also where the widths do
   limpid::MultiHeadSaved<limpid::Softmax<limpid::DotScore<limpid::Chain<>>>, double> saved;

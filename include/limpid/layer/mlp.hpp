@@ -136,7 +136,8 @@ struct Mlp {
     detail::check_weight<S>(layer, "w1", in.w1, in.x.cols, "x has columns");
     detail::check_bias<S>(layer, "b1", in.b1, in.w1.outputs());
     if (gated) {
-      if (!in.w3.given()) detail::raise(std::string(layer) + ": w3 is not given to a gated mlp");
+      if (!in.w3.given() && in.x.cols + in.w1.outputs() > 0)
+        detail::raise(std::string(layer) + ": w3 is not given to a gated mlp");
       detail::check_weight<S>(layer, "w3", in.w3, in.x.cols, "x has columns");
       if (in.w3.outputs() != in.w1.outputs())
         detail::raise(std::string(layer) + ": w3 is " + detail::shape_text(in.w3.rows, in.w3.cols) + " and w1 " +
