@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Core, scores, operators, layers, explanations and the gradient
-// checker. Never io/ and never exec/: include those by name.
+// checker. Never io/, exec/ and model/: include those by name.
 #pragma once
 
 #include "call/decode.hpp"

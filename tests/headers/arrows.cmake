@@ -14,6 +14,7 @@ set(explain core engine score call op layer Eigen)
 set(check core engine score call op layer explain)
 set(exec core unistd.h omp.h ${threads})
 set(io core nlohmann png.h zlib.h fcntl.h sys unistd.h)
+set(model core engine score call op layer explain io)
 set(limpid.hpp core engine score call op layer explain check version.hpp)
 set(compiled.hpp limpid.hpp)
 

@@ -1,0 +1,253 @@
+// limpid: text encoders from a checkpoint: BERT and ALBERT, under Hugging Face's names.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "../op/softmax.hpp"
+#include "../score/biases.hpp"
+#include "pooling.hpp"
+#include "stack.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace model {
+
+/// What a checkpoint of a text encoder does not say.
+struct BertOptions {
+  Index heads = 0;
+  Index layers =
+      0;  ///< has to be said of ALBERT, whose block is used so many times; of BERT 0 means as many as there are
+  double eps = 1e-12;
+  Activation activation = Activation::gelu;  ///< gelu_new of a configuration is gelu_tanh
+};
+
+/// What a run of a Bert gives and keeps for a backward pass.
+template <class Op, class S>
+struct BertSaved {
+  Mat<S> hidden;  ///< (batch n) x D
+  // kept:
+  std::vector<Index> ids, types;
+  Mat<S> sum, embedded;
+  LayerNormSaved<S> norm;
+  StackSaved<Op, S> stack;
+  Index batch = 1;
+};
+
+/// 0 for a token that is kept and minus infinity for one that is not, B x n as keep is: for key_bias(), so that nothing
+/// attends to padding.
+template <class S, class Keep>
+Mat<S> padding_bias(const Keep& keep) {
+  Mat<S> out(keep.rows(), keep.cols());
+  for (Index b = 0; b < keep.rows(); ++b)
+    for (Index i = 0; i < keep.cols(); ++i) out(b, i) = keep(b, i) ? S(0) : -std::numeric_limits<S>::infinity();
+  return out;
+}
+
+namespace detail {
+
+inline const NameTable& bert_embeddings() {
+  static const NameTable table{{"words", "embeddings.word_embeddings.weight", "Ve"},
+                               {"places", "embeddings.position_embeddings.weight", "Ne"},
+                               {"types", "embeddings.token_type_embeddings.weight", "Te"},
+                               {"gamma", "embeddings.LayerNorm.weight", "e"},
+                               {"beta", "embeddings.LayerNorm.bias", "e"}};
+  return table;
+}
+inline const NameTable& bert_block() {
+  static const NameTable table{{"wq", "attention.self.query.weight", "DD"},
+                               {"bq", "attention.self.query.bias", "D"},
+                               {"wk", "attention.self.key.weight", "DD"},
+                               {"bk", "attention.self.key.bias", "D"},
+                               {"wv", "attention.self.value.weight", "DD"},
+                               {"bv", "attention.self.value.bias", "D"},
+                               {"wo", "attention.output.dense.weight", "DD"},
+                               {"bo", "attention.output.dense.bias", "D"},
+                               {"gamma1", "attention.output.LayerNorm.weight", "D"},
+                               {"beta1", "attention.output.LayerNorm.bias", "D"},
+                               {"w1", "intermediate.dense.weight", "ED"},
+                               {"b1", "intermediate.dense.bias", "E"},
+                               {"w2", "output.dense.weight", "DE"},
+                               {"b2", "output.dense.bias", "D"},
+                               {"gamma2", "output.LayerNorm.weight", "D"},
+                               {"beta2", "output.LayerNorm.bias", "D"}};
+  return table;
+}
+inline const NameTable& albert_block() {
+  static const NameTable table{{"wq", "attention.query.weight", "DD"},
+                               {"bq", "attention.query.bias", "D"},
+                               {"wk", "attention.key.weight", "DD"},
+                               {"bk", "attention.key.bias", "D"},
+                               {"wv", "attention.value.weight", "DD"},
+                               {"bv", "attention.value.bias", "D"},
+                               {"wo", "attention.dense.weight", "DD"},
+                               {"bo", "attention.dense.bias", "D"},
+                               {"gamma1", "attention.LayerNorm.weight", "D"},
+                               {"beta1", "attention.LayerNorm.bias", "D"},
+                               {"w1", "ffn.weight", "ED"},
+                               {"b1", "ffn.bias", "E"},
+                               {"w2", "ffn_output.weight", "DE"},
+                               {"b2", "ffn_output.bias", "D"},
+                               {"gamma2", "full_layer_layer_norm.weight", "D"},
+                               {"beta2", "full_layer_layer_norm.bias", "D"}};
+  return table;
+}
+
+}  // namespace detail
+
+/// BERT (Devlin et al. 2018, arXiv 1810.04805) or ALBERT (Lan et al. 2019, arXiv 1909.11942), whichever the file's names
+/// are of: post-norm blocks over
+///
+///     embedded = N(words[id] + places[i] + types[type]),   of ALBERT times W_in^T + b_in
+///
+/// Prefixes bert., albert. and model. and none, and LayerNorm.gamma and .beta of files released in TensorFlow's names, are
+/// found by themselves. Token i of an item has place i. Pooler and heads of tasks are not read, and so reported in
+/// `unused`. Padding goes into the operator:
+///
+///     const limpid::io::Checkpoint file("model.safetensors");
+///     const limpid::model::Bert<float> bert(file, {.heads = 12});
+///     const limpid::Mat<float> padding = limpid::model::padding_bias<float>(keep);   // batch x n
+///     const auto op = limpid::softmax(limpid::key_bias(padding));
+///     auto saved = bert.saved(op);
+///     bert.forward(op, ids, {}, saved, {.batch = batch});
+///     const auto sentence = unit_rows(pool(saved.hidden, mean_weights<float>(keep)));
+///
+/// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a head
+/// count that does not divide, ALBERT without layers. Calls throw ShapeError: ids out of the vocabulary, more tokens than
+/// places, an operator's own reasons.
+template <class S>
+class Bert {
+ public:
+  template <class Op>
+  using Saved = BertSaved<Op, S>;
+
+  Bert(const io::Checkpoint& file, const BertOptions& options) : options_(options) {
+    detail::Loader<S> load(file, parameters);
+    const std::string prefix = load.prefix({"", "bert.", "albert.", "model."}, detail::bert_embeddings().front().name);
+    const std::string group = prefix + "encoder.albert_layer_groups.#.albert_layers.0.";
+    const bool albert = file.has(load.numbered(group, 0) + detail::albert_block().front().name);
+    const std::string blocks = albert ? group : prefix + "encoder.layer.#.";
+    const detail::NameTable& table = albert ? detail::albert_block() : detail::bert_block();
+    const std::string mapping = prefix + "encoder.embedding_hidden_mapping_in.";
+    const Index count = load.count(blocks + table.front().name);
+
+    load.want(prefix, detail::bert_embeddings());
+    if (albert) load.want(mapping, {{"", "weight", ""}, {"", "bias", ""}});
+    for (Index l = 0; l < std::max(count, Index(1)); ++l) load.want(load.numbered(blocks, l), table);
+    load.require();
+    stack_.layers = options.layers == 0 && !albert ? count : options.layers;
+    if (stack_.layers < 1 || stack_.layers % count != 0 || (!albert && stack_.layers != count))
+      io::detail::fail(file.name(), "found " + std::to_string(count) + " blocks and options of " +
+                                        std::to_string(options.layers) + " layers, wanted " +
+                                        (albert ? "layers, a multiple of the blocks" : "as many, or 0"));
+
+    load.read(prefix, detail::bert_embeddings(), [&](const std::string& role, const Slot& slot) {
+      (role == "words"    ? words_
+       : role == "places" ? places_
+       : role == "types"  ? types_
+       : role == "gamma"  ? gamma_
+                          : beta_) = slot;
+    });
+    if (albert) {
+      map_ = load.take(mapping + "weight", "De");
+      map_bias_ = load.take(mapping + "bias", "D");
+    } else {
+      load.extents['D'] = load.extents['e'];
+    }
+    detail::check_heads(file, load.extents['D'], options.heads);
+    for (Index l = 0; l < count; ++l) stack_.blocks.push_back(load.block(load.numbered(blocks, l), table));
+    file.skip(prefix + "embeddings.position_ids");  // 0, 1, 2 ..., which some files carry
+    unused = file.unused();
+    stack_.options.heads = options.heads, stack_.options.eps = options.eps;
+    stack_.options.place = NormPlace::post, stack_.options.mlp = Mlp{options.activation};
+  }
+
+  Parameters<S> parameters;
+  std::vector<std::string> unused;  ///< tensors of the file that this model does not know
+
+  Index layers() const { return stack_.layers; }
+  Index width() const { return map_.given() ? map_.rows : words_.cols; }
+  Index vocabulary() const { return words_.rows; }
+  template <class Op>
+  Saved<Op> saved(const Op&) const {
+    return {};
+  }
+
+  /// ids and types: batch items of n tokens, one after another; types may be empty: 0.
+  template <class Op>
+  void forward(const Op& op, const std::vector<Index>& ids, const std::vector<Index>& types, BertSaved<Op, S>& saved,
+               const ModelCall& call = {}) const {
+    detail::check_ids("bert", "ids", ids, call.batch, vocabulary(), "the vocabulary");
+    const auto count = static_cast<Index>(ids.size()), n = count / call.batch;
+    if (!types.empty()) detail::check_ids("bert", "types", types, call.batch, types_.rows, "the types");
+    if (!types.empty() && types.size() != ids.size())
+      limpid::detail::raise("bert: found " + std::to_string(types.size()) + " types, wanted " + std::to_string(count) +
+                            ", one a token, or none");
+    if (n > places_.rows)
+      limpid::detail::raise("bert: found " + std::to_string(n) + " tokens an item, wanted at most " +
+                            std::to_string(places_.rows) + ", the places of the checkpoint");
+    saved.ids = ids, saved.types = types, saved.batch = call.batch;
+    if (types.empty()) saved.types.assign(ids.size(), 0);
+    saved.sum = Mat<S>::Zero(count, words_.cols);
+    detail::add_rows_of(parameters(words_), saved.ids, saved.sum);
+    detail::add_rows_of(parameters(types_), saved.types, saved.sum);
+    for (Index b = 0; b < call.batch; ++b) saved.sum.middleRows(b * n, n) += parameters(places_).map().topRows(n);
+    saved.embedded.resize(count, words_.cols);
+    layer_norm(saved.sum, parameters(gamma_), parameters(beta_), saved.embedded,
+               {options_.eps, &saved.norm, call.workspace, call.executor});
+    Mat<S> x;
+    if (map_.given()) {
+      x.resize(count, width());
+      linear(View<S>(saved.embedded), out_in(parameters(map_)), parameters(map_bias_), x,
+             {false, call.workspace, call.executor});
+    } else {
+      x = saved.embedded;
+    }
+    saved.hidden = stack_.forward(op, parameters, std::move(x), saved.stack, call);
+  }
+
+  /// Backwards from the gradient of hidden: gradients are added to, dembeddings ((batch n) x the width of embeddings) gets
+  /// the gradient of the sum of a token's embeddings, relevance its row; what is null or empty is not made.
+  template <class Op>
+  void backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidden, ParameterGradients<S>* gradients,
+                MutView<S> dembeddings = {}, RelevanceRow<S>* relevance = nullptr, const ModelCall& call = {}) const {
+    const Index count = saved.hidden.rows(), n = count / saved.batch;
+    if (dhidden.rows != count || dhidden.cols != width())
+      limpid::detail::raise("bert: the gradient of hidden is " +
+                            limpid::detail::shape_text(dhidden.rows, dhidden.cols) + ", wanted " +
+                            limpid::detail::shape_text(count, width()));
+    if (dembeddings.given() && (dembeddings.rows != count || dembeddings.cols != words_.cols))
+      limpid::detail::raise("bert: the gradient of embeddings is " +
+                            limpid::detail::shape_text(dembeddings.rows, dembeddings.cols) + ", wanted " +
+                            limpid::detail::shape_text(count, words_.cols));
+    detail::check_gradient_count("bert", gradients, parameters);
+    const auto gradient = [&](const Slot& slot) {
+      return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
+    };
+    const LayerCall inner{false, call.workspace, call.executor};
+    Mat<S> d = stack_.backward(op, parameters, saved.stack, Mat<S>(dhidden.map()), gradients, relevance, call);
+    if (gradients == nullptr && !dembeddings.given()) return;
+    if (map_.given()) {
+      Mat<S> dmapped(count, words_.cols);
+      linear_backward(View<S>(saved.embedded), out_in(parameters(map_)), View<S>(d),
+                      {overwrite(dmapped), gradient(map_), gradient(map_bias_)}, inner);
+      d = std::move(dmapped);
+    }
+    Mat<S> dsum(count, words_.cols);
+    layer_norm_backward(View<S>(saved.sum), parameters(gamma_), saved.norm, View<S>(d),
+                        {overwrite(dsum), gradient(gamma_), gradient(beta_)}, inner);
+    if (dembeddings.given()) dembeddings.map() = dsum;
+    if (gradients == nullptr) return;
+    detail::add_gradient_of_rows(dsum, saved.ids, (*gradients)(words_));
+    detail::add_gradient_of_rows(dsum, saved.types, (*gradients)(types_));
+    for (Index b = 0; b < saved.batch; ++b) (*gradients)(places_).map().topRows(n) += dsum.middleRows(b * n, n);
+  }
+
+ private:
+  BertOptions options_;
+  detail::Stack<S> stack_;
+  Slot words_, places_, types_, gamma_, beta_, map_, map_bias_;
+};
+
+}  // namespace model
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

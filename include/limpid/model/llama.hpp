@@ -1,0 +1,197 @@
+// limpid: text decoders from a checkpoint: LLaMA and its kin, under Hugging Face's names.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "../layer/rms_norm.hpp"
+#include "../op/rope.hpp"
+#include "../op/softmax.hpp"
+#include "../score/masks.hpp"
+#include "stack.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace model {
+
+/// What a checkpoint of a decoder does not say. eps has to be said: some of the family have 1e-5 and some 1e-6.
+struct LlamaOptions {
+  Index heads = 0;
+  double eps = eps_not_given;
+};
+
+/// What a run of a Llama gives and keeps for a backward pass.
+template <class Op, class S>
+struct LlamaSaved {
+  Mat<S> hidden;  ///< after the last norm, (batch n) x D
+  Mat<S> logits;  ///< (batch n) x vocabulary
+  // kept:
+  std::vector<Index> ids;
+  Mat<S> last;
+  RmsNormSaved<S> norm;
+  StackSaved<Op, S> stack;
+  Index batch = 1;
+};
+
+/// The attention of the family: causal, rotary positions of the half layout, as the files of Hugging Face have q and k.
+inline auto llama_attention(double base = 10000) {
+  return rope(softmax(causal()), {.layout = RopeLayout::half, .base = base});
+}
+
+namespace detail {
+
+inline const NameTable& llama_block() {
+  static const NameTable table{{"gamma1", "input_layernorm.weight", "D"},
+                               {"wq", "self_attn.q_proj.weight", "QD"},
+                               {"bq", "self_attn.q_proj.bias", "Q", true},
+                               {"wk", "self_attn.k_proj.weight", "KD"},
+                               {"bk", "self_attn.k_proj.bias", "K", true},
+                               {"wv", "self_attn.v_proj.weight", "KD"},
+                               {"bv", "self_attn.v_proj.bias", "K", true},
+                               {"wo", "self_attn.o_proj.weight", "DQ"},
+                               {"bo", "self_attn.o_proj.bias", "D", true},
+                               {"gamma_q", "self_attn.q_norm.weight", "d", true},
+                               {"gamma_k", "self_attn.k_norm.weight", "d", true},
+                               {"gamma2", "post_attention_layernorm.weight", "D"},
+                               {"w1", "mlp.gate_proj.weight", "ED"},
+                               {"w3", "mlp.up_proj.weight", "ED"},
+                               {"w2", "mlp.down_proj.weight", "DE"}};
+  return table;
+}
+
+}  // namespace detail
+
+/// A LLaMA-style decoder (Touvron et al. 2023, arXiv 2302.13971): pre-norm blocks of RMS norm, grouped keys (their number
+/// by the shape of k_proj), SwiGLU; biases of q, k, v (Qwen2) and QK norm (Qwen3) where the file has them;
+///
+///     x = embed_tokens[id],   logits = N(blocks(x)) W_head^T
+///
+/// W_head is lm_head.weight, or the embedding itself where there is none (tied): its gradient is then of both. Positions
+/// come with the operator.
+///
+///     const limpid::io::Checkpoint file("folder");     // one file, or shards by their index
+///     const limpid::model::Llama<float> llama(file, {.heads = 32, .eps = 1e-5});
+///     const auto op = limpid::model::llama_attention();
+///     auto saved = llama.saved(op);
+///     llama.forward(op, ids, saved);                                    // saved.logits
+///     const auto why = llama.explain(op, saved, id);                    // of the last token's logit of that id
+///
+/// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a head
+/// count that does not divide. Calls throw ShapeError: ids out of the vocabulary, an operator's own reasons.
+template <class S>
+class Llama {
+ public:
+  template <class Op>
+  using Saved = LlamaSaved<Op, S>;
+
+  Llama(const io::Checkpoint& file, const LlamaOptions& options) : options_(options) {
+    limpid::detail::check_eps_given("llama", options.eps);
+    detail::Loader<S> load(file, parameters);
+    const std::string prefix = load.prefix({"model.", "", "transformer."}, "embed_tokens.weight");
+    const std::string blocks = prefix + "layers.#.";
+    const detail::NameTable& table = detail::llama_block();
+    stack_.layers = load.count(blocks + table.front().name);
+    load.want(prefix, {{"", "embed_tokens.weight", ""}, {"", "norm.weight", ""}});
+    for (Index l = 0; l < std::max(stack_.layers, Index(1)); ++l) load.want(load.numbered(blocks, l), table);
+    load.require();
+    words_ = load.take(prefix + "embed_tokens.weight", "VD");
+    const std::string first = load.numbered(blocks, 0), q = first + "self_attn.q_proj.weight";
+    const Index queries = file.shape(q).empty() ? 0 : file.shape(q).front();
+    detail::check_heads(file, queries, options.heads);
+    load.extents['d'] = queries / options.heads;
+    for (Index l = 0; l < stack_.layers; ++l) stack_.blocks.push_back(load.block(load.numbered(blocks, l), table));
+    const Index keys = load.extents['K'], head = load.extents['d'];
+    if (keys < head || keys % head != 0 || options.heads % (keys / head) != 0)
+      io::detail::fail(file.name() + ": " + io::detail::in_quotes(first + "self_attn.k_proj.weight", 80),
+                       "found " + std::to_string(keys) + " rows, wanted a divisor of the " +
+                           std::to_string(options.heads) + " heads times their width " + std::to_string(head));
+    norm_ = load.take(prefix + "norm.weight", "D");
+    head_ = file.has("lm_head.weight") ? load.take("lm_head.weight", "VD") : words_;
+    for (Index l = 0; l < stack_.layers; ++l) file.skip(load.numbered(blocks, l) + "self_attn.rotary_emb.inv_freq");
+    unused = file.unused();
+    stack_.options.heads = options.heads, stack_.options.kv_heads = keys / head;
+    stack_.options.eps = options.eps, stack_.options.norm = NormKind::rms;
+    stack_.options.mlp = Mlp{Activation::silu, true};
+    if (stack_.blocks.front().gamma_q.given()) stack_.options.qk_norm_eps = options.eps;
+  }
+
+  Parameters<S> parameters;
+  std::vector<std::string> unused;  ///< tensors of the file that this model does not know
+
+  Index layers() const { return stack_.layers; }
+  Index width() const { return words_.cols; }
+  Index vocabulary() const { return words_.rows; }
+  Index kv_heads() const { return stack_.options.kv_heads; }
+  bool tied() const { return head_.parameter == words_.parameter; }
+  template <class Op>
+  Saved<Op> saved(const Op&) const {
+    return {};
+  }
+
+  /// ids: batch items of n tokens, one after another.
+  template <class Op>
+  void forward(const Op& op, const std::vector<Index>& ids, LlamaSaved<Op, S>& saved,
+               const ModelCall& call = {}) const {
+    detail::check_ids("llama", "ids", ids, call.batch, vocabulary(), "the vocabulary");
+    const auto count = static_cast<Index>(ids.size());
+    saved.ids = ids, saved.batch = call.batch;
+    Mat<S> x = Mat<S>::Zero(count, width());
+    detail::add_rows_of(parameters(words_), ids, x);
+    saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
+    saved.hidden.resize(count, width()), saved.logits.resize(count, vocabulary());
+    rms_norm(saved.last, parameters(norm_), saved.hidden, {options_.eps, &saved.norm, call.workspace, call.executor});
+    linear(View<S>(saved.hidden), out_in(parameters(head_)), View<S>(), saved.logits,
+           {false, call.workspace, call.executor});
+  }
+
+  /// Backwards from the gradient of logits: gradients are added to, dembeddings ((batch n) x D) gets the gradient of the
+  /// embedded tokens, relevance its row; what is null or empty is not made.
+  template <class Op>
+  void backward(const Op& op, LlamaSaved<Op, S>& saved, View<S> dlogits, ParameterGradients<S>* gradients,
+                MutView<S> dembeddings = {}, RelevanceRow<S>* relevance = nullptr, const ModelCall& call = {}) const {
+    const Index count = saved.logits.rows();
+    if (dlogits.rows != count || dlogits.cols != vocabulary())
+      limpid::detail::raise("llama: the gradient of logits is " +
+                            limpid::detail::shape_text(dlogits.rows, dlogits.cols) + ", wanted " +
+                            limpid::detail::shape_text(count, vocabulary()));
+    if (dembeddings.given() && (dembeddings.rows != count || dembeddings.cols != width()))
+      limpid::detail::raise("llama: the gradient of embeddings is " +
+                            limpid::detail::shape_text(dembeddings.rows, dembeddings.cols) + ", wanted " +
+                            limpid::detail::shape_text(count, width()));
+    detail::check_gradient_count("llama", gradients, parameters);
+    const auto gradient = [&](const Slot& slot) {
+      return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
+    };
+    const LayerCall inner{false, call.workspace, call.executor};
+    Mat<S> dhidden(count, width()), dlast(count, width());
+    linear_backward(View<S>(saved.hidden), out_in(parameters(head_)), dlogits,
+                    {overwrite(dhidden), gradient(head_), {}}, inner);
+    rms_norm_backward(View<S>(saved.last), parameters(norm_), saved.norm, View<S>(dhidden),
+                      {overwrite(dlast), gradient(norm_)}, inner);
+    const Mat<S> d = stack_.backward(op, parameters, saved.stack, std::move(dlast), gradients, relevance, call);
+    if (dembeddings.given()) dembeddings.map() = d;
+    if (gradients != nullptr) detail::add_gradient_of_rows(d, saved.ids, (*gradients)(words_));
+  }
+
+  /// The relevance of every token to the last token's logit of that id, in every item. Throws ShapeError for an id out of
+  /// the vocabulary.
+  template <class Op>
+  RelevanceRow<S> explain(const Op& op, LlamaSaved<Op, S>& saved, Index id, const ModelCall& call = {}) const {
+    detail::check_ids("llama", "id", {id}, 1, vocabulary(), "the vocabulary");
+    const Index n = saved.logits.rows() / saved.batch;
+    Mat<S> dlogits = Mat<S>::Zero(saved.logits.rows(), vocabulary()), start = Mat<S>::Zero(saved.batch, n);
+    for (Index b = 0; b < saved.batch; ++b) dlogits(b * n + n - 1, id) = S(1);
+    start.col(n - 1).setOnes();
+    RelevanceRow<S> out = detail::start_relevance<S>(start, Part::pos);
+    backward(op, saved, View<S>(dlogits), nullptr, MutView<S>(), &out, call);
+    return out;
+  }
+
+ private:
+  LlamaOptions options_;
+  detail::Stack<S> stack_;
+  Slot words_, norm_, head_;
+};
+
+}  // namespace model
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

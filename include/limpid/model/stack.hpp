@@ -1,0 +1,170 @@
+// limpid: the blocks of a model one after another: forward, backward, relevance.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "parameters.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace model {
+
+/// What a call of a model may be told.
+struct ModelCall {
+  Index batch = 1;                 ///< items of as many tokens each
+  bool keep = true;                ///< forward: keep what a backward pass needs
+  Workspace* workspace = nullptr;  ///< scratch to reuse; otherwise the call has its own
+  ExecutorRef executor = {};       ///< serial unless told otherwise
+};
+
+/// The relevance of every token to what a backward pass starts from: the row start R of
+///
+///     R = (I + Abar_L) ... (I + Abar_1),   Abar = mean_h part(A_h o dy/dA_h)
+///
+/// (Chefer, Gur and Wolf 2021, arXiv 2103.15679), for a start that is the unit row of the explained token, or its weights
+/// in a mean. rest holds start (R - I): in float the identity's 1 would cost the digits that one shows.
+template <class S>
+struct RelevanceRow {
+  Mat<S> start, rest;  ///< batch x n
+  Part part = Part::pos;
+
+  /// start + rest, the row of R.
+  Mat<S> row() const { return start + rest; }
+};
+
+/// What a run through the blocks keeps: what each of them reads, and what each keeps.
+template <class Op, class S>
+struct StackSaved {
+  std::vector<Mat<S>> x;
+  std::vector<TransformerBlockSaved<Op, NoCross, S>> blocks;
+};
+
+namespace detail {
+
+/// Blocks of a model by their parameters; fewer than layers where some are used more than once, as ALBERT's one.
+template <class S>
+struct Stack {
+  std::vector<TransformerBlockArgs<Slot>> blocks;
+  Index layers = 0;
+  TransformerBlockOptions options;
+
+  const TransformerBlockArgs<Slot>& block(Index layer) const {
+    return blocks[static_cast<std::size_t>(layer * static_cast<Index>(blocks.size()) / layers)];
+  }
+
+  template <class Op>
+  Mat<S> forward(const Op& op, const Parameters<S>& parameters, Mat<S> x, StackSaved<Op, S>& saved,
+                 const ModelCall& call) const {
+    const auto count = static_cast<std::size_t>(call.keep ? layers : 0);
+    saved.x.resize(count), saved.blocks.resize(count);
+    const auto one = transformer_block(op, options);
+    for (Index l = 0; l < layers; ++l) {
+      Mat<S> out(x.rows(), x.cols());
+      auto in = arguments(parameters, l);
+      in.x = x;
+      one.forward(in, out,
+                  {call.batch, call.keep ? &saved.blocks[static_cast<std::size_t>(l)] : nullptr, call.workspace,
+                   call.executor});
+      if (call.keep) saved.x[static_cast<std::size_t>(l)] = std::move(x);
+      x = std::move(out);
+    }
+    return x;
+  }
+
+  /// The gradient of what the blocks read, from that of what they gave; gradients and relevance where they are given.
+  template <class Op>
+  Mat<S> backward(const Op& op, const Parameters<S>& parameters, StackSaved<Op, S>& saved, Mat<S> d,
+                  ParameterGradients<S>* gradients, RelevanceRow<S>* relevance, const ModelCall& call) const {
+    if (static_cast<Index>(saved.blocks.size()) != layers)
+      limpid::detail::raise("model: nothing was kept for a backward pass, wanted a forward call with keep");
+    const auto one = transformer_block(op, options);
+    for (Index l = layers - 1; l >= 0; --l) {
+      Mat<S> dx(d.rows(), d.cols()), weights, emitted;
+      auto in = arguments(parameters, l);
+      in.x = saved.x[static_cast<std::size_t>(l)];
+      TransformerBlockArgs<Gradient<S>> grad;
+      if (gradients != nullptr)
+        TransformerBlockArgs<Slot>::visit_parameters(
+            [&](const char*, const Slot& slot, Gradient<S>& to) {
+              if (slot.given()) to = add((*gradients)(slot));
+            },
+            block(l), grad);
+      grad.x = overwrite(dx);
+      BackwardCall<S> ask;
+      ask.workspace = call.workspace, ask.executor = call.executor;
+      if (relevance != nullptr) {
+        weights = relevance->row();
+        emitted = Mat<S>::Zero(weights.rows(), weights.cols());
+        ask.relevance_weights = weights, ask.relevance = emitted, ask.part = relevance->part;
+      }
+      one.backward(in, saved.blocks[static_cast<std::size_t>(l)], d, grad, ask);
+      if (relevance != nullptr) relevance->rest += emitted;
+      d = std::move(dx);
+    }
+    return d;
+  }
+
+ private:
+  /// The parameters of a layer, its weights [out, in] as checkpoints have them.
+  TransformerBlockArgs<View<S>> arguments(const Parameters<S>& parameters, Index layer) const {
+    TransformerBlockArgs<View<S>> out;
+    TransformerBlockArgs<Slot>::visit_parameters(
+        [&](const char*, const Slot& slot, auto& to) {
+          if (!slot.given()) return;
+          if constexpr (std::is_same_v<std::remove_cvref_t<decltype(to)>, Weight<S>>)
+            to = out_in(parameters(slot));
+          else
+            to = parameters(slot);
+        },
+        block(layer), out);
+    return out;
+  }
+};
+
+/// The row of relevance of a start, checked.
+template <class S>
+RelevanceRow<S> start_relevance(const Mat<S>& start, Part part) {
+  return {start, Mat<S>::Zero(start.rows(), start.cols()), part};
+}
+
+template <class S>
+void check_gradient_count(const char* model, const ParameterGradients<S>* gradients, const Parameters<S>& parameters) {
+  if (gradients != nullptr && gradients->list.size() != parameters.list.size())
+    limpid::detail::raise(std::string(model) + ": found " + std::to_string(gradients->list.size()) +
+                          " gradients, wanted " + std::to_string(parameters.list.size()) + ", one a parameter");
+}
+
+/// Token numbers as a model takes them.
+inline void check_ids(const char* model, const char* name, const std::vector<Index>& ids, Index batch, Index most,
+                      const char* of) {
+  if (batch < 1 || ids.empty() || static_cast<Index>(ids.size()) % batch != 0)
+    limpid::detail::raise(std::string(model) + ": found " + std::to_string(ids.size()) + " " + name +
+                          " and a batch of " + std::to_string(batch) +
+                          ", wanted as many of them in each item, and one at least");
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    if (ids[i] < 0 || ids[i] >= most)
+      limpid::detail::raise(std::string(model) + ": " + name + "[" + std::to_string(i) + "] is " +
+                            std::to_string(ids[i]) + ", wanted it in [0, " + std::to_string(most) + "), " + of);
+}
+
+/// to.row(i) += table.row(ids[i])
+template <class S>
+void add_rows_of(View<S> table, const std::vector<Index>& ids, Mat<S>& to) {
+  for (std::size_t i = 0; i < ids.size(); ++i) to.row(static_cast<Index>(i)) += table.map().row(ids[i]);
+}
+/// The transpose: dtable.row(ids[i]) += d.row(i)
+template <class S>
+void add_gradient_of_rows(const Mat<S>& d, const std::vector<Index>& ids, const MutView<S>& dtable) {
+  for (std::size_t i = 0; i < ids.size(); ++i) dtable.map().row(ids[i]) += d.row(static_cast<Index>(i));
+}
+
+inline void check_heads(const io::Checkpoint& file, Index width, Index heads) {
+  if (heads < 1 || width % heads != 0)
+    io::detail::fail(file.name(), "found " + std::to_string(width) + " columns and " + std::to_string(heads) +
+                                      " heads, wanted heads of 1 or more that divide them");
+}
+
+}  // namespace detail
+}  // namespace model
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

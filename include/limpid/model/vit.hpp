@@ -1,0 +1,369 @@
+// limpid: vision transformers from a checkpoint: timm's and Hugging Face's names, DINOv2's layer scale and registers.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "../layer/patches.hpp"
+#include "../op/softmax.hpp"
+#include "pooling.hpp"
+#include "positions.hpp"
+#include "stack.hpp"
+
+namespace limpid {
+inline namespace LIMPID_ABI {
+namespace model {
+
+/// What a checkpoint of a vision transformer does not say. heads has to be said: 384 columns may be 6 of them or 12.
+struct VitOptions {
+  Index heads = 0;
+  double eps = 1e-6;  ///< what timm and DINOv2 train with; Hugging Face's ViTConfig says 1e-12 for the same weights
+  enum class Pool { first, mean } pool = Pool::first;  ///< the class token, or the mean of the patches
+  PositionResize positions = PositionResize::bicubic;
+};
+
+/// What a run of a Vit gives and keeps for a backward pass.
+template <class Op, class S>
+struct VitSaved {
+  Mat<S> tokens;  ///< after the last norm: class token, registers, patches; (batch n) x D
+  Mat<S> pooled;  ///< batch x D
+  Mat<S> logits;  ///< batch x classes; without columns where the checkpoint has no head
+  // kept:
+  Index rows = 0, cols = 0;  ///< of patches
+  Mat<S> patches, last;
+  StackSaved<Op, S> stack;
+  LayerNormSaved<S> norm;
+};
+
+namespace detail {
+
+/// The names of a family of vision transformers.
+struct VitNames {
+  std::vector<std::string> prefixes;
+  const char *patch_weight, *patch_bias, *class_token, *registers, *positions, *norm_weight, *norm_bias;
+  std::vector<const char*> heads;  ///< of the names without their .weight and .bias; never prefixed
+  const char* blocks;              ///< of the block number
+  NameTable table;
+  std::vector<const char*> unused;  ///< known and not needed
+};
+
+inline const std::vector<VitNames>& vit_families() {
+  static const std::vector<VitNames> all{{{"", "module.", "model.", "backbone."},
+                                          "patch_embed.proj.weight",
+                                          "patch_embed.proj.bias",
+                                          "cls_token",
+                                          "reg_token",
+                                          "pos_embed",
+                                          "norm.weight",
+                                          "norm.bias",
+                                          {"head"},
+                                          "blocks.#.",
+                                          {{"gamma1", "norm1.weight", "D"},
+                                           {"beta1", "norm1.bias", "D"},
+                                           {"wq wk wv", "attn.qkv.weight", "PD"},
+                                           {"bq bk bv", "attn.qkv.bias", "P", true},
+                                           {"wo", "attn.proj.weight", "DD"},
+                                           {"bo", "attn.proj.bias", "D", true},
+                                           {"gamma_q", "attn.q_norm.weight", "d", true},
+                                           {"gamma_k", "attn.k_norm.weight", "d", true},
+                                           {"scale1", "ls1.gamma", "D", true},
+                                           {"gamma2", "norm2.weight", "D"},
+                                           {"beta2", "norm2.bias", "D"},
+                                           {"w1", "mlp.fc1.weight", "ED"},
+                                           {"b1", "mlp.fc1.bias", "E", true},
+                                           {"w2", "mlp.fc2.weight", "DE"},
+                                           {"b2", "mlp.fc2.bias", "D", true},
+                                           {"scale2", "ls2.gamma", "D", true}},
+                                          {"mask_token"}},
+                                         {{"", "dinov2.", "dinov2_with_registers.", "vit."},
+                                          "embeddings.patch_embeddings.projection.weight",
+                                          "embeddings.patch_embeddings.projection.bias",
+                                          "embeddings.cls_token",
+                                          "embeddings.register_tokens",
+                                          "embeddings.position_embeddings",
+                                          "layernorm.weight",
+                                          "layernorm.bias",
+                                          {"classifier"},
+                                          "encoder.layer.#.",
+                                          {{"gamma1", "norm1.weight", "D"},
+                                           {"beta1", "norm1.bias", "D"},
+                                           {"wq", "attention.attention.query.weight", "DD"},
+                                           {"bq", "attention.attention.query.bias", "D", true},
+                                           {"wk", "attention.attention.key.weight", "DD"},
+                                           {"bk", "attention.attention.key.bias", "D", true},
+                                           {"wv", "attention.attention.value.weight", "DD"},
+                                           {"bv", "attention.attention.value.bias", "D", true},
+                                           {"wo", "attention.output.dense.weight", "DD"},
+                                           {"bo", "attention.output.dense.bias", "D", true},
+                                           {"scale1", "layer_scale1.lambda1", "D", true},
+                                           {"gamma2", "norm2.weight", "D"},
+                                           {"beta2", "norm2.bias", "D"},
+                                           {"w1", "mlp.fc1.weight", "ED"},
+                                           {"b1", "mlp.fc1.bias", "E", true},
+                                           {"w2", "mlp.fc2.weight", "DE"},
+                                           {"b2", "mlp.fc2.bias", "D", true},
+                                           {"scale2", "layer_scale2.lambda1", "D", true}},
+                                          {"embeddings.mask_token"}},
+                                         {{"", "vit.", "deit."},
+                                          "embeddings.patch_embeddings.projection.weight",
+                                          "embeddings.patch_embeddings.projection.bias",
+                                          "embeddings.cls_token",
+                                          "embeddings.register_tokens",
+                                          "embeddings.position_embeddings",
+                                          "layernorm.weight",
+                                          "layernorm.bias",
+                                          {"classifier"},
+                                          "encoder.layer.#.",
+                                          {{"gamma1", "layernorm_before.weight", "D"},
+                                           {"beta1", "layernorm_before.bias", "D"},
+                                           {"wq", "attention.attention.query.weight", "DD"},
+                                           {"bq", "attention.attention.query.bias", "D", true},
+                                           {"wk", "attention.attention.key.weight", "DD"},
+                                           {"bk", "attention.attention.key.bias", "D", true},
+                                           {"wv", "attention.attention.value.weight", "DD"},
+                                           {"bv", "attention.attention.value.bias", "D", true},
+                                           {"wo", "attention.output.dense.weight", "DD"},
+                                           {"bo", "attention.output.dense.bias", "D", true},
+                                           {"gamma2", "layernorm_after.weight", "D"},
+                                           {"beta2", "layernorm_after.bias", "D"},
+                                           {"w1", "intermediate.dense.weight", "ED"},
+                                           {"b1", "intermediate.dense.bias", "E", true},
+                                           {"w2", "output.dense.weight", "DE"},
+                                           {"b2", "output.dense.bias", "D", true}},
+                                          {"embeddings.mask_token"}}};
+  return all;
+}
+
+}  // namespace detail
+
+/// A vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929; DINOv2, Oquab et al. 2023, arXiv 2304.07193; registers,
+/// Darcet et al. 2023, arXiv 2309.16588) as its checkpoint has it: pre-norm blocks, erf GELU, layer scale and QK norm
+/// where the file has them.
+///
+///     tokens = [class; registers; patches W^T + b + positions],   logits = pooled(N(blocks(tokens))) W_head^T + b_head
+///
+/// The table of positions has a place for the class token, or none where its rows are a square number (timm's copies of
+/// DINOv2, whose class token has its position added already); it is resized where the image has other patches. Weights are
+/// read in place; their names and order are in parameters.list. Any operator of q, k and v goes into a call.
+///
+///     const limpid::io::Checkpoint file("vit.safetensors");
+///     const limpid::model::Vit<float> vit(file, {.heads = 6});
+///     auto saved = vit.saved(limpid::softmax());
+///     vit.forward(limpid::softmax(), pixels, 224, 224, saved);         // saved.logits
+///     const auto why = vit.explain(limpid::softmax(), saved, label);   // why.rest: batch x n
+///
+/// The file's names must be those of one family (timm, DINOv2, Hugging Face's ViT). Throws FormatError that names the file,
+/// the tensor, found and wanted: missing tensors all at once, other shapes, a head count that does not divide. Calls throw
+/// ShapeError: an image whose sides are no multiples of the patch, other channels, an operator's own reasons.
+template <class S>
+class Vit {
+ public:
+  template <class Op>
+  using Saved = VitSaved<Op, S>;
+
+  Vit(const io::Checkpoint& file, const VitOptions& options) : options_(options) {
+    detail::Loader<S> load(file, parameters);
+    const detail::VitNames* names = nullptr;
+    std::string prefix;
+    for (const auto& family : detail::vit_families()) {
+      prefix = load.prefix(family.prefixes, family.patch_weight);
+      const std::string first = prefix + load.numbered(family.blocks, 0) + family.table.front().name;
+      if (!file.has(prefix + family.patch_weight) || !file.has(first)) continue;
+      names = &family;
+      break;
+    }
+    if (names == nullptr) names = &detail::vit_families().front(), prefix.clear();
+    stack_.layers = load.count(prefix + names->blocks + names->table.front().name);
+    for (const char* name :
+         {names->patch_weight, names->class_token, names->positions, names->norm_weight, names->norm_bias})
+      load.want(prefix, {{"", name, ""}});
+    for (Index l = 0; l < std::max(stack_.layers, Index(1)); ++l)
+      load.want(prefix + load.numbered(names->blocks, l), names->table);
+    load.require();
+
+    const auto optional = [&](const std::string& name, const char* shape) {
+      return file.has(name) ? load.take(name, shape) : Slot();
+    };
+    patch_ = load.take(prefix + names->patch_weight, "Dcpp");
+    channels_ = load.extents['c'], side_ = load.extents['p'];
+    const Index width = load.extents['D'];
+    detail::check_heads(file, width, options.heads);
+    load.extents['P'] = 3 * width, load.extents['d'] = width / options.heads;
+    patch_bias_ = optional(prefix + names->patch_bias, "D");
+    class_ = load.take(prefix + names->class_token, "D");
+    registers_ = optional(prefix + names->registers, "RD");
+    positions_ = load.take(prefix + names->positions, "ND");
+    const Index places = load.extents['N'];
+    const auto root = [](Index n) { return static_cast<Index>(std::llround(std::sqrt(static_cast<double>(n)))); };
+    class_places_ = root(places) * root(places) == places ? 0 : 1;
+    grid_ = root(places - class_places_);
+    if (grid_ < 1 || grid_ * grid_ != places - class_places_)
+      io::detail::fail(file.name() + ": " + io::detail::in_quotes(prefix + names->positions, 80),
+                       "found " + std::to_string(places) + " places, wanted a square number, or one more");
+    for (Index l = 0; l < stack_.layers; ++l)
+      stack_.blocks.push_back(load.block(prefix + load.numbered(names->blocks, l), names->table));
+    norm_ = load.take(prefix + names->norm_weight, "D"), norm_bias_ = load.take(prefix + names->norm_bias, "D");
+    for (const char* head : names->heads) {
+      head_ = optional(std::string(head) + ".weight", "VD");
+      if (head_.given()) head_bias_ = optional(std::string(head) + ".bias", "V");
+    }
+    for (const char* name : names->unused) file.skip(prefix + name);
+    unused = file.unused();
+    stack_.options.heads = options.heads, stack_.options.eps = options.eps;
+    if (stack_.blocks.front().gamma_q.given()) stack_.options.qk_norm_eps = options.eps;
+  }
+
+  Parameters<S> parameters;
+  std::vector<std::string> unused;  ///< tensors of the file that this model does not know
+
+  Index layers() const { return stack_.layers; }
+  Index width() const { return patch_.rows; }
+  Index patch() const { return side_; }
+  Index channels() const { return channels_; }
+  Index classes() const { return head_.rows; }
+  /// Tokens before the patches: the class token and the registers.
+  Index first_patch() const { return 1 + (registers_.given() ? registers_.rows : 0); }
+  template <class Op>
+  Saved<Op> saved(const Op&) const {
+    return {};
+  }
+
+  /// image (batch rows cols) x channels, a pixel a row, normalised as the checkpoint wants it (io::normalised).
+  template <class Op>
+  void forward(const Op& op, View<S> image, Index rows, Index cols, VitSaved<Op, S>& saved,
+               const ModelCall& call = {}) const {
+    const ImagePatches cut = check_image(rows, cols, image, call.batch, "image");
+    const Index n = cut.tokens(), all = n + first_patch(), pixels = rows * cols;
+    saved.rows = cut.rows_of_patches(), saved.cols = cut.cols_of_patches();
+    saved.patches.resize(call.batch * n, channels_ * side_ * side_);
+    const LayerCall inner{false, call.workspace, call.executor};
+    for (Index b = 0; b < call.batch; ++b)
+      patches(cut, image.block(b * pixels, 0, pixels, image.cols),
+              MutView<S>(saved.patches.data() + b * n * saved.patches.cols(), n, saved.patches.cols(),
+                         saved.patches.cols()),
+              inner);
+    Mat<S> embedded(saved.patches.rows(), width());
+    linear(View<S>(saved.patches), out_in(parameters(patch_)), parameters(patch_bias_), embedded, inner);
+    const View<S> table = parameters(positions_);
+    const Mat<S> places = resize_positions<S>(options_.positions, table.block(class_places_, 0, grid_ * grid_, width()),
+                                              grid_, grid_, saved.rows, saved.cols);
+    Mat<S> x(call.batch * all, width());
+    for (Index b = 0; b < call.batch; ++b) {
+      x.row(b * all) = parameters(class_).map();
+      if (class_places_ != 0) x.row(b * all) += table.map().row(0);
+      if (registers_.given()) x.middleRows(b * all + 1, registers_.rows) = parameters(registers_).map();
+      x.middleRows(b * all + first_patch(), n) = embedded.middleRows(b * n, n) + places;
+    }
+    saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
+    saved.tokens.resize(saved.last.rows(), width());
+    layer_norm(saved.last, parameters(norm_), parameters(norm_bias_), saved.tokens,
+               {options_.eps, &saved.norm, call.workspace, call.executor});
+    saved.pooled = pool(saved.tokens, pool_weights(call.batch, n));
+    saved.logits.resize(call.batch, classes());
+    if (head_.given())
+      linear(View<S>(saved.pooled), out_in(parameters(head_)), parameters(head_bias_), saved.logits, inner);
+  }
+
+  /// Backwards from the gradients of logits and of tokens, either of which may be without entries: gradients are added
+  /// to, dimage ((batch rows cols) x channels) is overwritten, relevance gets its row; what is null or empty is not made.
+  template <class Op>
+  void backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits, View<S> dtokens,
+                ParameterGradients<S>* gradients, MutView<S> dimage = {}, RelevanceRow<S>* relevance = nullptr,
+                const ModelCall& call = {}) const {
+    const Index n = saved.rows * saved.cols, all = n + first_patch();
+    const Index batch = n == 0 ? 0 : saved.patches.rows() / n;
+    const auto gradient = [&](const Slot& slot) {
+      return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
+    };
+    const auto fits = [&](const char* name, View<S> found, Index rows, Index cols) {
+      if (found.given() && (found.rows != rows || found.cols != cols))
+        limpid::detail::raise(std::string("vit: ") + name + " is " +
+                              limpid::detail::shape_text(found.rows, found.cols) + ", wanted " +
+                              limpid::detail::shape_text(rows, cols));
+    };
+    fits("the gradient of logits", dlogits, batch, classes());
+    fits("the gradient of tokens", dtokens, batch * all, width());
+    fits("the gradient of the image", dimage, batch * n * side_ * side_, channels_);
+    detail::check_gradient_count("vit", gradients, parameters);
+    const LayerCall inner{false, call.workspace, call.executor};
+    Mat<S> d = Mat<S>::Zero(batch * all, width());
+    if (dtokens.given()) d = dtokens.map();
+    if (dlogits.given() && head_.given()) {
+      Mat<S> dpooled(batch, width());
+      linear_backward(View<S>(saved.pooled), out_in(parameters(head_)), dlogits,
+                      {overwrite(dpooled), gradient(head_), gradient(head_bias_)}, inner);
+      d += pool_backward(pool_weights(batch, n), dpooled);
+    }
+    Mat<S> dx(d.rows(), d.cols());
+    layer_norm_backward(View<S>(saved.last), parameters(norm_), saved.norm, View<S>(d),
+                        {overwrite(dx), gradient(norm_), gradient(norm_bias_)}, inner);
+    d = stack_.backward(op, parameters, saved.stack, std::move(dx), gradients, relevance, call);
+    if (gradients == nullptr && !dimage.given()) return;
+    Mat<S> dembedded(batch * n, width());
+    Mat<S> dplaces = Mat<S>::Zero(n, width());
+    for (Index b = 0; b < batch; ++b) {
+      dembedded.middleRows(b * n, n) = d.middleRows(b * all + first_patch(), n);
+      dplaces += dembedded.middleRows(b * n, n);
+      if (gradients == nullptr) continue;
+      (*gradients)(class_).map() += d.row(b * all);
+      if (class_places_ != 0) (*gradients)(positions_).map().row(0) += d.row(b * all);
+      if (registers_.given()) (*gradients)(registers_).map() += d.middleRows(b * all + 1, registers_.rows);
+    }
+    if (gradients != nullptr)
+      (*gradients)(positions_).map().bottomRows(grid_ * grid_) +=
+          resize_positions_backward<S>(options_.positions, View<S>(dplaces), grid_, grid_, saved.rows, saved.cols);
+    Mat<S> dpatches(dimage.given() ? batch * n : 0, saved.patches.cols());
+    linear_backward(View<S>(saved.patches), out_in(parameters(patch_)), View<S>(dembedded),
+                    {dimage.given() ? overwrite(dpatches) : Gradient<S>(), gradient(patch_), gradient(patch_bias_)},
+                    inner);
+    if (!dimage.given()) return;
+    const ImagePatches cut = cut_of(saved.rows * side_, saved.cols * side_);
+    const Index pixels = cut.rows * cut.cols;
+    for (Index b = 0; b < batch; ++b)
+      patches_backward(cut, View<S>(dpatches).block(b * n, 0, n, dpatches.cols()),
+                       dimage.block(b * pixels, 0, pixels, channels_), inner);
+  }
+
+  /// The relevance of every token to the logit of that class, in every item. Throws ShapeError for a class out of range.
+  template <class Op>
+  RelevanceRow<S> explain(const Op& op, VitSaved<Op, S>& saved, Index label, const ModelCall& call = {}) const {
+    if (label < 0 || label >= classes())
+      limpid::detail::raise("vit: the class is " + std::to_string(label) + ", wanted it in [0, " +
+                            std::to_string(classes()) + ")");
+    const Index batch = saved.logits.rows();
+    RelevanceRow<S> out = detail::start_relevance<S>(pool_weights(batch, saved.rows * saved.cols), Part::pos);
+    Mat<S> dlogits = Mat<S>::Zero(batch, classes());
+    dlogits.col(label).setOnes();
+    backward(op, saved, View<S>(dlogits), View<S>(), nullptr, MutView<S>(), &out, call);
+    return out;
+  }
+
+ private:
+  ImagePatches cut_of(Index rows, Index cols) const { return {rows, cols, side_, side_, PatchBorder::none}; }
+  ImagePatches check_image(Index rows, Index cols, View<S> image, Index batch, const char* name) const {
+    const ImagePatches cut = cut_of(rows, cols);
+    limpid::detail::check_patches("vit", cut);
+    if (batch < 1 || image.rows != batch * rows * cols || image.cols != channels_)
+      limpid::detail::raise(std::string("vit: ") + name + " is " + limpid::detail::shape_text(image.rows, image.cols) +
+                            ", wanted " + limpid::detail::text_of(batch) + " x " + limpid::detail::text_of(rows) +
+                            " x " + limpid::detail::text_of(cols) + " rows, a pixel each, of " +
+                            limpid::detail::text_of(channels_) + " channels");
+    return cut;
+  }
+  Mat<S> pool_weights(Index batch, Index n) const {
+    Mat<S> out = Mat<S>::Zero(batch, n + first_patch());
+    if (options_.pool == VitOptions::Pool::first)
+      out.col(0).setOnes();
+    else
+      out.rightCols(n).setConstant(S(1) / S(double(n)));
+    return out;
+  }
+
+  VitOptions options_;
+  detail::Stack<S> stack_;
+  Slot patch_, patch_bias_, class_, registers_, positions_, norm_, norm_bias_, head_, head_bias_;
+  Index channels_ = 0, side_ = 0, class_places_ = 0, grid_ = 0;
+};
+
+}  // namespace model
+
+}  // namespace LIMPID_ABI
+}  // namespace limpid

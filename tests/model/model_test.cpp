@@ -1,0 +1,593 @@
+// limpid: models from checkpoints: names of every family, positions of other sizes, batches, gradients, relevance, and what
+// is refused. Numbers of the references are in golden/transformer_model.cpp.
+// SPDX-License-Identifier: MIT
+#include <cmath>
+#include <limits>
+#include <limpid/model/bert.hpp>
+#include <limpid/model/llama.hpp>
+#include <limpid/model/vit.hpp>
+#include <limpid/op/twicing.hpp>
+
+#include "support/catch.hpp"
+#include "support/files.hpp"
+
+using namespace limpid;
+using namespace limpid::model;
+using suite::contains;
+
+namespace {
+
+using Shapes = std::vector<std::pair<std::string, std::vector<Index>>>;
+
+/// A file of numbers in [-0.5, 0.5) that depend on a tensor's place in the list alone.
+io::Safetensors weights(const Shapes& shapes) {
+  io::Safetensors file;
+  std::uint64_t state = 1;
+  for (const auto& [name, shape] : shapes) {
+    Index size = 1;
+    for (const Index extent : shape) size *= extent;
+    std::vector<double> values;
+    for (Index i = 0; i < size; ++i) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      values.push_back(static_cast<double>(state >> 11) * 0x1p-53 - 0.5);
+    }
+    file.tensors[name] = io::Tensor::from(values, shape);
+  }
+  return file;
+}
+/// A file in memory and what reads it.
+struct Memory {
+  std::vector<std::byte> bytes;
+  io::Checkpoint file;
+  explicit Memory(const io::Safetensors& tensors)
+      : bytes(io::serialize_safetensors(tensors)), file(bytes.data(), bytes.size(), "m") {}
+};
+
+/// Width 6, 2 layers, MLP 8, patch 2 of 3 channels, 5 classes.
+struct VitLike {
+  Index registers = 0, places = 10;  ///< a 3 x 3 grid and the class
+  bool scales = false, head = true;
+};
+void add_pair(Shapes& to, const std::string& name, const std::vector<Index>& weight, Index bias) {
+  to.push_back({name + ".weight", weight});
+  to.push_back({name + ".bias", {bias}});
+}
+Shapes timm(const VitLike& like = {}) {
+  Shapes out;
+  add_pair(out, "patch_embed.proj", {6, 3, 2, 2}, 6);
+  out.push_back({"cls_token", {1, 1, 6}});
+  if (like.registers != 0) out.push_back({"reg_token", {1, like.registers, 6}});
+  out.push_back({"pos_embed", {1, like.places, 6}});
+  for (const std::string block : {"blocks.0.", "blocks.1."}) {
+    for (const char* norm : {"norm1", "norm2"}) add_pair(out, block + norm, {6}, 6);
+    add_pair(out, block + "attn.qkv", {18, 6}, 18);
+    add_pair(out, block + "attn.proj", {6, 6}, 6);
+    add_pair(out, block + "mlp.fc1", {8, 6}, 8);
+    add_pair(out, block + "mlp.fc2", {6, 8}, 6);
+    if (like.scales) out.push_back({block + "ls1.gamma", {6}});
+    if (like.scales) out.push_back({block + "ls2.gamma", {6}});
+  }
+  add_pair(out, "norm", {6}, 6);
+  if (like.head) add_pair(out, "head", {5, 6}, 5);
+  return out;
+}
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const std::size_t at = text.find(from);
+  return at == std::string::npos ? text : text.replace(at, from.size(), to);
+}
+/// A file of timm's names under those of Hugging Face.
+io::Safetensors hugging_face(const io::Safetensors& file, bool dino, const std::string& prefix) {
+  io::Safetensors out;
+  std::vector<std::pair<std::string, std::string>> names{{"blocks.", "encoder.layer."},
+                                                         {"patch_embed.proj", "embeddings.patch_embeddings.projection"},
+                                                         {"cls_token", "embeddings.cls_token"},
+                                                         {"reg_token", "embeddings.register_tokens"},
+                                                         {"pos_embed", "embeddings.position_embeddings"},
+                                                         {"attn.proj", "attention.output.dense"},
+                                                         {"ls1.gamma", "layer_scale1.lambda1"},
+                                                         {"ls2.gamma", "layer_scale2.lambda1"},
+                                                         {"head.", "classifier."}};
+  if (!dino) {
+    names.push_back({"norm1", "layernorm_before"});
+    names.push_back({"norm2", "layernorm_after"});
+    names.push_back({"mlp.fc1", "intermediate.dense"});
+    names.push_back({"mlp.fc2", "output.dense"});
+  }
+  for (const auto& [name, tensor] : file.tensors) {
+    if (const std::size_t at = name.find("attn.qkv."); at != std::string::npos) {
+      const Mat<double> all = tensor.matrix<double>();
+      const bool bias = contains(name, "bias");
+      const char* roles[] = {"query", "key", "value"};
+      for (Index i = 0; i < 3; ++i) {
+        const Mat<double> part = all.middleRows(i * 6, 6);
+        io::Tensor one = io::Tensor::from(part);
+        if (bias) one.shape = {6};
+        out.tensors[prefix + replaced(name.substr(0, at), "blocks.", "encoder.layer.") + "attention.attention." +
+                    roles[i] + (bias ? ".bias" : ".weight")] = one;
+      }
+      continue;
+    }
+    std::string to = name;
+    for (const auto& [a, b] : names) to = replaced(to, a, b);
+    if (to == "norm.weight" || to == "norm.bias") to = "layer" + to;
+    out.tensors[(to.rfind("classifier", 0) == 0 ? "" : prefix) + to] = tensor;
+  }
+  return out;
+}
+
+Mat<double> some(Index rows, Index cols, double start) {
+  Mat<double> out(rows, cols);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] = std::sin(start + 1.7 * static_cast<double>(i));
+  return out;
+}
+double inner(const Mat<double>& a, const Mat<double>& b) { return (a.array() * b.array()).sum(); }
+
+/// Every parameter moved along a direction: the change of a sum against the gradients. value(model) is the sum.
+template <class Model, class Value>
+void check_gradients(Model& model, const ParameterGradients<double>& gradients, Value&& value) {
+  REQUIRE(gradients.list.size() == model.parameters.list.size());
+  for (std::size_t p = 0; p < gradients.list.size(); ++p) {
+    Parameter<double>& one = model.parameters.list[p];
+    INFO(one.name);
+    const io::Weights<double> before = one.value;
+    const Mat<double> along = some(before.rows(), before.cols(), 0.3 * static_cast<double>(p));
+    constexpr double step = 1e-5;
+    double sums[2];
+    for (int side = 0; side < 2; ++side) {
+      const Mat<double> moved = before.view().map() + (side == 0 ? -step : step) * along;
+      one.value = moved;
+      sums[side] = value(model);
+    }
+    one.value = before;
+    CHECK((sums[1] - sums[0]) / (2 * step) == Approx(inner(along, gradients.list[p])).epsilon(1e-7).margin(1e-7));
+  }
+}
+
+/// Width 6, 2 layers, MLP 8, 11 words, 7 places.
+Shapes bert_like() {
+  Shapes out{{"embeddings.word_embeddings.weight", {11, 6}},
+             {"embeddings.position_embeddings.weight", {7, 6}},
+             {"embeddings.token_type_embeddings.weight", {2, 6}}};
+  add_pair(out, "embeddings.LayerNorm", {6}, 6);
+  for (const std::string block : {"encoder.layer.0.", "encoder.layer.1."}) {
+    for (const char* name :
+         {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"})
+      add_pair(out, block + name, {6, 6}, 6);
+    add_pair(out, block + "intermediate.dense", {8, 6}, 8);
+    add_pair(out, block + "output.dense", {6, 8}, 6);
+    for (const char* name : {"attention.output.LayerNorm", "output.LayerNorm"}) add_pair(out, block + name, {6}, 6);
+  }
+  return out;
+}
+/// The same with one block and embeddings of 4.
+Shapes albert_like() {
+  const std::string block = "albert.encoder.albert_layer_groups.0.albert_layers.0.";
+  Shapes out{{"albert.embeddings.word_embeddings.weight", {11, 4}},
+             {"albert.embeddings.position_embeddings.weight", {7, 4}},
+             {"albert.embeddings.token_type_embeddings.weight", {2, 4}}};
+  add_pair(out, "albert.embeddings.LayerNorm", {4}, 4);
+  add_pair(out, "albert.encoder.embedding_hidden_mapping_in", {6, 4}, 6);
+  add_pair(out, block + "ffn", {8, 6}, 8);
+  add_pair(out, block + "ffn_output", {6, 8}, 6);
+  for (const char* name : {"attention.query", "attention.key", "attention.value", "attention.dense"})
+    add_pair(out, block + name, {6, 6}, 6);
+  for (const char* name : {"attention.LayerNorm", "full_layer_layer_norm"}) add_pair(out, block + name, {6}, 6);
+  return out;
+}
+/// Width 8, 4 heads of 2 columns over 2 key heads, 2 layers, MLP 10, 11 words; untied with biases and normed heads.
+Shapes llama_like(bool tied) {
+  Shapes out{{"model.embed_tokens.weight", {11, 8}}};
+  for (const std::string block : {"model.layers.0.", "model.layers.1."}) {
+    const std::string attention = block + "self_attn.";
+    out.push_back({block + "input_layernorm.weight", {8}});
+    out.push_back({attention + "q_proj.weight", {8, 8}});
+    out.push_back({attention + "k_proj.weight", {4, 8}});
+    out.push_back({attention + "v_proj.weight", {4, 8}});
+    out.push_back({attention + "o_proj.weight", {8, 8}});
+    if (!tied) {
+      out.push_back({attention + "q_proj.bias", {8}});
+      out.push_back({attention + "k_proj.bias", {4}});
+      out.push_back({attention + "v_proj.bias", {4}});
+      out.push_back({attention + "q_norm.weight", {2}});
+      out.push_back({attention + "k_norm.weight", {2}});
+    }
+    out.push_back({block + "post_attention_layernorm.weight", {8}});
+    out.push_back({block + "mlp.gate_proj.weight", {10, 8}});
+    out.push_back({block + "mlp.up_proj.weight", {10, 8}});
+    out.push_back({block + "mlp.down_proj.weight", {8, 10}});
+  }
+  out.push_back({"model.norm.weight", {8}});
+  if (!tied) out.push_back({"lm_head.weight", {11, 8}});
+  return out;
+}
+const std::vector<Index> ids{3, 10, 0, 3, 7, 1, 1, 9}, types{0, 0, 1, 1, 0, 1, 1, 1};
+
+}  // namespace
+
+TEST_CASE("vit: the names of timm, of DINOv2 and of Hugging Face's ViT say the same", "[model]") {
+  const Mat<double> image = some(36, 3, 0);
+  const auto run = [&](const io::Safetensors& tensors) {
+    const Memory memory(tensors);
+    const Vit<double> vit(memory.file, {.heads = 2});
+    CHECK(vit.unused.empty());
+    CHECK(vit.layers() == 2);
+    auto saved = vit.saved(softmax());
+    vit.forward(softmax(), image, 6, 6, saved);
+    return saved;
+  };
+  const io::Safetensors file = weights(timm());
+  const auto wanted = run(file);
+  CHECK(wanted.tokens.rows() == 10);
+  CHECK(wanted.logits.cols() == 5);
+  CHECK(run(hugging_face(file, false, "vit.")).logits == wanted.logits);
+  CHECK(run(hugging_face(file, false, "")).logits == wanted.logits);
+  CHECK(run(hugging_face(file, true, "dinov2.")).logits == wanted.logits);
+  const io::Safetensors with = weights(timm({.registers = 2, .scales = true, .head = false}));
+  const auto scaled = run(with);
+  CHECK(scaled.tokens.rows() == 12);
+  CHECK(scaled.logits.cols() == 0);
+  CHECK(run(hugging_face(with, true, "")).tokens == scaled.tokens);
+  // a mask token is known; what is not known is told
+  io::Safetensors more = file;
+  more.tensors["mask_token"] = more.tensors["fc_norm.weight"] = more.tensors["norm.bias"];
+  const Memory memory(more);
+  CHECK(Vit<double>(memory.file, {.heads = 2}).unused == std::vector<std::string>{"fc_norm.weight"});
+}
+
+TEST_CASE("vit: weights are read where they lie, and a model is written as it was read", "[model]") {
+  const io::Safetensors file = weights(timm({.registers = 1, .scales = true}));
+  const Memory memory(file);
+  const Vit<double> vit(memory.file, {.heads = 3});
+  for (const auto& one : vit.parameters.list) CHECK(one.value.in_place());
+  const io::Safetensors written = vit.parameters.file(io::DType::f64);
+  CHECK(written.tensors.size() == file.tensors.size());
+  Index count = 0;
+  for (const auto& [name, tensor] : file.tensors) {
+    CHECK(written.at(name).shape == tensor.shape);
+    CHECK(written.at(name).bytes == tensor.bytes);
+    count += tensor.size();
+  }
+  CHECK(vit.parameters.size() == count);
+  CHECK(vit.parameters.file(io::DType::bf16).at("cls_token").bytes.size() == 12);
+}
+
+TEST_CASE("vit: every gradient, with registers, layer scale and positions of another size", "[model]") {
+  for (const PositionResize rule : {PositionResize::bicubic, PositionResize::dinov2, PositionResize::antialiased})
+    for (const Index places : {9, 10}) {
+      const Memory memory(weights(timm({.registers = 2, .places = places, .scales = true})));
+      VitOptions options;
+      options.heads = 2, options.positions = rule;
+      if (places == 9) options.pool = VitOptions::Pool::mean;
+      Vit<double> vit(memory.file, options);
+      const auto op = twicing();
+      const Mat<double> image = some(2 * 4 * 10, 3, 1);  // two images of 2 x 5 patches
+      auto saved = vit.saved(op);
+      const ModelCall call{.batch = 2};
+      vit.forward(op, image, 4, 10, saved, call);
+      const Mat<double> dlogits = some(2, 5, 2), dtokens = some(saved.tokens.rows(), 6, 3);
+      const auto value = [&](const Mat<double>& pixels) {
+        auto other = vit.saved(op);
+        vit.forward(op, pixels, 4, 10, other, {.batch = 2, .keep = false});
+        return inner(other.logits, dlogits) + inner(other.tokens, dtokens);
+      };
+      ParameterGradients<double> gradients(vit.parameters);
+      Mat<double> dimage(image.rows(), 3);
+      vit.backward(op, saved, dlogits, dtokens, &gradients, dimage, nullptr, call);
+      check_gradients(vit, gradients, [&](const auto&) { return value(image); });
+      const Mat<double> along = some(image.rows(), 3, 4), up = image + 1e-5 * along, down = image - 1e-5 * along;
+      CHECK((value(up) - value(down)) / 2e-5 == Approx(inner(along, dimage)).epsilon(1e-7));
+      // a second backward pass adds to the gradients
+      const ParameterGradients<double> once = gradients;
+      vit.backward(op, saved, dlogits, dtokens, &gradients, dimage, nullptr, call);
+      for (std::size_t p = 0; p < once.list.size(); ++p)
+        CHECK((gradients.list[p] - 2 * once.list[p]).norm() <= 1e-12 * (1 + once.list[p].norm()));
+      gradients.set_zero();
+      CHECK(gradients.list.front().isZero(0));
+    }
+}
+
+TEST_CASE("models: items of a batch come out as alone, and what is not kept changes no bit", "[model]") {
+  const Memory memory(weights(timm()));
+  VitOptions options;
+  options.heads = 2, options.pool = VitOptions::Pool::mean;
+  const Vit<double> vit(memory.file, options);
+  const Mat<double> image = some(72, 3, 5);
+  auto both = vit.saved(softmax()), one = vit.saved(softmax());
+  vit.forward(softmax(), image, 6, 6, both, {.batch = 2});
+  const RelevanceRow<double> why = vit.explain(softmax(), both, 1);
+  for (Index b = 0; b < 2; ++b) {
+    const Mat<double> alone = image.middleRows(b * 36, 36);
+    vit.forward(softmax(), alone, 6, 6, one);
+    CHECK((one.logits - both.logits.row(b)).cwiseAbs().maxCoeff() < 1e-14);
+    const RelevanceRow<double> its = vit.explain(softmax(), one, 1);
+    CHECK((its.rest - why.rest.row(b)).cwiseAbs().maxCoeff() < 1e-14);
+    CHECK(its.rest.minCoeff() >= 0);
+    CHECK(its.rest.maxCoeff() > 0);
+    CHECK(its.start(0, 0) == 0);
+    CHECK(its.start(0, 4) == 1.0 / 9);
+    CHECK(its.row() == its.start + its.rest);
+    const Mat<double> logits = one.logits;
+    vit.forward(softmax(), alone, 6, 6, one, {.keep = false});
+    CHECK(one.logits == logits);
+    CHECK(contains(suite::error_of([&] { vit.explain(softmax(), one, 1); }), "wanted a forward call with keep"));
+  }
+}
+
+TEST_CASE("positions: a table resized as the checkpoint's own programs do it", "[model]") {
+  // PyTorch 2.15: interpolate(sin(0.7 arange(25)) as 5 x 5, size (3, 7), bicubic, align_corners False); the same with
+  // antialias; with scale_factor (3.1 / 5, 7.1 / 5).
+  const std::vector<std::pair<PositionResize, std::vector<double>>> wanted{
+      {PositionResize::bicubic,
+       {-0.184533632166296, -0.053915469618272, 0.138349747697423,  0.263866500607806,  0.337775941220596,
+        0.312724938108012,  0.24951880289425,   0.630916907321496,  0.863148817741757,  1.012552477377402,
+        0.854598908088281,  0.529501905899179,  -0.024928396942734, -0.420445870573311, 0.328598826663888,
+        0.251009097741584,  0.092859097555574,  -0.068725180915082, -0.216868109816832, -0.318417152585691,
+        -0.345524497807397}},
+      {PositionResize::antialiased,
+       {-0.1380178772357146,    -0.056233100736464245, 0.0603438677051731,   0.15680366458353706,
+        0.21310930971792588,    0.20902251336321578,   0.1804534107809445,   0.04055486189345045,
+        0.05413179744290126,    0.06331609844513356,   0.054349132090741235, 0.03146448528595125,
+        -0.0011740302186911931, -0.025846440224120533, 0.20402327882850188,  0.1443357563082036,
+        0.042706773082101517,   -0.06834728420443958,  -0.1618990259135815,  -0.21093331597599135,
+        -0.2225199987826306}},
+      {PositionResize::dinov2,
+       {-0.17121996838684692, -0.019627714857833916, 0.19731443928810208,  0.32615395309984974,  0.39772077294332076,
+        0.3503003963292772,   0.2564820529838465,    0.6448088865084293,   0.8495518245720095,   0.9744683148550675,
+        0.8192731655556341,   0.4972940205776456,    -0.03078243871132125, -0.42860431938759885, 0.002090555389678317,
+        -0.0935644717642002,  -0.21012697042838901,  -0.251611043929598,   -0.24614032324433474, -0.16009887656785846,
+        -0.06811173516285687}},
+  };
+  Mat<double> table(25, 2);
+  for (Index i = 0; i < 25; ++i) table(i, 0) = std::sin(0.7 * static_cast<double>(i)), table(i, 1) = 1;
+  for (const auto& [rule, numbers] : wanted) {
+    const Mat<double> out = resize_positions<double>(rule, table, 5, 5, 3, 7);
+    REQUIRE(out.rows() == 21);
+    for (Index i = 0; i < 21; ++i) {
+      CHECK(std::abs(out(i, 0) - numbers[static_cast<std::size_t>(i)]) < 1e-12);
+      CHECK(std::abs(out(i, 1) - 1) < 1e-14);  // weights sum to 1
+    }
+    CHECK(resize_positions<double>(rule, table, 5, 5, 5, 5) == table);
+    const Mat<double> d = some(21, 2, 1), back = resize_positions_backward<double>(rule, d, 5, 5, 3, 7);
+    CHECK(inner(back, table) == Approx(inner(d, out)));
+  }
+  CHECK(contains(suite::error_of([&] { resize_positions<double>(PositionResize::bicubic, table, 4, 5, 3, 7); }),
+                 "the table is 25 x 2, wanted 20 rows, for grids of 4 x 5 and 3 x 7"));
+  CHECK(contains(suite::error_of([&] { resize_positions<double>(PositionResize::bicubic, table, 5, 5, 0, 7); }),
+                 "resize_positions: "));
+}
+
+TEST_CASE("pooling: means of kept tokens, unit rows, and their gradients", "[model]") {
+  Mat<bool> keep(2, 3);
+  keep << true, false, true, false, false, true;
+  const Mat<double> weights = mean_weights<double>(keep);
+  Mat<double> wanted(2, 3);
+  wanted << 0.5, 0, 0.5, 0, 0, 1;
+  CHECK(weights == wanted);
+  Mat<double> x = some(6, 4, 0);
+  x.row(1).setConstant(std::nan(""));  // padding is not looked at
+  const Mat<double> pooled = pool(x, weights), unit = unit_rows(pooled), d = some(2, 4, 2);
+  CHECK((pooled.row(0) - (x.row(0) + x.row(2)) / 2).norm() < 1e-15);
+  CHECK(pooled.row(1) == x.row(5));
+  CHECK(unit.row(1).norm() == Approx(1));
+  const Mat<double> dpooled = unit_rows_backward(pooled, d), dx = pool_backward(weights, dpooled);
+  const Mat<double> along = some(6, 4, 4);
+  const auto value = [&](double step) {
+    const Mat<double> moved = x + step * along;
+    return inner(unit_rows(pool(moved, weights)), d);
+  };
+  CHECK((value(1e-6) - value(-1e-6)) / 2e-6 == Approx(inner(along, dx)).epsilon(1e-8));
+  CHECK(dx.row(1).isZero(0));
+  const Mat<double> nothing = Mat<double>::Zero(1, 4);
+  CHECK(unit_rows(nothing) == nothing);
+  CHECK(unit_rows_backward<double>(nothing, some(1, 4, 2)).allFinite());
+  keep(1, 2) = false;
+  CHECK(contains(suite::error_of([&] { mean_weights<double>(keep); }), "item 1 keeps no token"));
+  CHECK(contains(suite::error_of([&] { pool(x, nothing); }), "pool: tokens are 6 x 4 and weights 1 x 4"));
+}
+
+TEST_CASE("bert: prefixes and the names that were released first", "[model]") {
+  const io::Safetensors file = weights(bert_like());
+  const auto run = [&](const io::Safetensors& tensors) {
+    const Memory memory(tensors);
+    const Bert<double> bert(memory.file, {.heads = 3});
+    auto saved = bert.saved(softmax());
+    bert.forward(softmax(), ids, types, saved, {.batch = 2});
+    return std::pair(saved.hidden, bert.unused);
+  };
+  const auto wanted = run(file);
+  CHECK(wanted.second.empty());
+  io::Safetensors released;
+  for (const auto& [name, tensor] : file.tensors)
+    released.tensors["bert." + replaced(replaced(name, "LayerNorm.weight", "LayerNorm.gamma"), "LayerNorm.bias",
+                                        "LayerNorm.beta")] = tensor;
+  released.tensors["bert.pooler.dense.bias"] = file.at("embeddings.LayerNorm.bias");
+  released.tensors["bert.embeddings.position_ids"] = io::Tensor::from(std::vector<std::int64_t>{0, 1}, {1, 2});
+  const auto found = run(released);
+  CHECK(found.first == wanted.first);
+  CHECK(found.second == std::vector<std::string>{"bert.pooler.dense.bias"});
+}
+
+TEST_CASE("bert: every gradient, of the shared block of ALBERT too", "[model]") {
+  for (const bool albert : {false, true}) {
+    const Memory memory(weights(albert ? albert_like() : bert_like()));
+    BertOptions options;
+    options.heads = 2, options.layers = albert ? 3 : 0, options.eps = 1e-3;
+    Bert<double> bert(memory.file, options);
+    CHECK(bert.unused.empty());
+    CHECK(bert.layers() == (albert ? 3 : 2));
+    Mat<bool> keep = Mat<bool>::Constant(2, 4, true);
+    keep(1, 3) = false;
+    const Mat<double> padding = padding_bias<double>(keep), mean = mean_weights<double>(keep);
+    const auto op = softmax(key_bias(padding));
+    auto saved = bert.saved(op);
+    const ModelCall call{.batch = 2};
+    bert.forward(op, ids, types, saved, call);
+    const Mat<double> d = some(2, 6, 1), dhidden = pool_backward<double>(mean, d);
+    ParameterGradients<double> gradients(bert.parameters);
+    Mat<double> dembeddings(8, bert.parameters.list.front().value.cols());
+    RelevanceRow<double> why{mean, Mat<double>::Zero(2, 4)};
+    bert.backward(op, saved, dhidden, &gradients, dembeddings, &why, call);
+    check_gradients(bert, gradients, [&](const auto& model) {
+      auto other = model.saved(op);
+      model.forward(op, ids, types, other, {.batch = 2, .keep = false});
+      return inner(pool(other.hidden, mean), d);
+    });
+    CHECK(why.rest(1, 3) == 0);
+    CHECK(why.rest.maxCoeff() > 0);
+    CHECK(dembeddings.row(7).isZero(0));
+    // id 1 is there twice
+    CHECK((gradients.list.front().row(1) - dembeddings.row(5) - dembeddings.row(6)).norm() < 1e-14);
+    // asked for nothing else, relevance is the same
+    RelevanceRow<double> alone{mean, Mat<double>::Zero(2, 4)};
+    bert.backward(op, saved, dhidden, nullptr, {}, &alone, call);
+    CHECK(alone.rest == why.rest);
+  }
+}
+
+TEST_CASE("llama: every gradient, tied or not, with biases and normed heads", "[model]") {
+  for (const bool tied : {false, true}) {
+    const Memory memory(weights(llama_like(tied)));
+    Llama<double> llama(memory.file, {.heads = 4, .eps = 1e-3});
+    CHECK(llama.unused.empty());
+    CHECK(llama.tied() == tied);
+    CHECK(llama.kv_heads() == 2);
+    const auto op = llama_attention();
+    auto saved = llama.saved(op);
+    const ModelCall call{.batch = 2};
+    llama.forward(op, ids, saved, call);
+    const Mat<double> d = some(8, 11, 1);
+    ParameterGradients<double> gradients(llama.parameters);
+    Mat<double> dembeddings(8, 8);
+    llama.backward(op, saved, d, &gradients, dembeddings, nullptr, call);
+    check_gradients(llama, gradients, [&](const auto& model) {
+      auto other = model.saved(op);
+      model.forward(op, ids, other, {.batch = 2, .keep = false});
+      return inner(other.logits, d);
+    });
+    const RelevanceRow<double> why = llama.explain(op, saved, 5, call);
+    CHECK(why.start == (Mat<double>(2, 4) << 0, 0, 0, 1, 0, 0, 0, 1).finished());
+    CHECK(why.rest.minCoeff() >= 0);
+    CHECK(why.rest.maxCoeff() > 0);
+    // causal: the first token of an item alone has the logits it has in company
+    auto first = llama.saved(op);
+    llama.forward(op, {ids[4]}, first);
+    CHECK((first.logits - saved.logits.row(4)).cwiseAbs().maxCoeff() < 1e-14);
+  }
+}
+
+TEST_CASE("models: a checkpoint that does not fit is refused with tensor, found and wanted", "[model]") {
+  const auto said = [](const Shapes& shapes, auto&& load) {
+    const Memory memory(weights(shapes));
+    return suite::error_of([&] { load(memory.file); });
+  };
+  const auto vit = [](Index heads) { return [=](const io::Checkpoint& file) { Vit<float>(file, {.heads = heads}); }; };
+  const auto without = [](Shapes shapes, const std::string& name) {
+    shapes.erase(std::remove_if(shapes.begin(), shapes.end(), [&](const auto& one) { return one.first == name; }),
+                 shapes.end());
+    return shapes;
+  };
+  const auto with = [](Shapes shapes, const std::string& name, const std::vector<Index>& shape) {
+    for (auto& one : shapes)
+      if (one.first == name) one.second = shape;
+    return shapes;
+  };
+  CHECK(said(timm(), vit(2)).empty());
+  CHECK(said(timm(), vit(0)) == "m: found 6 columns and 0 heads, wanted heads of 1 or more that divide them");
+  CHECK(said(timm(), vit(4)) == "m: found 6 columns and 4 heads, wanted heads of 1 or more that divide them");
+  CHECK(contains(said(without(without(timm(), "norm.bias"), "blocks.1.mlp.fc2.weight"), vit(2)),
+                 "tensors: 'norm.bias' (nearest of 30 are"));
+  CHECK(contains(said(without(without(timm(), "norm.bias"), "blocks.1.mlp.fc2.weight"), vit(2)), "m: lacks 2 of "));
+  CHECK(said(with(timm(), "blocks.1.mlp.fc1.weight", {7, 6}), vit(2)) ==
+        "m: 'blocks.1.mlp.fc1.weight': found the shape [7, 6], wanted [8, 6]");
+  CHECK(said(with(timm(), "blocks.0.attn.qkv.weight", {12, 6}), vit(2)) ==
+        "m: 'blocks.0.attn.qkv.weight': found the shape [12, 6], wanted [18, 6]");
+  CHECK(said(with(timm(), "patch_embed.proj.weight", {6, 3, 2, 3}), vit(2)) ==
+        "m: 'patch_embed.proj.weight': found the shape [6, 3, 2, 3], wanted [any, any, any, any]");
+  CHECK(contains(said(with(timm(), "pos_embed", {1, 12, 6}), vit(2)),
+                 "m: 'pos_embed': found 12 places, wanted a square number, or one more"));
+  CHECK(contains(said(bert_like(), vit(2)), "m: lacks "));
+  const auto bert = [](Index heads, Index layers) {
+    return [=](const io::Checkpoint& file) { Bert<float>(file, {.heads = heads, .layers = layers}); };
+  };
+  CHECK(said(bert_like(), bert(2, 0)).empty());
+  CHECK(contains(said(bert_like(), bert(5, 0)), "found 6 columns and 5 heads"));
+  CHECK(contains(said(bert_like(), bert(2, 3)), "found 2 blocks and options of 3 layers, wanted as many, or 0"));
+  CHECK(contains(said(albert_like(), bert(2, 0)), "found 1 blocks and options of 0 layers, wanted layers, a multiple"));
+  CHECK(contains(said(timm(), bert(2, 0)), "lacks "));
+  CHECK(
+      contains(said({{"x", {1}}}, bert(2, 0)), "m: lacks 21 of 21 tensors: 'embeddings.word_embeddings.weight' (near"));
+  const auto llama = [](Index heads, double eps) {
+    return [=](const io::Checkpoint& file) { Llama<float>(file, {.heads = heads, .eps = eps}); };
+  };
+  CHECK(said(llama_like(true), llama(4, 1e-5)).empty());
+  CHECK(contains(said(llama_like(true), llama(4, eps_not_given)), "llama: eps"));
+  CHECK(contains(said(llama_like(true), llama(3, 1e-5)), "found 8 columns and 3 heads"));
+  CHECK(contains(said(llama_like(true), llama(1, 1e-5)),
+                 "'model.layers.0.self_attn.k_proj.weight': found 4 rows, wanted a divisor of the 1 heads times"));
+}
+
+TEST_CASE("models: calls that do not fit are refused", "[model]") {
+  const Memory of_vit(weights(timm())), of_bert(weights(bert_like())), of_llama(weights(llama_like(true)));
+  const Vit<double> vit(of_vit.file, {.heads = 2});
+  auto v = vit.saved(softmax());
+  const Mat<double> image = some(36, 3, 0), grey = some(36, 1, 0);
+  CHECK(contains(suite::error_of([&] { vit.forward(softmax(), image, 6, 5, v); }), "do not cover 5 pixels"));
+  CHECK(contains(suite::error_of([&] { vit.forward(softmax(), grey, 6, 6, v); }),
+                 "vit: image is 36 x 1, wanted 1 x 6 x 6 rows, a pixel each, of 3 channels"));
+  CHECK(contains(suite::error_of([&] { vit.forward(softmax(), image, 6, 6, v, {.batch = 2}); }), "wanted 2 x 6 x 6"));
+  CHECK(contains(suite::error_of([&] { vit.forward(softmax(), image, 6, 6, v, {.batch = 0}); }), "wanted 0 x 6 x 6"));
+  vit.forward(softmax(), image, 6, 6, v);
+  CHECK(contains(suite::error_of([&] { vit.explain(softmax(), v, 5); }), "vit: the class is 5, wanted it in [0, 5)"));
+  const Mat<double> dlogits = some(1, 5, 0), dother = some(2, 5, 0);
+  CHECK(contains(suite::error_of([&] { vit.backward(softmax(), v, dother, {}, nullptr); }),
+                 "vit: the gradient of logits is 2 x 5, wanted 1 x 5"));
+  ParameterGradients<double> none;
+  CHECK(contains(suite::error_of([&] { vit.backward(softmax(), v, dlogits, {}, &none); }), "vit: found 0 gradients"));
+  const Bert<double> bert(of_bert.file, {.heads = 2});
+  auto b = bert.saved(softmax());
+  const auto run = [&](const std::vector<Index>& words, const std::vector<Index>& kinds, Index batch) {
+    return suite::error_of([&] { bert.forward(softmax(), words, kinds, b, {.batch = batch}); });
+  };
+  CHECK(run({1, 2}, {}, 1).empty());
+  CHECK(run({1, 11}, {}, 1) == "bert: ids[1] is 11, wanted it in [0, 11), the vocabulary");
+  CHECK(run({1, -1}, {}, 1) == "bert: ids[1] is -1, wanted it in [0, 11), the vocabulary");
+  CHECK(run({1, 2}, {0, 2}, 1) == "bert: types[1] is 2, wanted it in [0, 2), the types");
+  CHECK(contains(run({1, 2}, {0}, 1), "bert: found 1 types, wanted 2, one a token, or none"));
+  CHECK(contains(run({}, {}, 1), "found 0 ids and a batch of 1"));
+  CHECK(contains(run({1, 2, 3}, {}, 2), "found 3 ids and a batch of 2"));
+  CHECK(contains(run({1}, {}, 0), "found 1 ids and a batch of 0"));
+  CHECK(contains(run({1, 2, 3, 4, 5, 6, 7, 8}, {}, 1), "bert: found 8 tokens an item, wanted at most 7"));
+  run({1, 2}, {}, 1);
+  CHECK(contains(suite::error_of([&] { bert.backward(softmax(), b, image, nullptr); }),
+                 "bert: the gradient of hidden is 36 x 3, wanted 2 x 6"));
+  const Llama<double> llama(of_llama.file, {.heads = 4, .eps = 1e-5});
+  const auto op = llama_attention();
+  auto l = llama.saved(op);
+  CHECK(contains(suite::error_of([&] { llama.forward(op, {11}, l); }), "llama: ids[0] is 11"));
+  llama.forward(op, {1, 2}, l);
+  CHECK(contains(suite::error_of([&] { llama.explain(op, l, 11); }), "llama: id[0] is 11"));
+  CHECK(contains(suite::error_of([&] { llama.backward(op, l, image, nullptr); }),
+                 "llama: the gradient of logits is 36 x 3, wanted 2 x 11"));
+}
+
+TEST_CASE("models: a model that proves itself, in float and from F16", "[model]") {
+  const Memory first(weights(llama_like(true)));
+  const auto run = [](const auto& model, const io::Tensor& input) {
+    const auto op = llama_attention();
+    auto saved = model.saved(op);
+    model.forward(op, input.values<Index>(), saved);
+    return saved.logits;
+  };
+  const io::Tensor input = io::Tensor::from(std::vector<std::int64_t>{1, 2, 3, 10}, {4});
+  const Llama<double> llama(first.file, {.heads = 4, .eps = 1e-5});
+  const Mat<double> logits = run(llama, input);
+  for (const io::DType type : {io::DType::f64, io::DType::f32, io::DType::f16, io::DType::bf16}) {
+    io::Safetensors written = llama.parameters.file(type);
+    io::add_proof(written, input, io::Tensor::from(logits));
+    const Memory again(written);
+    const Llama<float> read(again.file, {.heads = 4, .eps = 1e-5});
+    CHECK(read.unused.empty());
+    const double error = io::prove(again.file, 1, [&](const io::Tensor& t) { return run(read, t); });
+    CHECK(error < (type == io::DType::bf16 ? 3e-2 : type == io::DType::f16 ? 3e-3 : 3e-6));
+  }
+}
