@@ -48,19 +48,31 @@
   EXTERN template void row_dots<P>(const Context&, View<S>, View<S>, S*);                                          \
   EXTERN template void transpose_into<P>(View<S>, S*, Index);                                                      \
   EXTERN template void transpose_out<P>(const S*, Index, const S*, MutView<S>);
-// Few queries; quads where a vector holds four numbers.
-#define LIMPID_TEST_DECODE(EXTERN, S, P, N)                            \
-  EXTERN template void decode_dots<P, N>(View<S>, View<S>, Index, S*); \
-  EXTERN template void decode_values<P, N>(const S*, View<S>, const S*, MutView<S>, Index);
-#define LIMPID_TEST_QUADS(EXTERN, S, P, W)                                               \
-  EXTERN template void quad_dots<P, W>(const S*, View<S>, const S*, S, Index, S*);       \
-  EXTERN template void quad_weights<P, W>(S*, Index, S*, S*, S*, View<S>, Index, Index); \
-  EXTERN template void quad_values<P, W>(const S*, View<S>, const S*, MutView<S>, Index, Index);
+// Few queries; quads where a vector holds four numbers. Rows of pages with the same optimisation as those of one array:
+// their bits are compared.
+#define LIMPID_TEST_DECODE_WEIGHTS(EXTERN, S, P, N) EXTERN template void decode_weights<P, N>(S*, Index, S*, S*, S*);
+#define LIMPID_TEST_DECODE(EXTERN, S, P, N, ROWS)                                \
+  EXTERN template void decode_dots<P, N>(View<S>, ROWS, const S*, S, Index, S*); \
+  EXTERN template void decode_values<P, N>(const S*, ROWS, const S*, MutView<S>, Index);
+#define LIMPID_TEST_QUADS(EXTERN, S, P, W)                 \
+  EXTERN template void rows_of_quads<P, W>(S*, Index, S*); \
+  EXTERN template void quads_of_rows<P, W>(S*, Index, S*); \
+  LIMPID_TEST_QUADS_OF(EXTERN, S, P, W, View<S>)           \
+  LIMPID_TEST_QUADS_OF(EXTERN, S, P, W, ListedRows<S>)
+#define LIMPID_TEST_QUADS_OF(EXTERN, S, P, W, ROWS)                                           \
+  EXTERN template void quad_dots<P, W>(const S*, ROWS, const S*, S, Index, S*);               \
+  EXTERN template void quad_weights<P, W>(S*, Index, S*, S*, S*, ROWS, Index, Index);         \
+  EXTERN template void quad_values<P, W>(const S*, ROWS, const S*, MutView<S>, Index, Index); \
+  EXTERN template void quad_output<P, W>(S*, ROWS, S*, S*, MutView<S>, Index);
 
-#define LIMPID_TEST_STEPS(EXTERN, S)          \
-  LIMPID_TEST_SWEEPS(EXTERN, S, Native<S>)    \
-  LIMPID_TEST_DECODE(EXTERN, S, Native<S>, 1) \
-  LIMPID_TEST_DECODE(EXTERN, S, Native<S>, 2) \
+#define LIMPID_TEST_STEPS(EXTERN, S)                         \
+  LIMPID_TEST_SWEEPS(EXTERN, S, Native<S>)                   \
+  LIMPID_TEST_DECODE_WEIGHTS(EXTERN, S, Native<S>, 1)        \
+  LIMPID_TEST_DECODE_WEIGHTS(EXTERN, S, Native<S>, 2)        \
+  LIMPID_TEST_DECODE(EXTERN, S, Native<S>, 1, View<S>)       \
+  LIMPID_TEST_DECODE(EXTERN, S, Native<S>, 2, View<S>)       \
+  LIMPID_TEST_DECODE(EXTERN, S, Native<S>, 1, ListedRows<S>) \
+  LIMPID_TEST_DECODE(EXTERN, S, Native<S>, 2, ListedRows<S>) \
   LIMPID_TEST_QUADS_##S(EXTERN, Native<S>)
 #define LIMPID_TEST_QUADS_float(EXTERN, P) \
   LIMPID_TEST_QUADS(EXTERN, float, P, 4)   \

@@ -24,6 +24,19 @@ struct BackwardCall {
 
 namespace detail {
 
+/// A gradient is as large as what it is of, unless it is not asked for.
+inline void check_gradient_shape(Name name, const FieldShape& g, Index rows, Index cols) {
+  if (!g.given && g.rows == 0) return;
+  if (g.rows != rows || g.cols != cols)
+    raise(name + ": gradient of " + g.name + " is " + shape_text(g.rows, g.cols) + ", wanted " +
+          shape_text(rows, cols));
+}
+/// Relevance is B x m, its weights are B x n.
+inline void check_relevance_shape(Name name, const char* what, Index rows, Index cols, Index batch, Index tokens) {
+  if (rows != batch || cols != tokens)
+    raise(name + ": " + what + " is " + shape_text(rows, cols) + ", wanted " + shape_text(batch, tokens));
+}
+
 /// Shapes of what a backward call writes and reads, and that none lies over another.
 template <class Op, class S>
 void check_backward(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S> dout, const Grads<Op, S>& grad,
@@ -31,94 +44,104 @@ void check_backward(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S
   const Name name = operator_name(op);
   check_call<Op, S>(op, in, d, dout, "dout");
   Grads<Op, S>::visit(
-      [&](const char* field, Role, const MutView<S>& g, const View<S>& x) {
-        if (!g.given() && g.rows == 0) return;
-        if (g.rows != x.rows || g.cols != x.cols)
-          raise(name + ": gradient of " + field + " is " + shape_text(g.rows, g.cols) + ", wanted " +
-                shape_text(x.rows, x.cols));
+      [&](const char* field, Role role, const MutView<S>& g, const View<S>& x) {
+        check_gradient_shape(name, {field, role, g.rows, g.cols, g.given()}, x.rows, x.cols);
       },
       grad, in);
   const bool emits = call.relevance.given();
-  if (emits && (call.relevance.rows != d.batch || call.relevance.cols != d.m))
-    raise(name + ": relevance is " + shape_text(call.relevance.rows, call.relevance.cols) + ", wanted " +
-          shape_text(d.batch, d.m));
-  if (emits && (call.relevance_weights.rows != d.batch || call.relevance_weights.cols != d.n))
-    raise(name + ": relevance_weights is " + shape_text(call.relevance_weights.rows, call.relevance_weights.cols) +
-          ", wanted " + shape_text(d.batch, d.n));
   const View<S> weights = emits ? call.relevance_weights : View<S>();
+  if (emits) {
+    check_relevance_shape(name, "relevance", call.relevance.rows, call.relevance.cols, d.batch, d.m);
+    check_relevance_shape(name, "relevance_weights", weights.rows, weights.cols, d.batch, d.n);
+  }
   refuse_backward_overlaps(name, op, joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})),
                            joined(fields_of(in), arrays({{"dout", dout}, {"relevance_weights", weights}})));
 }
 
 /// Gradients of what several heads share (sides, parameters): each head writes its own, and they are added in order
 /// afterwards.
-template <class Op, class S>
+template <class S>
 class SharedGradients {
  public:
-  SharedGradients(Arena& arena, const Dims& d, const Grads<Op, S>& grad) : d_(d), grad_(grad) {
-    Grads<Op, S>::visit(
-        [&](const char*, Role role, const MutView<S>& g, MutView<S>& part) {
-          if (!g.given() || !is_shared(role)) return;
-          const Index rows = role == Role::head ? 1 : (role == Role::query_side ? d.n : d.m);
-          part = arena.matrix<S>(d.batch * d.heads * rows, g.cols);
-          part.fill(S(0));
-        },
-        grad, parts_);
+  /// grad: calls the function that it is given for the gradient of every field, in their order.
+  SharedGradients(Arena& arena, const Dims& d, FunctionRef<void(FunctionRef<void(Role, const MutView<S>&)>)> grad)
+      : d_(d) {
+    grad([&](Role, const MutView<S>&) { ++count_; });
+    fields_ = arena.take<Field>(count_);
+    Index f = 0;
+    grad([&](Role role, const MutView<S>& g) {
+      Field& field = fields_[f++];
+      field.role = role, field.all = g;
+      if (!field.is_shared()) return;
+      const Index rows = role == Role::head ? 1 : (role == Role::query_side ? d.n : d.m);
+      field.parts = arena.matrix<S>(d.batch * d.heads * rows, g.cols);
+      field.parts.fill(S(0));
+    });
   }
 
-  /// Where a head writes: its block of the packed gradients, its own of the shared ones.
-  Grads<Op, S> of_head(Index b, Index h) const {
-    Grads<Op, S> to{};
-    Grads<Op, S>::visit(
-        [&](const char*, Role role, const MutView<S>& all, const MutView<S>& part, MutView<S>& one) {
-          if (!all.given()) return;
-          one = is_shared(role) ? of(part, b * d_.heads + h) : head_of(all, role, d_, b, h);
-        },
-        grad_, parts_, to);
-    return to;
+  /// Where a head writes the gradient of a field: its block of the packed one, its own of a shared one.
+  MutView<S> of_head(Index field, Index b, Index h) const {
+    const Field& f = fields_[field];
+    if (!f.all.given()) return {};
+    return f.is_shared() ? part(f, b * d_.heads + h) : head_of(f.all, f.role, d_, b, h);
   }
 
   void add_up(bool accumulate) const {
-    Grads<Op, S>::visit(
-        [&](const char*, Role role, const MutView<S>& g, const MutView<S>& part) {
-          if (!g.given() || !is_shared(role)) return;
-          if (!accumulate) g.fill(S(0));
-          for (Index t = 0; t < d_.batch * d_.heads; ++t)
-            copy_or_add<S>(of(part, t), head_of(g, role, d_, t / d_.heads, t % d_.heads), true);
-        },
-        grad_, parts_);
+    for (const Field* f = fields_; f < fields_ + count_; ++f) {
+      if (!f->is_shared()) continue;
+      if (!accumulate) f->all.fill(S(0));
+      for (Index t = 0; t < d_.batch * d_.heads; ++t)
+        copy_or_add<S>(part(*f, t), head_of(f->all, f->role, d_, t / d_.heads, t % d_.heads), true);
+    }
   }
 
  private:
-  static bool is_shared(Role r) { return r == Role::query_side || r == Role::key_side || r == Role::head; }
-  MutView<S> of(const MutView<S>& part, Index t) const {
-    const Index rows = part.rows / (d_.batch * d_.heads);
-    return part.block(t * rows, 0, rows, part.cols);
+  struct Field {
+    Role role = Role::query;
+    MutView<S> all, parts;
+    bool is_shared() const { return all.given() && role != Role::query && role != Role::key; }
+  };
+  MutView<S> part(const Field& f, Index t) const {
+    const Index rows = f.parts.rows / (d_.batch * d_.heads);
+    return f.parts.block(t * rows, 0, rows, f.parts.cols);
   }
   const Dims d_;
-  const Grads<Op, S>& grad_;
-  Grads<Op, S> parts_{};
+  Field* fields_ = nullptr;
+  Index count_ = 0;
 };
+
+/// What heads emit, m numbers each, averaged over those of an item.
+template <class S>
+void mean_of_heads(const S* emitted, const Dims& d, MutView<S> to) {
+  for (Index b = 0; b < d.batch; ++b)
+    for (Index j = 0; j < d.m; ++j) {
+      S sum(0);
+      for (Index h = 0; h < d.heads; ++h) sum += emitted[(b * d.heads + h) * d.m + j];
+      to(b, j) = sum / S(double(d.heads));
+    }
+}
 
 template <class P, class Op, class S = typename P::Scalar>
 void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, View<S> dout, const Grads<Op, S>& grad,
                    const BackwardCall<S>& call) {
   const Name name = operator_name(op);
   const SavedTurn saved_turn(&saved, false, name);
-  check_saved<Op, S>(name, saved, in);
+  check_saved(name, saved.filled, saved.dims, shapes_of(in));
   const Dims d = saved.dims;
   check_backward<Op, S>(op, in, d, dout, grad, call);
   check_saved_columns<Op, S>(op, saved, in);
 
-  Workspace own;
-  Workspace& workspace = call.workspace ? *call.workspace : own;
+  Workspace temporary;
+  Workspace& workspace = call.workspace ? *call.workspace : temporary;
   const WorkspaceTurn turn(workspace, Inside::closed);
   workspace.prepare(call.executor.workers());
   Arena& common = workspace.common();
   ArenaScope scope(common);
 
   const Index heads = d.batch * d.heads, group = d.heads / d.kv_heads;
-  const SharedGradients<Op, S> shared(common, d, grad);
+  const SharedGradients<S> shared(common, d, [&](const auto& f) {
+    Grads<Op, S>::visit([&](const char*, Role role, const MutView<S>& g) { f(role, g); }, grad);
+  });
   const Index gradient_size = op.modifiers().gradient_size(d.n, d.m);
   S* collected = common.take<S>(heads * gradient_size);
   for (Index s = 0; s < heads * gradient_size; ++s) collected[s] = S(0);
@@ -127,7 +150,7 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
 
   const bool may_spread = !op.modifiers().wants_serial_heads(d.batch, d.heads, d.n);
   for_heads(
-      d.batch * d.kv_heads, may_spread, 2.5 * flop_of(in, d), workspace, call.executor,
+      d.batch * d.kv_heads, may_spread, 2.5 * flop_of(shapes_of(in), d), workspace, call.executor,
       [&](Index t, const Context& context) {
         const Index b = t / d.kv_heads, g = t % d.kv_heads;
         for (Index h = g * group; h < (g + 1) * group; ++h) {
@@ -137,10 +160,13 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
           const Index width = dout.cols / d.heads, index = b * d.heads + h;
           RelevanceRequest<S> relevance;
           if (emits) relevance = {call.relevance_weights.row(b), emitted + index * d.m, call.part};
+          Grads<Op, S> own{};
+          Index field = 0;
+          Grads<Op, S>::visit([&](const char*, Role, MutView<S>& g) { g = shared.of_head(field++, b, h); }, own);
           const Accumulation accumulate{call.accumulate, call.accumulate || h > g * group};
           op.backward(
               BackwardPass<P>{{context, at_head(d, b, h)}, accumulate, collected + index * gradient_size, relevance},
-              head, keep, dout.block(b * d.n, h * width, d.n, width), shared.of_head(b, h));
+              head, keep, dout.block(b * d.n, h * width, d.n, width), own);
         }
       });
 
@@ -148,13 +174,7 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
   if (gradient_size > 0)
     for (Index t = 0; t < heads; ++t)
       op.modifiers().deliver_gradient(at_head(d, t / d.heads, t % d.heads), collected + t * gradient_size);
-  if (emits)
-    for (Index b = 0; b < d.batch; ++b)
-      for (Index j = 0; j < d.m; ++j) {
-        S sum(0);
-        for (Index h = 0; h < d.heads; ++h) sum += emitted[(b * d.heads + h) * d.m + j];
-        call.relevance(b, j) = sum / S(double(d.heads));
-      }
+  if (emits) mean_of_heads(emitted, d, call.relevance);
 }
 
 }  // namespace detail

@@ -27,20 +27,24 @@ void check_parameters(Name op, const char* name, View<S> v) {
 /// The arrays of the user's that modifiers look at, and those that they add to.
 template <class Op>
 auto tables_of(const Op& op) {
-  return [&op](auto&& f) { op.modifiers().reads(f); };
+  return [&op](ForArray f) { op.modifiers().reads(f); };
 }
 template <class Op>
 auto gradients_of(const Op& op) {
-  return [&op](auto&& f) { op.modifiers().writes(f); };
+  return [&op](ForArray f) { op.modifiers().writes(f); };
 }
 
 /// What a backward call writes, of an operator or of what has one inside, may lie neither over what is read nor over
 /// arrays of the operator's modifiers. Nor may the gradients of these lie over what is read; several may be one array.
-template <class Op, class Written, class Read>
-void refuse_backward_overlaps(Name name, const Op& op, const Written& written, const Read& read) {
-  const auto all = joined(read, tables_of(op));
-  refuse_overlaps(name, written, joined(all, gradients_of(op)));
-  gradients_of(op)([&](const NamedArray& one) { refuse_overlaps(name, arrays({one}), all); });
+inline void refuse_backward_overlaps(Name name, ArrayList tables, ArrayList gradients, ArrayList written,
+                                     ArrayList read) {
+  const auto all = joined(read, tables);
+  refuse_overlaps(name, written, joined(all, gradients));
+  gradients([&](const NamedArray& one) { refuse_overlaps(name, arrays({one}), all); });
+}
+template <class Op>
+void refuse_backward_overlaps(Name name, const Op& op, ArrayList written, ArrayList read) {
+  refuse_backward_overlaps(name, tables_of(op), gradients_of(op), written, read);
 }
 
 /// Whether an operator's scores look at a parameter themselves; an operator round another one has those of that.
@@ -51,25 +55,36 @@ bool looks_at_itself(const Op& op, std::string_view field) {
   return false;
 }
 
+/// Fields of a call against their roles, and how many heads have parameters of their own.
+inline Index check_shapes(Name name, FieldList fields, const Dims& d) {
+  check_fields(name, "", fields, d);
+  Index numbers = 0, different = 1;
+  fields([&](const FieldShape& v) {  // q and k miss each other; without v out would have no columns
+    if (std::string_view(v.name) == "v" && v.rows == 0 && d.m > 0)
+      raise(name + ": v is not given, wanted " + text_of(d.batch * d.m) + " rows");
+    numbers = std::max(numbers, v.rows * v.cols);
+    if (v.role == Role::head && v.rows > 1) different = d.heads;
+  });
+  check_counts(name, d.batch, d.heads, numbers);
+  return different;
+}
+inline void check_out_shape(Name name, const char* out_name, Index rows, Index cols, const Dims& d, Index width) {
+  if (rows != d.batch * d.n || cols != d.heads * width)
+    raise(name + ": " + out_name + " is " + shape_text(rows, cols) + ", wanted " +
+          shape_text(d.batch * d.n, d.heads * width));
+}
+/// What a call asks of one head.
+inline void check_head(Name name, const char* what, Index head, Index item, const Dims& d) {
+  if (head < 0 || head >= d.heads || item < 0 || item >= d.batch)
+    raise(name + ": " + what + " of head " + text_of(head) + " of item " + text_of(item) + ", there are " +
+          text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
+}
+
 template <class Op, class S>
 const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S> out,
                                 const char* out_name) {
   const Name name = operator_name(op);
-  check_fields(name, "", in, d);
-  Inputs<Op, S>::visit(
-      [&](const char* field, Role, const View<S>& v) {  // q and k miss each other; without v out would have no columns
-        if (std::string_view(field) == "v" && v.rows == 0 && d.m > 0)
-          raise(name + ": v is not given, wanted " + text_of(d.batch * d.m) + " rows");
-      },
-      in);
-  Index numbers = 0, different = 1;
-  Inputs<Op, S>::visit(
-      [&](const char*, Role role, const View<S>& v) {
-        numbers = std::max(numbers, v.rows * v.cols);
-        if (role == Role::head && v.rows > 1) different = d.heads;
-      },
-      in);
-  check_counts(name, d.batch, d.heads, numbers);
+  const Index different = check_shapes(name, shapes_of(in), d);
   const auto head = head_args(in, d, 0, 0);
   for (Index h = 0; h < different; ++h) op.check(d, head_args(in, d, 0, h));  // parameters differ from head to head
   Inputs<Op, S>::visit(
@@ -78,10 +93,7 @@ const Inputs<Op, S>& check_call(const Op& op, const Inputs<Op, S>& in, const Dim
       },
       in);
   op.modifiers().check(op.name, d.batch, d.heads, d.n, d.m);
-  const Index width = d.heads * op.out_width(head);
-  if (out.rows != d.batch * d.n || out.cols != width)
-    raise(name + ": " + out_name + " is " + shape_text(out.rows, out.cols) + ", wanted " +
-          shape_text(d.batch * d.n, width));
+  check_out_shape(name, out_name, out.rows, out.cols, d, op.out_width(head));
   return in;
 }
 

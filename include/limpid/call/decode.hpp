@@ -93,6 +93,14 @@ void check_pages(Name op, const Pages<S>& pages, const Dims& d) {
 
 inline bool is_paged(std::string_view field) { return field == "k" || field == "v"; }
 
+inline void refuse_keys(Name op, FieldList fields) {
+  fields([&](const FieldShape& v) {
+    if (v.role != Role::key || !v.given) return;
+    if (is_paged(v.name)) raise(op + (std::string(": ") + v.name + " is given beside pages, wanted one of them"));
+    raise(op + (std::string(": ") + v.name + " is given, rows of keys that pages do not hold, wanted none"));
+  });
+}
+
 /// The inputs of a call whose items have m keys: k and v with their shapes, not where their rows are.
 template <class Op, class S>
 Inputs<Op, S> with_keys(Inputs<Op, S> in, const Pages<S>& pages, const Dims& d) {
@@ -121,27 +129,19 @@ void decode_with(const Op& op, const Inputs<Op, S>& in, const Pages<S>& pages, M
                  const Call<Op, S>& call) {
   static_assert(has_qkv<Op, S>(), "limpid: keys and values in pages are for an operator of q, k and v");
   const Name name = operator_name(op);
-  Inputs<Op, S>::visit(
-      [&](const char* field, Role role, const View<S>& v) {
-        if (role != Role::key || (!v.given() && v.rows + v.cols == 0)) return;
-        if (is_paged(field)) raise(name + (std::string(": ") + field + " is given beside pages, wanted one of them"));
-        raise(name + (std::string(": ") + field + " is given, rows of keys that pages do not hold, wanted none"));
-      },
-      in);
-  Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
+  refuse_keys(name, shapes_of(in));
+  Dims d = dims_of(name, shapes_of(in), call.batch, call.heads, call.kv_heads);
   check_pages(name, pages, d);
   if (call.saved) raise(name + (": saved is given with pages, wanted none: backward is for keys in one array"));
   if (call.lse && !has_lse<Op>) raise(name + ": lse is asked for, but its weights are not divided by a row's sum");
   if (call.lse && call.lse == call.map) raise(name + ": lse and map are one matrix, wanted two");
-  if (call.map && (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch))
-    raise(name + ": map was asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
-          text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
+  if (call.map) check_head(name, "map was asked", call.head, call.item, d);
   double flop = 0;
   for (Index b = 0; b < d.batch; ++b) {
     d.m = page_length(pages, b);
     const auto item = with_keys<Op, S>(in, pages, d);
     if (b == 0 || d.m != page_length(pages, b - 1)) check_call<Op, S>(op, item, d, out, "out");
-    flop += flop_of(item, d) / double(d.batch);
+    flop += flop_of(shapes_of(item), d) / double(d.batch);
   }
   const auto asked = [](const Mat<S>* m) { return m ? View<S>(*m) : View<S>(); };
   refuse_overlaps(name, arrays({{"out", out}, {"lse", asked(call.lse)}, {"map", asked(call.map)}}),

@@ -98,16 +98,14 @@ void forward_head(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, 
 template <class P, class Op, class S = typename P::Scalar>
 void forward_checked(const Op& op, const Inputs<Op, S>& in, MutView<S> out, const Call<Op, S>& call) {
   const Name name = operator_name(op);
-  const Dims d = dims_of(name, in, call.batch, call.heads, call.kv_heads);
+  const Dims d = dims_of(name, shapes_of(in), call.batch, call.heads, call.kv_heads);
   check_call<Op, S>(op, in, d, out, "out");
   if (call.lse && !has_lse<Op>) raise(name + ": lse is asked for, but its weights are not divided by a row's sum");
   if (call.lse && call.lse == call.map) raise(name + ": lse and map are one matrix, wanted two");
   const auto asked = [](const Mat<S>* m) { return m ? View<S>(*m) : View<S>(); };
   refuse_overlaps(name, arrays({{"out", out}, {"lse", asked(call.lse)}, {"map", asked(call.map)}}),
                   joined(fields_of(in), tables_of(op)));
-  if (call.map && (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch))
-    raise(name + ": map was asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
-          text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
+  if (call.map) check_head(name, "map was asked", call.head, call.item, d);
   using KeepAll = typename Op::template Keep<Mat<S>>;
 
   const auto first = head_args(in, d, 0, 0);
@@ -120,23 +118,17 @@ void forward_checked(const Op& op, const Inputs<Op, S>& in, MutView<S> out, cons
     saved.filled = false;
     saved.dims = d, saved.columns = out.cols;
     visit_kept<KeepAll>(
-        op,
-        [&](Kept kind, Index count, bool, Mat<S>& m) {
-          if (kind == Kept::stat)
-            m.resize(d.batch * d.heads * count, d.n);
-          else
-            m.resize(d.batch * d.n, d.heads * count);
-        },
-        first, saved.kept);
+        op, [&](Kept kind, Index count, bool, Mat<S>& m) { resize_kept(m, kind, count, d); }, first, saved.kept);
   }
   if (call.lse) call.lse->resize(d.batch * d.heads, d.n);
   if (call.map) call.map->resize(d.n, d.m);
 
   // true: heads may run at the same time
-  for_heads(d.batch * d.heads, true, flop_of(in, d), workspace, call.executor, [&](Index t, const Context& context) {
-    const Index b = t / d.heads, h = t % d.heads;
-    forward_head<P>(op, Pass<P>{context, at_head(d, b, h)}, head_args(in, d, b, h), out, call);
-  });
+  for_heads(d.batch * d.heads, true, flop_of(shapes_of(in), d), workspace, call.executor,
+            [&](Index t, const Context& context) {
+              const Index b = t / d.heads, h = t % d.heads;
+              forward_head<P>(op, Pass<P>{context, at_head(d, b, h)}, head_args(in, d, b, h), out, call);
+            });
   if (call.saved) call.saved->filled = true;
 }
 
@@ -162,8 +154,8 @@ void forward(const Op& op, const Inputs<Op, detail::ScalarOf<Out>>& in, Out&& ou
 template <class Op, class In, class S = typename detail::ScalarOf<decltype(In::q)>>
 Mat<S> forward(const Op& op, const In& in) {
   const Inputs<Op, S> all = in;
-  const Dims d = detail::dims_of(detail::operator_name(op), all, 1, 1, 1);
-  detail::check_fields(detail::operator_name(op), "", all, d);
+  const Dims d = detail::dims_of(detail::operator_name(op), detail::shapes_of(all), 1, 1, 1);
+  detail::check_fields(detail::operator_name(op), "", detail::shapes_of(all), d);
   Mat<S> out(d.n, op.out_width(all));
   forward(op, all, out);
   return out;

@@ -11,8 +11,8 @@ namespace detail {
 
 /// task(t, context) for count heads (or groups of them), which cost some flop together. Where they may not run at the
 /// same time one comes after the other, its loops shared.
-template <class Task>
-void for_heads(Index count, bool may_spread, double flop, Workspace& workspace, ExecutorRef executor, Task&& task) {
+inline void for_heads(Index count, bool may_spread, double flop, Workspace& workspace, ExecutorRef executor,
+                      FunctionRef<void(Index, const Context&)> task) {
   TaskTree tree(workspace, executor, flop);
   const auto head = [&](Index t, int worker, Arena& arena) {
     const ArenaScope scope(arena);
@@ -25,15 +25,12 @@ void for_heads(Index count, bool may_spread, double flop, Workspace& workspace, 
 }
 
 /// About what all heads of a forward pass cost: enough to say how many workers are worth their while.
-template <class In>
-double flop_of(const In& in, const Dims& d) {
+inline double flop_of(FieldList fields, const Dims& d) {
   double width = 0;  // of a head's queries, keys and values
-  In::visit(
-      [&](const char*, Role role, const auto& v) {
-        if (role == Role::query) width += double(v.cols) / double(d.heads);
-        if (role == Role::key) width += double(v.cols) / double(d.kv_heads);
-      },
-      in);
+  fields([&](const FieldShape& v) {
+    if (v.role == Role::query) width += double(v.cols) / double(d.heads);
+    if (v.role == Role::key) width += double(v.cols) / double(d.kv_heads);
+  });
   return 1.5 * width * double(d.n) * double(d.m) * double(d.batch * d.heads);
 }
 

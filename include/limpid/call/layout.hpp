@@ -16,9 +16,29 @@ Name operator_name(const Op& op) {
   return Name(op.name);
 }
 
-/// Numbers of the call from the first query and the first key field that are given; without key fields m = n.
+/// A field of a call, whatever its scalar.
+struct FieldShape {
+  const char* name;
+  Role role;
+  Index rows, cols;
+  bool given;  ///< or has a shape at least
+};
+/// The fields of a call: a function that calls the one it is given for each of them.
+using ForField = FunctionRef<void(const FieldShape&)>;
+using FieldList = FunctionRef<void(ForField)>;
 template <class In>
-Dims dims_of(Name op, const In& in, Index batch, Index heads, Index kv_heads) {
+auto shapes_of(const In& in) {
+  return [&in](ForField f) {
+    In::visit(
+        [&](const char* name, Role role, const auto& v) {
+          f({name, role, v.rows, v.cols, v.given() || v.rows != 0 || v.cols != 0});
+        },
+        in);
+  };
+}
+
+/// Numbers of the call from the first query and the first key field that are given; without key fields m = n.
+inline Dims dims_of(Name op, FieldList fields, Index batch, Index heads, Index kv_heads) {
   Dims d;
   d.batch = batch, d.heads = heads, d.kv_heads = kv_heads == 0 ? heads : kv_heads;
   if (batch < 1) raise(op + ": batch is " + text_of(batch) + ", wanted at least 1");
@@ -27,53 +47,47 @@ Dims dims_of(Name op, const In& in, Index batch, Index heads, Index kv_heads) {
     raise(op + ": heads is " + text_of(heads) + " and kv_heads " + text_of(d.kv_heads) +
           ", wanted kv_heads to divide heads");
   bool has_query = false, has_key = false;
-  In::visit(
-      [&](const char* name, Role role, const auto& v) {
-        if (!v.given() && v.rows == 0 && v.cols == 0) return;
-        if ((role == Role::query && !has_query) || (role == Role::key && !has_key)) {
-          if (v.rows % batch != 0)
-            raise(op + ": " + name + " has " + text_of(v.rows) +
-                  " rows, wanted a multiple of batch = " + text_of(batch));
-          (role == Role::query ? d.n : d.m) = v.rows / batch;
-          (role == Role::query ? has_query : has_key) = true;
-        }
-      },
-      in);
+  fields([&](const FieldShape& v) {
+    if (!v.given) return;
+    if ((v.role == Role::query && !has_query) || (v.role == Role::key && !has_key)) {
+      if (v.rows % batch != 0)
+        raise(op + ": " + v.name + " has " + text_of(v.rows) + " rows, wanted a multiple of batch = " + text_of(batch));
+      (v.role == Role::query ? d.n : d.m) = v.rows / batch;
+      (v.role == Role::query ? has_query : has_key) = true;
+    }
+  });
   if (!has_key) d.m = d.n;
   return d;
 }
 
 /// Every field against its role. `what` is put before the name, e.g. "gradient of ".
-template <class In>
-void check_fields(Name op, const std::string& what, const In& in, const Dims& d) {
-  In::visit(
-      [&](const char* name, Role role, const auto& v) {
-        if (!v.given() && v.rows == 0 && v.cols == 0) return;
-        const auto fail = [&](const std::string& wanted) {
-          raise(op + ": " + what + name + " is " + shape_text(v.rows, v.cols) + ", wanted " + wanted);
-        };
-        const std::string n = text_of(d.n), m = text_of(d.m), b = text_of(d.batch);
-        switch (role) {
-          case Role::query:
-            if (v.rows != d.batch * d.n) fail(text_of(d.batch * d.n) + " rows (batch " + b + " x n " + n + ")");
-            if (v.cols % d.heads != 0) fail("columns a multiple of heads = " + text_of(d.heads));
-            break;
-          case Role::key:
-            if (v.rows != d.batch * d.m) fail(text_of(d.batch * d.m) + " rows (batch " + b + " x m " + m + ")");
-            if (v.cols % d.kv_heads != 0) fail("columns a multiple of kv_heads = " + text_of(d.kv_heads));
-            break;
-          case Role::query_side:
-            if (v.rows != d.n && v.rows != d.batch * d.n) fail("n = " + n + " rows, or batch times that");
-            break;
-          case Role::key_side:
-            if (v.rows != d.m && v.rows != d.batch * d.m) fail("m = " + m + " rows, or batch times that");
-            break;
-          case Role::head:
-            if (v.rows != 1 && v.rows != d.heads) fail("1 row, or one a head (" + text_of(d.heads) + ")");
-            break;
-        }
-      },
-      in);
+inline void check_fields(Name op, const std::string& what, FieldList fields, const Dims& d) {
+  fields([&](const FieldShape& v) {
+    if (!v.given) return;
+    const auto fail = [&](const std::string& wanted) {
+      raise(op + ": " + what + v.name + " is " + shape_text(v.rows, v.cols) + ", wanted " + wanted);
+    };
+    const std::string n = text_of(d.n), m = text_of(d.m), b = text_of(d.batch);
+    switch (v.role) {
+      case Role::query:
+        if (v.rows != d.batch * d.n) fail(text_of(d.batch * d.n) + " rows (batch " + b + " x n " + n + ")");
+        if (v.cols % d.heads != 0) fail("columns a multiple of heads = " + text_of(d.heads));
+        break;
+      case Role::key:
+        if (v.rows != d.batch * d.m) fail(text_of(d.batch * d.m) + " rows (batch " + b + " x m " + m + ")");
+        if (v.cols % d.kv_heads != 0) fail("columns a multiple of kv_heads = " + text_of(d.kv_heads));
+        break;
+      case Role::query_side:
+        if (v.rows != d.n && v.rows != d.batch * d.n) fail("n = " + n + " rows, or batch times that");
+        break;
+      case Role::key_side:
+        if (v.rows != d.m && v.rows != d.batch * d.m) fail("m = " + m + " rows, or batch times that");
+        break;
+      case Role::head:
+        if (v.rows != 1 && v.rows != d.heads) fail("1 row, or one a head (" + text_of(d.heads) + ")");
+        break;
+    }
+  });
 }
 
 /// Where batch item b and query head h begin.

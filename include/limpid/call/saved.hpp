@@ -45,6 +45,19 @@ void visit_kept(const Op& op, F&& f, const In& head, K&&... k) {
     Keep::visit(f, head, k...);
 }
 
+/// Room for what all heads keep.
+template <class S>
+void resize_kept(Mat<S>& m, Kept kind, Index count, const Dims& d) {
+  if (kind == Kept::stat)
+    m.resize(d.batch * d.heads * count, d.n);
+  else
+    m.resize(d.batch * d.n, d.heads * count);
+}
+inline void check_kept_shape(Name op, Index found_rows, Index found_cols, Index rows, Index cols) {
+  if (found_rows != rows || found_cols != cols)
+    raise(op + ": saved holds " + shape_text(found_rows, found_cols) + " numbers, wanted " + shape_text(rows, cols) +
+          "; it comes from other parameters or other widths");
+}
 /// Views of one head of what an operator keeps.
 template <class ViewType, class Op, class S, class In>
 auto head_kept(const Op& op, Saved<Op, S>& saved, const In& head, Index b, Index h) {
@@ -56,9 +69,7 @@ auto head_kept(const Op& op, Saved<Op, S>& saved, const In& head, Index b, Index
         const MutView<S> whole(all);
         const bool stat = kind == Kept::stat;
         const Index rows = stat ? d.batch * d.heads * count : d.batch * d.n, cols = stat ? d.n : d.heads * count;
-        if (whole.rows != rows || whole.cols != cols)
-          raise(operator_name(op) + ": saved holds " + shape_text(whole.rows, whole.cols) + " numbers, wanted " +
-                shape_text(rows, cols) + "; it comes from other parameters or other widths");
+        check_kept_shape(operator_name(op), whole.rows, whole.cols, rows, cols);
         view = kind == Kept::stat ? whole.block((b * d.heads + h) * count, 0, count, d.n)
                                   : whole.block(b * d.n, h * count, d.n, count);
       },
@@ -76,22 +87,24 @@ typename Op::template Keep<View<S>> const_kept(const Op& op, const In& head,
   return views;
 }
 
-template <class Op, class S>
-void check_saved(Name name, const Saved<Op, S>& saved, const Inputs<Op, S>& in) {
-  if (!saved.filled) raise(name + ": saved is empty, wanted one that a forward call has filled");
-  const Dims d = dims_of(name, in, saved.dims.batch, saved.dims.heads, saved.dims.kv_heads);
-  if (d.n != saved.dims.n || d.m != saved.dims.m)
-    raise(name + ": saved belongs to n = " + text_of(saved.dims.n) + ", m = " + text_of(saved.dims.m) +
+inline void check_saved(Name name, bool filled, const Dims& saved, FieldList fields) {
+  if (!filled) raise(name + ": saved is empty, wanted one that a forward call has filled");
+  const Dims d = dims_of(name, fields, saved.batch, saved.heads, saved.kv_heads);
+  if (d.n != saved.n || d.m != saved.m)
+    raise(name + ": saved belongs to n = " + text_of(saved.n) + ", m = " + text_of(saved.m) +
           ", the inputs have n = " + text_of(d.n) + ", m = " + text_of(d.m));
 }
 
 /// The same of widths, of inputs that fit each other.
+inline void check_saved_columns(Name op, Index saved, Index columns) {
+  if (columns != saved)
+    raise(op + ": saved belongs to an output of " + text_of(saved) + " columns, that of the inputs has " +
+          text_of(columns));
+}
 template <class Op, class S>
 void check_saved_columns(const Op& op, const Saved<Op, S>& saved, const Inputs<Op, S>& in) {
-  const Index columns = saved.dims.heads * op.out_width(head_args(in, saved.dims, 0, 0));
-  if (columns != saved.columns)
-    raise(operator_name(op) + ": saved belongs to an output of " + text_of(saved.columns) +
-          " columns, that of the inputs has " + text_of(columns));
+  check_saved_columns(operator_name(op), saved.columns,
+                      saved.dims.heads * op.out_width(head_args(in, saved.dims, 0, 0)));
 }
 
 }  // namespace detail

@@ -143,8 +143,8 @@ GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op,
       },
       own, grad);
 
-  const Dims d = detail::dims_of(name, own, options.batch, options.heads, options.kv_heads);
-  detail::check_fields(name, "", own, d);
+  const Dims d = detail::dims_of(name, detail::shapes_of(own), options.batch, options.heads, options.kv_heads);
+  detail::check_fields(name, "", detail::shapes_of(own), d);
   std::uint64_t state = options.seed;
   Mat<S> out(d.batch * d.n, d.heads * op.out_width(detail::head_args(own, d, 0, 0))), w(out.rows(), out.cols());
   for (Index i = 0; i < w.size(); ++i) w.data()[i] = S(uniform(state));

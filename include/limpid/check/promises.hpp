@@ -117,7 +117,7 @@ Promises check_promises(const Op& op, const std::type_identity_t<Inputs<Op, S>>&
   const auto say = [&](const char* text, bool kept, const std::string& seen = "") {
     found.all.push_back({text, kept, kept || seen.empty() ? "" : ": " + seen});
   };
-  const Dims d = detail::dims_of(detail::operator_name(op), in, batch, heads, kv_heads);
+  const Dims d = detail::dims_of(detail::operator_name(op), detail::shapes_of(in), batch, heads, kv_heads);
   const GradientCheck check =
       check_gradient<S>(op, in, {.batch = batch, .heads = heads, .kv_heads = kv_heads, .step = step});
   say("gradients are those of central differences", check.worst() <= 1e-6, "\n" + check.text());

@@ -75,9 +75,8 @@ class Count {
 
 inline constexpr const char* gradient_of = "gradient of ";
 
-template <class F>
 struct NamesFields {
-  F& f;
+  ForArray f;
   const char* of;
   Index layer;
   template <class V>
@@ -92,9 +91,7 @@ struct NamesFields {
 /// The fields of an operator's or a layer's arguments, or of their gradients, for refuse_overlaps.
 template <class Args>
 auto fields_of(const Args& args, const char* of = "", Index layer = -1) {
-  return [&args, of, layer](auto&& f) {
-    Args::visit(NamesFields<std::remove_reference_t<decltype(f)>>{f, of, layer}, args);
-  };
+  return [&args, of, layer](ForArray f) { Args::visit(NamesFields{f, of, layer}, args); };
 }
 
 }  // namespace detail

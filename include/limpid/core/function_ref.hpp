@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "matrix.hpp"
+#include "../version.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

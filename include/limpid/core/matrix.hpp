@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "check.hpp"
+#include "function_ref.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -184,21 +185,23 @@ struct NamedArray {
   static constexpr Index size = static_cast<Index>(sizeof(typename V::Scalar));
 };
 
-/// A list of arrays as refuse_overlaps takes it: a function of f that calls f(NamedArray) for each. Of what a braced
-/// list holds, so for one statement only.
+/// A list of arrays as refuse_overlaps takes it: a function that calls the one it is given for each of them.
+using ForArray = FunctionRef<void(const NamedArray&)>;
+using ArrayList = FunctionRef<void(ForArray)>;
+
+/// Of what a braced list holds, so for one statement only.
 inline auto arrays(std::initializer_list<NamedArray> list) {
-  return [list](auto&& f) {
+  return [list](ForArray f) {
     for (const NamedArray& one : list) f(one);
   };
 }
 template <class... Lists>
 auto joined(const Lists&... lists) {
-  return [=](auto&& f) { (lists(f), ...); };
+  return [=](ForArray f) { (lists(f), ...); };
 }
 
 /// What is written may share memory neither with what is read nor with anything else that is written.
-template <class Written, class Read>
-void refuse_overlaps(Name op, const Written& written, const Read& read) {
+inline void refuse_overlaps(Name op, ArrayList written, ArrayList read) {
   Index place = 0;
   written([&](const NamedArray& out) {
     const auto refuse = [&](const NamedArray& other) {
@@ -215,7 +218,7 @@ void refuse_overlaps(Name op, const Written& written, const Read& read) {
 }
 inline void refuse_overlaps(Name op, std::initializer_list<NamedArray> written,
                             std::initializer_list<NamedArray> read) {
-  refuse_overlaps(op, arrays(written), arrays(read));
+  refuse_overlaps(op, ArrayList(arrays(written)), ArrayList(arrays(read)));
 }
 
 }  // namespace detail

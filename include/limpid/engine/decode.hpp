@@ -77,9 +77,10 @@ struct Decode : DecodeBlocks {
   static Index whole(Index n) { return n <= 2 ? n : (n <= 4 ? 4 : 8); }
 };
 
-/// tile[i][j] = <q_i, k_j> for N queries, 1 or 2, and the keys of a block. ahead: where to prefetch from.
+/// tile[i][j] = <q_i, k_j> scale + bias_j for N queries, 1 or 2, and the keys of a block. ahead: where to prefetch from.
 template <class P, int N, class Rows>
-LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, Rows k, Index ahead, typename P::Scalar* tile) {
+LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, Rows k, const typename P::Scalar* bias,
+                                 typename P::Scalar scale, Index ahead, typename P::Scalar* tile) {
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr bool woven = Decode::woven<P>;
@@ -144,6 +145,42 @@ LIMPID_NOINLINE void decode_dots(View<typename P::Scalar> q, Rows k, Index ahead
     j = G * strand;
   }
   for (; j < k.rows; j += R) some(j, T);
+  for (int i = 0; i < N; ++i)
+    for (Index c = 0; c < padded<P>(k.rows); c += P::lanes) {
+      S* p = tile + i * Decode::ld<P> + c;
+      P::store(p, P::fma(P::load(p), P::set(scale), P::load(bias + c)));
+    }
+}
+
+/// Scores of N queries, 1 or 2, become weights: exp(score - top). Tops and sums are brought up to date, alpha is what
+/// the old ones and the output are worth now.
+template <class P, int N>
+LIMPID_NOINLINE void decode_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
+                                    typename P::Scalar* sum, typename P::Scalar* alpha) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  const Index whole = padded<P>(keys);
+  for (Index i = 0; i < N; ++i) {
+    S* row = tile + i * Decode::ld<P>;
+    for (Index j = keys; j < whole; ++j) row[j] = minus_infinity<S>();
+    const V old = P::set(top[i]), none = P::set(minus_infinity<S>());
+    V most = old;
+    for (Index j = 0; j < whole; j += P::lanes) most = P::max(most, P::load(row + j));
+    most = P::largest(most);
+    const V base = P::if_equal(most, none, P::set(S(0)), most);
+    S lane[P::lanes];
+    P::store(lane, P::exp(old - base));
+    alpha[i] = lane[0];
+    P::store(lane, most);
+    top[i] = lane[0];
+    V total = P::set(S(0));
+    for (Index j = 0; j < whole; j += P::lanes) {
+      const V e = P::exp(P::load(row + j) - base);
+      total = total + e;
+      P::store(row + j, e);
+    }
+    sum[i] = sum[i] * alpha[i] + P::sum(total);
+  }
 }
 
 /// out_i = out_i * alpha_i + sum_j tile[i][j] x_j for N queries, 1 or 2. ahead: as above.
@@ -289,9 +326,8 @@ LIMPID_NOINLINE void quad_dots(const typename P::Scalar* packed, Rows k, const t
   }
 }
 
-/// Scores in quads become weights: exp(score - top). Tops and sums are brought up to date, alpha is what the old ones
-/// and the output are worth now. Memory is not to wait meanwhile: the first rows of x, so many, are asked for, so far
-/// ahead and in the order of in_strands, one for eight keys.
+/// Scores in quads become weights, as by decode_weights. Memory is not to wait meanwhile: the first rows of x, so many,
+/// are asked for, so far ahead and in the order of in_strands, one for eight keys.
 template <class P, int W, class Rows>
 LIMPID_NOINLINE void quad_weights(typename P::Scalar* tile, Index keys, typename P::Scalar* top,
                                   typename P::Scalar* sum, typename P::Scalar* alpha, Rows x, Index first,
@@ -432,13 +468,69 @@ LIMPID_NOINLINE void quad_values(const typename P::Scalar* weights, Rows x, cons
   if constexpr (N < W) columns(std::integral_constant<int, W - N>(), std::integral_constant<int, 4>());
 }
 
+/// W queries' scores in quads, as rows, and back.
+template <class P, int W, class F>
+void each_quad(typename P::Scalar* tile, typename P::Scalar* rows, Index keys, F&& f) {
+  const Index strand = Decode::woven<P> ? keys / 4 : 0;
+  for (Index i = 0; i < W; ++i)
+    for (Index j = 0; j < keys; j += 4)
+      f(tile + W * j + 4 * i, rows + i * Decode::ld<P> + Decode::in_strands<P>(j, strand), j < 4 * strand ? strand : 1);
+}
+template <class P, int W>
+LIMPID_NOINLINE void rows_of_quads(typename P::Scalar* tile, Index keys, typename P::Scalar* rows) {
+  using S = typename P::Scalar;
+  each_quad<P, W>(tile, rows, keys, [](const S* quad, S* row, Index apart) {
+    for (Index r = 0; r < 4; ++r) row[r * apart] = quad[r];
+  });
+}
+template <class P, int W>
+LIMPID_NOINLINE void quads_of_rows(typename P::Scalar* tile, Index keys, typename P::Scalar* rows) {
+  using S = typename P::Scalar;
+  each_quad<P, W>(tile, rows, keys, [](S* quad, const S* row, Index apart) {
+    for (Index r = 0; r < 4; ++r) quad[r] = row[r * apart];
+  });
+}
+
+/// Scores of W queries in quads become weights, and out_i is worth less and has the values of these keys added. ahead:
+/// where to prefetch from.
+template <class P, int W, class Rows>
+LIMPID_NOINLINE void quad_output(typename P::Scalar* tile, Rows x, typename P::Scalar* top, typename P::Scalar* sum,
+                                 MutView<typename P::Scalar> out, Index ahead) {
+  using S = typename P::Scalar;
+  const Index keys = x.rows, whole = (keys + 3) / 4 * 4;
+  for (Index j = keys; j < whole; ++j)
+    for (Index i = 0; i < W; ++i) tile[W * (whole - 4) + 4 * i + j % 4] = minus_infinity<S>();
+  S alpha[W];
+  if constexpr (Decode::woven<P>) {
+    quad_weights<P, W>(tile, whole, top, sum, alpha, x, keys / 8, 0);
+    const Index strand = keys / 4;
+    constexpr Index step = Decode::near / 4;
+    const auto rows = [&](Index from, Index first, Index count, Index apart) {
+      quad_values<P, W>(tile + W * from, x.block(first, 0, count, x.cols), alpha, out, apart, 0);
+      std::fill_n(alpha, W, S(1));
+    };
+    for (Index j = 0; j < strand; j += step) rows(4 * j, j, 4 * std::min(step, strand - j), strand * x.stride);
+    if (4 * strand < keys) rows(4 * strand, 4 * strand, keys - 4 * strand, x.stride);
+  } else {
+    // What is asked for while weights are made the values leave out: they look that much further ahead, and at the
+    // end ask for nothing.
+    const Index spared = high_bandwidth ? 0 : keys / 8;
+    quad_weights<P, W>(tile, whole, top, sum, alpha, x, spared, ahead);
+    const Index step = spared == 0 && QuadPass<P, W>::is_all(x.cols) ? keys : Decode::near;
+    for (Index j = 0; j < keys; j += step) {
+      quad_values<P, W>(tile + W * j, x.block(j, 0, std::min(step, keys - j), x.cols), alpha, out, x.stride,
+                        j + spared < keys ? ahead + spared * x.stride : 0);
+      std::fill_n(alpha, W, S(1));
+    }
+  }
+}
+
 /// Keys [begin, end): running maximum, sum and unnormalised output of every query. q: the queries, made up to `whole`;
 /// k and x: the rows of these keys.
 template <class P, class Mods, class Rows>
 class DecodeChunk {
  public:
   using S = typename P::Scalar;
-  using V = typename P::V;
 
   DecodeChunk(const Scores<S, Mods>& scores, View<S> q, const Rows& k, const Rows& x, S* top, S* sum, MutView<S> out,
               Arena& arena)
@@ -481,7 +573,6 @@ class DecodeChunk {
   static constexpr bool woven = Decode::woven<P>;
 
   bool modified() const { return Mods::per_pair || Mods::per_key || have_masks<Mods> || scores_.bias != nullptr; }
-  S scale() const { return scores_.scale; }
 
   void modify(const Tile<S>& t) const {
     if constexpr (Mods::per_pair) value_tile<P, true>(scores_, t);
@@ -497,81 +588,21 @@ class DecodeChunk {
       for (Index j = 0; j < whole; ++j) ordered_[j] = bias_[Decode::in_strands<P>(j, strand)];
       bias = ordered_;
     }
-    quad_dots<P, W>(packed_, keys, bias, scale(), Decode::ahead(k_, q_.rows), tile_);
+    quad_dots<P, W>(packed_, keys, bias, scores_.scale, Decode::ahead(k_, q_.rows), tile_);
     if (modified()) {
-      const auto each_four = [&](auto f) {
-        for (Index i = 0; i < W; ++i)
-          for (Index j = 0; j < whole; j += 4)
-            f(tile_ + W * j + 4 * i, rows_ + i * ld + Decode::in_strands<P>(j, strand), j < 4 * strand ? strand : 1);
-      };
-      each_four([](const S* quad, S* row, Index apart) {
-        for (Index r = 0; r < 4; ++r) row[r * apart] = quad[r];
-      });
+      rows_of_quads<P, W>(tile_, t.nk, rows_);
       modify(t);
-      each_four([](S* quad, const S* row, Index apart) {
-        for (Index r = 0; r < 4; ++r) quad[r] = row[r * apart];
-      });
+      quads_of_rows<P, W>(tile_, t.nk, rows_);
     }
-    for (Index j = t.nk; j < whole; ++j)
-      for (Index i = 0; i < W; ++i) tile_[W * (whole - 4) + 4 * i + j % 4] = minus_infinity<S>();
-    S alpha[W];
-    if constexpr (woven) {
-      quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values, t.nk / 8, 0);
-      constexpr Index step = Decode::near / 4;
-      const auto rows = [&](Index from, Index first, Index count, Index apart) {
-        quad_values<P, W>(tile_ + W * from, values.block(first, 0, count, values.cols), alpha, out_, apart, 0);
-        std::fill_n(alpha, W, S(1));
-      };
-      for (Index j = 0; j < strand; j += step) rows(4 * j, j, 4 * std::min(step, strand - j), strand * values.stride);
-      if (4 * strand < t.nk) rows(4 * strand, 4 * strand, t.nk - 4 * strand, values.stride);
-    } else {
-      // What is asked for while weights are made the values leave out: they look that much further ahead, and at the
-      // end ask for nothing.
-      const Index ahead = Decode::ahead(x_, q_.rows), spared = high_bandwidth ? 0 : t.nk / 8;
-      quad_weights<P, W>(tile_, whole, top_, sum_, alpha, values, spared, ahead);
-      const Index step = spared == 0 && QuadPass<P, W>::is_all(x_.cols) ? t.nk : Decode::near;
-      for (Index j = 0; j < t.nk; j += step) {
-        const Rows near = values.block(j, 0, std::min(step, t.nk - j), values.cols);
-        quad_values<P, W>(tile_ + W * j, near, alpha, out_, values.stride,
-                          j + spared < t.nk ? ahead + spared * values.stride : 0);
-        std::fill_n(alpha, W, S(1));
-      }
-    }
+    quad_output<P, W>(tile_, values, top_, sum_, out_, Decode::ahead(x_, q_.rows));
   }
 
   template <int N>
   void by_rows(const Tile<S>& t, const Rows& keys, const Rows& values) {
-    const Index whole = padded<P>(t.nk);
-    const V scale = P::set(this->scale());
-    decode_dots<P, N>(q_, keys, Decode::ahead(k_, q_.rows), tile_);
-    for (Index i = 0; i < N; ++i)
-      for (Index j = 0; j < whole; j += P::lanes) {
-        S* p = tile_ + i * ld + j;
-        P::store(p, P::fma(P::load(p), scale, P::load(bias_ + j)));
-      }
+    decode_dots<P, N>(q_, keys, bias_, scores_.scale, Decode::ahead(k_, q_.rows), tile_);
     modify(t);
-    S alpha[N] = {};
-    for (Index i = 0; i < N; ++i) {
-      S* row = tile_ + i * ld;
-      for (Index j = t.nk; j < whole; ++j) row[j] = minus_infinity<S>();
-      const V old = P::set(top_[i]), none = P::set(minus_infinity<S>());
-      V most = old;
-      for (Index j = 0; j < whole; j += P::lanes) most = P::max(most, P::load(row + j));
-      most = P::largest(most);
-      const V base = P::if_equal(most, none, P::set(S(0)), most);
-      S lane[P::lanes];
-      P::store(lane, P::exp(old - base));
-      alpha[i] = lane[0];
-      P::store(lane, most);
-      top_[i] = lane[0];
-      V total = P::set(S(0));
-      for (Index j = 0; j < whole; j += P::lanes) {
-        const V e = P::exp(P::load(row + j) - base);
-        total = total + e;
-        P::store(row + j, e);
-      }
-      sum_[i] = sum_[i] * alpha[i] + P::sum(total);
-    }
+    S alpha[N];
+    decode_weights<P, N>(tile_, t.nk, top_, sum_, alpha);
     decode_values<P, N>(tile_, values, alpha, out_, Decode::ahead(x_, q_.rows));
   }
 

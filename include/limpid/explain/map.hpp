@@ -20,18 +20,19 @@ struct HeadCall {
 namespace detail {
 
 /// Runs look(pass, head inputs, head kept) for one head of a saved forward pass; out is what it writes to.
-template <class Op, class S, class Look>
+template <class Op, class S>
+using Look =
+    FunctionRef<void(const Pass<Native<S>>&, const Inputs<Op, S>&, const typename Op::template Keep<View<S>>&)>;
+template <class Op, class S>
 void look_inside(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call,
-                 const MutView<S>& out, Look&& look) {
+                 const MutView<S>& out, std::type_identity_t<Look<Op, S>> look) {
   const Name name = operator_name(op);
   refuse_overlaps(name, arrays({{"out", out}}), joined(fields_of(in), tables_of(op)));
   const SavedTurn saved_turn(&saved, false, name);
-  check_saved<Op, S>(name, saved, in);
+  check_saved(name, saved.filled, saved.dims, shapes_of(in));
   check_saved_columns<Op, S>(op, saved, in);
   const Dims d = saved.dims;
-  if (call.head < 0 || call.head >= d.heads || call.item < 0 || call.item >= d.batch)
-    raise(name + ": asked of head " + text_of(call.head) + " of item " + text_of(call.item) + ", there are " +
-          text_of(d.heads) + " heads and " + text_of(d.batch) + " items");
+  check_head(name, "asked", call.head, call.item, d);
   Workspace own;
   Workspace& workspace = call.workspace ? *call.workspace : own;
   const WorkspaceTurn turn(workspace, Inside::closed);
@@ -39,7 +40,7 @@ void look_inside(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, con
   ArenaScope scope(workspace.common());
   const auto head = head_args(in, d, call.item, call.head);
   const auto keep = head_kept<View<S>>(op, saved, head, call.item, call.head);
-  const double flop = flop_of(in, d) / double(d.batch * d.heads);
+  const double flop = flop_of(shapes_of(in), d) / double(d.batch * d.heads);
   Context(workspace, call.executor).as_head(flop, [&](const Context& context) {
     look(Pass<Native<S>>{context, at_head(d, call.item, call.head)}, head, keep);
   });
