@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <limpid/exec/thread_pool.hpp>
 #include <limpid/explain/map.hpp>
 #include <limpid/op/softmax.hpp>
@@ -21,6 +22,7 @@
 #endif
 
 #include "support/catch.hpp"
+#include "support/compiled_steps.hpp"
 #include "support/executors.hpp"
 #include "support/fields.hpp"
 
@@ -40,6 +42,9 @@ struct Problem {
     bias = suite::random_matrix<float>(random, 1, m);
   }
 };
+
+/// A mask of one type whatever it keeps.
+auto pairs(std::function<bool(const limpid::At&)> keep) { return limpid::mask(std::move(keep)); }
 
 struct Results {
   F out, dq, dk, dv, dbias;
@@ -538,8 +543,8 @@ TEST_CASE("A thousand runs on four threads have the bits of the serial one.") {
     check(limpid::window(-1, -1), n, 900);
     check(limpid::causal(), n, n);
     check(limpid::window(70, 0), n, n);
-    check(limpid::mask([](const limpid::At& a) { return (a.q / 200 + a.k / 200) % 2 == 0; }), n, 900);
-    check(limpid::mask([](const limpid::At& a) { return a.q > 150 && a.k > 130 && a.k < 500; }), n, 900);
+    check(pairs([](const limpid::At& a) { return (a.q / 200 + a.k / 200) % 2 == 0; }), n, 900);
+    check(pairs([](const limpid::At& a) { return a.q > 150 && a.k > 130 && a.k < 500; }), n, 900);
   }
 }
 
@@ -615,7 +620,7 @@ TEST_CASE("The first exception of a call's task ends the call, also for those th
        {limpid::ExecutorRef(serial), limpid::ExecutorRef(backwards), limpid::ExecutorRef(all)})
     for (Index place : {0, 299, 599}) {
       std::atomic<int> asked{0};
-      const auto mask = limpid::mask([&](const limpid::At& a) {
+      const auto mask = pairs([&](const limpid::At& a) {
         ++asked;
         if (a.q == place && a.k == 777) throw std::runtime_error("mask");
         return true;
@@ -710,7 +715,7 @@ TEST_CASE("One workspace, or one saved state, in two calls at the same time is r
   bool asked = false;
   const auto during = [&](const auto& other) {
     asked = false;
-    const auto nosy = limpid::softmax(limpid::mask([&](const limpid::At&) {
+    const auto nosy = limpid::softmax(pairs([&](const limpid::At&) {
       if (!std::exchange(asked, true)) std::thread([&] { found = suite::error_of(other); }).join();
       return true;
     }));

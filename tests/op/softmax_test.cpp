@@ -9,11 +9,12 @@
 #include "support/catch.hpp"
 #include "support/distance.hpp"
 #include "support/fields.hpp"
+#include "support/products.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::qkv, limpid::softmax;
-using suite::distance;
+using suite::distance, suite::product, suite::product_nt, suite::product_tn;
 
 constexpr double few = 64 * 0x1p-53;  // so many roundings of numbers of the order of 1
 
@@ -47,7 +48,7 @@ TEMPLATE_TEST_CASE("Where every row has one weight of 1, out is that value and q
       c.q *= TestType(1e7);  // the two largest scores of a row differ by 5000 and more
       c.run();
       INFO("n " << n << ", width " << width);
-      const Mat<TestType> s = c.q * c.k.transpose();
+      const Mat<TestType> s = product_nt(c.q, c.k);
       for (Index i = 0; i < n; ++i) {
         Index first = 0;
         s.row(i).maxCoeff(&first);
@@ -159,9 +160,9 @@ TEMPLATE_TEST_CASE("A bias may be any number: only minus infinity masks", "", fl
       Mat<S> again(n, 8), map(n, m), dq(n, 8), dk(m, 8), dv(m, 8);
       limpid::forward(op, qkv(c.q, c.k, c.v), again, {.saved = &saved});
       limpid::map_block(op, qkv(c.q, c.k, c.v), saved, 0, 0, map);
-      CHECK(distance(map * c.v, out) <= bound);
+      CHECK(distance(product(map, c.v), out) <= bound);
       limpid::backward(op, qkv(c.q, c.k, c.v), saved, c.dout, limpid::grads(dq, dk, dv));
-      CHECK(distance(dv, map.transpose() * c.dout) <= 10 * bound);
+      CHECK(distance(dv, product_tn(map, c.dout)) <= 10 * bound);
       CHECK(dq.allFinite());
       CHECK(dk.allFinite());
 
@@ -215,11 +216,11 @@ TEMPLATE_TEST_CASE("With ALiBi weights of logits of 1e5 are made again as they w
     limpid::forward(op, qkv(c.q, c.k, c.v), out, {.saved = &saved, .map = &map});
     const double unit = double(std::numeric_limits<S>::epsilon());
     CHECK(distance(map.rowwise().sum(), Mat<S>::Ones(n, 1)) < 8 * unit);
-    CHECK(distance(map * c.v, out) < 16 * unit);
+    CHECK(distance(product(map, c.v), out) < 16 * unit);
     limpid::backward(op, qkv(c.q, c.k, c.v), saved, c.dout, {.v = dv});
-    CHECK(distance(dv, (map.transpose() * c.dout).eval()) < 256 * unit);
+    CHECK(distance(dv, product_tn(map, c.dout)) < 256 * unit);
     limpid::map_left(op, qkv(c.q, c.k, c.v), saved, weights, mass);
-    CHECK(distance(mass, (weights * map).eval()) < 256 * unit);
+    CHECK(distance(mass, product(weights, map)) < 256 * unit);
     limpid::map_block(op, qkv(c.q, c.k, c.v), saved, 37, 101, block);
     CHECK(block == map.block(37, 101, 53, 61));
   };

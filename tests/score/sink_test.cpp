@@ -1,6 +1,7 @@
 // limpid: sinks, beside one more key without a value that all queries give the sink's logit.
 // SPDX-License-Identifier: MIT
 #include <cmath>
+#include <functional>
 #include <limpid/explain/map.hpp>
 #include <limpid/layer/twicing_cache.hpp>
 #include <limpid/limpid.hpp>
@@ -87,7 +88,22 @@ void close(const Results& a, const Results& b, double most = 1e-12) {
   }
 }
 
-/// With a sink, and with one more key in its place. Some rows have no other keys.
+// Chains are made outside of templates, and masks are of one type: so operators share what is compiled for a chain.
+using Pairs = std::function<bool(const At&)>;
+
+/// Some rows have no keys.
+bool sees(const At& a) { return a.q % 7 != 3 && (a.k + a.q) % 5 != 0; }
+auto with_sink(const M& logits, M& dlogits) { return chain(limpid::mask(Pairs(sees)), limpid::sink(logits, dlogits)); }
+/// Key m, which all of n queries see, has the sink's logits; the bias is for its gradient.
+auto with_key(Index n, Index m, const M& logits, const M& zeros, M& dbias) {
+  return chain(limpid::score_mod([m, sink = limpid::View<double>(logits)](
+                                     const auto& score, const At& a) { return a.k == m ? sink(0, a.head) : score; },
+                                 [m](const auto& score, const At& a) { return a.k == m ? 0 * score : 0 * score + 1; }),
+               limpid::mask(Pairs([n, m](const At& a) { return a.q < n && (a.k == m || sees(a)); })),
+               limpid::bias(zeros, dbias));
+}
+
+/// With a sink, and with one more key in its place.
 template <class Entry>
 void as_a_key(const M& logits, double size = 1) {
   const suite::Traits traits = Entry::traits();
@@ -106,16 +122,11 @@ void as_a_key(const M& logits, double size = 1) {
     x.topRows(f.value.rows()) = f.value;
     f.value = x;
   }
-  const auto sees = [=](const At& a) { return a.q % 7 != 3 && (a.k + a.q) % 5 != 0; };
   M dlogits = M::Constant(1, 2, 0.5);
-  const auto own = Entry::make(chain(limpid::mask(sees), limpid::sink(logits, dlogits)));
-  // bias: for its gradient
   const M zeros = M::Zero(2 * longer.n, longer.m);
   M dbias = M::Zero(2 * longer.n, longer.m);
-  const auto key = Entry::make(
-      chain(limpid::score_mod([&](const auto& score, const At& a) { return a.k == m ? logits(0, a.head) : score; },
-                              [=](const auto& score, const At& a) { return a.k == m ? 0 * score : 0 * score + 1; }),
-            limpid::mask([=](const At& a) { return a.q < n && (a.k == m || sees(a)); }), limpid::bias(zeros, dbias)));
+  const auto own = Entry::make(with_sink(logits, dlogits));
+  const auto key = Entry::make(with_key(n, m, logits, zeros, dbias));
   close(run<Entry>(own, s, fields, false), run<Entry>(key, longer, extended, true));
   for (Index h = 0; h < 2; ++h)
     CHECK(dlogits(0, h) - 0.5 == Approx(dbias.col(m).middleRows(h * longer.n, longer.n).sum()).margin(1e-12));
@@ -147,12 +158,12 @@ TEST_CASE(
   const suite::Sizes s{.n = 37, .m = 60, .d = 4, .dv = 4, .heads = 2, .kv_heads = 1};
   suite::Random random(4);
   auto fields = suite::make_fields<Entry, double>(s, false, random);
-  const auto sees = limpid::mask([](const At& a) { return a.q != 5; });
+  const auto all_but_one = limpid::mask(Pairs([](const At& a) { return a.q != 5; }));
   const auto with = [&](const M& logits, M& dlogits) {
-    return run<Entry>(softmax(chain(sees, limpid::sink(logits, dlogits))), s, fields, false);
+    return run<Entry>(softmax(chain(all_but_one, limpid::sink(logits, dlogits))), s, fields, false);
   };
   M dlogits = M::Zero(1, 2);
-  const Results plain = run<Entry>(softmax(chain(sees)), s, fields, false);
+  const Results plain = run<Entry>(softmax(chain(all_but_one)), s, fields, false);
   for (const auto& [name, x] : with(M{{-HUGE_VAL, -HUGE_VAL}}, dlogits)) CHECK(x == plain.at(name));
   CHECK(dlogits == M::Zero(1, 2));
   const Results infinite = with(M{{HUGE_VAL, 0.25}}, dlogits);
@@ -166,11 +177,11 @@ TEST_CASE(
     CHECK(infinite.at("map").row(i).sum() == Approx(1 - std::exp(0.25 - infinite.at("lse")(1, i))).margin(1e-14));
 
   // a row without keys gives the sink nothing, whatever comes back to it
-  using Op = decltype(softmax(chain(sees, limpid::sink(dlogits, dlogits))));
+  using Op = decltype(softmax(chain(all_but_one, limpid::sink(dlogits, dlogits))));
   const M logits{{0.5, 0.25}};
   for (const double back : {1.0, std::nan("")}) {
     M d = M::Zero(1, 2), out(37, 8), dout = numbers(37, 8, 3), dq(37, 8), dk(60, 4), dv(60, 4);
-    const Op op = softmax(chain(sees, limpid::sink(logits, d)));
+    const Op op = softmax(chain(all_but_one, limpid::sink(logits, d)));
     dout.row(5).setConstant(back);
     limpid::Saved<Op, double> saved;
     const auto in = limpid::qkv(fields[0].value, fields[1].value, fields[2].value);
@@ -216,7 +227,7 @@ TEST_CASE("A sink beside amounts of keys, near and far, beside few queries, and 
   const M both{{1.25, -0.5}};
   const auto grid = limpid::neighbourhood({11, 13}, {3, 5});
   M dense = M::Zero(1, 2), local = M::Zero(1, 2), plain = M::Zero(1, 2);
-  const auto pairs = limpid::mask([=](const At& a) { return grid.keep(a); });
+  const auto pairs = limpid::mask(Pairs([=](const At& a) { return grid.keep(a); }));
   const auto add = limpid::additive([&](const At& a) { return -0.3 * double(a.position() - a.k); });
   const auto wanted = run<Entry>(softmax(chain(pairs, add, limpid::sink(both, dense))), s, fields, false);
   close(run<Entry>(softmax(chain(grid, limpid::alibi(slopes), limpid::sink(both, local))), s, fields, false), wanted);
