@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 cmake_minimum_required(VERSION 3.21)
 
-execute_process(COMMAND ${PROGRAM} RESULT_VARIABLE status OUTPUT_VARIABLE printed)
+# In the repository, whose data README.md names by path.
+execute_process(COMMAND ${PROGRAM} WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR}/../.. RESULT_VARIABLE status OUTPUT_VARIABLE printed)
 if(NOT status EQUAL 0)
   message(FATAL_ERROR "${PROGRAM} ended with ${status}\n${printed}")
 endif()
