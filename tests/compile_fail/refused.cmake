@@ -1,4 +1,6 @@
-# limpid: passes when COMPILER refuses SOURCE and one of the errors is the one the source announces. INCLUDES: folders.
+# limpid: passes when the compiler refuses SOURCE and one of the errors is the one the source announces. It is called as
+# COMMANDS, a compile_commands.json, say for the source without a mistake, whose headers are parsed already; where there
+# is no such file as COMPILER with INCLUDES.
 # A source with several lines "// refused: ..." has as many mistakes, LIMPID_MISTAKE=1, 2, ...; where it
 # says "// refused alone: ...", there must be no other error.
 # SPDX-License-Identifier: MIT
@@ -10,13 +12,23 @@ if(wanted STREQUAL "")
 endif()
 
 list(TRANSFORM INCLUDES PREPEND -isystem)
+set(command "${COMPILER};-std=c++20;-DLIMPID_MISTAKE=0;${INCLUDES};${SOURCE}")
+if(EXISTS ${COMMANDS})
+  file(STRINGS ${COMMANDS} lines REGEX "\"command\": .* -c ${SOURCE}\"")
+  if(lines MATCHES "\"command\": \"(.*)\"")
+    separate_arguments(command UNIX_COMMAND "${CMAKE_MATCH_1}")
+    list(FIND command -o output)
+    list(REMOVE_AT command ${output})  # -o
+    list(REMOVE_AT command ${output})  # and its file
+  endif()
+endif()
 set(mistake 0)
 foreach(sentence IN LISTS wanted)
   math(EXPR mistake "${mistake} + 1")
   string(REGEX MATCH "^// refused alone: " alone "${sentence}")
   string(REGEX REPLACE "^// refused( alone)?: " "" sentence "${sentence}")
-  execute_process(
-    COMMAND ${COMPILER} -std=c++20 -fsyntax-only -DLIMPID_MISTAKE=${mistake} ${INCLUDES} ${SOURCE}
+  list(TRANSFORM command REPLACE "^-DLIMPID_MISTAKE=.*" "-DLIMPID_MISTAKE=${mistake}")
+  execute_process(COMMAND ${command} -fsyntax-only
     RESULT_VARIABLE status OUTPUT_VARIABLE said ERROR_VARIABLE said)
   if(status EQUAL 0)
     message(SEND_ERROR "${SOURCE} compiles with mistake ${mistake}, wanted: ${sentence}")
