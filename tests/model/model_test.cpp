@@ -475,6 +475,33 @@ TEST_CASE("llama: every gradient, tied or not, with biases and normed heads", "[
   }
 }
 
+TEST_CASE("llama: the next tokens from a cache have the logits that they have in the whole text", "[model]") {
+  for (const bool tied : {false, true}) {
+    const Memory memory(weights(llama_like(tied)));
+    const Llama<double> llama(memory.file, {.heads = 4, .eps = 1e-5});
+    const auto op = llama_attention(100);
+    auto saved = llama.saved(op);
+    llama.forward(op, ids, saved);
+    LlamaCache<double> cache;
+    cache.base = 100;
+    Index at = 0;
+    for (const Index n : {3, 1, 1, 2, 1}) {
+      const std::vector<Index> next(ids.begin() + at, ids.begin() + at + n);
+      CHECK(contains(suite::error_of([&] { llama.step(softmax(causal()), {1, 11}, cache); }), "llama: ids[1] is 11"));
+      const Mat<double> logits = llama.step(softmax(causal()), next, cache);
+      REQUIRE(logits.rows() == n);
+      CHECK((logits - saved.logits.middleRows(at, n)).cwiseAbs().maxCoeff() < 1e-13);
+      at += n;
+      CHECK(cache.length == at);
+    }
+    cache.k.pop_back();
+    CHECK(contains(suite::error_of([&] { llama.step(softmax(causal()), {1}, cache); }),
+                   "llama: the cache is of 1 layers, wanted 2"));
+    cache.length = 0;  // anew
+    CHECK((llama.step(softmax(causal()), {ids[0]}, cache) - saved.logits.row(0)).cwiseAbs().maxCoeff() < 1e-13);
+  }
+}
+
 TEST_CASE("models: a checkpoint that does not fit is refused with tensor, found and wanted", "[model]") {
   const auto said = [](const Shapes& shapes, auto&& load) {
     const Memory memory(weights(shapes));

@@ -31,6 +31,14 @@ struct LlamaSaved {
   Index batch = 1;
 };
 
+/// The keys, turned already, and the values of the tokens that a text has so far, for every layer of a Llama.
+template <class S>
+struct LlamaCache {
+  double base = 10000;  ///< of the rotary positions
+  Index length = 0;     ///< tokens so far; 0 starts anew
+  std::vector<Mat<S>> k, v;
+};
+
 /// The attention of the family: causal, rotary positions of the half layout, as the files of Hugging Face have q and k.
 inline auto llama_attention(double base = 10000) {
   return rope(softmax(causal()), {.layout = RopeLayout::half, .base = base});
@@ -140,6 +148,73 @@ class Llama {
     rms_norm(saved.last, parameters(norm_), saved.hidden, {options_.eps, &saved.norm, call.workspace, call.executor});
     linear(View<S>(saved.hidden), out_in(parameters(head_)), View<S>(), saved.logits,
            {false, call.workspace, call.executor});
+  }
+
+  /// The next tokens of one text, one or more: the logits of each, n x vocabulary, from the keys and values of the cache,
+  /// to which theirs are added. op is the attention without its rotary positions, softmax(causal()): the cache turns q and
+  /// k by its own base. The numbers are forward's, but for rounding. The cache doubles its room when that is full. Throws
+  /// ShapeError as forward does, with the cache as it was.
+  template <class Op>
+  Mat<S> step(const Op& op, const std::vector<Index>& ids, LlamaCache<S>& cache, const ModelCall& call = {}) const {
+    detail::check_ids("llama", "ids", ids, 1, vocabulary(), "the vocabulary");
+    const auto n = static_cast<Index>(ids.size());
+    const Index before = cache.length, all = before + n, heads = options_.heads, groups = stack_.options.kv_heads;
+    const auto count = static_cast<std::size_t>(layers());
+    if (before < 0 || (before > 0 && (cache.k.size() != count || cache.v.size() != count)))
+      limpid::detail::raise("llama: the cache is of " + std::to_string(cache.k.size()) + " layers, wanted " +
+                            std::to_string(count));
+    cache.k.resize(count), cache.v.resize(count);
+    const LayerCall inner{false, call.workspace, call.executor};
+    Mat<S> x = Mat<S>::Zero(n, width()), h(n, width()), sum(n, width());
+    detail::add_rows_of(parameters(words_), ids, x);
+    const auto norm = [&](const Slot& gamma) {
+      rms_norm(x, parameters(gamma), h, {options_.eps, nullptr, call.workspace, call.executor});
+    };
+    const auto project = [&](const Mat<S>& from, const Slot& w, const Slot& b) {
+      Mat<S> out(n, w.rows);
+      linear(from, out_in(parameters(w)), parameters(b), out, inner);
+      return out;
+    };
+    const auto turn = [&](Mat<S>& rows, const Slot& gamma, Index of) {
+      const Index head = rows.cols() / of;
+      if (stack_.options.qk_norm_eps) {
+        const Mat<S> plain = rows;
+        rms_norm(View<S>(plain.data(), n * of, head, head), parameters(gamma),
+                 MutView<S>(rows.data(), n * of, head, head),
+                 {*stack_.options.qk_norm_eps, nullptr, call.workspace, call.executor});
+      }
+      rope_rotate(rows, rows,
+                  {.layout = RopeLayout::half, .base = cache.base, .heads = of, .first = static_cast<double>(before)});
+    };
+    // rows, which lie behind those of the cache from now on
+    const auto append = [&](Mat<S>& to, const Mat<S>& rows) {
+      if (before > 0 && (to.rows() < before || to.cols() != rows.cols()))
+        limpid::detail::raise("llama: the cache holds " + limpid::detail::shape_text(to.rows(), to.cols()) +
+                              ", wanted at least " + limpid::detail::shape_text(before, rows.cols()));
+      if (to.rows() < all || to.cols() != rows.cols()) to.conservativeResize(std::max(all, 2 * before), rows.cols());
+      to.middleRows(before, n) = rows;
+      return View<S>(to.data(), all, to.cols(), to.cols());
+    };
+    for (Index l = 0; l < layers(); ++l) {
+      const auto& block = stack_.block(l);
+      const auto place = static_cast<std::size_t>(l);
+      norm(block.gamma1);
+      Mat<S> q = project(h, block.wq, block.bq), k = project(h, block.wk, block.bk);
+      turn(q, block.gamma_q, heads), turn(k, block.gamma_k, groups);
+      const View<S> keys = append(cache.k[place], k), values = append(cache.v[place], project(h, block.wv, block.bv));
+      Mat<S> o(n, block.wo.cols);
+      limpid::forward(op, qkv(View<S>(q), keys, values), o, {1, heads, groups, nullptr, call.workspace, call.executor});
+      x += project(o, block.wo, block.bo);
+      norm(block.gamma2);
+      MlpArgs<View<S>> mlp;
+      mlp.x = h, mlp.w1 = out_in(parameters(block.w1)), mlp.w2 = out_in(parameters(block.w2));
+      mlp.w3 = out_in(parameters(block.w3));
+      stack_.options.mlp->forward(mlp, sum, {1, nullptr, call.workspace, call.executor});
+      x += sum;
+    }
+    norm(norm_);
+    cache.length = all;
+    return project(h, head_, Slot());
   }
 
   /// Backwards from the gradient of logits: gradients are added to, dembeddings ((batch n) x D) gets the gradient of the
