@@ -7,6 +7,7 @@
 #include <limpid/op/differential.hpp>
 #include <limpid/op/sigmoid.hpp>
 #include <limpid/op/softmax.hpp>
+#include <limpid/op/twicing.hpp>
 #include <limpid/score/local.hpp>
 #include <limpid/score/positions.hpp>
 #include <limpid/score/sink.hpp>
@@ -97,6 +98,57 @@ TEMPLATE_TEST_CASE("A window gives what a dense mask gives, with the same bits f
 
 TEST_CASE("Heads that are brought side by side for a window are the same heads.") {
   as_dense<double>(limpid::neighbourhood({31, 33}, {3, 5}), {31 * 33, 3, 16, 16}, 1e-14, plain);
+  as_dense<double>(limpid::neighbourhood({1023}, {15}), {1023, 3, 16, 16}, 1e-14, plain);
+}
+
+// Of one axis they go block by block, of more line by line: lines of one vector and of several, in one stretch and in
+// several, several classes, more keys than are taken at once.
+TEMPLATE_TEST_CASE("So does a window of any number of axes, border, stride and dilation.", "", float, double) {
+  const double most = 20 * double(std::numeric_limits<TestType>::epsilon());
+  using limpid::Border;
+  using limpid::neighbourhood;
+  for (const Index d : {16, 10, 40}) as_dense<TestType>(neighbourhood({143}, {9}), {143, 2, d, d / 2}, most, plain);
+  as_dense<TestType>(neighbourhood({37, 9}, {5, 3}), {37 * 9, 2, 10, 16}, most, plain);
+  as_dense<TestType>(neighbourhood({5, 45}, {3, 8}), {5 * 45, 2, 16, 10}, most, plain);
+  as_dense<TestType>(neighbourhood({9, 41}, {5, 7}, {.border = Border::shift}), {9 * 41, 1, 16, 16}, most, plain);
+  as_dense<TestType>(neighbourhood({19, 21}, {3, 6}, {.causal = {true, true}}), {19 * 21, 1, 16, 16}, most, plain);
+  as_dense<TestType>(neighbourhood({19, 23}, {4, 5}, {.stride = {2, 3}}), {19 * 23, 1, 16, 16}, most, plain);
+  as_dense<TestType>(neighbourhood({19, 23}, {3, 5}, {.dilation = {2, 3}}), {19 * 23, 1, 16, 16}, most, plain);
+  as_dense<TestType>(neighbourhood({4, 6, 19}, {3, 5, 3}), {4 * 6 * 19, 1, 16, 16}, most, plain);
+  as_dense<TestType>(neighbourhood({19, 24}, {15, 13}), {19 * 24, 1, 16, 16}, 2 * most, plain);
+}
+
+TEST_CASE("A window of several sweeps, the later ones with the log-sum-exp known.") {
+  for (const auto& mask : {window, limpid::neighbourhood({143}, {9})})
+    as_dense<double>(mask, {143, 2, 16, 10}, 1e-13, [](const auto& m) { return limpid::twicing(m); });
+}
+
+TEST_CASE("What is not finite shows in the windows that see it, and in no others.") {
+  const Shape s{19 * 21, 1, 16, 16};
+  const auto near = limpid::neighbourhood({19, 21}, {3, 5});
+  const auto dense = limpid::mask([&](const At& a) { return near.keep(a); });
+  for (const bool accumulate : {false, true})
+    for (int which = 0; which < 4; ++which) {
+      CAPTURE(accumulate, which);
+      std::array<Mat<double>, 4> in{numbers<double>(s.n, 16, 1), numbers<double>(s.n, 16, 2),
+                                    numbers<double>(s.n, 16, 3), numbers<double>(s.n, 16, 4)};
+      in[std::size_t(which)](200, 3) = std::numeric_limits<double>::quiet_NaN();
+      const auto results = [&](const auto& op) {
+        Results<double> r{Mat<double>(s.n, 16), Mat<double>::Ones(s.n, 16), Mat<double>::Ones(s.n, 16),
+                          Mat<double>::Ones(s.n, 16)};
+        limpid::Saved<std::remove_cvref_t<decltype(op)>, double> saved;
+        limpid::forward(op, limpid::qkv(in[0], in[1], in[2]), r.out, {.saved = &saved});
+        limpid::backward(op, limpid::qkv(in[0], in[1], in[2]), saved, in[3], limpid::grads(r.dq, r.dk, r.dv),
+                         {.accumulate = accumulate});
+        return r;
+      };
+      const Results<double> found = results(limpid::softmax(near)), wanted = results(limpid::softmax(dense));
+      for (const auto field : {&Results<double>::out, &Results<double>::dq, &Results<double>::dk, &Results<double>::dv})
+        for (Index i = 0; i < (found.*field).size(); ++i) {
+          const double a = (found.*field).data()[i], b = (wanted.*field).data()[i];
+          if (!(std::isnan(b) ? std::isnan(a) : std::abs(a - b) <= 1e-13)) FAIL_CHECK(i << ": " << a << ", " << b);
+        }
+    }
 }
 
 TEST_CASE("So does a window of two maps, of weights without a sum, beside other masks, biases and what drops a key.") {

@@ -62,5 +62,14 @@ struct PairBlock {
   bool far = false;  ///< tables of the head have entries far from 0, see engine/reference_key.hpp
 };
 
+/// Tokens on a grid of one to three axes, the last of them axes[2]: that at place (a, b, c) is row first + a apart[0] +
+/// b apart[1] + c apart[2]. A query sees the keys that lie, on every axis, in the interval of its place; the ends of
+/// these do not fall from place to place.
+struct WindowGrid {
+  Index first = 0;
+  std::array<Index, 3> places = {1, 1, 1}, apart = {0, 0, 0};
+  Index lines() const { return places[0] * places[1]; }
+};
+
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -25,11 +25,19 @@ LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::S
   for (Index i = 0; i < width; i += w) {
     const Index rows = std::clamp<Index>(from.rows - i, 0, w);
     Index c = 0;
-    if (w > 1 && rows == w)
+    if (w > 1 && rows > 0)
       for (; c + w <= from.cols; c += w) {
         typename P::V square[w];
-        LIMPID_UNROLL(16)
-        for (Index r = 0; r < w; ++r) square[r] = P::load(from.row(i + r) + c);
+        if (rows == w) {
+          LIMPID_UNROLL(16)
+          for (Index r = 0; r < w; ++r) {
+            square[r] = P::load(from.row(i + r) + c);
+            P::prefetch(from.row(i + r) + c, w * from.stride);
+          }
+        } else {
+          LIMPID_UNROLL(16)
+          for (Index r = 0; r < w; ++r) square[r] = r < rows ? P::load(from.row(i + r) + c) : P::set(S(0));
+        }
         P::transpose(square);
         LIMPID_UNROLL(16)
         for (Index r = 0; r < w; ++r) P::store(to + (c + r) * width + i, square[r]);

@@ -16,6 +16,7 @@
 #include "gather.hpp"
 #include "guard.hpp"
 #include "pull_cut.hpp"
+#include "pull_lines.hpp"
 #include "pull_listed.hpp"
 #include "weights_tile.hpp"
 
@@ -503,6 +504,8 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
   using S = typename P::Scalar;
   ArenaScope scope(context.arena());
   const auto& first = plan.maps[0].scores;
+  if constexpr (M == 1 && goes_by_lines<P, Mods>())
+    if (pulls_listed(plan, true) && pull_lines<P>(context, plan)) return;
   const GatherPlan<P, Mods> blocks(context.arena(), first);
   Order& order = *context.arena().template take<Order>(1);
   const Index m = first.m(), size = first.gradient_size();

@@ -89,6 +89,14 @@ struct SmoothBlocks {
   static constexpr Index queries = panel * panels, keys = 128;
 };
 
+/// Windows on a grid line by line: lines of queries of a stretch, which is a task. dK and dV of a stretch are summed
+/// apart; those of a serial `smooth` have nothing to share, and it takes one. Against blocks: a pair costs 1.2 times as
+/// much, and a query saves what 30 pairs cost (windows of 7 x 7, 8 x 8 by fours and 21 x 21: Zen 4, AVX-512, g++ -O2).
+struct LineCosts {
+  static constexpr Index smooth_groups = 2, pull_groups = 4;
+  static constexpr bool less(double by_line, double by_block) { return 1.2 * by_line < by_block + 30; }
+};
+
 /// Columns up to which a bandwidth's gradient is summed by pair: wider rows cost too much.
 inline constexpr Index widest_moment = 8;
 

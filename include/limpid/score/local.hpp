@@ -190,6 +190,39 @@ struct Neighbourhood : Modifier {
     });
   }
 
+  // ---- line by line ----
+  /// How many grids of windows the tokens are, one for each residue class. None where there are tokens or keys besides,
+  /// or where pairs are fewer block by block: lines of a panel's vectors, shifted, against blocks.
+  Index grids(Index lanes, Index panel) const {
+    if (rank < 2 || global > 0 || repeats_keys()) return 0;
+    Index classes = 1, lines = 1, numbers[3];
+    for (int x = 0; x < rank; ++x) {
+      classes *= axes[std::size_t(x)].dilation;
+      if (x + 1 < rank) lines *= axes[std::size_t(x)].places(0);
+    }
+    const auto& last = axes[std::size_t(rank) - 1];  // the pairs of a few lines are held at a time
+    if (last.border == Border::shift ? last.window > lines : last.window + last.stride > 2 * lines) return 0;
+    const double by_block = choose_tile(panel, numbers) * double(panel) / detail::Native<float>::tile_vectors;
+    return detail::LineCosts::less(pairs_by_line(lanes), by_block) ? classes : 0;
+  }
+  WindowGrid grid(Index number) const {
+    WindowGrid to;
+    Index apart = 1;
+    for (int x = rank - 1, y = 2; x >= 0; --x, --y) {
+      const auto& axis = axes[std::size_t(x)];
+      const Index residue = number % axis.dilation;
+      number /= axis.dilation;
+      to.places[std::size_t(y)] = axis.places(residue), to.apart[std::size_t(y)] = apart * axis.dilation;
+      to.first += apart * residue, apart *= axis.length;
+    }
+    return to;
+  }
+  /// Along axis y of such a grid.
+  Interval keys_of(int y, Index place, const WindowGrid& grid) const {
+    const int x = y - 3 + rank;
+    return x < 0 ? Interval{0, 1} : axes[std::size_t(x)].of(place, grid.places[std::size_t(y)]);
+  }
+
   void check(const char* op, Index, Index, Index n, Index m) const {
     if (!problem.empty()) detail::raise_local(op, problem);
     Index places = 1;
@@ -259,10 +292,29 @@ struct Neighbourhood : Modifier {
       }
   }
 
+  /// Pairs that are computed for a query, line by line: whole vectors along the last axis, and near its ends what a
+  /// shifted window has besides.
+  double pairs_by_line(Index lanes) const {
+    double pairs = 1;
+    for (int x = 0; x < rank; ++x) {
+      const auto& a = axes[std::size_t(x)];
+      const double places = double(a.places(0)), padded = double((a.places(0) + lanes - 1) / lanes * lanes);
+      double keys = double(std::min(a.places(0), a.window));
+      if (x == rank - 1) {
+        keys = double(a.window + a.stride - 1);
+        if (a.border == Border::shift) keys += double(std::min(a.window, 2 * lanes) * lanes) / padded;
+        keys *= padded / places;
+      }
+      pairs *= keys;
+    }
+    return pairs;
+  }
+
   /// The shape of a block: as many places as a panel has lanes, or a few panels one after the other along the first
   /// axis, so that the fewest keys come to a query; a key that a block has beside those of a panel counts 0.4 products of
-  /// a vector, which matters little (with 0 windows of 7 x 7 take as long: Zen 4, AVX-512, g++ -O2, one thread).
-  void choose_tile(Index panel, Index* numbers) const {
+  /// a vector, which matters little (with 0 windows of 7 x 7 take as long: Zen 4, AVX-512, g++ -O2, one thread). Returns the
+  /// products of a vector for a query.
+  double choose_tile(Index panel, Index* numbers) const {
     std::array<Index, 3> best = {1, 1, 1};
     double least = -1;
     const auto keys_along = [&](std::size_t x, Index count) {
@@ -286,6 +338,7 @@ struct Neighbourhood : Modifier {
             if (least < 0 || cost < least) least = cost, best = {a * panels, b, c};
           }
     std::copy(best.begin(), best.end(), numbers);
+    return least;
   }
   /// Vectors that so many queries take, of those of a panel.
   static Index panel_vectors(Index queries, Index panel) {
