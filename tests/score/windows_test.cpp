@@ -177,5 +177,11 @@ TEST_CASE("A sink gets its gradient where a window is beside it.") {
 TEST_CASE("Packed sequences and windows with global tokens, which have keys beyond one block.") {
   const std::vector<Index> offsets{0, 0, 300, 301, 343};
   as_dense<double>(limpid::packed(offsets), {343, 2, 16, 16}, 1e-14, plain);
+  // one of them so long that all workers have it together
+  const std::vector<Index> long_ones{0, 30, 30, 560, 600};
+  as_dense<double>(limpid::packed(long_ones), {600, 1, 8, 8}, 1e-14, plain);
+  std::vector<Index> ids(600);
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = i % 10 == 3 ? Index(i % 3) : 5;
+  as_dense<double>(limpid::documents(ids), {600, 1, 8, 8}, 1e-14, plain);
   as_dense<double>(limpid::neighbourhood({17, 19}, {3, 3}, {.global = 3}), {326, 1, 16, 16}, 1e-14, plain);
 }

@@ -51,9 +51,9 @@ void shown_lse(const Op& op, const Pass<P>& pass, const Inputs<Op, S>& head, con
   if constexpr (Mods::tables && Mods::gathers) {
     const auto scores = places_of<S, Mods>(op.modifiers(), pass.at);
     const GatherPlan<P, Mods> plan(pass.arena(), scores);
-    for_gathered<P>(pass.context, plan, scores, [&](const auto& block, Index, Arena& arena) {
+    for_gathered<P>(pass.context, plan, scores, [&](const auto& block, Index, const Context& context) {
       auto own = block.of(scores);
-      own.settle(arena);
+      own.settle(context.arena());
       for (Index i = 0; own.from != nullptr && i < own.n(); ++i)
         complete(block.query_rows()[i], own.place(i, 0), own.from[i]);
     });

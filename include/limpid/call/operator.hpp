@@ -52,6 +52,7 @@ using detail::check_factor;  // <S>(op, "option", number): ShapeError where it i
 using detail::copy;
 using detail::copy_or_add;
 using detail::copy_or_add_scaled;
+using detail::copy_rows;
 using detail::for_lanes;
 using detail::row_dots;
 

@@ -184,13 +184,38 @@ Scores<S, Mods> places_of(const typename ModifiersOf<Mods>::type& mods, const At
   return places;
 }
 
-/// f(block, number) for every block of a head, spread over the workers of the context.
+/// Whether a key is in one block alone.
+template <class Mods>
+constexpr bool blocks_own_keys() {
+  return std::remove_cvref_t<decltype(std::declval<const typename ModifiersOf<Mods>::type&>().leading())>::own_keys;
+}
+
+/// f(block, number, context) for every block of a head, spread over the workers of the context: a worker a block, or,
+/// in_any_order alone, all of them one block after the other where it has more than a share of the pairs.
 template <class P, class Mods, class F>
 void for_gathered(const Context& context, const GatherPlan<P, Mods>& plan,
-                  const Scores<typename P::Scalar, Mods>& scores, F&& f) {
-  context.run(plan.blocks, [&](Index number, Arena& arena) {
+                  const Scores<typename P::Scalar, Mods>& scores, F&& f, bool in_any_order = false) {
+  using S = typename P::Scalar;
+  constexpr double share = 1.0 / 32, least = 512 * 512;  // of all pairs; pairs
+  const auto pairs = [&](Index number) {
+    const auto block = scores.mods->leading().template block<S>(plan.at, panel_of<P>, plan.numbers, number);
+    return double(block.queries) * double(block.keys);
+  };
+  const auto call = [&](Index number, Arena& arena, const Context& own) {
     const ArenaScope scope(arena);
-    f(GatheredBlock<P, Mods>(arena, plan, scores, number), number, arena);
+    f(GatheredBlock<P, Mods>(arena, plan, scores, number), number, own);
+  };
+  constexpr double none = std::numeric_limits<double>::infinity();
+  double large = none;
+  if (in_any_order && context.spreads()) {
+    double all = 0;
+    for (Index number = 0; number < plan.blocks; ++number) all += pairs(number);
+    large = std::max(least, share * all);
+    for (Index number = 0; number < plan.blocks; ++number)
+      if (pairs(number) >= large) call(number, context.arena(), context);
+  }
+  context.run(plan.blocks, [&](Index number, Arena& arena) {
+    if (large == none || pairs(number) < large) call(number, arena, Context(arena));
   });
 }
 

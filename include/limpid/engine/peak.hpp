@@ -113,11 +113,12 @@ void row_peaks(const Context& context, const Scores<typename P::Scalar, Mods>& s
   if constexpr (Mods::gathers) {
     ArenaScope scope(context.arena());
     const GatherPlan<P, Mods> plan(context.arena(), scores);
-    for_gathered<P>(context, plan, scores, [&](const auto& block, Index, Arena& arena) {
+    for_gathered<P>(context, plan, scores, [&](const auto& block, Index, const Context& own_context) {
+      Arena& arena = own_context.arena();
       const Lse<S> own = block.room(lse);
       S* own_weight = arena.take<S>(block.queries());
       Index* own_key = arena.take<Index>(block.queries());
-      peaks_of_rows<P>(Context(arena), block.of(scores), own, own_weight, own_key);
+      peaks_of_rows<P>(own_context, block.of(scores), own, own_weight, own_key);
       block.deliver(own, lse);
       for (Index i = 0; i < block.queries(); ++i) {
         weight[block.query_rows()[i]] = own_weight[i];

@@ -52,17 +52,16 @@ void visit_pairs(const Context& context, const Scores<typename P::Scalar, Mods>&
   if constexpr (Mods::gathers) {
     ArenaScope scope(context.arena());
     const GatherPlan<P, Mods> plan(context.arena(), scores);
-    for_gathered<P>(context, plan, scores, [&](const auto& block, Index, Arena& arena) {
+    for_gathered<P>(context, plan, scores, [&](const auto& block, Index, const Context& own) {
       const Index *q = block.query_rows(), *k = block.key_rows();
       Interval rows{0, block.queries()};
       while (rows.begin < rows.end && !within(q[rows.begin], queries)) ++rows.begin;
       while (rows.begin < rows.end && !within(q[rows.end - 1], queries)) --rows.end;
-      visit_weights<P>(Context(arena), block.of(scores), block.of_queries(lse), rows, {0, block.keys()},
-                       [&](const Tile<S>& t) {
-                         for (Index i = 0; i < t.nq; ++i)
-                           for (Index j = 0; within(q[t.q0 + i], queries) && j < t.nk; ++j)
-                             if (within(k[t.k0 + j], keys)) f(q[t.q0 + i], k[t.k0 + j], t.data[i * t.ld + j]);
-                       });
+      visit_weights<P>(own, block.of(scores), block.of_queries(lse), rows, {0, block.keys()}, [&](const Tile<S>& t) {
+        for (Index i = 0; i < t.nq; ++i)
+          for (Index j = 0; within(q[t.q0 + i], queries) && j < t.nk; ++j)
+            if (within(k[t.k0 + j], keys)) f(q[t.q0 + i], k[t.k0 + j], t.data[i * t.ld + j]);
+      });
     });
   } else {
     visit_weights<P>(context, scores, lse, queries, keys, [&](const Tile<S>& t) {

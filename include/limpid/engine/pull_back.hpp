@@ -451,8 +451,7 @@ template <class P, int M, class Mods>
 void pull_back(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
                typename P::Scalar* collected);
 
-/// Blocks of gathered queries one panel after the other, keys where they lie. What blocks add to a key comes in their
-/// order, each panel's sum apart, whoever ran them.
+/// Blocks of gathered queries, keys where they lie. What blocks add to a key comes in their order, whoever ran them.
 template <class P, int M, class Mods>
 void pull_listed(const Context& context, const GatherPlan<P, Mods>& blocks,
                  const BackwardPlan<typename P::Scalar, Mods, M>& plan, Order& order) {
@@ -463,38 +462,36 @@ void pull_listed(const Context& context, const GatherPlan<P, Mods>& blocks,
   std::array<View<S>, M> k;
   for (int t = 0; t < M; ++t) k[t] = packed(plan.maps[t].scores.k);
   const bool one_array = plan.x.data == plan.left.data && plan.x.cols == plan.left.cols, at_once = !context.spreads();
-  for_gathered<P>(context, blocks, plan.maps[0].scores, [&](const auto& block, Index number, Arena& arena) {
-    BackwardPlan<S, Gathered<Mods>, M> own;
-    for (int t = 0; t < M; ++t) {
-      const auto& map = plan.maps[t];
-      own.maps[t] = {
-          block.of(map.scores, true),
-          block.of_queries(map.lse),
-          block.of_queries(map.delta),
-          block.of_queries(map.weight),
-          plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
-          map.dk,
-          nullptr};
-      own.maps[t].scores.k = k[t];
-    }
-    own.left = block.of_queries(plan.left), own.right = right;
-    own.x = one_array ? own.left : block.of_queries(plan.x);
-    own.dv = plan.dv;
-    const Index n = block.queries(), panels = (n + width - 1) / width;
-    for (Index p = 0; p < panels; ++p) {
-      const ArenaScope scope(arena);
-      PullListed<P, M, Gathered<Mods>> panel(arena, own, at_once);
-      panel.run(p * width, std::min(width, n - p * width));
-      context.in_order(order, number, p + 1 == panels ? number + 1 : number, [&] { panel.deliver_keys(); });
-    }
-    if (panels == 0) context.in_order(order, number, number + 1, [] {});
-    for (int t = 0; t < M; ++t) {
-      if (plan.accumulate_q)
-        block.add_to_queries(own.maps[t].dq, plan.maps[t].dq);
-      else
-        block.deliver(own.maps[t].dq, plan.maps[t].dq);
-    }
-  });
+  for_gathered<P>(
+      context, blocks, plan.maps[0].scores, [&](const auto& block, Index number, const Context& own_context) {
+        Arena& arena = own_context.arena();
+        BackwardPlan<S, Gathered<Mods>, M> own;
+        for (int t = 0; t < M; ++t) {
+          const auto& map = plan.maps[t];
+          own.maps[t] = {
+              block.of(map.scores, true),
+              block.of_queries(map.lse),
+              block.of_queries(map.delta),
+              block.of_queries(map.weight),
+              plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
+              map.dk,
+              nullptr};
+          own.maps[t].scores.k = k[t];
+        }
+        own.left = block.of_queries(plan.left), own.right = right;
+        own.x = one_array ? own.left : block.of_queries(plan.x);
+        own.dv = plan.dv;
+        const Index n = block.queries();
+        PullListed<P, M, Gathered<Mods>> panels(arena, own, at_once && n <= width);
+        for (Index q0 = 0; q0 < n; q0 += width) panels.run(q0, std::min(width, n - q0));
+        context.in_order(order, number, number + 1, [&] { panels.deliver_keys(); });
+        for (int t = 0; t < M; ++t) {
+          if (plan.accumulate_q)
+            block.add_to_queries(own.maps[t].dq, plan.maps[t].dq);
+          else
+            block.deliver(own.maps[t].dq, plan.maps[t].dq);
+        }
+      });
 }
 
 /// The same block by block.
@@ -523,13 +520,25 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
     for (const auto& map : plan.maps)
       finite = finite && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
   }
-  if (pulls_listed(plan, finite)) {
+  constexpr bool own_keys = blocks_own_keys<Mods>();
+  if (!own_keys && pulls_listed(plan, finite)) {
     pull_listed<P>(context, blocks, plan, order);
     if constexpr (Mods::sinks) add_sink_gradients(plan, collected);
     return;
   }
-  for_gathered<P>(context, blocks, first, [&](const auto& block, Index number, Arena& arena) {
-    const auto of_keys = [&](MutView<S> v) { return v.given() ? arena.matrix<S>(block.keys(), v.cols) : MutView<S>(); };
+  // what is summed over blocks besides keys' rows
+  const bool sums_besides = plan.moments[0].sum || plan.moments[1].sum || size > 0;
+  const auto sweep = [&](const auto& block, Index number, const Context& own_context) {
+    Arena& arena = own_context.arena();
+    const bool in_place = own_keys && block.keys_together();
+    const Index first_key = in_place ? block.key_rows()[0] : 0;
+    const auto of_keys = [&](MutView<S> v) {
+      if (!v.given()) return MutView<S>();
+      return in_place ? v.block(first_key, 0, block.keys(), v.cols) : arena.matrix<S>(block.keys(), v.cols);
+    };
+    const auto numbers_of_keys = [&](S* v) -> S* {
+      return !v ? nullptr : in_place ? v + first_key : arena.take<S>(block.keys());
+    };
     BackwardPlan<S, Gathered<Mods>, M> own;
     for (int t = 0; t < M; ++t) {
       const auto& map = plan.maps[t];
@@ -540,14 +549,14 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
           block.of_queries(map.weight),
           plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
           of_keys(map.dk),
-          map.dbias ? arena.take<S>(block.keys()) : nullptr};
+          numbers_of_keys(map.dbias)};
       own.maps[t].scores.unguarded = finite;
     }
     own.left = block.of_queries(plan.left), own.right = block.of_keys(plan.right);
     own.x = same(plan.x, plan.left) ? own.left : block.of_queries(plan.x);
     own.dv = of_keys(plan.dv);
-    own.relevance = {block.of_queries(plan.relevance.w), plan.relevance.c ? arena.take<S>(block.keys()) : nullptr,
-                     plan.relevance.part};
+    own.accumulate_k = in_place && plan.accumulate_k, own.accumulate_v = in_place && plan.accumulate_v;
+    own.relevance = {block.of_queries(plan.relevance.w), numbers_of_keys(plan.relevance.c), plan.relevance.part};
     std::array<Accumulator<S>, 2> sums = {};
     for (std::size_t p = 0; p < 2; ++p)
       if (plan.moments[p].sum)
@@ -555,25 +564,29 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
                           block.of(plan.moments[p].part)};
     S* own_sums = arena.take<S>(size);
     clear(own_sums, size);
-    pull_back<P, M>(Context(arena), own, own_sums);
+    pull_back<P, M>(own_context, own, own_sums);
     for (int t = 0; t < M; ++t) {
       if (plan.accumulate_q)
         block.add_to_queries(own.maps[t].dq, plan.maps[t].dq);
       else
         block.deliver(own.maps[t].dq, plan.maps[t].dq);
     }
-    context.in_order(order, number, number + 1, [&] {
-      for (int t = 0; t < M; ++t) {
+    const auto add = [&] {
+      for (int t = 0; t < M && !in_place; ++t) {
         block.add_to_keys(own.maps[t].dk, plan.maps[t].dk);
         block.add_to_keys(own.maps[t].dbias, plan.maps[t].dbias);
       }
-      block.add_to_keys(own.dv, plan.dv);
-      block.add_to_keys(own.relevance.c, plan.relevance.c);
+      if (!in_place) block.add_to_keys(own.dv, plan.dv), block.add_to_keys(own.relevance.c, plan.relevance.c);
       for (std::size_t p = 0; p < 2; ++p)
         if (plan.moments[p].sum) *plan.moments[p].sum += sums[p];
       add_row<P>(own_sums, collected, size);
-    });
-  });
+    };
+    if (own_keys && !sums_besides)
+      add();
+    else
+      context.in_order(order, number, number + 1, add);
+  };
+  for_gathered<P>(context, blocks, first, sweep, own_keys && !sums_besides);
 }
 
 /// Gradients of one head from dA = left right^T (left n x r, right m x r):

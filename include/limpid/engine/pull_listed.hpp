@@ -80,6 +80,7 @@ struct KeySums {
   MutView<S> of_all;
   S* apart = nullptr;  // keys x whole vectors; null: at once
   S factor = S(1);
+  bool more = false;  // apart holds sums of panels before
 
   Index width() const { return padded<P>(of_all.cols); }
   /// += a b, a with a row for each of the keys [k0, k0 + nk).
@@ -87,7 +88,7 @@ struct KeySums {
     const Index features = width() / P::lanes;
     if (apart)
       product<P, Transposed::none>(nk, features, inner, a, lda, b, ldb,
-                                   StoreOrAdd<P>{apart + k0 * width(), width(), false});
+                                   StoreOrAdd<P>{apart + k0 * width(), width(), more});
     else
       product<P, Transposed::none>(nk, features, inner, a, lda, b, ldb,
                                    AddToListed<P>{of_all.data, list + k0, of_all.stride, factor});
@@ -113,8 +114,8 @@ bool pulls_listed(const BackwardPlan<S, Mods, M>& plan, bool finite) {
   return !Mods::collects_gradient || !plan.maps[0].scores.mods->wants_gradient();
 }
 
-/// The gradients of one panel of queries [q0, q0 + nq) of a block: plan has the rows of its queries, and keys as the
-/// head has them. dq is set; dk and dv are added to.
+/// The gradients of panels of queries [q0, q0 + nq) of a block, one after the other: plan has the rows of its queries, and
+/// keys as the head has them. dq is set; dk and dv are added to, of several panels the sum, at_once of one alone.
 template <class P, int M, class Mods>
 class PullListed {
  public:
@@ -148,6 +149,8 @@ class PullListed {
     q0_ = q0, nq_ = nq, vectors_ = (nq + P::lanes - 1) / P::lanes;
     load();
     for (Index k0 = 0; k0 < keys_; k0 += Blocks::keys) add_keys(k0, std::min(Blocks::keys, keys_ - k0));
+    for (auto& dk : dk_) dk.more = true;
+    dv_.more = true;
     for (int t = 0; t < M; ++t) {
       const auto& map = plan_.maps[t];
       std::fill(scale_, scale_ + width, map.scores.scale);

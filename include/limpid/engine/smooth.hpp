@@ -384,7 +384,7 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
     const bool same_values = &map != &all[0] && map.x.data == maps[0].x.data;
     map.x = same_values ? all[0].x : packed_for_windows(context, map.x);
   }
-  for_gathered<P>(context, plan, all[0].scores, [&](const auto& block, Index, Arena& arena) {
+  const auto sweep = [&](const auto& block, Index, const Context& own_context) {
     const bool where_they_lie = listed && !block.keys_together();
     const View<S> x = where_they_lie ? all[0].x : block.of_keys(all[0].x);
     const auto own = each_map(all, [&](const auto& map) {
@@ -392,12 +392,13 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
       return SmoothMap<S, Gathered<Mods>>{block.of(map.scores, where_they_lie), own_x, block.room(map.out),
                                           block.of_queries(map.known), block.room(map.lse)};
     });
-    smooth_rows<P, Online, M, Gathered<Mods>>(Context(arena), own);
+    smooth_rows<P, Online, M, Gathered<Mods>>(own_context, own);
     for (std::size_t t = 0; t < M; ++t) {
       block.deliver(own[t].out, maps[t].out);
       block.deliver(own[t].lse, maps[t].lse);
     }
-  });
+  };
+  for_gathered<P>(context, plan, all[0].scores, sweep, blocks_own_keys<Mods>());
 }
 
 template <class P, bool Online, std::size_t M, class Mods>

@@ -100,12 +100,17 @@ void smooth_transposed_gathered(const Context& context, const Scores<typename P:
   const GatherPlan<P, Mods> plan(context.arena(), scores);
   Order& order = *context.arena().template take<Order>(1);
   if (!accumulate) out.fill(S(0));
-  for_gathered<P>(context, plan, scores, [&](const auto& block, Index number, Arena& arena) {
-    const MutView<S> own = arena.matrix<S>(block.keys(), out.cols);
-    smooth_transposed_rows<P, Gathered<Mods>>(Context(arena), block.of(scores), block.of_queries(lse),
-                                              block.of_queries(g), own, false);
-    context.in_order(order, number, number + 1, [&] { block.add_to_keys(own, out); });
-  });
+  constexpr bool own_keys = blocks_own_keys<Mods>();
+  const auto sweep = [&](const auto& block, Index number, const Context& own_context) {
+    const MutView<S> own = own_context.arena().template matrix<S>(block.keys(), out.cols);
+    smooth_transposed_rows<P, Gathered<Mods>>(own_context, block.of(scores), block.of_queries(lse), block.of_queries(g),
+                                              own, false);
+    if (own_keys)
+      block.add_to_keys(own, out);
+    else
+      context.in_order(order, number, number + 1, [&] { block.add_to_keys(own, out); });
+  };
+  for_gathered<P>(context, plan, scores, sweep, own_keys);
 }
 
 /// out = A^T g (g n x w, out m x w), the log-sum-exp known. 2 n m (d + w) flop.

@@ -212,7 +212,7 @@ struct Pid : OverScores<Score> {
   void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
     const auto prepared = score.prepare(pass.arena(), in, pass.at);
     engine::smooth<P>(pass.context, prepared.scores, in.v, out, engine::lse_of(keep.lse));
-    if (keep.average.given()) engine::copy<S>(out, keep.average);
+    if (keep.average.given()) engine::copy_rows<S>(pass.context, out, keep.average);
     detail::PidController<S>(options, in).template add_to<P>(out);
   }
 

@@ -125,7 +125,7 @@ class KeptRows {
       const ArenaScope scope(arena);
       const auto places = places_of<S, Mods>(*scores.mods, scores.place(0, 0));
       const GatherPlan<P, Mods> plan(arena, places);
-      for_gathered<P>(Context(arena), plan, places, [&](const auto& block, Index, Arena&) {
+      for_gathered<P>(Context(arena), plan, places, [&](const auto& block, Index, const Context&) {
         // Most keys are known from blocks before, the last query keeps most of the others, and most queries keep the middle
         // key.
         const auto own = block.of(places);

@@ -393,7 +393,7 @@ inline Neighbourhood neighbourhood(std::initializer_list<Index> grid, std::initi
 /// that sequence as in a call of it alone, and changes no bit of another (of distances about a middle, nlm()'s and
 /// bilateral()'s, last digits, as the middle is that of all keys that are finite).
 struct Packed : Modifier {
-  static constexpr bool is_mask = true, irregular = true, gathers = true, whole_blocks = true;
+  static constexpr bool is_mask = true, irregular = true, gathers = true, whole_blocks = true, own_keys = true;
   std::shared_ptr<const std::vector<Index>> cu_q, cu_k;
 
   bool keep(const At& a) const { return sequence_of(*cu_q, a.row()) == sequence_of(*cu_k, a.key()); }
@@ -409,29 +409,26 @@ struct Packed : Modifier {
   }
   bool repeats_keys() const { return false; }
 
-  Index plan_size(const At& at, Index panel) const {
-    return at.n / detail::gathered_rows_of(panel) + static_cast<Index>(cu_q->size()) + 1;
-  }
-  /// numbers: the first query of every block.
-  Index plan(const At&, Index panel, Index* numbers) const {
+  Index plan_size(const At&, Index) const { return static_cast<Index>(cu_q->size()); }
+  /// numbers: the sequences that have queries, a block each.
+  Index plan(const At&, Index, Index* numbers) const {
     Index count = 0;
-    for (std::size_t b = 0; b + 1 < cu_q->size(); ++b)
-      for (Index q = (*cu_q)[b]; q < (*cu_q)[b + 1]; q += detail::gathered_rows_of(panel)) numbers[count++] = q;
+    for (std::size_t s = 0; s + 1 < cu_q->size(); ++s)
+      if ((*cu_q)[s] < (*cu_q)[s + 1]) numbers[count++] = static_cast<Index>(s);
     return count;
   }
   template <class S>
-  PairBlock<S> block(const At&, Index panel, const Index* numbers, Index b) const {
+  PairBlock<S> block(const At&, Index, const Index* numbers, Index b) const {
     PairBlock<S> to;
-    const std::size_t s = sequence_of(*cu_q, numbers[b]);
+    const auto s = static_cast<std::size_t>(numbers[b]);
     to.first_q = (*cu_q)[s], to.first_k = (*cu_k)[s];
-    to.n = (*cu_q)[s + 1] - to.first_q, to.m = (*cu_k)[s + 1] - to.first_k;
-    to.queries = std::min(detail::gathered_rows_of(panel), (*cu_q)[s + 1] - numbers[b]);
-    to.keys = to.free = to.m;
+    to.queries = to.n = (*cu_q)[s + 1] - to.first_q;
+    to.keys = to.free = to.m = (*cu_k)[s + 1] - to.first_k;
     return to;
   }
   template <class S>
-  void fill(const At&, Index, const Index* numbers, Index b, PairBlock<S>& to) const {
-    std::iota(to.q, to.q + to.queries, numbers[b]);
+  void fill(const At&, Index, const Index*, Index, PairBlock<S>& to) const {
+    std::iota(to.q, to.q + to.queries, to.first_q);
     std::iota(to.k, to.k + to.keys, to.first_k);
   }
 
@@ -481,44 +478,36 @@ Packed packed(const Offsets& cu) {
 /// (He et al. 2024, FlexAttention, arXiv 2412.05496, has such masks.) What is not finite shows as in packed sequences.
 /// ShapeError: n and m differ, or other than n or B n ids.
 struct Documents : Modifier {
-  static constexpr bool is_mask = true, irregular = true, gathers = true, whole_blocks = true;
+  static constexpr bool is_mask = true, irregular = true, gathers = true, whole_blocks = true, own_keys = true;
   std::shared_ptr<const std::vector<Index>> ids;
 
   bool keep(const At& a) const { return id(a, a.row()) == id(a, a.key()); }
   Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
   bool repeats_keys() const { return false; }
 
-  Index plan_size(const At& at, Index panel) const {
-    return at.n + 3 * (at.n / detail::gathered_rows_of(panel) + at.n + 1);
-  }
-  /// numbers: the tokens, documents together, then of every block the first of its queries in that list, and the
-  /// document's first and last.
-  Index plan(const At& at, Index panel, Index* numbers) const {
+  Index plan_size(const At& at, Index) const { return 2 * at.n + 1; }
+  /// numbers: the tokens, documents together, then where in that list each document begins, a block each, and the end.
+  Index plan(const At& at, Index, Index* numbers) const {
     std::iota(numbers, numbers + at.n, Index(0));
     std::stable_sort(numbers, numbers + at.n, [&](Index a, Index b) { return id(at, a) < id(at, b); });
     Index count = 0;
-    for (Index begin = 0, end; begin < at.n; begin = end) {
-      for (end = begin + 1; end < at.n && id(at, numbers[end]) == id(at, numbers[begin]);) ++end;
-      for (Index q = begin; q < end; q += detail::gathered_rows_of(panel)) {
-        Index* block = numbers + at.n + 3 * count++;
-        block[0] = q, block[1] = begin, block[2] = end;
-      }
-    }
+    for (Index i = 0; i < at.n; ++i)
+      if (i == 0 || id(at, numbers[i]) != id(at, numbers[i - 1])) numbers[at.n + count++] = i;
+    numbers[at.n + count] = at.n;
     return count;
   }
   template <class S>
-  PairBlock<S> block(const At& at, Index panel, const Index* numbers, Index b) const {
-    const Index* of = numbers + at.n + 3 * b;
+  PairBlock<S> block(const At& at, Index, const Index* numbers, Index b) const {
+    const Index* begin = numbers + at.n + b;
     PairBlock<S> to;
-    to.queries = std::min(detail::gathered_rows_of(panel), of[2] - of[0]);
-    to.keys = to.free = of[2] - of[1];
+    to.queries = to.keys = to.free = begin[1] - begin[0];
     return to;
   }
   template <class S>
   void fill(const At& at, Index, const Index* numbers, Index b, PairBlock<S>& to) const {
-    const Index* of = numbers + at.n + 3 * b;
-    std::copy(numbers + of[0], numbers + of[0] + to.queries, to.q);
-    std::copy(numbers + of[1], numbers + of[2], to.k);
+    const Index* first = numbers + numbers[at.n + b];
+    std::copy(first, first + to.queries, to.q);
+    std::copy(first, first + to.keys, to.k);
   }
   void check(const char* op, Index b, Index, Index n, Index m) const {
     const Index count = static_cast<Index>(ids->size());

@@ -27,6 +27,7 @@ struct Modifier {
   static constexpr bool gathers = false;       ///< a mask that says block by block which pairs count (score/local.hpp)
   static constexpr bool windows = false;       ///< of one that gathers: a query's keys are few and lie round it
   static constexpr bool whole_blocks = false;  ///< of one that gathers: it keeps all pairs of its blocks
+  static constexpr bool own_keys = false;      ///< of one that gathers: a key is in one of its blocks alone
   static constexpr bool per_pair = false;      ///< changes a score by more than an amount per key
   static constexpr bool per_key = false;       ///< adds an amount per key (up to a constant of the row)
   static constexpr bool tables = false;        ///< may add entries of an array of the user's, which may be any numbers
