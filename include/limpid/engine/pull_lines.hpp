@@ -163,40 +163,40 @@ class PullLines {
     const auto each_part = [&](const auto& f) {
       in_parts<group>(queries.end - queries.begin, [&](auto n, Index g) {
         in_parts<4>(shifts.count(), [&](auto d, Index t) {
-          f(n, d, first + g * lines_.pitch, shifts.begin + t, pair(number, shifts.begin + t));
+          f(n, d, queries.begin + g, shifts.begin + t, pair(number, shifts.begin + t));
         });
       });
     };
-    each_part([&](auto n, auto d, Index at, Index shift, Index pair) {
+    each_part([&](auto n, auto d, Index g, Index shift, Index pairs) {
       constexpr int N = decltype(n)::value, D = decltype(d)::value;
-      const Index g = at / lines_.pitch;
+      const Index at = g * lines_.pitch + place;
       shifted_dots<P, N, D>(q_.cols, q_.line(g) + place, q_.apart, q_.pitch, keys_.k(plane, key) + place + shift,
-                            lines_.pitch, scores.scale, weights_ + pair + at, lines_.pitch, shift_);
+                            lines_.pitch, scores.scale, weights_ + pairs + at, lines_.pitch, shift_);
       shifted_dots<P, N, D>(left_.cols, left_.line(g) + place, left_.apart, left_.pitch,
-                            keys_.x(plane, key) + place + shift, lines_.pitch, S(1), ds_ + pair + at, lines_.pitch,
+                            keys_.x(plane, key) + place + shift, lines_.pitch, S(1), ds_ + pairs + at, lines_.pitch,
                             shift_);
     });
     for (Index shift = shifts.begin; shift < shifts.end; ++shift)
       make_gradients(shift, queries.end - queries.begin, place, first, pair(number, shift));
     if (plan_.maps[0].dq.given())
-      each_part([&](auto n, auto d, Index at, Index shift, Index pair) {
+      each_part([&](auto n, auto d, Index g, Index shift, Index pairs) {
         shifted_sums<P, decltype(n)::value, decltype(d)::value, 1>(
-            q_.cols, lines_.pitch, ds_ + pair + at, lines_.pitch, shift_, keys_.k(plane, key) + place + shift,
-            dq_.line(at / lines_.pitch) + place, dq_.apart, dq_.pitch);
+            q_.cols, lines_.pitch, ds_ + pairs + g * lines_.pitch + place, lines_.pitch, shift_,
+            keys_.k(plane, key) + place + shift, dq_.line(g) + place, dq_.apart, dq_.pitch);
       });
   }
   /// Weights from scores, and dS from dA; zero where a pair is masked.
-  void make_gradients(Index shift, Index count, Index place, Index first, Index pair) {
+  void make_gradients(Index shift, Index count, Index place, Index first, Index pairs) {
     for (Index g = 0; g < count; ++g) {
       const Index at = first + g * lines_.pitch;
-      S* w = weights_ + pair + at;
+      S* w = weights_ + pairs + at;
       P::store(w, P::exp(P::load(w) - P::load(top_ + at)) * P::load(factor_ + at));
     }
-    lines_.mask(place, shift, count, weights_ + pair + first, lines_.pitch, S(0));
+    lines_.mask(place, shift, count, weights_ + pairs + first, lines_.pitch, S(0));
     for (Index g = 0; g < count; ++g) {
       const Index at = first + g * lines_.pitch;
-      const V w = P::load(weights_ + pair + at), zero = P::set(S(0));
-      S* ds = ds_ + pair + at;
+      const V w = P::load(weights_ + pairs + at), zero = P::set(S(0));
+      S* ds = ds_ + pairs + at;
       P::store(ds, P::if_equal(w, zero, zero, w * (P::load(ds) - P::load(delta_ + at))));
     }
   }
