@@ -21,6 +21,7 @@
 #include "layer/boosting_block.hpp"
 #include "layer/crate.hpp"
 #include "layer/differential.hpp"
+#include "layer/embedding.hpp"
 #include "layer/layer_norm.hpp"
 #include "layer/linear.hpp"
 #include "layer/mlp.hpp"
