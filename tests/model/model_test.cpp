@@ -502,6 +502,28 @@ TEST_CASE("llama: the next tokens from a cache have the logits that they have in
   }
 }
 
+TEST_CASE("models: packed weights give the same bits, in copies too", "[model]") {
+  const Memory of_albert(weights(albert_like())), of_vit(weights(timm({.scales = true})));
+  BertOptions options;
+  options.heads = 2, options.layers = 3;
+  Bert<double> bert(of_albert.file, options);
+  auto plain = bert.saved(softmax()), packed = bert.saved(softmax());
+  bert.forward(softmax(), ids, types, plain, {.batch = 2});
+  bert.pack();
+  bert.forward(softmax(), ids, types, packed, {.batch = 2});
+  CHECK(packed.hidden == plain.hidden);
+  const Mat<double> image = some(36, 3, 0);
+  auto wanted = std::make_unique<Vit<float>>(of_vit.file, VitOptions{.heads = 2});
+  auto before = wanted->saved(softmax()), after = before;
+  const Mat<float> pixels = image.cast<float>();
+  wanted->forward(softmax(), pixels, 6, 6, before);
+  wanted->pack();
+  const Vit<float> copy = *wanted;
+  wanted.reset();
+  copy.forward(softmax(), pixels, 6, 6, after);
+  CHECK(after.logits == before.logits);
+}
+
 TEST_CASE("models: a checkpoint that does not fit is refused with tensor, found and wanted", "[model]") {
   const auto said = [](const Shapes& shapes, auto&& load) {
     const Memory memory(weights(shapes));

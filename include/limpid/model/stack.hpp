@@ -46,9 +46,21 @@ struct Stack {
   std::vector<TransformerBlockArgs<Slot>> blocks;
   Index layers = 0;
   TransformerBlockOptions options;
+  std::vector<PackedWeight<S>> packed;  ///< of every weight of every block, in the order of visit_parameters; or none
 
-  const TransformerBlockArgs<Slot>& block(Index layer) const {
-    return blocks[static_cast<std::size_t>(layer * static_cast<Index>(blocks.size()) / layers)];
+  const TransformerBlockArgs<Slot>& block(Index layer) const { return blocks[number(layer)]; }
+
+  void pack(const Parameters<S>& parameters) {
+    packed.clear();
+    for (const TransformerBlockArgs<Slot>& one : blocks) {
+      TransformerBlockArgs<View<S>> like;
+      TransformerBlockArgs<Slot>::visit_parameters(
+          [&](const char*, const Slot& slot, auto& field) {
+            if constexpr (std::is_same_v<std::remove_cvref_t<decltype(field)>, Weight<S>>)
+              packed.push_back(slot.given() ? PackedWeight<S>(out_in(parameters(slot))) : PackedWeight<S>());
+          },
+          one, like);
+    }
   }
 
   template <class Op>
@@ -104,16 +116,21 @@ struct Stack {
   }
 
  private:
+  std::size_t number(Index layer) const {
+    return static_cast<std::size_t>(layer * static_cast<Index>(blocks.size()) / layers);
+  }
   /// The parameters of a layer, its weights [out, in] as checkpoints have them.
   TransformerBlockArgs<View<S>> arguments(const Parameters<S>& parameters, Index layer) const {
     TransformerBlockArgs<View<S>> out;
+    std::size_t place = number(layer) * (packed.size() / blocks.size());
     TransformerBlockArgs<Slot>::visit_parameters(
         [&](const char*, const Slot& slot, auto& to) {
-          if (!slot.given()) return;
-          if constexpr (std::is_same_v<std::remove_cvref_t<decltype(to)>, Weight<S>>)
-            to = out_in(parameters(slot));
-          else
+          if constexpr (std::is_same_v<std::remove_cvref_t<decltype(to)>, Weight<S>>) {
+            if (slot.given()) to = out_in(parameters(slot));
+            if (!packed.empty()) to.panels = packed[place++].weight().panels;
+          } else if (slot.given()) {
             to = parameters(slot);
+          }
         },
         block(layer), out);
     return out;
