@@ -1,0 +1,69 @@
+// limpid: the vision transformer of the examples (Dosovitskiy et al. 2021, arXiv 2010.11929), over any operator of q, k and v.
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+
+#include "training.hpp"
+
+namespace training {
+
+struct VitShape {
+  Index rows = 28, cols = 28, patch = 4, width = 64, layers = 4, heads = 4, mlp = 128, classes = 10;
+  Index patches() const { return (rows / patch) * (cols / patch); }
+  Index tokens() const { return patches() + 1; }  // the class token is the first
+  Index pixels() const { return patch * patch; }
+};
+
+/// What one thread works with, for so many images at a time; the same memory call after call.
+template <class S>
+struct Room {
+  Mat<S> patches;          ///< (images patches) x pixels, row by row of the grid: the input
+  Mat<S> logits, dlogits;  ///< images x classes
+  std::vector<int> labels;
+
+  Room(const VitShape& s, Index images)
+      : patches(images * s.patches(), s.pixels()),
+        logits(images, s.classes),
+        dlogits(images, s.classes),
+        labels(static_cast<std::size_t>(images)) {}
+  virtual ~Room() = default;
+};
+
+/// A model whose parameters lie in one array w, by the layout of parameters().
+template <class S>
+class Model {
+ public:
+  explicit Model(const VitShape& shape) : shape_(shape) {}
+  virtual ~Model() = default;
+  const VitShape& shape() const { return shape_; }
+  const Parameters& parameters() const { return parameters_; }
+
+  virtual std::unique_ptr<Room<S>> room(Index images) const = 0;
+  /// room.logits from room.patches; with `keep`, what backward needs.
+  virtual void forward(const Mat<S>& w, Room<S>& room, bool keep) const = 0;
+  /// The gradient of all parameters, overwritten, from room.dlogits, after forward(w, room, true).
+  virtual void backward(const Mat<S>& w, Room<S>& room, Mat<S>& gradient) const = 0;
+
+ protected:
+  VitShape shape_;
+  Parameters parameters_;
+};
+
+/// The operators a model can have. Each is compiled by itself, from vit_operator.cpp, where it is said what it is.
+#define LIMPID_VIT_OPERATORS(of) of(softmax) of(nlm) of(bilateral) of(twicing) of(sigmoid) of(boosting) of(differential)
+#define LIMPID_VIT(op) std::unique_ptr<Model<float>> make_vit_##op(const VitShape& shape);
+LIMPID_VIT_OPERATORS(LIMPID_VIT)
+#undef LIMPID_VIT
+/// In double, to be checked.
+std::unique_ptr<Model<double>> make_vit_in_double(const VitShape& shape);
+
+using MakeVit = std::unique_ptr<Model<float>> (*)(const VitShape& shape);
+inline const std::map<std::string, MakeVit>& vits() {
+#define LIMPID_VIT(op) {#op, make_vit_##op},
+  static const std::map<std::string, MakeVit> all{LIMPID_VIT_OPERATORS(LIMPID_VIT)};
+#undef LIMPID_VIT
+  return all;
+}
+
+}  // namespace training
