@@ -67,21 +67,23 @@ inline void check_fields(Name op, const std::string& what, FieldList fields, con
     const auto fail = [&](const std::string& wanted) {
       raise(op + ": " + what + v.name + " is " + shape_text(v.rows, v.cols) + ", wanted " + wanted);
     };
-    const std::string n = text_of(d.n), m = text_of(d.m), b = text_of(d.batch);
+    const auto rows = [&](const char* of, Index count) {
+      fail(text_of(d.batch * count) + " rows (batch " + text_of(d.batch) + " x " + of + " " + text_of(count) + ")");
+    };
     switch (v.role) {
       case Role::query:
-        if (v.rows != d.batch * d.n) fail(text_of(d.batch * d.n) + " rows (batch " + b + " x n " + n + ")");
+        if (v.rows != d.batch * d.n) rows("n", d.n);
         if (v.cols % d.heads != 0) fail("columns a multiple of heads = " + text_of(d.heads));
         break;
       case Role::key:
-        if (v.rows != d.batch * d.m) fail(text_of(d.batch * d.m) + " rows (batch " + b + " x m " + m + ")");
+        if (v.rows != d.batch * d.m) rows("m", d.m);
         if (v.cols % d.kv_heads != 0) fail("columns a multiple of kv_heads = " + text_of(d.kv_heads));
         break;
       case Role::query_side:
-        if (v.rows != d.n && v.rows != d.batch * d.n) fail("n = " + n + " rows, or batch times that");
+        if (v.rows != d.n && v.rows != d.batch * d.n) fail("n = " + text_of(d.n) + " rows, or batch times that");
         break;
       case Role::key_side:
-        if (v.rows != d.m && v.rows != d.batch * d.m) fail("m = " + m + " rows, or batch times that");
+        if (v.rows != d.m && v.rows != d.batch * d.m) fail("m = " + text_of(d.m) + " rows, or batch times that");
         break;
       case Role::head:
         if (v.rows != 1 && v.rows != d.heads) fail("1 row, or one a head (" + text_of(d.heads) + ")");
