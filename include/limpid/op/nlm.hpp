@@ -23,7 +23,9 @@ inline namespace LIMPID_ABI {
 /// and of the near ones in wider rows, and so are gradients. Which it is depends on the arrays of a head alone. A
 /// bandwidth with which all keys that a query sees, more than one, lie beyond the end of the numbers, |q - k|^2 / h^2 >
 /// 3.4e38 in float, leaves nothing to tell them apart: the query's row of out is NaN, and what gradients it reaches. A
-/// key beyond that end beside one this side of it has no weight. Throws ShapeError for a bandwidth that is not positive
+/// key beyond that end beside one this side of it has no weight. Under a neighbourhood() rows of out depend on the rows
+/// within its reach alone, so an image whose patches are too many for memory goes strip by strip, each with those rows
+/// beside it: what the whole image gives, up to rounding (9.5e-7 of 1 in float; tests/op/nlm_test.cpp). Throws ShapeError for a bandwidth that is not positive
 /// or so small that 2 / h^2 overflows, 8e-20 in float.
 template <class M = Chain<>>
 auto nlm(const M& modifiers = {}) {
