@@ -248,6 +248,26 @@ TEST_CASE("Transformer block: used twice, dx is overwritten and parameters are a
   CHECK(sum.w1 == grad.w1);
 }
 
+TEST_CASE("Transformer block: memory grows with the tokens, not with their square") {
+  const auto block = limpid::transformer_block(limpid::softmax(), {.heads = 2, .eps = 1e-3});
+  const auto bytes = [&](Index n) {
+    const auto p = parameters<float>({}, n);
+    auto grad = p;
+    std::remove_const_t<decltype(block)>::Saved<float> saved;
+    limpid::Workspace workspace;
+    Mat<float> out = p.x;
+    block.forward(p, out, {.saved = &saved, .workspace = &workspace});
+    block.backward(p, saved, out, grad, {.workspace = &workspace});
+    Index kept = saved.attended.size() + saved.mlp.hidden.size() + saved.round_mlp.norm.statistics.size();
+    for (const Mat<float>* m : {&saved.attention.q, &saved.attention.k, &saved.attention.v, &saved.attention.o})
+      kept += m->size();
+    return std::pair<double, double>(static_cast<double>(workspace.bytes()), static_cast<double>(kept));
+  };
+  const auto few = bytes(512), many = bytes(2048);
+  CHECK(many.first < 4.5 * few.first);
+  CHECK(many.second == 4 * few.second);
+}
+
 TEST_CASE("Transformer block: every parameter is visited under its name, views and gradients side by side") {
   const Args p = parameters({.cross = true, .scales = true, .gated = true, .heads_norm = true});
   Index numbers = 0;

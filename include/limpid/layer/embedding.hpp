@@ -1,4 +1,5 @@
-// limpid: embeddings: rows of a table as tokens, and the gradient of the table; a token of its own before those of each item.
+// limpid: embeddings: rows of a table as tokens, and the gradient of the table; a token of its own before those of each
+// item.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -34,9 +35,10 @@ void check_first_token(const char* x_name, View<S> x, const char* token_name, Vi
 
 }  // namespace detail
 
-/// Row i of out is row ids[i] of table: words, types or learned positions as tokens; table V x D, out as many rows as there
-/// are ids. call.accumulate adds to what is there: words, then positions, then types. Throws ShapeError for an id that is
-/// no row of the table, an out of another shape or one that shares memory with the table; before anything is written.
+/// Row i of out is row ids[i] of table: words, types or learned positions as tokens; table V x D, out as many rows as
+/// there are ids. call.accumulate adds to what is there: words, then positions, then types. Throws ShapeError for an id
+/// that is no row of the table, an out of another shape or one that shares memory with the table; before anything is
+/// written.
 ///     limpid::embed(words, ids, x);
 ///     limpid::embed(positions, places, x, {.accumulate = true});
 template <class T, class Y>

@@ -22,8 +22,8 @@ struct LayerCall {
   }
 };
 
-/// How the weight of a linear map lies in memory: [in, out] for y = x W, or [out, in] for y = x W^T, as PyTorch, timm and
-/// Hugging Face keep it.
+/// How the weight of a linear map lies in memory: [in, out] for y = x W, or [out, in] for y = x W^T, as PyTorch, timm
+/// and Hugging Face keep it.
 enum class WeightOrder { in_out, out_in };
 
 template <class S>
@@ -74,8 +74,8 @@ struct Gradient {
   Gradient() = default;
   template <class V>
   requires(!std::is_same_v<std::remove_cvref_t<V>, Gradient> && std::is_convertible_v<V, MutView<S>>)
-      Gradient(V&& v, Way way_ = Way::as_call)
-      : way(way_) {  // NOLINT: implicit on purpose
+      Gradient(V&& v, Way way_ = Way::as_call)  // NOLINT: implicit on purpose, copies are excluded
+      : way(way_) {
     const MutView<S> to(std::forward<V>(v));
     data = to.data, rows = to.rows, cols = to.cols, stride = to.stride;
   }

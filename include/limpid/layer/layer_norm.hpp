@@ -15,8 +15,8 @@ inline namespace LIMPID_ABI {
 /// Which norm: layer_norm, or rms_norm, which takes no mean off.
 enum class NormKind { layer, rms };
 
-/// An eps that has to be said, as it differs by model and changes digits: 1e-12 in BERT, 1e-6 in the vision transformers
-/// of timm and in DINOv2, 1e-5 in PyTorch's default, 1e-5 or 1e-6 in LLaMA.
+/// An eps that has to be said, as it differs by model and changes digits: 1e-12 in BERT, 1e-6 in the vision
+/// transformers of timm and in DINOv2, 1e-5 in PyTorch's default, 1e-5 or 1e-6 in LLaMA.
 inline constexpr double eps_not_given = -1;
 
 /// What a norm keeps for backward of every row, n x 4: mean (rounded, and what
@@ -123,8 +123,8 @@ struct NormRows {
   static Index tasks(Index rows) { return (rows + step - 1) / step; }
 };
 
-/// y = gamma o (x - mean) r + beta and the statistics (n x 4, may be null), shapes checked; gamma and beta may be empty,
-/// y may be x.
+/// y = gamma o (x - mean) r + beta and the statistics (n x 4, may be null), shapes checked; gamma and beta may be
+/// empty, y may be x.
 template <class P, class S = typename P::Scalar>
 void norm_in(const Context& context, NormKind kind, View<S> x, View<S> gamma, View<S> beta, double eps, MutView<S> y,
              MutView<S> statistics) {

@@ -16,8 +16,8 @@ struct LinearGrads {
   Gradient<S> x{}, w{}, b{};
 };
 
-/// A weight for inference: brought into the order in which linear() reads it once, instead of in every call, for as much
-/// memory again. The bits of a result are the same. It looks at w, which has to outlive it and must not change.
+/// A weight for inference: brought into the order in which linear() reads it once, instead of in every call, for as
+/// much memory again. The bits of a result are the same. It looks at w, which has to outlive it and must not change.
 ///     limpid::PackedWeight<float> packed(limpid::out_in(w));
 ///     limpid::linear(x, packed, b, y);
 template <class S>

@@ -1,4 +1,5 @@
-// limpid: the perceptron of a transformer block: two linear maps and an activation between them, or three of the gated one.
+// limpid: the perceptron of a transformer block: two linear maps and an activation between them, or three of the gated
+// one.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -49,8 +50,8 @@ struct MlpSaved {
   detail::Turn turn;
 };
 
-/// out = act(x w1 + b1) w2 + b2, or, gated, (act(x w1 + b1) o (x w3 + b3)) w2 + b2 (Shazeer 2020, arXiv 2002.05202: SwiGLU
-/// is silu gated, GEGLU gelu gated).
+/// out = act(x w1 + b1) w2 + b2, or, gated, (act(x w1 + b1) o (x w3 + b3)) w2 + b2 (Shazeer 2020, arXiv 2002.05202:
+/// SwiGLU is silu gated, GEGLU gelu gated).
 ///
 ///     da = dout w2^T,   dh = da o act'(h),   gated: dh = da o g o act'(h),   dg = da o act(h)
 ///     dw2 = a^T dout,   dw1 = x^T dh,   dw3 = x^T dg,   dx = dh w1^T + dg w3^T,   db = column sums

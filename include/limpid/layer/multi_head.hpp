@@ -13,7 +13,8 @@ inline namespace LIMPID_ABI {
 /// wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E; or each weight the other way round as out_in(w) says.
 /// context (B m) x C, what keys and values are made from in place of x (cross attention), wk and wv then of C inputs.
 /// gamma_q and gamma_k 1 x d of the norms of each head's q and k. Empty: not given; without wo the heads' output is the
-/// result. visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by side.
+/// result. visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by
+/// side.
 template <class T>
 struct MultiHeadArgs {
   T x{};
@@ -81,12 +82,12 @@ void check_relevance(const char* layer, const BackwardCall<S>& call, Index batch
 /// out = concat_heads(op(x wq + bq, c wk + bk, c wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762, section
 /// 3.2.2) for any operator of q, k, v, c = context where it is given, else x. With qk_norm_eps each head's q and k are
 /// RMS-normed before the operator sees them (Henry et al. 2020, arXiv 2010.04245, with the RMS norm of later models);
-/// rotary positions come with the operator, after that: rope(softmax(causal()), {.layout = RopeLayout::half}) turns query
-/// i of n at place i + m - n. Kept: q, k, v, the heads' output and what the operator keeps; saved.q, saved.k, saved.v and
-/// saved.attention are what map_block and Rollout ask for. backward takes the request of a Relevance (ask()) as the
-/// operator's own does, and its gradients have the same bits then. Throws ShapeError where shapes do not fit, a result
-/// shares memory with an input or with another one, a bias or gamma is not finite, or, backward, no forward call has
-/// filled saved to its end.
+/// rotary positions come with the operator, after that: rope(softmax(causal()), {.layout = RopeLayout::half}) turns
+/// query i of n at place i + m - n. Kept: q, k, v, the heads' output and what the operator keeps; saved.q, saved.k,
+/// saved.v and saved.attention are what map_block and Rollout ask for. backward takes the request of a Relevance
+/// (ask()) as the operator's own does, and its gradients have the same bits then. Throws ShapeError where shapes do not
+/// fit, a result shares memory with an input or with another one, a bias or gamma is not finite, or, backward, no
+/// forward call has filled saved to its end.
 template <class Op>
 struct MultiHead {
   Op op;

@@ -1,5 +1,5 @@
-// limpid: the transformer block: attention by any operator, cross attention, an MLP, each with its norm, its residual and
-// LayerScale.
+// limpid: the transformer block: attention by any operator, cross attention, an MLP, each with its norm, its residual
+// and LayerScale.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -13,12 +13,12 @@ inline namespace LIMPID_ABI {
 /// (Vaswani et al. 2017), or before a sublayer and again before its residual.
 enum class NormPlace { pre, post, sandwich };
 
-/// What a transformer block reads, and where its gradients go. x (B n) x D. Self attention: gamma1 and beta1 1 x D, wq to bo,
-/// gamma_q and gamma_k as in MultiHeadArgs, scale1 1 x D of LayerScale. Cross attention: context (B m) x C, gamma_c, beta_c,
-/// wq2 to bo2, gamma_q2, gamma_k2, scale_c. MLP: gamma2, beta2, w1 to b3 as in MlpArgs, scale2. gamma1b, beta1b, gamma_cb,
-/// beta_cb, gamma2b, beta2b: of the second norms of a sandwich. Every weight may lie either way round, as out_in(w) says.
-/// Empty: not given. visit(f, a...) calls f(name, a's fields...) in this order, visit_parameters the same without x and
-/// context.
+/// What a transformer block reads, and where its gradients go. x (B n) x D. Self attention: gamma1 and beta1 1 x D, wq
+/// to bo, gamma_q and gamma_k as in MultiHeadArgs, scale1 1 x D of LayerScale. Cross attention: context (B m) x C,
+/// gamma_c, beta_c, wq2 to bo2, gamma_q2, gamma_k2, scale_c. MLP: gamma2, beta2, w1 to b3 as in MlpArgs, scale2.
+/// gamma1b, beta1b, gamma_cb, beta_cb, gamma2b, beta2b: of the second norms of a sandwich. Every weight may lie either
+/// way round, as out_in(w) says. Empty: not given. visit(f, a...) calls f(name, a's fields...) in this order,
+/// visit_parameters the same without x and context.
 template <class T>
 struct TransformerBlockArgs {
   using W = detail::LayerWeight<T>;
@@ -107,8 +107,8 @@ struct Surroundings {
   T gamma, beta, gamma_b, beta_b, scale;
 };
 
-/// What a sublayer's surroundings keep: statistics of the norms; what the sublayer gave where its scale or a norm after it
-/// wants that, and the sum that a norm after the residual is of.
+/// What a sublayer's surroundings keep: statistics of the norms; what the sublayer gave where its scale or a norm after
+/// it wants that, and the sum that a norm after the residual is of.
 template <class S>
 struct SurroundingsSaved {
   LayerNormSaved<S> norm, norm_b;
@@ -247,28 +247,30 @@ struct TransformerBlockSaved {
   detail::Turn turn;
 };
 
-/// A block of a transformer, batches of tokens to tokens of the same shape, for each of its sublayers f: self attention, cross
-/// attention where there is one, MLP where there is one,
+/// A block of a transformer, batches of tokens to tokens of the same shape, for each of its sublayers f: self
+/// attention, cross attention where there is one, MLP where there is one,
 ///
 ///     pre        x <- x + s o f(N(x))
 ///     post       x <- N(x + s o f(x))
 ///     sandwich   x <- x + N_b(f(N(x)))
 ///
-/// N a layer or rms norm, s LayerScale (Touvron et al. 2021, arXiv 2103.17239) or 1. Attention is MultiHead of any operator of
-/// q, k and v; rotary positions come with it, rope(softmax(causal()), {.layout = RopeLayout::half}). Kept: what MultiHead and
-/// Mlp keep, the tokens between sublayers, the norms' statistics, of post the sums they are of, of LayerScale and sandwich what
-/// sublayers gave; N(x) is made again. Memory O(n (D + E)), whatever m and n. x, context and the parameters must still be there.
+/// N a layer or rms norm, s LayerScale (Touvron et al. 2021, arXiv 2103.17239) or 1. Attention is MultiHead of any
+/// operator of q, k and v; rotary positions come with it, rope(softmax(causal()), {.layout = RopeLayout::half}). Kept:
+/// what MultiHead and Mlp keep, the tokens between sublayers, the norms' statistics, of post the sums they are of, of
+/// LayerScale and sandwich what sublayers gave; N(x) is made again. Memory O(n (D + E)), whatever m and n. x, context
+/// and the parameters must still be there.
 ///
 ///     const auto block = limpid::transformer_block(limpid::softmax(), {.heads = 6, .eps = 1e-6});
-///     limpid::TransformerBlock<...>::Saved<float> saved;       // decltype(block)::Saved<float>
+///     decltype(block)::Saved<float> saved;
 ///     block.forward({.x = x, .gamma1 = g1, ..., .wq = limpid::out_in(wq), ...}, out, {.saved = &saved});
 ///     block.backward(in, saved, dout, {.x = dx, .wq = limpid::add(dwq), ...});
 ///
-/// A gradient that says add(m) or overwrite(m) does that, the others as call.accumulate says; of blocks that share their
-/// parameters, dx is overwritten and parameters are added to. backward takes the request of a Relevance (ask()) for its self
-/// attention, and another for its cross attention; gradients have the same bits then. Throws ShapeError as MultiHead and Mlp
-/// do, with the layer's name first, where eps is not given, a beta is given to an rms norm, a scale or second norm to a block
-/// without, context to a block without cross attention, or sublayers give other widths than x has.
+/// A gradient that says add(m) or overwrite(m) does that, the others as call.accumulate says; of blocks that share
+/// their parameters, dx is overwritten and parameters are added to. backward takes the request of a Relevance (ask())
+/// for its self attention, and another for its cross attention; gradients have the same bits then. Throws ShapeError as
+/// MultiHead and Mlp do, with the layer's name first, where eps is not given, a beta is given to an rms norm, a scale
+/// or second norm to a block without, context to a block without cross attention, or sublayers give other widths than x
+/// has.
 template <class Op, class CrossOp = NoCross>
 struct TransformerBlock {
   Op op;
