@@ -5,9 +5,9 @@
 //
 // RXNMapper (Schwaller, Hoover, Reymond, Strobelt, Laino 2021, "Extraction of organic chemistry grammar from
 // unsupervised learning of chemical reactions", Science Advances 7) is an ALBERT of 12 layers that learned to fill in
-// tokens of reactions that were left out. One head of its eleventh layer looks, from an atom of the product, at the atom
-// of the reactants that it was: its map is the answer. Weights, and the reactions that are mapped where none is given:
-// data/rxnmapper.
+// tokens of reactions that were left out. One head of its eleventh layer looks, from an atom of the product, at the
+// atom of the reactants that it was: its map is the answer. Weights, and the reactions that are mapped where none is
+// given: data/rxnmapper.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-// limpid: reactions written as SMILES (Weininger 1988): their tokens, atoms and bonds, and the text with atoms numbered.
+// limpid: reactions as SMILES (Weininger 1988): tokens, atoms and bonds, and the text with atoms numbered.
 //
 // As much of the notation as maps of atoms need: bonds say who is next to whom and how many hydrogens an atom has; no
 // canonical order, no stereochemistry, no check of valences.

@@ -256,8 +256,8 @@ class Checkpoint {
   Weights<S> matrix(const std::string& tensor, Index rows = any, Index cols = any) const {
     return read<S>(tensor, {rows, cols});
   }
-  /// outputs x (channels patch^2) of a patch filter [outputs, channels, patch, patch]: a row is what patches() makes of a
-  /// patch, channel by channel, row by row.
+  /// outputs x (channels patch^2) of a patch filter [outputs, channels, patch, patch]: a row is what patches() makes of
+  /// a patch, channel by channel, row by row.
   template <class S>
   Weights<S> filter(const std::string& tensor, Index outputs = any, Index channels = any, Index patch = any) const {
     return read<S>(tensor, {outputs, channels, patch, patch});

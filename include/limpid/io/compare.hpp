@@ -72,9 +72,9 @@ inline Drift drift_of(const std::string& name, const Tensor& reference, const Te
 }  // namespace detail
 
 /// The tensors of found beside those of the reference that have their names, in the order of the names with numbers as
-/// numbers: which layer is the first whose numbers drift. Shapes may differ where the number of entries does not ([n, D]
-/// and [1, n, D]); what has another size, another kind or is missing is told as its problem. What only found has is left
-/// out. A NaN or an infinity that the other file has not is an infinite error.
+/// numbers: which layer is the first whose numbers drift. Shapes may differ where the number of entries does not ([n,
+/// D] and [1, n, D]); what has another size, another kind or is missing is told as its problem. What only found has is
+/// left out. A NaN or an infinity that the other file has not is an infinite error.
 inline std::vector<Drift> compare(const Safetensors& reference, const Safetensors& found) {
   std::vector<Drift> all;
   for (const auto& [name, tensor] : reference.tensors) {
@@ -92,8 +92,8 @@ inline std::vector<Drift> compare(const Safetensors& reference, const Safetensor
   return all;
 }
 
-/// The comparison as text, a line a tensor: name, shape, largest error over largest entry; behind those beyond `bound` a
-/// mark, and in the end how many they are.
+/// The comparison as text, a line a tensor: name, shape, largest error over largest entry; behind those beyond `bound`
+/// a mark, and in the end how many they are.
 inline std::string drift_text(const std::vector<Drift>& all, double bound) {
   std::size_t width = 6, shapes = 5, beyond = 0;
   for (const Drift& one : all) {

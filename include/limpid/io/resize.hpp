@@ -79,12 +79,12 @@ inline std::vector<std::uint8_t> resampled(const ResampledAxis& axis, const std:
 
 }  // namespace detail
 
-/// The image in rows x cols, as Pillow's Image.resize does it with BILINEAR or BICUBIC in 8 bits, exact to the grey level
-/// (tests/io/resize_test.cpp): along rows first, then along columns, each pass rounded to 8 bits; weights rounded to
-/// 2^-22; an axis that keeps its length is left alone. So do all versions of Pillow up to 12; from 13 on it takes the
-/// columns first where the height shrinks much more than the width, which moves some greys by one or a few. Pixels are
-/// rounded to v / 255 before, clipped as write_png does, and are such numbers after. Throws FormatError for an image
-/// without pixels or of other channels than 1 or 3, and ShapeError for extents below 1 or out of all size.
+/// The image in rows x cols, as Pillow's Image.resize does it with BILINEAR or BICUBIC in 8 bits, exact to the grey
+/// level (tests/io/resize_test.cpp): along rows first, then along columns, each pass rounded to 8 bits; weights rounded
+/// to 2^-22; an axis that keeps its length is left alone. So do all versions of Pillow up to 12; from 13 on it takes
+/// the columns first where the height shrinks much more than the width, which moves some greys by one or a few. Pixels
+/// are rounded to v / 255 before, clipped as write_png does, and are such numbers after. Throws FormatError for an
+/// image without pixels or of other channels than 1 or 3, and ShapeError for extents below 1 or out of all size.
 inline Image resize(const Image& image, Index rows, Index cols, Resampling kind = Resampling::bicubic) {
   detail::check_image("resize", image);
   if (image.pixels.size() == 0) detail::fail("resize", "found an image without pixels, wanted one at least");

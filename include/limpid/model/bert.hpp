@@ -93,13 +93,13 @@ inline const NameTable& albert_block() {
 
 }  // namespace detail
 
-/// BERT (Devlin et al. 2018, arXiv 1810.04805) or ALBERT (Lan et al. 2019, arXiv 1909.11942), whichever the file's names
-/// are of: post-norm blocks over
+/// BERT (Devlin et al. 2018, arXiv 1810.04805) or ALBERT (Lan et al. 2019, arXiv 1909.11942), whichever the file's
+/// names are of: post-norm blocks over
 ///
 ///     embedded = N(words[id] + places[i] + types[type]),   of ALBERT times W_in^T + b_in
 ///
-/// Prefixes bert., albert. and model. and none, and LayerNorm.gamma and .beta of files released in TensorFlow's names, are
-/// found by themselves. Token i of an item has place i. Pooler and heads of tasks are not read, and so reported in
+/// Prefixes bert., albert. and model. and none, and LayerNorm.gamma and .beta of files released in TensorFlow's names,
+/// are found by themselves. Token i of an item has place i. Pooler and heads of tasks are not read, and so reported in
 /// `unused`. Padding goes into the operator:
 ///
 ///     const limpid::io::Checkpoint file("model.safetensors");
@@ -110,9 +110,9 @@ inline const NameTable& albert_block() {
 ///     bert.forward(op, ids, {}, saved, {.batch = batch});
 ///     const auto sentence = unit_rows(pool(saved.hidden, mean_weights<float>(keep)));
 ///
-/// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a head
-/// count that does not divide, ALBERT without layers. Calls throw ShapeError: ids out of the vocabulary, more tokens than
-/// places, an operator's own reasons.
+/// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a
+/// head count that does not divide, ALBERT without layers. Calls throw ShapeError: ids out of the vocabulary, more
+/// tokens than places, an operator's own reasons.
 template <class S>
 class Bert {
  public:
@@ -163,8 +163,8 @@ class Bert {
   Parameters<S> parameters;
   std::vector<std::string> unused;  ///< tensors of the file that this model does not know
 
-  /// Brings the weights of the blocks into the order in which linear() reads them, for as much memory again: less work in
-  /// calls of few tokens, the same bits. To be called again where parameters change.
+  /// Brings the weights of the blocks into the order in which linear() reads them, for as much memory again: less work
+  /// in calls of few tokens, the same bits. To be called again where parameters change.
   void pack() { stack_.pack(parameters); }
   Index layers() const { return stack_.layers; }
   Index width() const { return map_.given() ? map_.rows : words_.cols; }
@@ -207,8 +207,8 @@ class Bert {
     saved.hidden = stack_.forward(op, parameters, std::move(x), saved.stack, call);
   }
 
-  /// Backwards from the gradient of hidden: gradients are added to, dembeddings ((batch n) x the width of embeddings) gets
-  /// the gradient of the sum of a token's embeddings, relevance its row; what is null or empty is not made.
+  /// Backwards from the gradient of hidden: gradients are added to, dembeddings ((batch n) x the width of embeddings)
+  /// gets the gradient of the sum of a token's embeddings, relevance its row; what is null or empty is not made.
   template <class Op>
   void backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidden, ParameterGradients<S>* gradients,
                 MutView<S> dembeddings = {}, RelevanceRow<S>* relevance = nullptr, const ModelCall& call = {}) const {

@@ -67,13 +67,13 @@ inline const NameTable& llama_block() {
 
 }  // namespace detail
 
-/// A LLaMA-style decoder (Touvron et al. 2023, arXiv 2302.13971): pre-norm blocks of RMS norm, grouped keys (their number
-/// by the shape of k_proj), SwiGLU; biases of q, k, v (Qwen2) and QK norm (Qwen3) where the file has them;
+/// A LLaMA-style decoder (Touvron et al. 2023, arXiv 2302.13971): pre-norm blocks of RMS norm, grouped keys (their
+/// number by the shape of k_proj), SwiGLU; biases of q, k, v (Qwen2) and QK norm (Qwen3) where the file has them;
 ///
 ///     x = embed_tokens[id],   logits = N(blocks(x)) W_head^T
 ///
-/// W_head is lm_head.weight, or the embedding itself where there is none (tied): its gradient is then of both. Positions
-/// come with the operator.
+/// W_head is lm_head.weight, or the embedding itself where there is none (tied): its gradient is then of both.
+/// Positions come with the operator.
 ///
 ///     const limpid::io::Checkpoint file("folder");     // one file, or shards by their index
 ///     const limpid::model::Llama<float> llama(file, {.heads = 32, .eps = 1e-5});
@@ -82,8 +82,8 @@ inline const NameTable& llama_block() {
 ///     llama.forward(op, ids, saved);                                    // saved.logits
 ///     const auto why = llama.explain(op, saved, id);                    // of the last token's logit of that id
 ///
-/// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a head
-/// count that does not divide. Calls throw ShapeError: ids out of the vocabulary, an operator's own reasons.
+/// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a
+/// head count that does not divide. Calls throw ShapeError: ids out of the vocabulary, an operator's own reasons.
 template <class S>
 class Llama {
  public:
@@ -124,8 +124,8 @@ class Llama {
   Parameters<S> parameters;
   std::vector<std::string> unused;  ///< tensors of the file that this model does not know
 
-  /// Brings the weights of the blocks into the order in which linear() reads them, for as much memory again: less work in
-  /// calls of few tokens, the same bits. To be called again where parameters change.
+  /// Brings the weights of the blocks into the order in which linear() reads them, for as much memory again: less work
+  /// in calls of few tokens, the same bits. To be called again where parameters change.
   void pack() { stack_.pack(parameters); }
   Index layers() const { return stack_.layers; }
   Index width() const { return words_.cols; }
@@ -153,10 +153,10 @@ class Llama {
            {false, call.workspace, call.executor});
   }
 
-  /// The next tokens of one text, one or more: the logits of each, n x vocabulary, from the keys and values of the cache,
-  /// to which theirs are added. op is the attention without its rotary positions, softmax(causal()): the cache turns q and
-  /// k by its own base. The numbers are forward's, but for rounding. The cache doubles its room when that is full. Throws
-  /// ShapeError as forward does, with the cache as it was.
+  /// The next tokens of one text, one or more: the logits of each, n x vocabulary, from the keys and values of the
+  /// cache, to which theirs are added. op is the attention without its rotary positions, softmax(causal()): the cache
+  /// turns q and k by its own base. The numbers are forward's, but for rounding. The cache doubles its room when that
+  /// is full. Throws ShapeError as forward does, with the cache as it was.
   template <class Op>
   Mat<S> step(const Op& op, const std::vector<Index>& ids, LlamaCache<S>& cache, const ModelCall& call = {}) const {
     detail::check_ids("llama", "ids", ids, 1, vocabulary(), "the vocabulary");
@@ -220,8 +220,8 @@ class Llama {
     return project(h, head_, Slot());
   }
 
-  /// Backwards from the gradient of logits: gradients are added to, dembeddings ((batch n) x D) gets the gradient of the
-  /// embedded tokens, relevance its row; what is null or empty is not made.
+  /// Backwards from the gradient of logits: gradients are added to, dembeddings ((batch n) x D) gets the gradient of
+  /// the embedded tokens, relevance its row; what is null or empty is not made.
   template <class Op>
   void backward(const Op& op, LlamaSaved<Op, S>& saved, View<S> dlogits, ParameterGradients<S>* gradients,
                 MutView<S> dembeddings = {}, RelevanceRow<S>* relevance = nullptr, const ModelCall& call = {}) const {
@@ -249,8 +249,8 @@ class Llama {
     if (gradients != nullptr) detail::add_gradient_of_rows(d, saved.ids, (*gradients)(words_));
   }
 
-  /// The relevance of every token to the last token's logit of that id, in every item. Throws ShapeError for an id out of
-  /// the vocabulary.
+  /// The relevance of every token to the last token's logit of that id, in every item. Throws ShapeError for an id out
+  /// of the vocabulary.
   template <class Op>
   RelevanceRow<S> explain(const Op& op, LlamaSaved<Op, S>& saved, Index id, const ModelCall& call = {}) const {
     detail::check_ids("llama", "id", {id}, 1, vocabulary(), "the vocabulary");

@@ -75,10 +75,10 @@ struct ParameterGradients {
 
 namespace detail {
 
-/// A tensor of a family of checkpoints: the roles that share its rows, in equal parts; its name; a letter an axis for its
-/// extents, the same letter the same extent in all of the model, told by the first tensor that has it; and whether files
-/// of the family may lack it. Letters: D width, E of the MLP, Q and K of the queries and keys, P = 3 D, d of a head,
-/// V vocabulary.
+/// A tensor of a family of checkpoints: the roles that share its rows, in equal parts; its name; a letter an axis for
+/// its extents, the same letter the same extent in all of the model, told by the first tensor that has it; and whether
+/// files of the family may lack it. Letters: D width, E of the MLP, Q and K of the queries and keys, P = 3 D, d of a
+/// head, V vocabulary.
 struct NameRow {
   const char* roles;
   const char* name;
@@ -113,8 +113,8 @@ class Loader {
     return at == std::string::npos ? name : name.substr(0, at) + std::to_string(number) + name.substr(at + 1);
   }
 
-  /// The name that the file has a tensor under: of a LayerNorm, gamma and beta in files that were released in TensorFlow's
-  /// names. No other gamma is one: LayerScale's is not.
+  /// The name that the file has a tensor under: of a LayerNorm, gamma and beta in files that were released in
+  /// TensorFlow's names. No other gamma is one: LayerScale's is not.
   std::string known(const std::string& name) const {
     for (const auto& [now, then] :
          {std::pair{"LayerNorm.weight", "LayerNorm.gamma"}, std::pair{"LayerNorm.bias", "LayerNorm.beta"}}) {

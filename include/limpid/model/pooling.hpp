@@ -20,8 +20,8 @@ void check_pooling(const char* op, View<S> x, View<S> weights) {
 }  // namespace detail
 
 /// The weights of a mean over the kept tokens of each item: keep is batch x n, not 0 where a token counts; 1 / count
-/// there and 0 elsewhere, which is also the start of the relevance of a mean-pooled answer. Throws ShapeError for an item
-/// without tokens.
+/// there and 0 elsewhere, which is also the start of the relevance of a mean-pooled answer. Throws ShapeError for an
+/// item without tokens.
 template <class S, class Keep>
 Mat<S> mean_weights(const Keep& keep) {
   Mat<S> out = Mat<S>::Zero(keep.rows(), keep.cols());
@@ -36,8 +36,8 @@ Mat<S> mean_weights(const Keep& keep) {
   return out;
 }
 
-/// A sum of the tokens of each item: x (B n) x D, weights B x n, the result B x D. A token of weight 0 is not looked at.
-/// Throws ShapeError where they do not fit.
+/// A sum of the tokens of each item: x (B n) x D, weights B x n, the result B x D. A token of weight 0 is not looked
+/// at. Throws ShapeError where they do not fit.
 template <class S>
 Mat<S> pool(const Mat<S>& x, const Mat<S>& weights) {
   detail::check_pooling<S>("pool", x, weights);

@@ -14,8 +14,8 @@ namespace model {
 
 /// How a family resizes its table of positions. bicubic: the cubic of Keys with a = -3/4, by the size, the border
 /// repeated (PyTorch's interpolate; Hugging Face's ViT and DINOv2). dinov2: the same at a scale of (size + 0.1) / old
-/// size, as DINOv2's own program has it. antialiased: a = -1/2, stretched where the table shrinks, weights that sum to 1
-/// within the border (PyTorch's antialias, timm, DINOv2 with registers at Hugging Face).
+/// size, as DINOv2's own program has it. antialiased: a = -1/2, stretched where the table shrinks, weights that sum to
+/// 1 within the border (PyTorch's antialias, timm, DINOv2 with registers at Hugging Face).
 enum class PositionResize { bicubic, dinov2, antialiased };
 
 namespace detail {
@@ -60,8 +60,8 @@ struct AxisWeights {
 
 }  // namespace detail
 
-/// A table of positions, one a row, of a grid of old_rows x old_cols for one of rows x cols; where the sizes are the same
-/// it is left as it is. In double. Throws ShapeError for a table of other rows and for sizes below 1.
+/// A table of positions, one a row, of a grid of old_rows x old_cols for one of rows x cols; where the sizes are the
+/// same it is left as it is. In double. Throws ShapeError for a table of other rows and for sizes below 1.
 template <class S>
 Mat<S> resize_positions(PositionResize rule, View<S> table, Index old_rows, Index old_cols, Index rows, Index cols,
                         bool transpose = false) {

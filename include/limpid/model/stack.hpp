@@ -20,8 +20,8 @@ struct ModelCall {
 ///
 ///     R = (I + Abar_L) ... (I + Abar_1),   Abar = mean_h part(A_h o dy/dA_h)
 ///
-/// (Chefer, Gur and Wolf 2021, arXiv 2103.15679), for a start that is the unit row of the explained token, or its weights
-/// in a mean. rest holds start (R - I): in float the identity's 1 would cost the digits that one shows.
+/// (Chefer, Gur and Wolf 2021, arXiv 2103.15679), for a start that is the unit row of the explained token, or its
+/// weights in a mean. rest holds start (R - I): in float the identity's 1 would cost the digits that one shows.
 template <class S>
 struct RelevanceRow {
   Mat<S> start, rest;  ///< batch x n

@@ -134,15 +134,15 @@ inline const std::vector<VitNames>& vit_families() {
 
 }  // namespace detail
 
-/// A vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929; DINOv2, Oquab et al. 2023, arXiv 2304.07193; registers,
-/// Darcet et al. 2023, arXiv 2309.16588) as its checkpoint has it: pre-norm blocks, erf GELU, layer scale and QK norm
-/// where the file has them.
+/// A vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929; DINOv2, Oquab et al. 2023, arXiv 2304.07193;
+/// registers, Darcet et al. 2023, arXiv 2309.16588) as its checkpoint has it: pre-norm blocks, erf GELU, layer scale
+/// and QK norm where the file has them.
 ///
 ///     tokens = [class; registers; patches W^T + b + positions],   logits = pooled(N(blocks(tokens))) W_head^T + b_head
 ///
 /// The table of positions has a place for the class token, or none where its rows are a square number (timm's copies of
-/// DINOv2, whose class token has its position added already); it is resized where the image has other patches. Weights are
-/// read in place; their names and order are in parameters.list. Any operator of q, k and v goes into a call.
+/// DINOv2, whose class token has its position added already); it is resized where the image has other patches. Weights
+/// are read in place; their names and order are in parameters.list. Any operator of q, k and v goes into a call.
 ///
 ///     const limpid::io::Checkpoint file("vit.safetensors");
 ///     const limpid::model::Vit<float> vit(file, {.heads = 6});
@@ -150,9 +150,10 @@ inline const std::vector<VitNames>& vit_families() {
 ///     vit.forward(limpid::softmax(), pixels, 224, 224, saved);         // saved.logits
 ///     const auto why = vit.explain(limpid::softmax(), saved, label);   // why.rest: batch x n
 ///
-/// The file's names must be those of one family (timm, DINOv2, Hugging Face's ViT). Throws FormatError that names the file,
-/// the tensor, found and wanted: missing tensors all at once, other shapes, a head count that does not divide. Calls throw
-/// ShapeError: an image whose sides are no multiples of the patch, other channels, an operator's own reasons.
+/// The file's names must be those of one family (timm, DINOv2, Hugging Face's ViT). Throws FormatError that names the
+/// file, the tensor, found and wanted: missing tensors all at once, other shapes, a head count that does not divide.
+/// Calls throw ShapeError: an image whose sides are no multiples of the patch, other channels, an operator's own
+/// reasons.
 template <class S>
 class Vit {
  public:
@@ -214,8 +215,8 @@ class Vit {
   Parameters<S> parameters;
   std::vector<std::string> unused;  ///< tensors of the file that this model does not know
 
-  /// Brings the weights of the blocks into the order in which linear() reads them, for as much memory again: less work in
-  /// calls of few tokens, the same bits. To be called again where parameters change.
+  /// Brings the weights of the blocks into the order in which linear() reads them, for as much memory again: less work
+  /// in calls of few tokens, the same bits. To be called again where parameters change.
   void pack() { stack_.pack(parameters); }
   Index layers() const { return stack_.layers; }
   Index width() const { return patch_.rows; }
@@ -266,7 +267,8 @@ class Vit {
   }
 
   /// Backwards from the gradients of logits and of tokens, either of which may be without entries: gradients are added
-  /// to, dimage ((batch rows cols) x channels) is overwritten, relevance gets its row; what is null or empty is not made.
+  /// to, dimage ((batch rows cols) x channels) is overwritten, relevance gets its row; what is null or empty is not
+  /// made.
   template <class Op>
   void backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits, View<S> dtokens,
                 ParameterGradients<S>* gradients, MutView<S> dimage = {}, RelevanceRow<S>* relevance = nullptr,
@@ -325,7 +327,8 @@ class Vit {
                        dimage.block(b * pixels, 0, pixels, channels_), inner);
   }
 
-  /// The relevance of every token to the logit of that class, in every item. Throws ShapeError for a class out of range.
+  /// The relevance of every token to the logit of that class, in every item. Throws ShapeError for a class out of
+  /// range.
   template <class Op>
   RelevanceRow<S> explain(const Op& op, VitSaved<Op, S>& saved, Index label, const ModelCall& call = {}) const {
     if (label < 0 || label >= classes())
