@@ -4,6 +4,7 @@
 
 #include <array>
 #include <functional>
+#include <limpid/call/decode.hpp>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,38 @@ inline void decode_rows(Session& s, const std::string& section, bool in_memory,
             short_number(gigabytes / g[name].median()) + " of " + short_number(gigabytes / g["read"].median()) +
                 " GB/s, which would take " + short_number(needed) + " of the peak flop");
     }
+  }
+}
+
+/// One query a head against keys and values in pages, over the same in one array.
+inline void page_rows(Session& s) {
+  const Index d = 64, m = 4096, rows = 64, across = m / rows;
+  constexpr Index cold_bytes = 128 << 20;
+  for (const bool in_memory : {true, false}) {
+    const Index items = in_memory ? cold_bytes / (2 * m * d * static_cast<Index>(sizeof(float))) : 1;
+    Matrix<float> k(items * m, d), v(items * m, d), q(items, d), out(items, d);
+    fill_normal(k, 1), fill_normal(v, 2), fill_normal(q, 3);
+    const Matrix<float> k_pool = k, v_pool = v;  // the numbers do not matter, where they lie does
+    Matrix<Index> table(items, across), lengths = Matrix<Index>::Constant(items, 1, m);
+    for (Index p = 0; p < items * across; ++p) table.data()[p] = p * 37 % (items * across);
+    const auto pool = [&](const Matrix<float>& of) {
+      return limpid::PagePool<float>{of.data(), items * across, rows, d, rows * d, d, d};
+    };
+    const limpid::Pages<float> pages{pool(k_pool), pool(v_pool), table, lengths};
+    limpid::Inputs<decltype(limpid::softmax()), float> in;
+    in.q = q;
+    limpid::Workspace workspace;
+    Group g;
+    g.add(candidate("pages", [&] {
+      limpid::decode(limpid::softmax(), in, pages, out, {.batch = items, .workspace = &workspace});
+    }));
+    g.add(candidate("one array", [&] {
+      limpid::forward(limpid::softmax(), limpid::qkv(q, k, v), out, {.batch = items, .workspace = &workspace});
+    }));
+    g.run(s.effort);
+    s.add("Decoding from pages of 64 rows, time over that from one array, n = 1, m = 4096",
+          in_memory ? "keys and values in memory (128 MiB)" : "one head in cache", g.over("pages", "one array"),
+          Better::smaller, none, 1.05, short_number(1e6 * g["pages"].median() / double(items)) + " us a head");
   }
 }
 

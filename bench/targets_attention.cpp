@@ -209,6 +209,7 @@ void explain_rows(Session& s) {
 void decoding_rows(Session& s) {
   decode_rows(s, "Decoding", true, [](Index) { return Bound{0.8, none}; });
   decode_rows(s, "Decoding", false, [](Index) { return Bound{none, none}; });
+  page_rows(s);
 }
 
 // ---- error ----
