@@ -3,7 +3,7 @@
 //
 //     train --epochs 20 --augment --out run          writes run/checkpoint.safetensors, run/curve.csv, run/curve.gp
 //     train --resume --out run                       goes on after an interruption, bit for bit
-//     gnuplot -c curve.gp                            in that folder: curve.png
+//     gnuplot curve.gp                               in that folder: curve.png
 //
 // A batch is cut into tasks of a few images. A thread takes a task through the whole model, forward and backward, in
 // memory that is its own; the gradients of the tasks are summed in their order. So any number of threads gives the same
@@ -391,7 +391,8 @@ int main(int argc, char** argv) try {
     }
   });
   app.add_option("--data", data,
-                 "folder of train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and t10k-... of these")
+                 "folder of train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and t10k-... of these (Debian: "
+                 "dataset-fashion-mnist)")
       ->capture_default_str()
       ->check(named);
   app.add_option("--out", folder, "folder of the checkpoint and the learning curve")
