@@ -1,4 +1,4 @@
-// limpid: what training takes besides a model: named parameters, AdamW, its rates, the loss, images that are drawn anew.
+// limpid: what training takes besides a model: named parameters, AdamW, rates, the loss, images drawn anew.
 // SPDX-License-Identifier: MIT
 //
 // All of it is cut by shape and drawn by number, never by thread or by time, so that a run is the same, bit by bit, on

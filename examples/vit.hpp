@@ -1,4 +1,4 @@
-// limpid: the vision transformer of the examples (Dosovitskiy et al. 2021, arXiv 2010.11929), over any operator of q, k and v.
+// limpid: the vision transformer of the examples (Dosovitskiy et al. 2021, arXiv 2010.11929), over any operator.
 // SPDX-License-Identifier: MIT
 #pragma once
 

@@ -1,4 +1,4 @@
-// limpid: the vision transformer of the examples over one operator, LIMPID_VIT_OPERATOR, e.g. softmax: compiled once for each.
+// limpid: the vision transformer of the examples over LIMPID_VIT_OPERATOR, e.g. softmax: compiled once for each.
 // SPDX-License-Identifier: MIT
 #include <limpid/layer/layer_norm.hpp>
 #include <limpid/layer/transformer_block.hpp>
