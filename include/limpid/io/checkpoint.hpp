@@ -277,7 +277,7 @@ class Checkpoint {
         if constexpr (std::is_same_v<T, std::uint64_t>)
           if (number > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
             refuse(tensor, "found the entry " + std::to_string(number) + ", wanted one below 2^63");
-        out[i] = static_cast<std::int64_t>(number);
+        out[i] = static_cast<std::int64_t>(number);  // NOLINT(bugprone-signed-char-misuse): an I8 has a sign
       }
     };
     if (type == "I64")
@@ -421,7 +421,7 @@ class Checkpoint {
     };
     const auto same = [](auto x) { return x; };
     if (type->type == DType::f64)
-      convert(double(), same);
+      convert(double(), same);  // NOLINT(bugprone-branch-clone): of another type
     else if (type->type == DType::f32)
       convert(float(), same);
     else

@@ -38,8 +38,8 @@ struct ResampledAxis {
     std::vector<double> exact;
     for (Index i = 0; i < to; ++i) {
       const double center = (static_cast<double>(i) + 0.5) * scale;
-      const auto first = std::max(Index(0), static_cast<Index>(center - support + 0.5));
-      const auto last = std::min(from, static_cast<Index>(center + support + 0.5));
+      const auto first = std::max(Index(0), static_cast<Index>(std::floor(center - support + 0.5)));
+      const auto last = std::min(from, static_cast<Index>(std::floor(center + support + 0.5)));
       pixels.push_back({first, last - first, weights.size()});
       exact.clear();
       double sum = 0;

@@ -120,7 +120,7 @@ class Loader {
          {std::pair{"LayerNorm.weight", "LayerNorm.gamma"}, std::pair{"LayerNorm.bias", "LayerNorm.beta"}}) {
       const std::string_view end(now);
       if (!file_.has(name) && name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0)
-        if (const std::string old = name.substr(0, name.size() - end.size()) + then; file_.has(old)) return old;
+        if (std::string old = name.substr(0, name.size() - end.size()) + then; file_.has(old)) return old;
     }
     return name;
   }

@@ -40,8 +40,8 @@ struct AxisWeights {
       const double center = (static_cast<double>(i) + 0.5) * scale;
       if (smooth) {
         const double stretched = std::max(scale, 1.0), support = 2 * stretched;
-        const auto first = std::max(Index(0), static_cast<Index>(center - support + 0.5));
-        const auto last = std::min(from, static_cast<Index>(center + support + 0.5));
+        const auto first = std::max(Index(0), static_cast<Index>(std::floor(center - support + 0.5)));
+        const auto last = std::min(from, static_cast<Index>(std::floor(center + support + 0.5)));
         double sum = 0;
         for (Index j = first; j < last; ++j) {
           weights.emplace_back(j, cubic((static_cast<double>(j) - center + 0.5) / stretched));

@@ -298,7 +298,8 @@ struct Neighbourhood : Modifier {
     double pairs = 1;
     for (int x = 0; x < rank; ++x) {
       const auto& a = axes[std::size_t(x)];
-      const double places = double(a.places(0)), padded = double((a.places(0) + lanes - 1) / lanes * lanes);
+      const Index vectors = (a.places(0) + lanes - 1) / lanes;
+      const double places = double(a.places(0)), padded = double(vectors * lanes);
       double keys = double(std::min(a.places(0), a.window));
       if (x == rank - 1) {
         keys = double(a.window + a.stride - 1);
