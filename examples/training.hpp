@@ -43,7 +43,10 @@ class Random {
   /// 0 to count - 1.
   Index below(Index count) { return static_cast<Index>(uniform() * static_cast<double>(count)); }
   /// Standard normal (Box and Muller 1958).
-  double normal() { return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform()); }
+  double normal() {
+    const double radius = std::sqrt(-2 * std::log(1 - uniform()));  // drawn first, whatever the compiler
+    return radius * std::cos(6.283185307179586 * uniform());
+  }
 
  private:
   std::uint64_t state_;

@@ -189,9 +189,9 @@ class Bert {
                             std::to_string(places_.rows) + ", the places of the checkpoint");
     saved.ids = ids, saved.types = types, saved.batch = call.batch;
     if (types.empty()) saved.types.assign(ids.size(), 0);
-    saved.sum = Mat<S>::Zero(count, words_.cols);
-    detail::add_rows_of(parameters(words_), saved.ids, saved.sum);
-    detail::add_rows_of(parameters(types_), saved.types, saved.sum);
+    saved.sum.resize(count, words_.cols);
+    embed(parameters(words_), saved.ids, saved.sum, {false, call.workspace, call.executor});
+    embed(parameters(types_), saved.types, saved.sum, {true, call.workspace, call.executor});
     for (Index b = 0; b < call.batch; ++b) saved.sum.middleRows(b * n, n) += parameters(places_).map().topRows(n);
     saved.embedded.resize(count, words_.cols);
     layer_norm(saved.sum, parameters(gamma_), parameters(beta_), saved.embedded,
@@ -239,8 +239,8 @@ class Bert {
                         {overwrite(dsum), gradient(gamma_), gradient(beta_)}, inner);
     if (dembeddings.given()) dembeddings.map() = dsum;
     if (gradients == nullptr) return;
-    detail::add_gradient_of_rows(dsum, saved.ids, (*gradients)(words_));
-    detail::add_gradient_of_rows(dsum, saved.types, (*gradients)(types_));
+    embed_backward(saved.ids, dsum, gradient(words_));
+    embed_backward(saved.types, dsum, gradient(types_));
     for (Index b = 0; b < saved.batch; ++b) (*gradients)(places_).map().topRows(n) += dsum.middleRows(b * n, n);
   }
 

@@ -144,8 +144,8 @@ class Llama {
     detail::check_ids("llama", "ids", ids, call.batch, vocabulary(), "the vocabulary");
     const auto count = static_cast<Index>(ids.size());
     saved.ids = ids, saved.batch = call.batch;
-    Mat<S> x = Mat<S>::Zero(count, width());
-    detail::add_rows_of(parameters(words_), ids, x);
+    Mat<S> x(count, width());
+    embed(parameters(words_), ids, x, {false, call.workspace, call.executor});
     saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
     saved.hidden.resize(count, width()), saved.logits.resize(count, vocabulary());
     rms_norm(saved.last, parameters(norm_), saved.hidden, {options_.eps, &saved.norm, call.workspace, call.executor});
@@ -168,8 +168,8 @@ class Llama {
                             std::to_string(count));
     cache.k.resize(count), cache.v.resize(count);
     const LayerCall inner{false, call.workspace, call.executor};
-    Mat<S> x = Mat<S>::Zero(n, width()), h(n, width()), sum(n, width());
-    detail::add_rows_of(parameters(words_), ids, x);
+    Mat<S> x(n, width()), h(n, width()), sum(n, width());
+    embed(parameters(words_), ids, x, inner);
     const auto norm = [&](const Slot& gamma) {
       rms_norm(x, parameters(gamma), h, {options_.eps, nullptr, call.workspace, call.executor});
     };
@@ -246,7 +246,7 @@ class Llama {
                       {overwrite(dlast), gradient(norm_)}, inner);
     const Mat<S> d = stack_.backward(op, parameters, saved.stack, std::move(dlast), gradients, relevance, call);
     if (dembeddings.given()) dembeddings.map() = d;
-    if (gradients != nullptr) detail::add_gradient_of_rows(d, saved.ids, (*gradients)(words_));
+    if (gradients != nullptr) embed_backward(saved.ids, d, gradient(words_));
   }
 
   /// The relevance of every token to the last token's logit of that id, in every item. Throws ShapeError for an id out

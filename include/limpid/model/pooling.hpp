@@ -47,7 +47,7 @@ Mat<S> pool(const Mat<S>& x, const Mat<S>& weights) {
       if (weights(b, i) != S(0)) out.row(b) += weights(b, i) * x.row(b * weights.cols() + i);
   return out;
 }
-/// The gradient of the tokens from that of pool.
+/// The gradient of the tokens, (B n) x D, from that of pool, B x D; weights as pool has them.
 template <class S>
 Mat<S> pool_backward(const Mat<S>& weights, const Mat<S>& dout) {
   Mat<S> dx(weights.size(), dout.cols());
@@ -56,14 +56,14 @@ Mat<S> pool_backward(const Mat<S>& weights, const Mat<S>& dout) {
   return dx;
 }
 
-/// Every row over its length, or over 1e-12 where that is more, as sentence embeddings are compared.
+/// Every row of x, B x D, over its length, or over 1e-12 where that is more, as sentence embeddings are compared.
 template <class S>
 Mat<S> unit_rows(const Mat<S>& x) {
   Mat<S> out = x;
   for (Index i = 0; i < x.rows(); ++i) out.row(i) /= std::max(x.row(i).norm(), S(1e-12));
   return out;
 }
-/// dx = (dy - y (y . dy)) / |x|
+/// dx = (dy - y (y . dy)) / |x| for every row; x and dout B x D.
 template <class S>
 Mat<S> unit_rows_backward(const Mat<S>& x, const Mat<S>& dout) {
   Mat<S> dx = dout;

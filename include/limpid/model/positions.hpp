@@ -86,7 +86,8 @@ Mat<S> resize_positions(PositionResize rule, View<S> table, Index old_rows, Inde
         }
   return out.template cast<S>();
 }
-/// The gradient of the old table from that of the resized one: the transpose.
+/// The gradient of the old table, a row a place of old_rows x old_cols, from that of the resized one: the transpose.
+/// Throws ShapeError as resize_positions does.
 template <class S>
 Mat<S> resize_positions_backward(PositionResize rule, View<S> dout, Index old_rows, Index old_cols, Index rows,
                                  Index cols) {

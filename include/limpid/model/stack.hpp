@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "../layer/embedding.hpp"
 #include "parameters.hpp"
 
 namespace limpid {
@@ -161,17 +162,6 @@ inline void check_ids(const char* model, const char* name, const std::vector<Ind
     if (ids[i] < 0 || ids[i] >= most)
       limpid::detail::raise(std::string(model) + ": " + name + "[" + std::to_string(i) + "] is " +
                             std::to_string(ids[i]) + ", wanted it in [0, " + std::to_string(most) + "), " + of);
-}
-
-/// to.row(i) += table.row(ids[i])
-template <class S>
-void add_rows_of(View<S> table, const std::vector<Index>& ids, Mat<S>& to) {
-  for (std::size_t i = 0; i < ids.size(); ++i) to.row(static_cast<Index>(i)) += table.map().row(ids[i]);
-}
-/// The transpose: dtable.row(ids[i]) += d.row(i)
-template <class S>
-void add_gradient_of_rows(const Mat<S>& d, const std::vector<Index>& ids, const MutView<S>& dtable) {
-  for (std::size_t i = 0; i < ids.size(); ++i) dtable.map().row(ids[i]) += d.row(static_cast<Index>(i));
 }
 
 inline void check_heads(const io::Checkpoint& file, Index width, Index heads) {
