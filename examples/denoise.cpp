@@ -43,18 +43,21 @@ struct Settings {
   double factor(double own) const { return bandwidth > 0 ? bandwidth : own; }
 };
 
-/// A noisy picture laid out as tokens.
-struct Scene {
+/// What there is to clean, and how.
+struct Task {
   Image noisy;
   double sigma;  // of the noise, range 1
   Settings settings;
+  limpid::ExecutorRef executor;
+};
+
+/// A noisy picture, or a part of one, laid out as tokens.
+struct Scene : Task {
   limpid::ImagePatches grid;
   Mat<float> patch;  // n x (channels side^2)
   Mat<float> place;  // n x 2, row and column
-  limpid::ExecutorRef executor;
 
-  Scene(Image image, double sigma_, const Settings& s, limpid::ExecutorRef executor_)
-      : noisy(std::move(image)), sigma(sigma_), settings(s), grid(grid_of(s.side)), executor(executor_) {
+  explicit Scene(Task task) : Task(std::move(task)), grid(grid_of(settings.side)) {
     patch = patches_of(noisy.pixels, grid);
     place = places(noisy.rows, noisy.cols);
   }
@@ -145,6 +148,7 @@ struct MapRow {
 /// One row of the table.
 struct Filter {
   std::string name, label, formula;  // label: the name below small pictures
+  Index windows;                     // one after the other: a pixel hangs on those so many half windows away
   std::function<void(const Scene&, Mat<float>& out)> run;
   std::function<MapRow(const Scene&, Index pixel)> map_row;
 };
@@ -201,8 +205,11 @@ struct Averaging {
 
 /// A filter from make(scene, keep) -> Averaging.
 template <class Make>
-Filter filter(std::string name, std::string label, std::string formula, Make make) {
-  return {std::move(name), std::move(label), std::move(formula),
+Filter filter(std::string name, std::string label, std::string formula, Index windows, Make make) {
+  return {std::move(name),
+          std::move(label),
+          std::move(formula),
+          windows,
           [make](const Scene& s, Mat<float>& out) {
             Keep keep;
             make(s, keep).run(s, out);
@@ -239,8 +246,8 @@ auto averaging(const Scene& s, Keep& keep, const Ways& ways, MakeOp make_op) {
   return out;
 }
 template <class MakeOp>
-Filter way(std::string name, std::string label, std::string formula, const Ways& ways, MakeOp make_op) {
-  return filter(std::move(name), std::move(label), std::move(formula),
+Filter way(std::string name, std::string label, std::string formula, Index windows, const Ways& ways, MakeOp make_op) {
+  return filter(std::move(name), std::move(label), std::move(formula), windows,
                 [=](const Scene& s, Keep& keep) { return averaging(s, keep, ways, make_op); });
 }
 constexpr auto plain = [](const PixelMap& map) { return map; };
@@ -278,7 +285,7 @@ Filter pid_filter(Index layers, const Ways& ways, std::string formula) {
     });
   };
   using Op = decltype(make(std::declval<const Scene&>(), std::declval<Keep&>()).op);
-  Filter f{"PID", "PID", std::move(formula), {}, {}};
+  Filter f{"PID", "PID", std::move(formula), layers, {}, {}};
   f.run = [=](const Scene& s, Mat<float>& out) {
     Keep keep;
     auto a = make(s, keep);
@@ -344,23 +351,24 @@ std::vector<Filter> filters() {
     return [=](const PixelMap& map) { return limpid::boosting(map, {.scheme = scheme, .steps = steps}); };
   };
   return {
-      way("NLM", "NLM", "A v, A = softmax(-|p_i - p_j|^2 / h^2), p the patches, h = 0.9 sigma side",
+      way("NLM", "NLM", "A v, A = softmax(-|p_i - p_j|^2 / h^2), p the patches, h = 0.9 sigma side", 1,
           {.factor = 0.9, .subtracted = false}, plain),
-      way("subtracted", "subtracted", "the same of max(|p_i - p_j|^2 - 2 sigma^2 side^2, 0), h = 0.6 sigma side",
+      way("subtracted", "subtracted", "the same of max(|p_i - p_j|^2 - 2 sigma^2 side^2, 0), h = 0.6 sigma side", 1,
           {.factor = 0.6}, plain),
-      way("centre", "centre", "and a pixel's own weight is the largest of the others'; h = 0.55 sigma side",
+      way("centre", "centre", "and a pixel's own weight is the largest of the others'; h = 0.55 sigma side", 1,
           {.factor = 0.55, .centre = true}, plain),
-      way("patches", "patches", "and v whole patches, laid back over the picture; h = 0.45 sigma side",
+      way("patches", "patches", "and v whole patches, laid back over the picture; h = 0.45 sigma side", 1,
           {.factor = 0.45, .centre = true, .whole = true}, plain),
-      way("near", "near", "and - |x_i - x_j|^2 / 7^2, x the place in pixels; h = 0.55 sigma side",
+      way("near", "near", "and - |x_i - x_j|^2 / 7^2, x the place in pixels; h = 0.55 sigma side", 1,
           {.factor = 0.55, .centre = true, .whole = true, .space = 7}, plain),
       filter("twice", "twice",
-             "the same again, with 5 x 5 patches of 0.85 near + 0.15 noisy, nothing subtracted; h = 0.42 sigma 5",
+             "the same again, with 5 x 5 patches of 0.85 near + 0.15 noisy, nothing subtracted; h = 0.42 sigma 5", 2,
              [](const Scene& s, Keep& keep) {
                return second_pass(s, keep, {.factor = 0.45, .centre = true, .whole = true, .space = 7},
                                   {.mix = 0.85, .factor = 0.42, .space = 7, .side = 5});
              }),
       filter("bilateral", "bilateral", "A = softmax(-|v_i - v_j|^2 / (5 sigma)^2 - |x_i - x_j|^2 / 2^2), v the pixels",
+             1,
              [](const Scene& s, Keep& keep) {
                const auto op = limpid::bilateral_classic(s.near());
                using Op = std::remove_const_t<decltype(op)>;
@@ -370,21 +378,21 @@ std::vector<Filter> filters() {
                in.pq = s.place, in.pk = s.place, in.h_space = keep(2);
                return Averaging<Op>{op, in, {}};
              }),
-      way("twicing", "twicing", "(2A - A^2) v, A and v as in near, here and below; h = 0.8 sigma side",
+      way("twicing", "twicing", "(2A - A^2) v, A and v as in near, here and below; h = 0.8 sigma side", 2,
           {.factor = 0.8, .centre = true, .whole = true, .space = 7},
           [](const PixelMap& map) { return limpid::twicing(map); }),
-      way("diffusion", "diffusion", "A^2 v: diffusion, 2 steps of 1; h = 0.35 sigma side",
+      way("diffusion", "diffusion", "A^2 v: diffusion, 2 steps of 1; h = 0.35 sigma side", 2,
           {.factor = 0.35, .centre = true, .whole = true, .space = 7}, boosting(BoostingScheme::diffusion, 2)),
-      way("l2boost", "l2boost", "(I - (I - A)^3) v: L2 boosting, 2 steps of 1; h = 1 sigma side",
+      way("l2boost", "l2boost", "(I - (I - A)^3) v: L2 boosting, 2 steps of 1; h = 1 sigma side", 3,
           {.factor = 1, .centre = true, .whole = true, .space = 7}, boosting(BoostingScheme::l2boost, 2)),
-      filter("SOS", "SOS", "u <- A (v + u) / 2 from u = A v: SOS, 2 steps, rho = 1, tau = 1/2; h = 0.4 sigma side",
+      filter("SOS", "SOS", "u <- A (v + u) / 2 from u = A v: SOS, 2 steps, rho = 1, tau = 1/2; h = 0.4 sigma side", 3,
              [=](const Scene& s, Keep& keep) {
                const Ways ways{.factor = 0.4, .centre = true, .whole = true, .space = 7};
                auto out = averaging(s, keep, ways, boosting(BoostingScheme::sos, 2));
                out.in.tau = keep(0.5);
                return out;
              }),
-      filter("differential", "diff.", "(A - 0.2 B) v / 0.8 of plain A, B with twice the h^2; h = 1.15 sigma side",
+      filter("differential", "diff.", "(A - 0.2 B) v / 0.8 of plain A, B with twice the h^2; h = 1.15 sigma side", 1,
              [](const Scene& s, Keep& keep) { return two_widths(s, keep, 1.15, 7); }),
       pid_filter(4, {.factor = 0.45, .space = 7},
                  "v <- A v + 0.1 (noisy - v), 4 layers: the P term alone, v pixels; h = 0.45 sigma side"),
@@ -412,6 +420,22 @@ Image cut(const Image& image, Index row, Index col, Index rows, Index cols) {
   for (Index r = 0; r < out.rows; ++r)
     out.pixels.middleRows(r * out.cols, out.cols) = image.pixels.middleRows((row + r) * image.cols + col, out.cols);
   return out;
+}
+
+/// The filter over `strip` rows of a picture at a time: their patches, and those of the rows round them that their
+/// pixels hang on, are all that there is at once. Equal to the whole but for roundings.
+void run_by_strips(const Filter& filter, const Task& task, Index strip, Mat<float>& out) {
+  const Image& noisy = task.noisy;
+  const Index reach = filter.windows * (task.settings.window / 2) + 2 * task.settings.side;
+  for (Index first = 0; first < noisy.rows; first += strip) {
+    const Index top = std::max<Index>(0, first - reach), rows = std::min(strip, noisy.rows - first);
+    const Scene part(
+        {cut(noisy, top, 0, first + rows + reach - top, noisy.cols), task.sigma, task.settings, task.executor});
+    Mat<float> cleaned(part.noisy.pixels.rows(), noisy.channels());
+    filter.run(part, cleaned);
+    out.middleRows(first * noisy.cols, rows * noisy.cols) =
+        cleaned.middleRows((first - top) * noisy.cols, rows * noisy.cols);
+  }
 }
 
 /// Says on stderr what is going on and how long it will take: one line that changes on a terminal, a line for every
@@ -459,13 +483,13 @@ limpid::io::Rgb tint(float t) { return limpid::io::diverging(t < 0 ? -1.0f : 1.0
 
 /// Where one pixel looks: a row of every map over the noisy picture. A part of it is enough, as large as a filter
 /// reaches.
-std::vector<limpid::io::Tile> map_tiles(const Scene& whole, const std::vector<Filter>& all,
+std::vector<limpid::io::Tile> map_tiles(const Task& whole, const std::vector<Filter>& all,
                                         const std::vector<Image>& cleaned, const std::vector<Index>& pixel) {
   const Settings& s = whole.settings;
   const Index reach = 4 * (s.window / 2) + 2 * s.side, shown = std::min<Index>(reach, 3 * s.window / 2);
   const Index top = std::max<Index>(0, pixel[0] - reach), left = std::max<Index>(0, pixel[1] - reach);
-  const Scene part(cut(whole.noisy, top, left, pixel[0] - top + reach + 1, pixel[1] - left + reach + 1), whole.sigma, s,
-                   whole.executor);
+  const Scene part({cut(whole.noisy, top, left, pixel[0] - top + reach + 1, pixel[1] - left + reach + 1), whole.sigma,
+                    s, whole.executor});
   const Index row = pixel[0] - top, col = pixel[1] - left;
   const Index y = std::max<Index>(0, row - shown), x = std::max<Index>(0, col - shown);
   const auto near = [&](const Image& image) { return cut(image, y, x, row - y + shown + 1, col - x + shown + 1); };
@@ -510,7 +534,7 @@ int main(int argc, char** argv) try {
   std::vector<std::string> paths, only;
   std::string folder = "denoise-pictures";
   Settings settings;
-  Index seeds = -1, limit = Index(1) << 24, crop = 0, detail = 192;
+  Index seeds = -1, limit = Index(1) << 24, crop = 0, detail = 192, strip_rows = -1;
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency())), bits = 8;
   std::vector<double> sigmas;
   std::vector<Index> pixel;
@@ -555,6 +579,9 @@ int main(int argc, char** argv) try {
   app.add_option("--bits", bits, "of the pictures written, 8 or 16")
       ->capture_default_str()
       ->check(CLI::IsMember({8, 16}));
+  app.add_option("--strip", strip_rows,
+                 "rows worked on at a time, 0: all (default: all of up to 2^20 pixels, otherwise 64)")
+      ->check(CLI::Range(0, 1 << 28));
   app.add_option("--limit", limit, "most pixels of a picture")->capture_default_str()->check(CLI::Range(1, 1 << 28));
   app.add_option("--threads", threads, "workers of the thread pool (default: one a core)")->check(CLI::Range(1, 1024));
   app.add_option("--out", folder, "folder for the pictures")->capture_default_str()->check(named);
@@ -629,12 +656,18 @@ int main(int argc, char** argv) try {
         const std::string title = stem(paths[i]) + (own_noise ? "" : "-sigma-" + text("%g", sigmas[column]));
         const std::string now = title + ", seed " + std::to_string(seed + 1) + " of " + std::to_string(seeds);
         Image given = own_noise ? clean : add_noise(clean, sigma, 1000 * static_cast<std::uint64_t>(seed) + i);
-        const Scene scene(std::move(given), sigma, settings, pool);
-        scores[0][column].add(clipped(scene.noisy), clean, 0);
+        const Task task{std::move(given), sigma, settings, pool};
+        const bool large = clean.rows * clean.cols > Index(1) << 20;
+        const Index rows = strip_rows > 0 ? strip_rows : strip_rows < 0 && large ? 64 : clean.rows;
+        std::optional<Scene> scene;
+        if (rows >= clean.rows) scene.emplace(task);
+        scores[0][column].add(clipped(task.noisy), clean, 0);
         std::vector<Image> cleaned;
         for (std::size_t f = 0; f < all.size(); ++f) {
           Image out(clean.rows, clean.cols, clean.channels());
-          const double took = timed(now, all[f].name, [&] { all[f].run(scene, out.pixels); });
+          const double took = timed(now, all[f].name, [&] {
+            scene ? all[f].run(*scene, out.pixels) : run_by_strips(all[f], task, rows, out.pixels);
+          });
           scores[f + 1][column].add(clipped(out), clean, took);
           cleaned.push_back(std::move(out));
         }
@@ -649,11 +682,11 @@ int main(int argc, char** argv) try {
         };
         std::vector<limpid::io::Tile> strip, removed;
         if (!own_noise) strip.push_back({part(clean), "clean", ""});
-        strip.push_back({part(clipped(scene.noisy)), "noisy", db(scene.noisy)});
-        if (!own_noise) removed.push_back({method_noise(part(scene.noisy), part(clean), sigma), "the noise", ""});
+        strip.push_back({part(clipped(task.noisy)), "noisy", db(task.noisy)});
+        if (!own_noise) removed.push_back({method_noise(part(task.noisy), part(clean), sigma), "the noise", ""});
         for (std::size_t f = 0; f < all.size(); ++f) {
           strip.push_back({part(clipped(cleaned[f])), all[f].label, db(cleaned[f])});
-          removed.push_back({method_noise(part(scene.noisy), part(cleaned[f]), sigma), all[f].label, ""});
+          removed.push_back({method_noise(part(task.noisy), part(cleaned[f]), sigma), all[f].label, ""});
         }
         const auto write = [&](const std::string& name, const Image& image, int depth) {
           pictures.push_back(folder + "/" + title + "-" + name + ".png");
@@ -668,11 +701,11 @@ int main(int argc, char** argv) try {
         if (own)
           for (std::size_t f = 0; f < all.size(); ++f) write(all[f].name, clipped(cleaned[f]), bits);
         timed(now, "maps",
-              [&] { write("map-row", limpid::io::contact_sheet(map_tiles(scene, all, cleaned, at), 5, 1, 2), 8); });
+              [&] { write("map-row", limpid::io::contact_sheet(map_tiles(task, all, cleaned, at), 5, 1, 2), 8); });
         if (!others.empty())
           timed(now, "others", [&] {
             for (const peers::Result& r :
-                 peers::measured(folder, clean, scene.noisy, sigma, settings.side, settings.window)) {
+                 peers::measured(folder, clean, task.noisy, sigma, settings.side, settings.window)) {
               auto& row = of_peers[r.name];
               row.resize(columns);
               row[column].psnr += r.psnr, row[column].ssim += r.ssim, row[column].seconds.push_back(r.seconds);
