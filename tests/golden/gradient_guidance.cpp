@@ -1,4 +1,5 @@
-// limpid: golden cases of attention guidance, kind guided: patterns beside the values, their weights beside dout.
+// limpid: golden cases of attention guidance: patterns beside the values, their weights beside dout (kind guided), and
+// corrections of maps handed over (kind maps).
 // SPDX-License-Identifier: MIT
 #include "heads.hpp"
 
@@ -6,11 +7,38 @@ namespace golden {
 
 struct GradientGuidance {
   static constexpr const char* name = "gradient_guidance";
-  static constexpr const char* switches = "kind";
+  static constexpr const char* switches = "kind order row start_layer";
+
+  template <class S>
+  static Tensors<S> maps(const Case& c) {
+    const Heads e(c, "a");
+    const Mat<S> a = c.in<S>("a"), g = c.in<S>("g");
+    const Index rows = e.heads * e.n, row = c.place("row", 0, e.n), start = c.place("start_layer", 0, e.layers);
+    limpid::Correction how;
+    if (c.text("order", "part_mean") == "mean_part") how.order = limpid::CorrectionOrder::mean_part;
+    Tensors<S> all;
+    for (const auto& [key, part] : {std::pair{"pos", limpid::Part::pos}, std::pair{"neg", limpid::Part::neg},
+                                    std::pair{"abs", limpid::Part::abs}, std::pair{"signed", limpid::Part::signed_}})
+      for (const bool by_score : {false, true}) {
+        how.part = part, how.by = by_score ? limpid::CorrectionBy::score : limpid::CorrectionBy::map;
+        limpid::RelevanceMatrices<S> r({e.n});
+        Mat<S> abars(e.layers * e.n, e.n);
+        for (Index l = 0; l < e.layers; ++l) {
+          const auto part_of = [&](const Mat<S>& x) { return limpid::View<S>(x).block(l * rows, 0, rows, e.n); };
+          const Mat<S> abar = limpid::corrected_map<S>({part_of(a), part_of(g), e.heads}, how);
+          abars.middleRows(l * e.n, e.n) = abar;
+          if (l >= start) r.attention(0, 0, abar), r.stage();
+        }
+        if (!by_score) all["out.abar_" + std::string(key)] = abars;
+        all["out." + std::string(by_score ? "score_" : "") + key] = r.of().row(row);
+      }
+    return all;
+  }
 
   template <class S>
   static Tensors<S> library(const Case& c) {
-    if (c.text("kind", "") != "guided") throw Refused("known is the kind guided");
+    if (c.text("kind", "") == "maps") return maps<S>(c);
+    if (c.text("kind", "") != "guided") throw Refused("kind is '" + c.text("kind", "") + "', wanted guided or maps");
     const Heads queries(c, "q"), keys(c, "k");
     const Index heads = queries.heads, n = queries.n, m = keys.n;
     const Mat<S> q = queries.packed(c.in<S>("q")), k = keys.packed(c.in<S>("k")), w = c.in<S>("w"), u = c.in<S>("u");
