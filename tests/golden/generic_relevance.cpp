@@ -3,14 +3,15 @@
 // SPDX-License-Identifier: MIT
 #include <deque>
 
-#include "heads.hpp"
+#include "tiny_models.hpp"
 
 namespace golden {
 
 struct GenericRelevance {
   static constexpr const char* name = "generic_relevance";
   static constexpr const char* switches =
-      "kind part order start_layer row normalise self_in_rule_10 last_text_only causal scale";
+      "kind part order start_layer row normalise self_in_rule_10 last_text_only causal scale heads layers target "
+      "text_layers image_layers cross_layers";
 
   template <class S>
   static Mat<S> part_of(const Case& c, const Mat<S>& x) {
@@ -189,7 +190,53 @@ struct GenericRelevance {
     if (kind == "encdec") return encoder_decoder_of_maps<S>(c);
     if (kind == "encdec_qkv") return encoder_decoder_of_heads<S>(c);
     if (kind == "qkv") return heads<S>(c);
+    if (kind == "vit") return vit<S>(c);
+    if (kind == "coattn") return coattention<S>(c);
     throw Refused("generic_relevance of kind '" + kind + "' is not known here");
+  }
+
+  /// The row by the backward pass is rollout's and relevance's own test; here whole matrices.
+  template <class S>
+  static Tensors<S> vit(const Case& c) {
+    TinyVit<S> model(c);
+    Tensors<S> all;
+    all["out.logits"] = model.forward(c.in<S>("pixels"));
+    model.backward(one_of<S>(c.place("target", 0, all["out.logits"].cols()), all["out.logits"].cols()));
+    limpid::RelevanceMatrices<S> r({model.pos.rows()});
+    const Index start = c.place("start_layer", 0, static_cast<Index>(model.blocks.size()));
+    for (std::size_t l = 0; l < model.blocks.size(); ++l) {
+      model.blocks[l].attention.report(all, true);
+      if (static_cast<Index>(l) < start) continue;
+      const Mat<S> abar = model.blocks[l].attention.corrected(correction(c));
+      r.attention(0, 0, abar), r.stage();
+    }
+    all["out.r"] = r.of(), all["out.row"] = r.of().row(c.place("row", 0, model.pos.rows()));
+    return all;
+  }
+  template <class S>
+  static Tensors<S> coattention(const Case& c) {
+    TinyCoAttention<S> model(c);
+    Tensors<S> all;
+    all["out.logits"] = model.forward();
+    model.backward(one_of<S>(c.place("target", 0, all["out.logits"].cols()), all["out.logits"].cols()));
+    limpid::RelevanceMatrices<S> r({model.t.rows(), model.i.rows()}, rules(c));
+    Index cross = 0;
+    const bool last_text_only = c.flag("last_text_only");
+    model.visit(
+        [&](Index to, Index from, TinyAttention<S>& attention) {
+          attention.report(all, true);
+          if (to == 0 && from == 1) ++cross;
+          if (last_text_only && to == 1 && cross == static_cast<Index>(model.cross.size())) return;
+          const Mat<S> abar = attention.corrected(correction(c));
+          r.attention(to, from, abar);
+        },
+        [&] { r.stage(); });
+    all["out.r_tt"] = r.of(0, 0), all["out.r_ti"] = r.of(0, 1), all["out.r_it"] = r.of(1, 0),
+    all["out.r_ii"] = r.of(1, 1);
+    const Index row = c.place("row", 0, model.t.rows());
+    if (c.file().has("out.row_tt")) all["out.row_tt"] = all["out.r_tt"].row(row);
+    if (c.file().has("out.row_ti")) all["out.row_ti"] = all["out.r_ti"].row(row);
+    return all;
   }
 
   template <class S>

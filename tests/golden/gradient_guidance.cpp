@@ -1,13 +1,94 @@
 // limpid: golden cases of attention guidance: patterns beside the values, their weights beside dout (kind guided), and
-// corrections of maps handed over (kind maps).
+// corrections of maps handed over (kind maps), a guided model (vit), and pixels that climb (rewrite).
 // SPDX-License-Identifier: MIT
-#include "heads.hpp"
+#include <limits>
+#include <optional>
+
+#include "tiny_models.hpp"
 
 namespace golden {
 
 struct GradientGuidance {
   static constexpr const char* name = "gradient_guidance";
-  static constexpr const char* switches = "kind order row start_layer";
+  static constexpr const char* switches =
+      "kind order row start_layer heads layers target strength source steps step rule radius low high";
+
+  static constexpr std::pair<const char*, limpid::Part> parts[] = {{"pos", limpid::Part::pos},
+                                                                   {"neg", limpid::Part::neg},
+                                                                   {"abs", limpid::Part::abs},
+                                                                   {"signed", limpid::Part::signed_}};
+
+  /// Attention of one token to a region, with that strength, beside a logit.
+  template <class S>
+  static Guide<S> guide(const Case& c, Index tokens) {
+    Guide<S> out{c.in<S>("w"), {}};
+    out.u = Mat<S>::Zero(tokens, out.w.cols());
+    out.u.row(c.place("row", 0, tokens)).setConstant(static_cast<S>(c.number("strength", 0)));
+    return out;
+  }
+
+  template <class S>
+  static Tensors<S> vit(const Case& c) {
+    TinyVit<S> model(c);
+    const Index n = model.pos.rows(), row = c.place("row", 0, n), layers = static_cast<Index>(model.blocks.size());
+    const Guide<S> how = guide<S>(c, n);
+    model.guided_by(&how);
+    Tensors<S> all;
+    all["out.logits"] = model.forward(c.in<S>("pixels"));
+    model.backward(one_of<S>(c.place("target", 0, all["out.logits"].cols()), all["out.logits"].cols()));
+    Mat<S>& readout = all["out.readout"];
+    readout.resize(layers, c.count("heads", 1));
+    for (Index l = 0; l < layers; ++l) {
+      auto& attention = model.blocks[static_cast<std::size_t>(l)].attention;
+      readout.row(l) = attention.readout.row(row);
+      attention.report(all, false);
+    }
+    for (const auto& [name, part] : parts)
+      for (const bool by_score : {false, true}) {
+        limpid::Correction correction{part, by_score ? limpid::CorrectionBy::score : limpid::CorrectionBy::map};
+        if (c.text("order", "part_mean") == "mean_part") correction.order = limpid::CorrectionOrder::mean_part;
+        limpid::RelevanceMatrices<S> r({n});
+        for (Index l = c.place("start_layer", 0, layers); l < layers; ++l) {
+          const Mat<S> abar = model.blocks[static_cast<std::size_t>(l)].attention.corrected(correction);
+          r.attention(0, 0, abar), r.stage();
+        }
+        all["out." + std::string(by_score ? "score_" : "") + name] = r.of().row(row);
+      }
+    return all;
+  }
+
+  template <class S>
+  static Tensors<S> rewrite(const Case& c) {
+    TinyVit<S> model(c);
+    const Mat<S> start = c.in<S>("pixels"), region = c.in_or_none<S>("region");
+    std::optional<Guide<S>> how;
+    if (c.has("w")) how = guide<S>(c, model.pos.rows()), model.guided_by(&*how);
+    constexpr double inf = std::numeric_limits<double>::infinity();
+    const std::string rule = c.text("rule", "l2");
+    if (rule != "l2" && rule != "sign") throw Refused("rule is '" + rule + "', wanted l2 or sign");
+    const limpid::RewriteOptions options{.step = c.number("step", 1),
+                                         .rule = rule == "l2" ? limpid::RewriteRule::l2 : limpid::RewriteRule::sign,
+                                         .radius = c.number("radius", inf),
+                                         .low = c.number("low", -inf),
+                                         .high = c.number("high", inf)};
+    const Index steps = c.integer("steps", 0);
+    Tensors<S> all;
+    Mat<S>&x = all["out.pixels"] = start, &path = all["out.path"];
+    for (Index step = 0;; ++step) {
+      const Mat<S> logits = model.forward(x);
+      if (step == 0) path.resize(steps + 1, logits.cols());
+      path.row(step) = logits;
+      if (step == steps) break;
+      Mat<S> direction = one_of<S>(c.place("target", 0, logits.cols()), logits.cols());
+      direction -= one_of<S>(c.place("source", 0, logits.cols()), logits.cols());
+      const Mat<S> gradient = model.backward(direction);
+      limpid::rewrite_step(gradient, start, region, x, options);
+    }
+    S largest = 0;
+    for (Index i = 0; i < x.size(); ++i) largest = std::max(largest, std::abs(x.data()[i] - start.data()[i]));
+    all["out.largest_change"] = Mat<S>::Constant(1, 1, largest);
+    return all;
+  }
 
   template <class S>
   static Tensors<S> maps(const Case& c) {
@@ -17,8 +98,7 @@ struct GradientGuidance {
     limpid::Correction how;
     if (c.text("order", "part_mean") == "mean_part") how.order = limpid::CorrectionOrder::mean_part;
     Tensors<S> all;
-    for (const auto& [key, part] : {std::pair{"pos", limpid::Part::pos}, std::pair{"neg", limpid::Part::neg},
-                                    std::pair{"abs", limpid::Part::abs}, std::pair{"signed", limpid::Part::signed_}})
+    for (const auto& [key, part] : parts)
       for (const bool by_score : {false, true}) {
         how.part = part, how.by = by_score ? limpid::CorrectionBy::score : limpid::CorrectionBy::map;
         limpid::RelevanceMatrices<S> r({e.n});
@@ -38,7 +118,10 @@ struct GradientGuidance {
   template <class S>
   static Tensors<S> library(const Case& c) {
     if (c.text("kind", "") == "maps") return maps<S>(c);
-    if (c.text("kind", "") != "guided") throw Refused("kind is '" + c.text("kind", "") + "', wanted guided or maps");
+    if (c.text("kind", "") == "vit") return vit<S>(c);
+    if (c.text("kind", "") == "rewrite") return rewrite<S>(c);
+    if (c.text("kind", "") != "guided")
+      throw Refused("kind is '" + c.text("kind", "") + "', wanted guided, maps, vit or rewrite");
     const Heads queries(c, "q"), keys(c, "k");
     const Index heads = queries.heads, n = queries.n, m = keys.n;
     const Mat<S> q = queries.packed(c.in<S>("q")), k = keys.packed(c.in<S>("k")), w = c.in<S>("w"), u = c.in<S>("u");

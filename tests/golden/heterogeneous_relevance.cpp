@@ -3,13 +3,14 @@
 // SPDX-License-Identifier: MIT
 #include <sstream>
 
-#include "heads.hpp"
+#include "tiny_models.hpp"
 
 namespace golden {
 
 struct HeterogeneousRelevance {
   static constexpr const char* name = "heterogeneous_relevance";
-  static constexpr const char* switches = "kind streams stages explain row part order";
+  static constexpr const char* switches =
+      "kind streams stages explain row part order heads target text_layers image_layers cross_layers";
 
   static std::vector<std::string> pieces(const std::string& text, char between) {
     std::vector<std::string> all;
@@ -94,8 +95,37 @@ struct HeterogeneousRelevance {
   }
 
   template <class S>
+  static Tensors<S> coattention(const Case& c) {
+    TinyCoAttention<S> model(c);
+    Tensors<S> all;
+    all["out.logits"] = model.forward();
+    model.backward(one_of<S>(c.place("target", 0, all["out.logits"].cols()), all["out.logits"].cols()));
+    const Index row = c.place("row", 0, model.t.rows());
+    for (const auto& [name, part] : {std::pair{"pos", limpid::Part::pos}, std::pair{"abs", limpid::Part::abs}}) {
+      limpid::Correction how = correction(c);
+      how.part = part;
+      limpid::RelevanceMatrices<S> r({model.t.rows(), model.i.rows()});
+      model.visit(
+          [&](Index to, Index from, TinyAttention<S>& attention) {
+            attention.report(all, true);
+            const Mat<S> abar = attention.corrected(how);
+            r.attention(to, from, abar);
+          },
+          [&] { r.stage(); });
+      const std::string key = "out." + std::string(name) + ".";
+      const char* const streams[] = {"t", "i"};
+      for (Index d = 0; d < 2; ++d) {
+        for (Index s = 0; s < 2; ++s) all[key + "r_" + streams[d] + "_" + streams[s]] = r.of(d, s);
+        all[key + "row_" + streams[d]] = r.of(0, d).row(row);
+      }
+    }
+    return all;
+  }
+
+  template <class S>
   static Tensors<S> library(const Case& c) {
     const std::string kind = c.text("kind", "");
+    if (kind == "coattn") return coattention<S>(c);
     const Plan plan(c);
     const limpid::Correction how = correction(c);
     if (kind == "stages")

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../call/backward.hpp"
-#include "random.hpp"
+#include "../core/random.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "random.hpp"
+#include "../core/random.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

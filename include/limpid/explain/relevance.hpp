@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../call/backward.hpp"
+#include "../call/checks.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -49,18 +50,36 @@ class Relevance {
       if (n < 0) detail::raise("relevance: a stream of " + detail::text_of(n) + " tokens, wanted at least 0");
       rho_.push_back(Mat<S>::Zero(batch, n));
     }
+    added_ = rho_;
   }
 
   /// Explain this token of this stream, in every item.
   void start(Index token, Index stream = 0) {
     const detail::SavedTurn turn = take_turn(true);
+    start_at(stream, [&](Index) { return token; });
+  }
+  /// Another token in each item, as where sequences end at different places. Throws ShapeError for another number of
+  /// tokens than items.
+  void start(const std::vector<Index>& tokens, Index stream = 0) {
+    const detail::SavedTurn turn = take_turn(true);
+    if (static_cast<Index>(tokens.size()) != at(stream).rows())
+      detail::raise("relevance: " + detail::text_of(tokens.size()) + " tokens to explain, wanted " +
+                    detail::text_of(at(stream).rows()) + ", one an item");
+    start_at(stream, [&](Index item) { return tokens[static_cast<std::size_t>(item)]; });
+  }
+  /// A mixture of this stream's tokens, rows batch x n or one for all items: 1 / n of each explains a mean over tokens,
+  /// as sentence embeddings are. Throws ShapeError for another shape and for numbers that are not finite.
+  void start(View<S> rows, Index stream = 0) {
+    const detail::SavedTurn turn = take_turn(true);
     const Mat<S>& explained = at(stream);
-    if (token < 0 || token >= explained.cols())
-      detail::raise("relevance: token is " + detail::text_of(token) + ", wanted it in [0, " +
-                    detail::text_of(explained.cols()) + ")");
-    for (Mat<S>& rho : rho_) rho.setZero();
-    rho_[static_cast<std::size_t>(stream)].col(token).setOnes();
-    used_ = 0, started_ = true;
+    if (rows.cols != explained.cols() || (rows.rows != explained.rows() && rows.rows != 1))
+      detail::raise("relevance: rows to start with are " + detail::shape_text(rows.rows, rows.cols) + ", wanted " +
+                    detail::shape_text(explained.rows(), explained.cols()) + " or one row");
+    detail::check_parameters<S>("relevance", "rows", rows);
+    first_.resize(explained.rows(), explained.cols());
+    for (Index b = 0; b < first_.rows(); ++b)
+      for (Index i = 0; i < first_.cols(); ++i) first_(b, i) = rows(rows.rows == 1 ? 0 : b, i);
+    begin(stream);
   }
 
   /// What to tell the backward pass of an attention by which the tokens of `to` attend to those of `from`. Valid until
@@ -82,7 +101,9 @@ class Relevance {
   /// Ends a stage: what its attentions have emitted is added, all at once.
   void stage() {
     const detail::SavedTurn turn = take_turn(true);
-    for (std::size_t a = 0; a < used_; ++a) rho_[asked_[a].first] += asked_[a].second;
+    for (std::size_t a = 0; a < used_; ++a) added_[asked_[a].first] += asked_[a].second;
+    for (std::size_t s = 0; s < rho_.size(); ++s) rho_[s] = added_[s];
+    if (started_) rho_[explained_] += first_;
     used_ = 0;
   }
 
@@ -91,6 +112,13 @@ class Relevance {
   const Mat<S>& of(Index stream = 0) const {
     const detail::SavedTurn turn = take_turn(false);
     return at(stream);
+  }
+  /// The same less what was started with, a row of R - I: the explanation, whose small numbers the 1 of the identity
+  /// would round away in float.
+  const Mat<S>& without_start(Index stream = 0) const {
+    const detail::SavedTurn turn = take_turn(false);
+    at(stream);
+    return added_[static_cast<std::size_t>(stream)];
   }
 
  private:
@@ -102,8 +130,28 @@ class Relevance {
     return rho_[static_cast<std::size_t>(stream)];
   }
 
+  template <class Token>
+  void start_at(Index stream, Token token_of) {
+    const Mat<S>& explained = at(stream);
+    for (Index b = 0; b < explained.rows(); ++b)
+      if (const Index token = token_of(b); token < 0 || token >= explained.cols())
+        detail::raise("relevance: token is " + detail::text_of(token) + ", wanted it in [0, " +
+                      detail::text_of(explained.cols()) + ")");
+    first_.setZero(explained.rows(), explained.cols());
+    for (Index b = 0; b < first_.rows(); ++b) first_(b, token_of(b)) = S(1);
+    begin(stream);
+  }
+  void begin(Index stream) {
+    explained_ = static_cast<std::size_t>(stream);
+    for (std::size_t s = 0; s < rho_.size(); ++s) rho_[s].setZero(), added_[s].setZero();
+    rho_[explained_] = first_;
+    used_ = 0, started_ = true;
+  }
+
   Part part_;
-  std::vector<Mat<S>> rho_;
+  std::vector<Mat<S>> rho_, added_;  // what is sent down, and that less what was started with
+  Mat<S> first_;
+  std::size_t explained_ = 0;
   std::vector<std::pair<std::size_t, Mat<S>>> asked_;  // where to, and what was emitted
   std::size_t used_ = 0;
   bool started_ = false;

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../core/matrix.hpp"
+#include "matrix.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {

@@ -1,0 +1,402 @@
+// limpid: explanations from maps handed over against those that stream, their gradients against central differences,
+// and those by gradients of the input.
+// SPDX-License-Identifier: MIT
+#include <deque>
+#include <limpid/check/gradient.hpp>
+#include <limpid/explain/input_gradients.hpp>
+#include <limpid/explain/maps.hpp>
+#include <limpid/explain/relevance.hpp>
+#include <limpid/explain/relevance_matrices.hpp>
+#include <limpid/op/softmax.hpp>
+#include <limpid/op/twicing.hpp>
+
+#include "support/catch.hpp"
+#include "support/distance.hpp"
+#include "support/fields.hpp"
+#include "support/products.hpp"
+
+namespace {
+
+using limpid::Correction, limpid::CorrectionBy, limpid::CorrectionOrder, limpid::CrossRule, limpid::Fuse,
+    limpid::HeadMaps, limpid::Index, limpid::MapRolloutOptions, limpid::Mat, limpid::Part, limpid::qkv,
+    limpid::RelevanceMatrices, limpid::RolloutMethod, limpid::View;
+using suite::distance, suite::product, suite::product_nt;
+using M = Mat<double>;
+
+M random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
+  suite::Random r(seed);
+  return suite::random_matrix<double>(r, rows, cols, -size, size);
+}
+
+constexpr Part parts[] = {Part::pos, Part::neg, Part::abs, Part::signed_};
+
+/// Every way of correcting.
+template <class F>
+void for_corrections(F&& f) {
+  for (const Part part : parts)
+    for (const CorrectionBy by : {CorrectionBy::map, CorrectionBy::score})
+      for (const CorrectionOrder order : {CorrectionOrder::part_mean, CorrectionOrder::mean_part})
+        f(Correction{part, by, order});
+}
+
+/// An attention of two items, four heads over two of keys, and its maps and their gradients, an item each.
+template <class Op>
+struct Attention {
+  static constexpr Index batch = 2, heads = 4, groups = 2, width = 3;
+  Op op;
+  Index n, m;
+  M q, k, v, dout;
+  limpid::Saved<Op, double> saved;
+
+  Attention(Op op_, Index n_, Index m_, std::uint64_t seed)
+      : op(op_),
+        n(n_),
+        m(m_),
+        q(random(batch * n, heads * width, seed, 2)),
+        k(random(batch * m, groups * width, seed + 1, 2)),
+        v(random(batch * m, groups * width, seed + 2)),
+        dout(random(batch * n, heads * width, seed + 3)) {
+    M out(batch * n, heads * width);
+    limpid::forward(op, in(), out, {.batch = batch, .heads = heads, .kv_heads = groups, .saved = &saved});
+  }
+  limpid::Inputs<Op, double> in() const { return qkv(q, k, v); }
+  M maps(Index item) {
+    M all(heads * n, m);
+    for (Index h = 0; h < heads; ++h)
+      limpid::map_block(op, in(), saved, 0, 0, all.middleRows(h * n, n), {.head = h, .item = item});
+    return all;
+  }
+  M gradients(Index item) const {
+    M all(heads * n, m);
+    for (Index h = 0; h < heads; ++h) {
+      const M d = dout.block(item * n, h * width, n, width), own = v.block(item * m, h / 2 * width, m, width);
+      all.middleRows(h * n, n) = product_nt<double>(d, own);
+    }
+    return all;
+  }
+};
+
+template <class Op>
+void check_rows(const Op& op, Index n, Index m) {
+  Attention<Op> a(op, n, m, 7);
+  const auto in = a.in();
+  for (Index item = 0; item < a.batch; ++item) {
+    const M maps = a.maps(item), gradients = a.gradients(item);
+    for_corrections([&](const Correction& how) {
+      const M wanted = limpid::corrected_map<double>({maps, gradients, a.heads}, how);
+      M rows(n > 2 ? 2 : n, m), all(n, m), column(n, 3), row(2, m);
+      limpid::corrected_rows(a.op, in, a.saved, a.dout, n - rows.rows(), rows, how, {.item = item});
+      CHECK(distance(rows, M(wanted.bottomRows(rows.rows()))) < 1e-14);
+      const auto products = limpid::corrected_products(a.op, in, a.saved, a.dout, how, {.item = item});
+      const auto dense = limpid::corrected_products<double>({maps, gradients, a.heads}, how);
+      const M x = random(m, 3, 11), y = random(2, n, 12);
+      products.right(x, column), products.left(y, row);
+      CHECK(distance(column, product(wanted, x)) < 1e-13);
+      CHECK(distance(row, product(y, wanted)) < 1e-13);
+      M again(n, 3);
+      dense.right(x, again);
+      CHECK(distance(again, column) < 1e-13);
+    });
+  }
+}
+
+TEST_CASE("corrected rows and products: those of the maps, for every item, grouped keys, windows and signs") {
+  check_rows(limpid::softmax(), 37, 41);
+  check_rows(limpid::softmax(limpid::causal()), 35, 35);
+  check_rows(limpid::twicing(), 9, 9);
+  check_rows(limpid::softmax(), 1, 1);
+}
+
+TEST_CASE("corrected rows by the backward pass: the part before the mean over heads") {
+  Attention<decltype(limpid::softmax())> a(limpid::softmax(), 6, 5, 3);
+  for (const Part part : parts) {
+    limpid::Relevance<double> relevance({a.n, a.m}, part, a.batch);
+    for (Index i = 0; i < a.n; ++i) {
+      relevance.start(i, 0);
+      limpid::backward(a.op, a.in(), a.saved, a.dout, {}, relevance.ask(0, 1));
+      relevance.stage();
+      for (Index item = 0; item < a.batch; ++item) {
+        M row(1, a.m);
+        limpid::corrected_rows(a.op, a.in(), a.saved, a.dout, i, row, {.part = part}, {.item = item});
+        CHECK(distance(row, M(relevance.of(1).row(item))) < 1e-14);
+      }
+    }
+  }
+}
+
+/// A stack of layers of maps and gradients.
+struct Layers {
+  static constexpr Index count = 3, heads = 2, n = 5;
+  std::vector<M> a, g;
+  explicit Layers(std::uint64_t seed) {
+    for (Index l = 0; l < count; ++l) {
+      a.push_back(random(heads * n, n, seed + 2 * std::uint64_t(l)).cwiseAbs());
+      for (Index i = 0; i < heads * n; ++i) a.back().row(i) /= a.back().row(i).sum();
+      g.push_back(random(heads * n, n, seed + 1 + 2 * std::uint64_t(l)));
+    }
+  }
+  std::vector<HeadMaps<double>> views() const {
+    std::vector<HeadMaps<double>> out;
+    for (std::size_t l = 0; l < a.size(); ++l) out.push_back({a[l], g[l], heads});
+    return out;
+  }
+};
+
+TEST_CASE("map rollout: gradients are those of central differences, whatever is fused, divided and discarded") {
+  std::vector<MapRolloutOptions> all;
+  for (const Fuse fuse : {Fuse::mean, Fuse::max, Fuse::min}) all.push_back({.residual = 0.3, .fuse = fuse});
+  all.push_back({.normalise = false});
+  all.push_back({.start = 1, .discard = 0.4});
+  all.push_back({.method = RolloutMethod::gradient_rollout});
+  all.push_back({.method = RolloutMethod::gradient_rollout, .normalise = true, .start = 1});
+  for (const MapRolloutOptions& o : all) {
+    Layers x(5);
+    const M dc = random(x.n, x.n, 1);
+    const auto scalar = [&] { return (limpid::map_rollout(x.views(), o).array() * dc.array()).sum(); };
+    std::vector<M> da = x.a, dg = x.g;
+    std::vector<limpid::HeadMapGrads<double>> grads;
+    for (std::size_t l = 0; l < da.size(); ++l) grads.push_back({da[l], dg[l]});
+    limpid::map_rollout_backward(x.views(), o, dc, grads);
+    const bool by_gradient = o.method == RolloutMethod::gradient_rollout;
+    for (std::size_t l = 0; l < da.size(); ++l)
+      for (auto* const both : {&x.a[l], &x.g[l]}) {
+        const M& found = both == &x.a[l] ? da[l] : dg[l];
+        if (both == &x.g[l] && !by_gradient) continue;
+        for (Index e = 0; e < both->size(); e += 3) {
+          double& entry = both->data()[e];
+          const double kept = entry, h = 1e-6;
+          entry = kept + h;
+          const double up = scalar();
+          entry = kept - h;
+          const double down = scalar();
+          entry = kept;
+          CHECK(std::abs((up - down) / (2 * h) - found.data()[e]) < 1e-8);
+        }
+      }
+  }
+}
+
+TEST_CASE("map rollout: the smallest entries are discarded and rows divided by their own sums") {
+  M a(2, 2);
+  a << 0.9, 0.1, 0.4, 0.6;
+  const std::vector<HeadMaps<double>> one{{a, {}, 1}};
+  M wanted(2, 2);
+  wanted << 1, 0, 0, 1;  // 0.1 and 0.4 go, and what is left of a row is all of it
+  CHECK(distance(limpid::map_rollout(one, {.discard = 0.5}), wanted) == 0);
+  wanted << 0.95 / 0.95, 0, 0.2, 0.8;
+  CHECK(distance(limpid::map_rollout(one, {.discard = 0.25}), wanted) < 1e-15);
+  a.setZero();
+  CHECK(distance(limpid::map_rollout(one, {.residual = 0}), M(M::Identity(2, 2))) == 0);
+}
+
+TEST_CASE("relevance matrices: rows are Relevance's, from a token an item, a mixture, and less what it starts with") {
+  const std::vector<Index> tokens{4, 6};
+  using Op = decltype(limpid::softmax());
+  std::vector<std::vector<std::pair<Index, Index>>> stages{
+      {{0, 0}, {1, 1}}, {{0, 1}, {1, 0}}, {{0, 0}}, {{1, 1}, {0, 1}}};
+  std::deque<Attention<Op>> attentions;
+  for (const auto& stage : stages)
+    for (const auto& [to, from] : stage)
+      attentions.emplace_back(limpid::softmax(), tokens[std::size_t(to)], tokens[std::size_t(from)],
+                              10 * attentions.size());
+  for (const Part part : parts) {
+    std::vector<RelevanceMatrices<double>> r(2, RelevanceMatrices<double>(tokens));
+    std::size_t at = 0;
+    for (const auto& stage : stages) {
+      for (const auto& [to, from] : stage) {
+        for (Index item = 0; item < 2; ++item) {
+          M abar(tokens[std::size_t(to)], tokens[std::size_t(from)]);
+          Attention<Op>& a = attentions[at];
+          limpid::corrected_rows(a.op, a.in(), a.saved, a.dout, 0, abar, {.part = part}, {.item = item});
+          r[std::size_t(item)].attention(to, from, abar);
+        }
+        ++at;
+      }
+      for (auto& matrices : r) matrices.stage();
+    }
+    limpid::Relevance<double> relevance(tokens, part, 2);
+    const auto run = [&] {
+      std::size_t last = attentions.size();
+      for (std::size_t s = stages.size(); s-- > 0;) {
+        last -= stages[s].size();
+        for (std::size_t i = 0; i < stages[s].size(); ++i) {
+          Attention<Op>& a = attentions[last + i];
+          limpid::backward(a.op, a.in(), a.saved, a.dout, {}, relevance.ask(stages[s][i].first, stages[s][i].second));
+        }
+        relevance.stage();
+      }
+    };
+    relevance.start(std::vector<Index>{1, 3}, 0);
+    run();
+    for (Index c = 0; c < 2; ++c)
+      for (Index item = 0; item < 2; ++item) {
+        const Index token = item == 0 ? 1 : 3;
+        CHECK(distance(M(relevance.of(c).row(item)), M(r[std::size_t(item)].of(0, c).row(token))) < 1e-12);
+        CHECK(distance(M(relevance.without_start(c).row(item)),
+                       M(r[std::size_t(item)].without_identity(0, c).row(token))) < 1e-12);
+      }
+    const M mean = M::Constant(1, 6, 1.0 / 6);
+    relevance.start(mean, 1);
+    run();
+    for (Index c = 0; c < 2; ++c)
+      for (Index item = 0; item < 2; ++item)
+        CHECK(distance(M(relevance.of(c).row(item)), product(mean, r[std::size_t(item)].of(1, c))) < 1e-12);
+  }
+  limpid::Relevance<double> two({4}, Part::pos, 2);
+  CHECK_THROWS_WITH(two.start(std::vector<Index>{1}), "relevance: 1 tokens to explain, wanted 2, one an item");
+  CHECK_THROWS_WITH(two.start(std::vector<Index>{1, 4}), "relevance: token is 4, wanted it in [0, 4)");
+  const M wrong = M::Zero(1, 3), nan = M::Constant(1, 4, std::nan(""));
+  CHECK_THROWS_WITH(two.start(wrong), "relevance: rows to start with are 1 x 3, wanted 2 x 4 or one row");
+  CHECK_THROWS_WITH(two.start(nan), Catch::Contains("relevance: rows is nan in row 0, column 0"));
+}
+
+TEST_CASE("relevance: float keeps the digits of what is small beside the 1 of the identity") {
+  Attention<decltype(limpid::softmax())> a(limpid::softmax(), 5, 5, 3);
+  limpid::Saved<decltype(a.op), float> saved;
+  const Mat<float> q = a.q.cast<float>(), k = a.k.cast<float>(), v = a.v.cast<float>(),
+                   d = (1e-7 * a.dout).cast<float>();
+  Mat<float> out(q.rows(), q.cols());
+  limpid::forward(a.op, qkv(q, k, v), out, {.batch = 2, .heads = 4, .kv_heads = 2, .saved = &saved});
+  limpid::Relevance<float> relevance({5}, Part::pos, 2);
+  relevance.start(2);
+  limpid::backward(a.op, qkv(q, k, v), saved, d, {}, relevance.ask());
+  relevance.stage();
+  M row(1, 5);
+  limpid::corrected_rows(a.op, a.in(), a.saved, a.dout, 2, row);
+  const M found = 1e7 * relevance.without_start().row(0).cast<double>();
+  CHECK(distance(found, row) < 1e-6);
+  CHECK(relevance.of()(0, 2) == 1 + relevance.without_start()(0, 2));
+}
+
+TEST_CASE("an encoder-decoder's row from products: that of the matrices, with each of the rules") {
+  const Index n = 4, m = 7;
+  std::deque<M> a, g;
+  const auto layer = [&](Index rows, Index cols, std::uint64_t seed) -> HeadMaps<double> {
+    a.push_back(random(2 * rows, cols, seed).cwiseAbs()), g.push_back(random(2 * rows, cols, seed + 1));
+    if (seed == 20) g.back().setConstant(-1), a.back().setConstant(0.1);  // rows without relevance: 0 / 0
+    return {a.back(), g.back(), 2};
+  };
+  std::vector<limpid::MapProducts<double>> e, d, x;
+  for (std::uint64_t l = 0; l < 2; ++l) e.push_back(limpid::corrected_products(layer(m, m, 100 + 2 * l)));
+  for (std::uint64_t l = 0; l < 3; ++l) {
+    d.push_back(limpid::corrected_products(layer(n, n, 20 + 2 * l)));
+    x.push_back(limpid::corrected_products(layer(n, m, 60 + 2 * l)));
+  }
+  for (const bool normalise : {true, false})
+    for (const bool own : {true, false}) {
+      const limpid::RelevanceMatrixOptions rules{CrossRule::chefer, normalise, own};
+      RelevanceMatrices<double> r({n, m}, rules);
+      const auto add = [&](Index to, Index from, const limpid::MapProducts<double>& map) {
+        M abar(map.n, map.m);
+        const M one = M::Identity(map.n, map.n);
+        map.left(one, abar), r.attention(to, from, abar), r.stage();
+      };
+      for (const auto& map : e) add(1, 1, map);
+      for (std::size_t l = 0; l < d.size(); ++l) add(0, 0, d[l]), add(0, 1, x[l]);
+      for (Index row = 0; row < n; ++row) {
+        const auto found = limpid::encoder_decoder_relevance(e, d, x, row, rules);
+        CHECK(distance(found.inputs, M(r.of(0, 1).row(row))) < 1e-12);
+        CHECK(distance(found.queries, M(r.without_identity(0, 0).row(row))) < 1e-12);
+      }
+    }
+  CHECK_THROWS_WITH(limpid::encoder_decoder_relevance(e, d, x, 4),
+                    "encoder_decoder_relevance: row is 4, wanted it in [0, 4)");
+  CHECK_THROWS_WITH(limpid::encoder_decoder_relevance(e, x, d, 0),
+                    "encoder_decoder_relevance: an encoder's map 7 x 7, wanted 4 x 4");
+  CHECK_THROWS_WITH(limpid::encoder_decoder_relevance(e, {}, x, 0),
+                    Catch::Contains("0 self- and 3 cross-attentions, wanted one of each"));
+}
+
+TEST_CASE("maps handed over that do not fit are refused by name") {
+  const M a = M::Constant(6, 3, 0.1), g = M::Constant(5, 3, 1), nan = M::Constant(6, 3, std::nan(""));
+  CHECK_THROWS_WITH(limpid::corrected_map<double>({a, g, 2}),
+                    "corrected_map: gradients of maps are 5 x 3, wanted 6 x 3 as the maps are");
+  CHECK_THROWS_WITH(limpid::fused_map<double>({a, {}, 4}),
+                    "fused_map: maps of 6 rows and 4 heads, wanted the rows of one head below those of the other");
+  CHECK_THROWS_WITH(limpid::fused_map<double>({nan, {}, 2}), Catch::Contains("fused_map: a is nan in row 0, column 0"));
+  const std::vector<HeadMaps<double>> none, square{{a, {}, 2}}, flat{{a, {}, 3}};
+  CHECK_THROWS_WITH(limpid::map_rollout(none), "map_rollout: no layers, wanted at least one");
+  CHECK_THROWS_WITH(limpid::map_rollout(flat), "map_rollout: a map 2 x 3, wanted 3 x 3");
+  CHECK_THROWS_WITH(limpid::map_rollout(square, {.start = 2}), "map_rollout: start is 2, wanted it in [0, 1]");
+  CHECK_THROWS_WITH(limpid::map_rollout(square, {.discard = 1}), "map_rollout: discard is 1, wanted it in [0, 1)");
+  CHECK_THROWS_WITH(limpid::map_rollout(square, {.residual = 2}), "map_rollout: residual is 2, wanted it in [0, 1]");
+  CHECK_THROWS_WITH(limpid::map_rollout(square, {.method = RolloutMethod::gradient_rollout}),
+                    "map_rollout: gradients of maps are 0 x 0, wanted 6 x 3 as the maps are");
+  CHECK_THROWS_WITH(limpid::gradcam<double>({a, a, 2}, 3, 1),
+                    "gradcam: row is 3 and skip 1 of a map 3 x 3, wanted both inside");
+  CHECK_THROWS_WITH(limpid::gradcam<double>({a, a, 2}, 0, 3),
+                    "gradcam: row is 0 and skip 3 of a map 3 x 3, wanted both inside");
+  RelevanceMatrices<double> r({3, 2});
+  CHECK_THROWS_WITH(r.attention(0, 1, a),
+                    "relevance matrices: abar is 6 x 3, wanted 3 x 2, the tokens of both streams");
+  CHECK_THROWS_WITH(r.attention(0, 2, a), "relevance matrices: stream is 2, wanted it in [0, 2)");
+  CHECK_THROWS_WITH(RelevanceMatrices<double>({}), "relevance matrices: no streams, wanted at least one");
+}
+
+/// y = sum tanh(x w) u, and its gradient.
+struct Model {
+  M w = random(3, 4, 1), u = random(4, 1, 2);
+  Index calls = 0;
+  double operator()(View<double> x, limpid::MutView<double> dx) {
+    ++calls;
+    double y = 0;
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index c = 0; c < 4; ++c) {
+        double sum = 0;
+        for (Index j = 0; j < 3; ++j) sum += x(i, j) * w(j, c);
+        y += std::tanh(sum) * u(c, 0);
+        for (Index j = 0; j < 3; ++j) dx(i, j) += u(c, 0) * (1 - std::tanh(sum) * std::tanh(sum)) * w(j, c);
+      }
+    return y;
+  }
+};
+
+TEST_CASE("integrated gradients: complete as steps grow, exact for a linear model, the gap told") {
+  const M x = random(5, 3, 3, 2), from = random(5, 3, 4);
+  double last = 1;
+  for (const Index steps : {1, 8, 64}) {
+    Model model;
+    const auto found = limpid::integrated_gradients(model, x, steps, from);
+    CHECK(model.calls == steps + 2);
+    CHECK(std::abs(found.entries.sum() - (found.score - found.baseline) - found.gap) < 1e-13);
+    CHECK(std::abs(found.tokens.sum() - found.entries.sum()) < 1e-13);
+    CHECK(std::abs(found.gap) < last);
+    last = std::abs(found.gap) / 4;
+  }
+  const M w = random(5, 3, 5);
+  const auto linear = [&](View<double> at, limpid::MutView<double> dx) {
+    limpid::detail::copy<double>(w, dx);
+    return (at.map().array() * w.array()).sum();
+  };
+  const auto once = limpid::integrated_gradients(linear, x, 1);
+  CHECK(std::abs(once.gap) < 1e-14);
+  CHECK(once.baseline == 0);
+  CHECK(distance(once.entries, M(x.array() * w.array())) < 1e-15);
+  CHECK(distance(limpid::gradient_times_input(linear, x).entries, once.entries) < 1e-15);
+  CHECK_THROWS_WITH(limpid::integrated_gradients(linear, x, 0), "integrated_gradients: steps are 0, wanted at least 1");
+  CHECK_THROWS_WITH(limpid::integrated_gradients(linear, x, 2, w.topRows(4)),
+                    "integrated_gradients: the baseline is 4 x 3, wanted 5 x 3 as x");
+  const auto nan = [&](View<double>, limpid::MutView<double>) { return std::nan(""); };
+  CHECK_THROWS_WITH(limpid::gradient_times_input(nan, x),
+                    Catch::Contains("gradient_times_input: the model's score is nan"));
+}
+
+TEST_CASE("SmoothGrad: the gradient itself without noise, the same numbers for a seed, their squares where asked") {
+  const M x = random(5, 3, 3, 2);
+  Model model;
+  M gradient = M::Zero(5, 3);
+  model(x, gradient);
+  CHECK(distance(limpid::smooth_grad(model, x, {.samples = 3, .sigma = 0}).entries, gradient) < 1e-15);
+  CHECK(distance(limpid::smooth_grad(model, x, {.samples = 2, .sigma = 0, .squared = true}).entries,
+                 M(gradient.array().square())) < 1e-15);
+  const auto a = limpid::smooth_grad(model, x, {.samples = 400, .sigma = 0.01}),
+             b = limpid::smooth_grad(model, x, {.samples = 400, .sigma = 0.01}),
+             c = limpid::smooth_grad(model, x, {.samples = 400, .sigma = 0.01, .seed = 2});
+  CHECK(a.entries == b.entries);
+  CHECK(a.entries != c.entries);
+  CHECK(distance(a.entries, gradient) < 0.01);
+  CHECK_THROWS_WITH(limpid::smooth_grad(model, x, {.samples = 0}), "smooth_grad: samples are 0, wanted at least 1");
+  CHECK_THROWS_WITH(limpid::smooth_grad(model, x, {.sigma = -1}), Catch::Contains("smooth_grad: sigma is -1"));
+}
+
+}  // namespace
