@@ -176,6 +176,27 @@ TEST_CASE("map rollout: gradients are those of central differences, whatever is 
   }
 }
 
+TEST_CASE("map rollout: rows are Rollout's, for every way of fusing, divided or not") {
+  using Op = decltype(limpid::softmax(limpid::causal()));
+  std::deque<Attention<Op>> layers;
+  for (std::uint64_t l = 0; l < 3; ++l) layers.emplace_back(limpid::softmax(limpid::causal()), 9, 9, 10 * l);
+  for (const Fuse fuse : {Fuse::mean, Fuse::max, Fuse::min})
+    for (const bool normalise : {true, false})
+      for (Index item = 0; item < 2; ++item) {
+        std::vector<M> maps;
+        std::vector<HeadMaps<double>> views;
+        for (auto& layer : layers) maps.push_back(layer.maps(item));
+        for (const M& map : maps) views.push_back({map, {}, 4});
+        limpid::Rollout<double> rollout({.residual = 0.4, .fuse = fuse, .normalise = normalise});
+        const M all = M::Identity(9, 9);
+        rollout.start(all);
+        for (std::size_t l = layers.size(); l-- > 0;)
+          rollout.layer(layers[l].op, layers[l].in(), layers[l].saved, {.item = item});
+        const M c = limpid::map_rollout(views, {.residual = 0.4, .fuse = fuse, .normalise = normalise});
+        CHECK(distance(c, rollout.rows()) < 1e-12);
+      }
+}
+
 TEST_CASE("map rollout: the smallest entries are discarded and rows divided by their own sums") {
   M a(2, 2);
   a << 0.9, 0.1, 0.4, 0.6;
