@@ -3,6 +3,11 @@
 #include <limpid/layer/layer_norm.hpp>
 #include <limpid/layer/mssa.hpp>
 #include <limpid/layer/multi_head.hpp>
+#include <limpid/op/boosting.hpp>
+#include <limpid/op/nlm.hpp>
+#include <limpid/op/rope.hpp>
+#include <limpid/op/sigmoid.hpp>
+#include <limpid/op/twicing.hpp>
 
 #include "layer_gradient.hpp"
 #include "support/distance.hpp"
@@ -117,6 +122,68 @@ TEST_CASE("multi-head layer: normed heads and context are what the operator is g
   CHECK(distance(saved.k, k) < 1e-14);
 }
 
+TEST_CASE("multi-head layer: central differences agree of a gate, of heads and of entries, whatever the operator") {
+  MultiHeadArgs<M> p{random(2 * 5, 4, 1), random(4, 8, 2), random(1, 8, 3), random(4, 4, 4), random(1, 4, 5),
+                     random(4, 4, 6),     random(1, 4, 7), random(4, 3, 8), random(1, 3, 9)};
+  p.wo = random(8, 3, 8), p.wv = random(4, 4, 6), p.bv = random(1, 4, 7);
+  const auto check = [&](const auto& op, Index gates, bool bias) {
+    MultiHeadArgs<M> q = p;
+    q.wg = random(4, gates, 10, 2);
+    if (bias) q.bg = random(1, gates, 11, 3);
+    suite::check_layer_gradient<MultiHeadArgs>(limpid::multi_head(op, 2, 1), q, 10, 3, 2);
+    q.wo.resize(0, 0), q.bo.resize(0, 0);
+    suite::check_layer_gradient<MultiHeadArgs>(limpid::multi_head(op, 2, 1), q, 10, 8, 2);
+  };
+  for (const Index gates : {2, 8}) {
+    check(limpid::softmax(limpid::causal()), gates, true);
+    check(limpid::rope(limpid::softmax(limpid::causal()), {.layout = limpid::RopeLayout::half}), gates, false);
+    check(limpid::twicing(limpid::softmax()), gates, true);
+    check(limpid::nlm(), gates, true);
+    check(limpid::sigmoid(), gates, true);
+    check(limpid::boosting(), gates, true);
+  }
+  auto layer = limpid::multi_head(limpid::softmax(), 2, 1);  // queries' tokens gate what they read from others
+  layer.qk_norm_eps = 0.1;
+  p.context = random(2 * 3, 5, 12), p.wk = random(5, 4, 13), p.wv = random(5, 4, 14), p.wg = random(4, 2, 15);
+  suite::check_layer_gradient<MultiHeadArgs>(layer, p, 10, 3, 2);
+}
+
+TEST_CASE(
+    "multi-head layer: a gate is the sigmoid of x wg + bg times the heads' output, in float too, at its ends too") {
+  const M x = random(7, 4, 1), wq = random(4, 6, 2), wv = random(4, 6, 3), wo = random(6, 5, 4), bg = random(1, 6, 5);
+  for (const Index gates : {2, 6}) {
+    const M wg = random(4, gates, 6, 30), own = bg.leftCols(gates);  // up to 60 and more: one side of 1 is lost
+    MultiHeadArgs<limpid::View<double>> in{.x = x, .wq = wq, .wk = wq, .wv = wv};
+    const auto layer = limpid::multi_head(limpid::softmax(), 2);
+    M plain(7, 6), gated(7, 6), out(7, 5);
+    layer.forward(in, plain);
+    in.wg = wg, in.bg = own;
+    layer.forward(in, gated);
+    const M z = product(x, wg) + own.replicate(7, 1);
+    for (Index i = 0; i < 7; ++i)
+      for (Index c = 0; c < 6; ++c)
+        CHECK(gated(i, c) == Approx(plain(i, c) / (1 + std::exp(-z(i, c * gates / 6)))).epsilon(1e-13));
+    in.wo = wo;
+    layer.forward(in, out);
+    CHECK(distance(out, product(gated, wo)) < 1e-14);
+    // packed the other way round, and kept: the same bits
+    const M turned = wg.transpose();
+    M again(7, 5);
+    limpid::MultiHeadSaved<std::remove_const_t<decltype(layer.op)>, double> saved;
+    in.wg = limpid::out_in(turned);
+    layer.forward(in, again, {.saved = &saved});
+    CHECK(again == out);
+    CHECK(saved.o == plain);
+    CHECK(distance(saved.gate, z) < 1e-14);
+    const Mat<float> xf = x.cast<float>(), qf = wq.cast<float>(), vf = wv.cast<float>(), gf = wg.cast<float>();
+    Mat<float> single(7, 6);
+    layer.forward(MultiHeadArgs<limpid::View<float>>{.x = xf, .wq = qf, .wk = qf, .wv = vf, .wg = gf}, single);
+    in.bg = {}, in.wo = {}, in.wg = wg;
+    layer.forward(in, gated);
+    CHECK(distance(single.cast<double>(), gated) < 1e-5);
+  }
+}
+
 TEST_CASE("multi-head layer: relevance through the layer is the operator's, and asking changes no bit") {
   MultiHeadArgs<M> p{random(2 * 5, 4, 1), random(4, 6, 2), random(1, 6, 3), random(4, 3, 4), random(1, 3, 5),
                      random(4, 2, 6),     random(1, 2, 7), random(4, 3, 8), random(1, 3, 9)};
@@ -202,6 +269,16 @@ TEST_CASE("multi-head layers say what does not fit") {
                     "multi-head layer: gamma_q or gamma_k is given without qk_norm_eps");
   CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .context = tall}, out),
                     "multi-head layer: wk is 6 x 4, wanted 4 rows, as context has columns; it would fit as out_in(wk)");
+  const M gate = random(6, 3, 8);
+  CHECK_THROWS_WITH(
+      heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .wg = gate}, out),
+      "multi-head layer: wg makes 3 gates, wanted 2, one a head, or 4, one an entry of the heads' output");
+  CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .wg = wo}, out),
+                    "multi-head layer: wg is 4 x 6, wanted 6 rows, as x has columns; it would fit as out_in(wg)");
+  CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .bg = b}, out),
+                    "multi-head layer: bg is given without wg");
+  CHECK_THROWS_WITH(heads.forward({.x = x, .wq = u, .wk = u, .wv = u, .wg = u, .bg = b}, out),
+                    "multi-head layer: bg is 1 x 6, wanted 1 x 4");
   const M three = random(3, 6, 6), six = random(6, 6, 7);
   CHECK_THROWS_WITH(heads.forward({.x = six, .wq = u, .wk = u, .wv = u, .context = three}, out, {.batch = 2}),
                     "multi-head layer: batch is 2 and context has 3 rows, wanted as many in each item");

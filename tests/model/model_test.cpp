@@ -2,6 +2,7 @@
 // is refused. Numbers of the references are in golden/transformer_model.cpp.
 // SPDX-License-Identifier: MIT
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <limpid/model/bert.hpp>
 #include <limpid/model/llama.hpp>
@@ -174,7 +175,7 @@ Shapes albert_like() {
   for (const char* name : {"attention.LayerNorm", "full_layer_layer_norm"}) add_pair(out, block + name, {6}, 6);
   return out;
 }
-/// Width 8, 4 heads of 2 columns over 2 key heads, 2 layers, MLP 10, 11 words; untied with biases and normed heads.
+/// Width 8, 4 heads of 2 columns over 2 key heads, 2 layers, MLP 10, 11 words; untied with biases, normed heads and gates.
 Shapes llama_like(bool tied) {
   Shapes out{{"model.embed_tokens.weight", {11, 8}}};
   for (const std::string block : {"model.layers.0.", "model.layers.1."}) {
@@ -190,6 +191,8 @@ Shapes llama_like(bool tied) {
       out.push_back({attention + "v_proj.bias", {4}});
       out.push_back({attention + "q_norm.weight", {2}});
       out.push_back({attention + "k_norm.weight", {2}});
+      out.push_back({attention + "g_proj.weight", {4, 8}});  // a gate a head
+      out.push_back({attention + "g_proj.bias", {4}});
     }
     out.push_back({block + "post_attention_layernorm.weight", {8}});
     out.push_back({block + "mlp.gate_proj.weight", {10, 8}});
@@ -444,7 +447,7 @@ TEST_CASE("bert: every gradient, of the shared block of ALBERT too", "[model]") 
   }
 }
 
-TEST_CASE("llama: every gradient, tied or not, with biases and normed heads", "[model]") {
+TEST_CASE("llama: every gradient, tied or not, with biases, normed heads and gates", "[model]") {
   for (const bool tied : {false, true}) {
     const Memory memory(weights(llama_like(tied)));
     Llama<double> llama(memory.file, {.heads = 4, .eps = 1e-3});
@@ -478,12 +481,16 @@ TEST_CASE("llama: every gradient, tied or not, with biases and normed heads", "[
 TEST_CASE("llama: the next tokens from a cache have the logits that they have in the whole text", "[model]") {
   for (const bool tied : {false, true}) {
     const Memory memory(weights(llama_like(tied)));
-    const Llama<double> llama(memory.file, {.heads = 4, .eps = 1e-5});
-    const auto op = llama_attention(100);
+    LlamaOptions options{.heads = 4, .eps = 1e-5, .base = 100};
+    if (tied) options.scaling = {.kind = RopeScaling::Kind::yarn, .factor = 4, .original = 64};
+    const Llama<double> llama(memory.file, options);
+    const auto op = llama.attention();
     auto saved = llama.saved(op);
     llama.forward(op, ids, saved);
+    auto plain = saved;
+    llama.forward(llama_attention(100), ids, plain);
+    CHECK((plain.logits == saved.logits) == !tied);
     LlamaCache<double> cache;
-    cache.base = 100;
     Index at = 0;
     for (const Index n : {3, 1, 1, 2, 1}) {
       const std::vector<Index> next(ids.begin() + at, ids.begin() + at + n);
@@ -500,6 +507,73 @@ TEST_CASE("llama: the next tokens from a cache have the logits that they have in
     cache.length = 0;  // anew
     CHECK((llama.step(softmax(causal()), {ids[0]}, cache) - saved.logits.row(0)).cwiseAbs().maxCoeff() < 1e-13);
   }
+}
+
+TEST_CASE("llama: options from a config.json, positions as they say", "[model]") {
+  const suite::TemporaryFolder folder;
+  const std::string path = folder / "config.json";
+  const auto read = [&](const std::string& text) {
+    std::ofstream(path) << text;
+    return llama_options(path);
+  };
+  const std::string start = R"({"num_attention_heads": 4, "rms_norm_eps": 1e-05, "hidden_size": 8)";
+  const LlamaOptions plain = read(start + "}");
+  CHECK(plain.heads == 4);
+  CHECK(plain.eps == 1e-5);
+  CHECK(plain.base == 10000);
+  CHECK(plain.rotary == 0);
+  CHECK(plain.scaling.kind == RopeScaling::Kind::plain);
+  const LlamaOptions old =
+      read(start + R"(, "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+    "low_freq_factor": 1.5, "high_freq_factor": 5.0, "original_max_position_embeddings": 8192}})");
+  CHECK(old.base == 500000);
+  CHECK(old.scaling.kind == RopeScaling::Kind::llama3);
+  CHECK(old.scaling.factor == 8);
+  CHECK(old.scaling.low == 1.5);
+  CHECK(old.scaling.high == 5);
+  CHECK(old.scaling.original == 8192);
+  const LlamaOptions late =
+      read(start + R"(, "max_position_embeddings": 64, "partial_rotary_factor": 0.5, "head_dim": 4,
+    "rope_scaling": null, "rope_parameters": {"type": "yarn", "factor": 2, "rope_theta": 100, "beta_fast": 16,
+    "beta_slow": 2, "attention_factor": 1.5, "truncate": false}})");
+  CHECK(late.base == 100);
+  CHECK(late.rotary == 2);
+  CHECK(late.scaling.kind == RopeScaling::Kind::yarn);
+  CHECK(late.scaling.original == 64);
+  CHECK(late.scaling.fast == 16);
+  CHECK(late.scaling.slow == 2);
+  CHECK(late.scaling.amplitude == 1.5);
+  CHECK(!late.scaling.whole_planes);
+  const auto said = [&](const std::string& text) { return suite::error_of([&] { read(text); }); };
+  CHECK(contains(said("[]"), "config.json: found no JSON object"));
+  CHECK(contains(said("{"), "found no JSON object"));
+  CHECK(contains(said("{}"), "lacks num_attention_heads or rms_norm_eps"));
+  CHECK(contains(said(start + R"(, "rope_theta": "x"})"), "found no number as rope_theta, wanted one"));
+  CHECK(contains(said(start + R"(, "head_dim": 1.5})"), "found 1.5 as head_dim, wanted a whole number"));
+  CHECK(contains(said(start + R"(, "rope_scaling": {"type": "dynamic"}})"),
+                 "found the rope_scaling 'dynamic', wanted default, linear, llama3 or yarn"));
+  CHECK(contains(said(start + R"(, "partial_rotary_factor": 0.5})"), "wanted a part of the heads' width"));
+  CHECK(contains(suite::error_of([&] { llama_options(folder / "none.json"); }), "cannot be opened"));
+
+  // the model turns as its options say: as an operator of the same frequencies does, part of the width alone
+  const Memory memory(weights(llama_like(true)));
+  LlamaOptions wide{.heads = 2, .eps = 1e-5, .base = 100, .rotary = 2};
+  wide.scaling = {.kind = RopeScaling::Kind::linear, .factor = 4};
+  const Llama<double> llama(memory.file, wide);
+  const Mat<double> slow = Mat<double>::Constant(1, 1, 0.25);
+  const auto op = rope(softmax(causal()), {.layout = RopeLayout::half, .rotary = 2, .frequencies = slow});
+  auto saved = llama.saved(op);
+  llama.forward(op, ids, saved);
+  const Mat<double> wanted = saved.logits;
+  llama.forward(llama.attention(), ids, saved);
+  CHECK(saved.logits == wanted);
+  LlamaCache<double> cache;
+  CHECK((llama.step(softmax(causal()), ids, cache) - wanted).cwiseAbs().maxCoeff() < 1e-13);
+  wide.rotary = 3;
+  CHECK(contains(suite::error_of([&] { Llama<double>(memory.file, wide); }),
+                 "llama: rotary is 3, wanted an even number"));
+  wide.rotary = 0, wide.scaling.factor = 0;
+  CHECK(contains(suite::error_of([&] { Llama<double>(memory.file, wide); }), "factor is 0, wanted a finite number"));
 }
 
 TEST_CASE("models: packed weights give the same bits, in copies too", "[model]") {

@@ -4,8 +4,6 @@
 #include <limits>
 #include <limpid/check/gradient.hpp>
 #include <limpid/limpid.hpp>
-#include <limpid/op/differential.hpp>
-#include <limpid/op/twicing.hpp>
 
 #include "support/catch.hpp"
 #include "support/distance.hpp"
@@ -192,6 +190,203 @@ TEST_CASE("an odd or too wide rotary is refused") {
                     "softmax: rope's width is 2, wanted a divisor of the head's 5");
   CHECK_THROWS_WITH(limpid::rope_rotate(x, out, {.base = -1, .rotary = 2}),
                     "rope_rotate: base is -1, wanted a positive, finite number");
+}
+
+TEST_CASE("rope by given frequencies and positions turns plane l by the sum of p f over axes, in runs and without") {
+  // runs that go past a block of 64, stand still, go back, and jump; the last axis alone goes up by ones in them
+  M one(150, 1), two(150, 2);
+  for (Index i = 0; i < 150; ++i) {
+    one(i, 0) = i < 90 ? static_cast<double>(i) : (i < 100 ? 0.0 : static_cast<double>(i * i % 37) - 3.5);
+    two(i, 0) = static_cast<double>(i / 70), two(i, 1) = static_cast<double>(i % 70);
+  }
+  const M x = make(30, 150, 22), f1 = make(31, 1, 5), f2 = make(32, 2, 5);
+  for (RopeLayout layout : {RopeLayout::interleaved, RopeLayout::half})
+    for (const auto& [positions, f] : {std::pair(one, f1), std::pair(two, f2)}) {
+      M wanted = x;
+      const M angle = suite::product(positions, f);
+      for (Index i = 0; i < 150; ++i)
+        for (Index l = 0; l < 5; ++l) {
+          const Index a = layout == RopeLayout::half ? l : 2 * l, b = layout == RopeLayout::half ? l + 5 : 2 * l + 1;
+          const double c = 1.25 * std::cos(angle(i, l)), s = 1.25 * std::sin(angle(i, l));
+          wanted(i, a) = c * x(i, a) - s * x(i, b), wanted(i, b) = s * x(i, a) + c * x(i, b);
+        }
+      const limpid::RopeRotation call{
+          .layout = layout, .rotary = 10, .frequencies = f, .amplitude = 1.25, .positions = positions};
+      CHECK(distance(turned(x, call), wanted) < 1e-13);
+      limpid::RopeRotation back = call;
+      back.inverse = true;
+      CHECK(distance(turned(wanted, back).leftCols(10), 1.25 * 1.25 * x.leftCols(10)) < 1e-13);
+    }
+  // what offsets say, positions say with the same bits, and the frequencies of base
+  const M from = M::NullaryExpr(150, 1, [](Index i, Index) { return static_cast<double>(i) + 7; });
+  const limpid::RopeFrequencies plain = limpid::rope_frequencies(22, 100);
+  CHECK(turned(x, {.base = 100, .positions = from}) == turned(x, {.base = 100, .first = 7}));
+  CHECK(turned(x, {.first = 7, .frequencies = plain.values}) == turned(x, {.base = 100, .first = 7}));
+}
+
+TEST_CASE("frequencies scaled for longer texts are those of the reference implementation") {
+  using limpid::RopeScaling;
+  // transformers 4.57, ROPE_INIT_FUNCTIONS, in float: head_dim 32, rope_theta 10000 and 500000
+  struct Wanted {
+    double base;
+    RopeScaling scaling;
+    double amplitude;
+    std::vector<double> values;
+  };
+  const std::vector<Wanted> all{
+      {10000.0,
+       {.kind = RopeScaling::Kind::linear, .factor = 4},
+       1.0,
+       {0.25, 0.14058533, 0.079056941, 0.044456985, 0.025, 0.014058532, 0.0079056947, 0.0044456986, 0.0024999999,
+        0.0014058533, 0.00079056947, 0.00044456986, 0.00025000001, 0.00014058533, 7.9056947e-05, 4.4456985e-05}},
+      {500000.0,
+       {.kind = RopeScaling::Kind::llama3, .factor = 8, .original = 8192},
+       1.0,
+       {1, 0.44036663, 0.19392276, 0.085397102, 0.037606031, 0.016560441, 0.0072926651, 0.0032114461, 0.00052484602,
+        7.7846555e-05, 3.4281024e-05, 1.5096218e-05, 6.6478697e-06, 2.9274997e-06, 1.2891732e-06, 5.6770881e-07}},
+      {10000.0,
+       {.kind = RopeScaling::Kind::yarn, .factor = 16, .original = 4096},
+       1.2772588722239782,
+       {1, 0.56234133, 0.31622776, 0.17782794, 0.1, 0.056234129, 0.027387584, 0.013019547, 0.0059821424, 0.0026108704,
+        0.0010446811, 0.00034930487, 6.2500003e-05, 3.5146331e-05, 1.9764237e-05, 1.1114246e-05}},
+      {10000.0,
+       {.kind = RopeScaling::Kind::yarn,
+        .factor = 40,
+        .original = 4096,
+        .fast = 16,
+        .slow = 2,
+        .whole_planes = false,
+        .mscale = 0.707,
+        .mscale_all_dim = 1},
+       0.9210423553163399,
+       {1, 0.56234133, 0.31622776, 0.17782794, 0.1, 0.056234129, 0.031622779, 0.01509612, 0.0057901046, 0.0017382187,
+        0.00012395246, 4.4456985e-05, 2.4999999e-05, 1.4058533e-05, 7.9056945e-06, 4.4456983e-06}},
+  };
+  for (const Wanted& one : all) {
+    const limpid::RopeFrequencies f = limpid::rope_frequencies(32, one.base, one.scaling);
+    CHECK(f.amplitude == Approx(one.amplitude).epsilon(1e-12));
+    REQUIRE(f.values.cols() == static_cast<Index>(one.values.size()));
+    for (Index l = 0; l < f.values.cols(); ++l)
+      CHECK(f.values(0, l) == Approx(one.values[static_cast<std::size_t>(l)]).epsilon(1e-6));
+  }
+  const M axial = limpid::axial_frequencies(12, 3, 100);
+  CHECK(axial == (M(3, 6) << 1, 0.1, 0, 0, 0, 0, 0, 0, 1, 0.1, 0, 0, 0, 0, 0, 0, 1, 0.1).finished());
+  CHECK(limpid::axial_frequencies(8, 1) == limpid::rope_frequencies(8).values);
+  RopeScaling none{.kind = RopeScaling::Kind::llama3, .factor = 8};
+  CHECK_THROWS_WITH(limpid::rope_frequencies(8, 10000, none),
+                    "rope_frequencies: original is 0, wanted the tokens that it was trained on");
+  none.factor = 0.5;
+  CHECK_THROWS_WITH(limpid::rope_frequencies(8, 10000, none),
+                    "rope_frequencies: factor is 0.5, wanted a finite number, 1 or more");
+  CHECK_THROWS_WITH(limpid::rope_frequencies(7), "rope_frequencies: rotary is 7, wanted an even number, 0 or more");
+  CHECK_THROWS_WITH(limpid::axial_frequencies(10, 2),
+                    "axial_frequencies: rotary is 10, wanted a multiple of 4, pairs of columns for each of 2 axes");
+}
+
+TEST_CASE("gradients under given positions agree with differences, for every operator and for items of their own") {
+  const M q = make(40, 10, 16), k = make(41, 10, 8), v = make(42, 10, 4), frequencies = make(43, 2, 2);
+  M own(10, 2), shared(5, 2);  // two items of five rows
+  for (Index i = 0; i < 10; ++i) own(i, 0) = static_cast<double>(i * i % 5), own(i, 1) = static_cast<double>(i % 4);
+  shared = own.topRows(5);
+  const limpid::RopeOptions turn{.layout = RopeLayout::half,
+                                 .frequencies = frequencies,
+                                 .amplitude = 0.8,
+                                 .q_positions = own,
+                                 .k_positions = shared};
+  limpid::RopeOptions options = turn;
+  options.width = 4;
+  const auto check = [&](const auto& op) {
+    const auto found = limpid::check_gradient(rope(op, options), qkv(q, k, v), {.batch = 2, .heads = 2, .kv_heads = 1});
+    INFO(found.text());
+    CHECK(found.worst() < 1e-7);
+  };
+  check(softmax(limpid::causal()));
+  check(limpid::sigmoid());
+  check(limpid::nlm());
+  check(limpid::bilateral({.spatial = limpid::SpatialKernel::none}));
+  check(limpid::twicing(limpid::causal()));
+  check(limpid::boosting());
+  check(limpid::pid(limpid::causal()));
+  check(limpid::differential({.norm = limpid::HeadNorm::none}));
+  check(limpid::differential_gated());
+  // every item is what it is alone
+  const auto op = rope(softmax(limpid::causal()), options);
+  M out(10, 8), alone(5, 8);
+  limpid::forward(op, qkv(q, k, v), out, {.batch = 2, .heads = 2, .kv_heads = 1});
+  for (Index b = 0; b < 2; ++b) {
+    const M qb = q.middleRows(5 * b, 5), kb = k.middleRows(5 * b, 5), vb = v.middleRows(5 * b, 5);
+    const M at = own.middleRows(5 * b, 5);
+    limpid::RopeOptions its = options;
+    its.q_positions = at;
+    limpid::forward(rope(softmax(limpid::causal()), its), qkv(qb, kb, vb), alone, {.heads = 2, .kv_heads = 1});
+    CHECK(alone == out.middleRows(5 * b, 5));
+  }
+  const Mat<float> qf = q.cast<float>(), kf = k.cast<float>(), vf = v.cast<float>();
+  Mat<float> single(10, 8);
+  limpid::forward(op, qkv(qf, kf, vf), single, {.batch = 2, .heads = 2, .kv_heads = 1});
+  CHECK(distance(single.cast<double>(), out) < 1e-6);
+}
+
+TEST_CASE("padding on the left and sequences one after the other are what each is alone") {
+  const M q = make(50, 9, 6), k = make(51, 9, 6), v = make(52, 9, 3);
+  M padded = M::Zero(9, 1), packed(9, 1);
+  for (Index i = 3; i < 9; ++i) padded(i, 0) = static_cast<double>(i - 3);
+  const std::vector<Index> lengths{4, 5};
+  for (Index i = 0; i < 9; ++i) packed(i, 0) = static_cast<double>(i < 4 ? i : i - 4);
+  const auto part = [&](Index first, Index n) {
+    const M qs = q.middleRows(first, n), ks = k.middleRows(first, n), vs = v.middleRows(first, n);
+    return M(limpid::forward(rope(softmax(limpid::causal())), qkv(qs, ks, vs)));
+  };
+  const auto seen = limpid::mask([](limpid::At a) { return a.k >= 3; });
+  const M left = limpid::forward(rope(softmax(limpid::causal() & seen), {.q_positions = padded, .k_positions = padded}),
+                                 qkv(q, k, v));
+  CHECK(distance(left.bottomRows(6), part(3, 6)) < 1e-14);
+  const auto same = limpid::mask([](limpid::At a) { return (a.q < 4) == (a.k < 4); });
+  const M both = limpid::forward(rope(softmax(limpid::causal() & same), {.q_positions = packed, .k_positions = packed}),
+                                 qkv(q, k, v));
+  CHECK(distance(both.topRows(4), part(0, 4)) < 1e-14);
+  CHECK(distance(both.bottomRows(5), part(4, 5)) < 1e-14);
+}
+
+TEST_CASE("frequencies and positions that do not fit are refused") {
+  const M x = make(60, 6, 4), f = M::Ones(1, 2), wide = M::Ones(1, 3), two = M::Ones(2, 2), p = M::Ones(6, 1);
+  const M far = M::Constant(6, 1, 1e308), nan = M::Constant(6, 1, std::nan("")), short_p = M::Ones(4, 1);
+  const auto said = [&](const limpid::RopeOptions& o) -> std::string {
+    try {
+      limpid::forward(rope(softmax(), o), qkv(x, x, x));
+    } catch (const limpid::ShapeError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  CHECK(said({.frequencies = f, .q_positions = p}).empty());
+  CHECK(said({.frequencies = wide}) ==
+        "softmax: frequencies is 1 x 3, wanted 1 to 4 rows, an axis each, and 2 columns, a plane each");
+  CHECK(said({.frequencies = two}) ==
+        "softmax: q_positions is not given, wanted 2 columns, as frequencies have rows, an axis each");
+  CHECK(
+      said({.q_positions = short_p}) ==
+      "softmax: q_positions is 4 x 1, wanted 6 rows, or batch times that, and 1 columns, as frequencies have rows, an "
+      "axis each");
+  CHECK(said({.k_positions = nan}) == "softmax: k_positions is nan in row 0, column 0, wanted finite numbers");
+  CHECK(said({.frequencies = two.topRows(1), .amplitude = std::nan("")}) ==
+        "softmax: amplitude is nan, wanted a finite number");
+  const M fast = M::Constant(1, 2, 100);
+  CHECK(said({.frequencies = fast, .k_positions = far}) ==
+        "softmax: k_positions is 1e+308, wanted one whose angles do not overflow");
+  CHECK(said({.q_offset = 1, .q_positions = p}) == "softmax: q_positions is given beside q_offset, wanted one of them");
+  CHECK(said({.k_offset = 1, .k_positions = p}) == "softmax: k_positions is given beside k_offset, wanted one of them");
+  M out = x, same = p;
+  CHECK_THROWS_WITH(limpid::rope_rotate(x, out, {.first = 1, .positions = p}),
+                    "rope_rotate: positions is given beside first, wanted one of them");
+  // an operator's result may not lie over what it is turned by
+  M table(6, 5);
+  table.setOnes();
+  CHECK_THROWS_WITH(
+      limpid::forward(rope(softmax(), {.q_positions = table.leftCols(1)}), qkv(x, x, x), table.leftCols(4)),
+      "softmax: out shares memory with q_positions, wanted memory of its own");
+  CHECK_THROWS_WITH(limpid::rope_rotate(x, table.leftCols(4), {.positions = table.leftCols(1)}),
+                    "rope_rotate: out shares memory with positions, wanted memory of its own");
 }
 
 TEST_CASE("products of sinusoidal encodings depend on offsets alone, and the layouts are permutations of one another") {

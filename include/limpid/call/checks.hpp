@@ -24,10 +24,13 @@ void check_parameters(Name op, const char* name, View<S> v) {
   raise(op + (std::string(": ") + name + " holds a number that is not finite"));  // fast math has no eye for the place
 }
 
-/// The arrays of the user's that modifiers look at, and those that they add to.
+/// The arrays of the user's that modifiers, and the operator itself, look at, and those that they add to.
 template <class Op>
 auto tables_of(const Op& op) {
-  return [&op](ForArray f) { op.modifiers().reads(f); };
+  return [&op](ForArray f) {
+    op.modifiers().reads(f);
+    if constexpr (requires { op.reads(f); }) op.reads(f);
+  };
 }
 template <class Op>
 auto gradients_of(const Op& op) {

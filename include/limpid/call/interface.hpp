@@ -33,6 +33,8 @@
 //     entropy(pass, in, keep, out)            optional: of every row, in nats, where rows are distributions
 //     complete_lse(context, head, at, lse)    optional: adds to a log-sum-exp that is shown what forward left out;
 //                                             without it that of `score`, if there is one
+//     reads(f)                                optional: f(NamedArray) of arrays it looks at besides its inputs, which
+//                                             no result may lie over
 //     reads_pages                             optional, true where only `smooth`, once, reads k and v: then decode
 //                                             does not copy them
 //     score, inner                            optional fields: its family of scores, or the operator it goes round,

@@ -208,6 +208,37 @@ LIMPID_NOINLINE void activate_gated_backward_row(Activation act, const S* x, con
   });
 }
 
+/// sig(z) and 1 - sig(z) = sig(-z), of which neither loses digits.
+template <class P>
+struct Logistic {
+  typename P::V on, off;
+};
+template <class P>
+LIMPID_INLINE Logistic<P> logistic_of(const typename P::V& z) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  const V zero = P::set(S(0)), one = P::set(S(1)), e = P::exp(P::if_less(z, zero, z, -z));
+  const V near = one / (one + e), far = e * near;
+  return {P::if_less(z, zero, far, near), P::if_less(z, zero, near, far)};
+}
+/// y = x o sig(z); y may be x.
+template <class P, class S = typename P::Scalar>
+LIMPID_NOINLINE void gate_row(const S* z, const S* x, S* y, Index count) {
+  using V = typename P::V;
+  by_vectors<P, 2, 1>(count, {z, x}, {y},
+                      [](const std::array<V, 2>& in) { return std::array<V, 1>{in[1] * logistic_of<P>(in[0]).on}; });
+}
+/// y = x o sig(z), dx = dy o sig(z), dz = dy o x o sig'(z) in one pass; dx may be dy.
+template <class P, class S = typename P::Scalar>
+LIMPID_NOINLINE void gate_backward_row(const S* z, const S* x, const S* dy, S* y, S* dx, S* dz, Index count) {
+  using V = typename P::V;
+  by_vectors<P, 3, 3>(count, {z, x, dy}, {y, dx, dz}, [](const std::array<V, 3>& in) {
+    const Logistic<P> gate = logistic_of<P>(in[0]);
+    const V through = in[2] * gate.on;
+    return std::array<V, 3>{in[1] * gate.on, through, through * in[1] * gate.off};
+  });
+}
+
 }  // namespace detail
 }  // namespace LIMPID_ABI
 }  // namespace limpid

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "../engine/activation.hpp"
 #include "rms_norm.hpp"
 
 namespace limpid {
@@ -12,8 +13,8 @@ inline namespace LIMPID_ABI {
 /// What MultiHead reads, and where its gradients go, H heads and G key heads: x (B n) x D, wq D x (H d), wk D x (G d),
 /// wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E; or each weight the other way round as out_in(w) says.
 /// context (B m) x C, what keys and values are made from in place of x (cross attention), wk and wv then of C inputs.
-/// gamma_q and gamma_k 1 x d of the norms of each head's q and k. Empty: not given; without wo the heads' output is the
-/// result. visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by
+/// wg D x H or D x (H dv) of a gate on the heads' output, one a head or one an entry, bg 1 x as many. gamma_q and
+/// gamma_k 1 x d of the norms of each head's q and k. Empty: not given; without wo the heads' output is the result. visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by
 /// side.
 template <class T>
 struct MultiHeadArgs {
@@ -25,12 +26,15 @@ struct MultiHeadArgs {
   detail::LayerWeight<T> wv{};
   T bv{};
   detail::LayerWeight<T> wo{};
-  T bo{}, gamma_q{}, gamma_k{}, context{};
+  T bo{};
+  detail::LayerWeight<T> wg{};
+  T bg{}, gamma_q{}, gamma_k{}, context{};
 
   template <class F, class... A>
   static void visit(F&& f, A&&... a) {
     f("x", a.x...), f("context", a.context...);
     visit_weights(f, a...);
+    f("wg", a.wg...), f("bg", a.bg...);
     f("gamma_q", a.gamma_q...), f("gamma_k", a.gamma_k...);
   }
   template <class F, class... A>
@@ -53,6 +57,7 @@ struct MultiHeadArgs {
 template <class Op, class S>
 struct MultiHeadSaved {
   Mat<S> q, k, v, o;        ///< as the operator has seen them and made them: what looks inside are given
+  Mat<S> gate;              ///< x wg + bg, whose sigmoid gates o, where there is a gate
   Mat<S> q_plain, k_plain;  ///< q and k before their norms, where they have one
   RmsNormSaved<S> q_norm, k_norm;
   limpid::Saved<Op, S> attention;
@@ -69,6 +74,45 @@ V by_heads(const V& packed, Index heads) {
   return {packed.data, packed.rows * heads, width, width};
 }
 
+/// out = o o sig(z), z of the same width or one number a head; out may be o.
+template <class S>
+void gate_heads(const Context& context, View<S> z, View<S> o, MutView<S> out) {
+  if (z.empty()) return;
+  const Index width = o.cols / z.cols;
+  for_rows(context, o.rows, [&](Index first, Index last) {
+    for (Index i = first; i < last; ++i) {
+      if (width == 1) {
+        gate_row<Native<S>>(z.row(i), o.row(i), out.row(i), o.cols);
+        continue;
+      }
+      for (Index h = 0; h < z.cols; ++h) {
+        const S gate = logistic_of<OneLane<S>>(z(i, h)).on;
+        for (Index c = h * width; c < (h + 1) * width; ++c) out(i, c) = gate * o(i, c);
+      }
+    }
+  });
+}
+/// out again, and from d, the gradient of out, which is overwritten by that of o, that of z.
+template <class S>
+void gate_heads_backward(const Context& context, View<S> z, View<S> o, MutView<S> out, MutView<S> d, MutView<S> dz) {
+  if (z.empty()) return;
+  const Index width = o.cols / z.cols;
+  for_rows(context, o.rows, [&](Index first, Index last) {
+    for (Index i = first; i < last; ++i) {
+      if (width == 1) {
+        gate_backward_row<Native<S>>(z.row(i), o.row(i), d.row(i), out.row(i), d.row(i), dz.row(i), o.cols);
+        continue;
+      }
+      for (Index h = 0; h < z.cols; ++h) {
+        const Logistic<OneLane<S>> gate = logistic_of<OneLane<S>>(z(i, h));
+        const Index begin = h * width;
+        dz(i, h) = dot(d.row(i) + begin, o.row(i) + begin, width) * gate.on * gate.off;
+        for (Index c = begin; c < begin + width; ++c) out(i, c) = gate.on * o(i, c), d(i, c) *= gate.on;
+      }
+    }
+  });
+}
+
 /// A request for relevance beside gradients: of batch items of n queries and m keys.
 template <class S>
 void check_relevance(const char* layer, const BackwardCall<S>& call, Index batch, Index n, Index m) {
@@ -83,8 +127,10 @@ void check_relevance(const char* layer, const BackwardCall<S>& call, Index batch
 /// 3.2.2) for any operator of q, k, v, c = context where it is given, else x. With qk_norm_eps each head's q and k are
 /// RMS-normed before the operator sees them (Henry et al. 2020, arXiv 2010.04245, with the RMS norm of later models);
 /// rotary positions come with the operator, after that: rope(softmax(causal()), {.layout = RopeLayout::half}) turns
-/// query i of n at place i + m - n. Kept: q, k, v, the heads' output and what the operator keeps; saved.q, saved.k,
-/// saved.v and saved.attention are what map_block and Rollout ask for. backward takes the request of a Relevance
+/// query i of n at place i + m - n. With wg the heads' output is gated by the tokens before wo, o o sig(x wg + bg) (Qiu
+/// et al. 2025, arXiv 2505.06708, G1): dx, dwg and dbg come of do o o o sig', and the operator's backward pass, relevance
+/// too, of do o sig. Kept: q, k, v, the heads' output, the gate before its sigmoid and what the operator keeps;
+/// saved.q, saved.k, saved.v and saved.attention are what map_block and Rollout ask for. backward takes the request of a Relevance
 /// (ask()) as the operator's own does, and its gradients have the same bits then. Throws ShapeError where shapes do not
 /// fit, a result shares memory with an input or with another one, a bias or gamma is not finite, or, backward, no
 /// forward call has filled saved to its end.
@@ -141,7 +187,17 @@ struct MultiHead {
     const MutView<S> o = scope.room(&Saved<S>::o, in.x.rows, head_width<S>(in));
     limpid::forward(op, qkv(q, k, v), o,
                     {call.batch, heads, kv_heads, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
-    project<S>(scope.context, in, o, out);
+    View<S> passed = o;
+    if (in.wg.given()) {
+      const MutView<S> z = room(&Saved<S>::gate, in.x, in.wg);
+      const MutView<S> to = scope.saved ? scope.arena.template matrix<S>(o.rows, o.cols) : o;  // o is kept as it is
+      scope.context.as_head(gate_flop<S>(in), [&](const detail::Context& shared) {
+        detail::linear_in<detail::Native<S>>(shared, in.x, in.wg, in.bg, z);
+        detail::gate_heads<S>(shared, z, o, to);
+      });
+      passed = to;
+    }
+    project<S>(scope.context, in, passed, out);
     scope.done();
   }
 
@@ -167,20 +223,27 @@ struct MultiHead {
     const detail::LayerScope scope(call);
     const detail::Context& context = scope.context;
     Arena& arena = scope.arena;
-    View<S> d_o = dout;
-    if (in.wo.given()) {
-      const MutView<S> to = arena.matrix<S>(saved.o.rows(), saved.o.cols());
-      detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {to, {}, {}}, false, false);
-      d_o = to;
-    }
     const auto room = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
+    View<S> d_o = dout, passed = saved.o;
+    MutView<S> d, dz;  // of the heads' output, of the gate before its sigmoid
+    if (in.wo.given() || in.wg.given()) d = room(saved.o), d_o = d;
+    if (in.wo.given())
+      detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {d, {}, {}}, false, false);
+    else if (in.wg.given())
+      detail::copy<S>(dout, d);
+    if (in.wg.given()) {
+      const MutView<S> gated = room(saved.o);
+      dz = room(saved.gate);
+      detail::gate_heads_backward<S>(context, saved.gate, saved.o, gated, d, dz);
+      passed = gated;
+    }
     const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v);
     limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv),
                      {false, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part});
     context.as_head(2 * projection_flop<S>(in), [&](const detail::Context& shared) {
       const bool add = call.accumulate;
-      if (in.wo.given())  // out = o wo + bo
-        detail::linear_backward_in<P>(shared, saved.o, in.wo, dout, {{}, grad.wo, grad.bo}, false, add);
+      if (in.wo.given())  // out = o wo + bo, o gated
+        detail::linear_backward_in<P>(shared, passed, in.wo, dout, {{}, grad.wo, grad.bo}, false, add);
       if (qk_norm_eps) {  // q = norm(q_plain), k = norm(k_plain)
         const auto back = [&](const Mat<S>& plain, View<S> gamma, const RmsNormSaved<S>& norm, MutView<S> d,
                               const Gradient<S>& dgamma, Index count) {
@@ -198,6 +261,8 @@ struct MultiHead {
       detail::linear_backward_in<P>(shared, in.x, in.wq, dq, {grad.x, grad.wq, grad.bq}, add, add);
       detail::linear_backward_in<P>(shared, c, in.wk, dk, {dx_of_k, grad.wk, grad.bk}, cross ? add : true, add);
       detail::linear_backward_in<P>(shared, c, in.wv, dv, {dx_of_k.view(), grad.wv, grad.bv}, true, add);
+      if (in.wg.given())  // z = x wg + bg
+        detail::linear_backward_in<P>(shared, in.x, in.wg, dz, {grad.x.view(), grad.wg, grad.bg}, true, add);
     });
   }
 
@@ -240,6 +305,15 @@ struct MultiHead {
     if (in.bo.given() && !in.wo.given()) detail::raise(std::string(layer) + ": bo is given without wo");
     if (in.wo.given()) detail::check_weight<S>(layer, "wo", in.wo, head_width<S>(in), "the heads' output has columns");
     detail::check_bias<S>(layer, "bo", in.bo, in.wo.outputs());
+    if (in.bg.given() && !in.wg.given()) detail::raise(std::string(layer) + ": bg is given without wg");
+    if (in.wg.given()) {
+      detail::check_weight<S>(layer, "wg", in.wg, in.x.cols, "x has columns");
+      if (in.wg.outputs() != heads && in.wg.outputs() != head_width<S>(in))
+        detail::raise(std::string(layer) + ": wg makes " + detail::text_of(in.wg.outputs()) + " gates, wanted " +
+                      detail::text_of(heads) + ", one a head, or " + detail::text_of(head_width<S>(in)) +
+                      ", one an entry of the heads' output");
+      detail::check_bias<S>(layer, "bg", in.bg, in.wg.outputs());
+    }
     detail::check_rows(layer, in);
   }
   /// With the shapes of biases and gammas that are not given, which may have a gradient too.
@@ -247,6 +321,7 @@ struct MultiHead {
   Args<S> with_biases(Args<S> in) const {
     in.bq = detail::or_zero(in.bq, in.wq.outputs()), in.bk = detail::or_zero(in.bk, in.wk.outputs());
     in.bv = detail::or_zero(in.bv, in.wv.outputs()), in.bo = detail::or_zero(in.bo, in.wo.outputs());
+    in.bg = detail::or_zero(in.bg, in.wg.outputs());
     const Index width = in.wq.outputs() / heads;
     if (qk_norm_eps) in.gamma_q = detail::or_zero(in.gamma_q, width), in.gamma_k = detail::or_zero(in.gamma_k, width);
     return in;
@@ -267,6 +342,7 @@ struct MultiHead {
       detail::check_kept(layer, "q_plain", saved.q_plain, in.x.rows, in.wq.outputs());
       detail::check_kept(layer, "k_plain", saved.k_plain, keys, in.wk.outputs());
     }
+    if (in.wg.given()) detail::check_kept(layer, "gate", saved.gate, in.x.rows, in.wg.outputs());
     detail::check_filled(layer, saved);
     detail::check_kept_heads(layer, saved.attention, heads, groups());
     detail::check_kept(layer, "o", saved.o, in.x.rows, head_width<S>(in));
@@ -293,6 +369,10 @@ struct MultiHead {
     const View<S> c = source<S>(in);
     return 2.0 * (double(in.x.rows) * double(in.x.cols) * double(in.wq.outputs()) +
                   double(c.rows) * double(c.cols) * double(in.wk.outputs() + in.wv.outputs()));
+  }
+  template <class S>
+  static double gate_flop(const Args<S>& in) {
+    return 2.0 * double(in.x.rows) * double(in.x.cols) * double(in.wg.outputs());
   }
   template <class S>
   Index head_width(const Args<S>& in) const {

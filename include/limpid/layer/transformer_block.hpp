@@ -14,8 +14,8 @@ inline namespace LIMPID_ABI {
 enum class NormPlace { pre, post, sandwich };
 
 /// What a transformer block reads, and where its gradients go. x (B n) x D. Self attention: gamma1 and beta1 1 x D, wq
-/// to bo, gamma_q and gamma_k as in MultiHeadArgs, scale1 1 x D of LayerScale. Cross attention: context (B m) x C,
-/// gamma_c, beta_c, wq2 to bo2, gamma_q2, gamma_k2, scale_c. MLP: gamma2, beta2, w1 to b3 as in MlpArgs, scale2.
+/// to bg, gamma_q and gamma_k as in MultiHeadArgs, scale1 1 x D of LayerScale. Cross attention: context (B m) x C,
+/// gamma_c, beta_c, wq2 to bg2, gamma_q2, gamma_k2, scale_c. MLP: gamma2, beta2, w1 to b3 as in MlpArgs, scale2.
 /// gamma1b, beta1b, gamma_cb, beta_cb, gamma2b, beta2b: of the second norms of a sandwich. Every weight may lie either
 /// way round, as out_in(w) says. Empty: not given. visit(f, a...) calls f(name, a's fields...) in this order,
 /// visit_parameters the same without x and context.
@@ -31,7 +31,9 @@ struct TransformerBlockArgs {
   W wv{};
   T bv{};
   W wo{};
-  T bo{}, gamma_q{}, gamma_k{}, gamma1b{}, beta1b{}, scale1{};
+  T bo{};
+  W wg{};
+  T bg{}, gamma_q{}, gamma_k{}, gamma1b{}, beta1b{}, scale1{};
   T gamma_c{}, beta_c{};
   W wq2{};
   T bq2{};
@@ -40,7 +42,9 @@ struct TransformerBlockArgs {
   W wv2{};
   T bv2{};
   W wo2{};
-  T bo2{}, gamma_q2{}, gamma_k2{}, gamma_cb{}, beta_cb{}, scale_c{};
+  T bo2{};
+  W wg2{};
+  T bg2{}, gamma_q2{}, gamma_k2{}, gamma_cb{}, beta_cb{}, scale_c{};
   T gamma2{}, beta2{};
   W w1{};
   T b1{};
@@ -59,11 +63,13 @@ struct TransformerBlockArgs {
     f("gamma1", a.gamma1...), f("beta1", a.beta1...);
     f("wq", a.wq...), f("bq", a.bq...), f("wk", a.wk...), f("bk", a.bk...);
     f("wv", a.wv...), f("bv", a.bv...), f("wo", a.wo...), f("bo", a.bo...);
+    f("wg", a.wg...), f("bg", a.bg...);
     f("gamma_q", a.gamma_q...), f("gamma_k", a.gamma_k...);
     f("gamma1b", a.gamma1b...), f("beta1b", a.beta1b...), f("scale1", a.scale1...);
     f("gamma_c", a.gamma_c...), f("beta_c", a.beta_c...);
     f("wq2", a.wq2...), f("bq2", a.bq2...), f("wk2", a.wk2...), f("bk2", a.bk2...);
     f("wv2", a.wv2...), f("bv2", a.bv2...), f("wo2", a.wo2...), f("bo2", a.bo2...);
+    f("wg2", a.wg2...), f("bg2", a.bg2...);
     f("gamma_q2", a.gamma_q2...), f("gamma_k2", a.gamma_k2...);
     f("gamma_cb", a.gamma_cb...), f("beta_cb", a.beta_cb...), f("scale_c", a.scale_c...);
     f("gamma2", a.gamma2...), f("beta2", a.beta2...);
@@ -444,11 +450,11 @@ struct TransformerBlock {
 
   template <class T, class From>
   static MultiHeadArgs<T> attention_args(const From& p, const T& x) {
-    return {x, p.wq, p.bq, p.wk, p.bk, p.wv, p.bv, p.wo, p.bo, p.gamma_q, p.gamma_k, T()};
+    return {x, p.wq, p.bq, p.wk, p.bk, p.wv, p.bv, p.wo, p.bo, p.wg, p.bg, p.gamma_q, p.gamma_k, T()};
   }
   template <class T, class From>
   static MultiHeadArgs<T> cross_args(const From& p, const T& x, const T& context) {
-    return {x, p.wq2, p.bq2, p.wk2, p.bk2, p.wv2, p.bv2, p.wo2, p.bo2, p.gamma_q2, p.gamma_k2, context};
+    return {x, p.wq2, p.bq2, p.wk2, p.bk2, p.wv2, p.bv2, p.wo2, p.bo2, p.wg2, p.bg2, p.gamma_q2, p.gamma_k2, context};
   }
   template <class T, class From>
   static MlpArgs<T> mlp_args(const From& p, const T& x) {

@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
+#include <map>
+
 #include "../layer/rms_norm.hpp"
 #include "../op/rope.hpp"
 #include "../op/softmax.hpp"
@@ -12,10 +15,14 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace model {
 
-/// What a checkpoint of a decoder does not say. eps has to be said: some of the family have 1e-5 and some 1e-6.
+/// What a checkpoint of a decoder does not say, and its config.json does: see llama_options. eps has to be said: some of
+/// the family have 1e-5 and some 1e-6.
 struct LlamaOptions {
   Index heads = 0;
   double eps = eps_not_given;
+  double base = 10000;  ///< of the rotary positions, rope_theta
+  Index rotary = 0;     ///< columns of a head that are turned; 0 means all
+  RopeScaling scaling = {};
 };
 
 /// What a run of a Llama gives and keeps for a backward pass.
@@ -34,12 +41,12 @@ struct LlamaSaved {
 /// The keys, turned already, and the values of the tokens that a text has so far, for every layer of a Llama.
 template <class S>
 struct LlamaCache {
-  double base = 10000;  ///< of the rotary positions
-  Index length = 0;     ///< tokens so far; 0 starts anew
+  Index length = 0;  ///< tokens so far; 0 starts anew
   std::vector<Mat<S>> k, v;
 };
 
 /// The attention of the family: causal, rotary positions of the half layout, as the files of Hugging Face have q and k.
+/// Llama::attention() has the base and frequencies of a model besides.
 inline auto llama_attention(double base = 10000) {
   return rope(softmax(causal()), {.layout = RopeLayout::half, .base = base});
 }
@@ -56,6 +63,8 @@ inline const NameTable& llama_block() {
                                {"bv", "self_attn.v_proj.bias", "K", true},
                                {"wo", "self_attn.o_proj.weight", "DQ"},
                                {"bo", "self_attn.o_proj.bias", "D", true},
+                               {"wg", "self_attn.g_proj.weight", "GD", true},
+                               {"bg", "self_attn.g_proj.bias", "G", true},
                                {"gamma_q", "self_attn.q_norm.weight", "d", true},
                                {"gamma_k", "self_attn.k_norm.weight", "d", true},
                                {"gamma2", "post_attention_layernorm.weight", "D"},
@@ -65,25 +74,108 @@ inline const NameTable& llama_block() {
   return table;
 }
 
+/// One entry of a config.json, if it is there and not null. Throws FormatError where it is no number.
+inline void read_number(const std::string& path, const nlohmann::json& from, const char* name, double& to) {
+  const auto found = from.find(name);
+  if (found == from.end() || found->is_null()) return;
+  if (!found->is_number()) io::detail::fail(path, "found no number as " + std::string(name) + ", wanted one");
+  to = found->template get<double>();
+}
+inline void read_count(const std::string& path, const nlohmann::json& from, const char* name, Index& to) {
+  double number = static_cast<double>(to);
+  read_number(path, from, name, number);
+  if (!(number >= 0 && number <= 0x1p40 && number == std::floor(number)))
+    io::detail::fail(path, "found " + limpid::detail::number_text(number) + " as " + std::string(name) +
+                               ", wanted a whole number, 0 or more");
+  to = static_cast<Index>(number);
+}
+/// rope_scaling of a config.json; context: how long a text may be, which some files mean where they do not say original.
+inline RopeScaling read_scaling(const std::string& path, const nlohmann::json& from, Index context) {
+  using Kind = RopeScaling::Kind;
+  RopeScaling to;
+  std::string kind = "default";
+  for (const char* name : {"type", "rope_type"})
+    if (from.contains(name) && from[name].is_string()) kind = from[name].template get<std::string>();
+  const std::map<std::string, Kind> kinds{
+      {"default", Kind::plain}, {"linear", Kind::linear}, {"llama3", Kind::llama3}, {"yarn", Kind::yarn}};
+  const auto known = kinds.find(kind);
+  if (known == kinds.end())
+    io::detail::fail(
+        path, "found the rope_scaling " + io::detail::in_quotes(kind, 80) + ", wanted default, linear, llama3 or yarn");
+  to.kind = known->second, to.original = context;
+  read_number(path, from, "factor", to.factor), read_count(path, from, "original_max_position_embeddings", to.original);
+  read_number(path, from, "low_freq_factor", to.low), read_number(path, from, "high_freq_factor", to.high);
+  read_number(path, from, "beta_fast", to.fast), read_number(path, from, "beta_slow", to.slow);
+  read_number(path, from, "mscale", to.mscale), read_number(path, from, "mscale_all_dim", to.mscale_all_dim);
+  double amplitude = 0;
+  read_number(path, from, "attention_factor", amplitude);
+  if (amplitude != 0) to.amplitude = amplitude;
+  if (from.contains("truncate") && from["truncate"].is_boolean())
+    to.whole_planes = from["truncate"].template get<bool>();
+  return to;
+}
+
 }  // namespace detail
 
+/// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads,
+/// rms_norm_eps, rope_theta, rope_scaling (rope_parameters in newer ones), partial_rotary_factor with head_dim or
+/// hidden_size. Throws FormatError that names the file: what cannot be read, is no JSON object, lacks
+/// num_attention_heads or rms_norm_eps, or has a scaling other than default, linear, llama3 and yarn.
+inline LlamaOptions llama_options(const std::string& path) {
+  io::detail::Source source(path);
+  if (source.size() > io::detail::most_header)
+    io::detail::fail(path, "has " + std::to_string(source.size()) + " bytes, wanted at most " +
+                               std::to_string(io::detail::most_header));
+  std::string text(source.size(), ' ');
+  source.read(0, text.data(), text.size());
+  const nlohmann::json config = nlohmann::json::parse(text, nullptr, false);
+  if (!config.is_object()) io::detail::fail(path, "found no JSON object, wanted the configuration of a model");
+  LlamaOptions out;
+  Index context = 0, width = 0, head = 0;
+  double part = 1;
+  detail::read_count(path, config, "num_attention_heads", out.heads);
+  detail::read_number(path, config, "rms_norm_eps", out.eps);
+  if (out.heads < 1 || !(out.eps >= 0))
+    io::detail::fail(path, "lacks num_attention_heads or rms_norm_eps, wanted both");
+  detail::read_count(path, config, "max_position_embeddings", context);
+  detail::read_count(path, config, "hidden_size", width), detail::read_count(path, config, "head_dim", head);
+  detail::read_number(path, config, "rope_theta", out.base);
+  detail::read_number(path, config, "partial_rotary_factor", part);
+  for (const char* name : {"rope_scaling", "rope_parameters"}) {
+    if (!config.contains(name) || !config[name].is_object()) continue;
+    out.scaling = detail::read_scaling(path, config[name], context);
+    detail::read_number(path, config[name], "rope_theta", out.base);
+    detail::read_number(path, config[name], "partial_rotary_factor", part);
+  }
+  if (part != 1) {
+    const double of = static_cast<double>(head != 0 ? head : width / out.heads) * part;
+    if (!(of >= 2 && of <= 0x1p40))
+      io::detail::fail(path, "found " + limpid::detail::number_text(part) +
+                                 " as partial_rotary_factor, wanted a part of the heads' width");
+    out.rotary = static_cast<Index>(of);
+  }
+  return out;
+}
+
 /// A LLaMA-style decoder (Touvron et al. 2023, arXiv 2302.13971): pre-norm blocks of RMS norm, grouped keys (their
-/// number by the shape of k_proj), SwiGLU; biases of q, k, v (Qwen2) and QK norm (Qwen3) where the file has them;
+/// number by the shape of k_proj), SwiGLU; biases of q, k, v (Qwen2), QK norm (Qwen3) and a gate on the heads' output
+/// (MultiHeadArgs::wg) where the file has them, the gate as self_attn.g_proj;
 ///
 ///     x = embed_tokens[id],   logits = N(blocks(x)) W_head^T
 ///
 /// W_head is lm_head.weight, or the embedding itself where there is none (tied): its gradient is then of both.
-/// Positions come with the operator.
+/// Positions come with the operator: attention() turns by the options' base, rotary and scaling.
 ///
 ///     const limpid::io::Checkpoint file("folder");     // one file, or shards by their index
-///     const limpid::model::Llama<float> llama(file, {.heads = 32, .eps = 1e-5});
-///     const auto op = limpid::model::llama_attention();
+///     const limpid::model::Llama<float> llama(file, limpid::model::llama_options("folder/config.json"));
+///     const auto op = llama.attention();               // looks at llama
 ///     auto saved = llama.saved(op);
 ///     llama.forward(op, ids, saved);                                    // saved.logits
 ///     const auto why = llama.explain(op, saved, id);                    // of the last token's logit of that id
 ///
 /// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a
-/// head count that does not divide. Calls throw ShapeError: ids out of the vocabulary, an operator's own reasons.
+/// head count that does not divide. Throws ShapeError for options that are none: eps, base, rotary, scaling. Calls throw
+/// ShapeError: ids out of the vocabulary, an operator's own reasons.
 template <class S>
 class Llama {
  public:
@@ -105,6 +197,8 @@ class Llama {
     const Index queries = file.shape(q).empty() ? 0 : file.shape(q).front();
     detail::check_heads(file, queries, options.heads);
     load.extents['d'] = queries / options.heads;
+    limpid::detail::check_rotary("llama", options.rotary, load.extents['d']);
+    turn_ = rope_frequencies(options.rotary == 0 ? load.extents['d'] : options.rotary, options.base, options.scaling);
     for (Index l = 0; l < stack_.layers; ++l) stack_.blocks.push_back(load.block(load.numbered(blocks, l), table));
     const Index keys = load.extents['K'], head = load.extents['d'];
     if (keys < head || keys % head != 0 || options.heads % (keys / head) != 0)
@@ -132,6 +226,14 @@ class Llama {
   Index vocabulary() const { return words_.rows; }
   Index kv_heads() const { return stack_.options.kv_heads; }
   bool tied() const { return head_.parameter == words_.parameter; }
+  /// The rotary positions of the model, which look at it, and its own attention with them.
+  RopeOptions rope() const {
+    return {.layout = RopeLayout::half,
+            .rotary = 2 * turn_.values.cols(),
+            .frequencies = turn_.values,
+            .amplitude = turn_.amplitude};
+  }
+  auto attention() const { return limpid::rope(softmax(causal()), rope()); }
   template <class Op>
   Saved<Op> saved(const Op&) const {
     return {};
@@ -154,8 +256,8 @@ class Llama {
   }
 
   /// The next tokens of one text, one or more: the logits of each, n x vocabulary, from the keys and values of the
-  /// cache, to which theirs are added. op is the attention without its rotary positions, softmax(causal()): the cache
-  /// turns q and k by its own base. The numbers are forward's, but for rounding. The cache doubles its room when that
+  /// cache, to which theirs are added. op is the attention without its rotary positions, softmax(causal()): q and k are
+  /// turned as rope() says, each token by its place in the text. The numbers are forward's, but for rounding. The cache doubles its room when that
   /// is full. Throws ShapeError as forward does, with the cache as it was.
   template <class Op>
   Mat<S> step(const Op& op, const std::vector<Index>& ids, LlamaCache<S>& cache, const ModelCall& call = {}) const {
@@ -187,7 +289,12 @@ class Llama {
                  {*stack_.options.qk_norm_eps, nullptr, call.workspace, call.executor});
       }
       rope_rotate(rows, rows,
-                  {.layout = RopeLayout::half, .base = cache.base, .heads = of, .first = static_cast<double>(before)});
+                  {.layout = RopeLayout::half,
+                   .rotary = 2 * turn_.values.cols(),
+                   .heads = of,
+                   .first = static_cast<double>(before),
+                   .frequencies = turn_.values,
+                   .amplitude = turn_.amplitude});
     };
     // rows, which lie behind those of the cache from now on
     const auto append = [&](Mat<S>& to, const Mat<S>& rows) {
@@ -207,6 +314,11 @@ class Llama {
       const View<S> keys = append(cache.k[place], k), values = append(cache.v[place], project(h, block.wv, block.bv));
       Mat<S> o(n, block.wo.cols);
       limpid::forward(op, qkv(View<S>(q), keys, values), o, {1, heads, groups, nullptr, call.workspace, call.executor});
+      if (block.wg.given()) {
+        const Mat<S> gate = project(h, block.wg, block.bg);
+        limpid::detail::with_context(inner,
+                                     [&](const auto& context) { limpid::detail::gate_heads<S>(context, gate, o, o); });
+      }
       x += project(o, block.wo, block.bo);
       norm(block.gamma2);
       MlpArgs<View<S>> mlp;
@@ -267,6 +379,7 @@ class Llama {
   LlamaOptions options_;
   detail::Stack<S> stack_;
   Slot words_, norm_, head_;
+  RopeFrequencies turn_;
 };
 
 }  // namespace model
