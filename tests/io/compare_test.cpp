@@ -52,11 +52,18 @@ TEST_CASE("compare: the largest error over the largest entry, layer by layer", "
   CHECK(all[7].problem == "found the shape [1]");
   CHECK(relative(8) == infinity);
   CHECK(drift_text({all[3], all[4], all[5]}, 1e-6) ==
-        "tensor         shape  largest error over largest entry\n"
-        "layers.2.out   [2]    0.0e+00\n"
-        "layers.10.out  [4]    1.2e-01  <<\n"
+        "tensor         shape  error    over largest entry\n"
+        "layers.2.out   [2]    0.0e+00  0.0e+00\n"
+        "layers.10.out  [4]    5.0e-01  1.2e-01  <<\n"
         "lost           [1]    not found  <<\n"
-        "2 of 3 beyond 1e-06\n");
+        "2 of 3 beyond 1e-06, the first is 'layers.10.out'\n");
+  CHECK(drift_text({all[3]}, 0) ==
+        "tensor        shape  error    over largest entry\n"
+        "layers.2.out  [2]    0.0e+00  0.0e+00\n"
+        "0 of 1 beyond 0\n");
+  CHECK(extra_names(reference, found) == std::vector<std::string>{"more"});
+  CHECK(extra_names(found, reference) == std::vector<std::string>{"lost"});
+  CHECK(extra_names(file({}), file({{"l.10", of({1})}, {"l.9", of({1})}})) == std::vector<std::string>{"l.9", "l.10"});
   Safetensors torn = reference;
   torn.tensors["zero"].bytes.pop_back();
   CHECK(compare(reference, torn).back().problem.find("found 7 bytes") != std::string::npos);

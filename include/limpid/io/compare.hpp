@@ -23,6 +23,7 @@ struct Drift {
     if (!problem.empty()) return std::numeric_limits<double>::infinity();
     return error == 0 ? 0 : error / largest;
   }
+  bool beyond(double bound) const { return !(relative() <= bound); }
 };
 
 namespace detail {
@@ -74,7 +75,7 @@ inline Drift drift_of(const std::string& name, const Tensor& reference, const Te
 /// The tensors of found beside those of the reference that have their names, in the order of the names with numbers as
 /// numbers: which layer is the first whose numbers drift. Shapes may differ where the number of entries does not ([n,
 /// D] and [1, n, D]); what has another size, another kind or is missing is told as its problem. What only found has is
-/// left out. A NaN or an infinity that the other file has not is an infinite error.
+/// left out, see extra_names. A NaN or an infinity that the other file has not is an infinite error.
 inline std::vector<Drift> compare(const Safetensors& reference, const Safetensors& found) {
   std::vector<Drift> all;
   for (const auto& [name, tensor] : reference.tensors) {
@@ -92,10 +93,21 @@ inline std::vector<Drift> compare(const Safetensors& reference, const Safetensor
   return all;
 }
 
-/// The comparison as text, a line a tensor: name, shape, largest error over largest entry; behind those beyond `bound`
-/// a mark, and in the end how many they are.
+/// The tensors that found has and the reference has not, in the same order.
+inline std::vector<std::string> extra_names(const Safetensors& reference, const Safetensors& found) {
+  std::vector<std::string> names;
+  for (const auto& one : found.tensors)
+    if (reference.tensors.count(one.first) == 0) names.push_back(one.first);
+  std::sort(names.begin(), names.end(), detail::before);
+  return names;
+}
+
+/// The comparison as text, a line a tensor: name, shape, the largest error, and that over the largest entry; behind
+/// those where this is beyond `bound`, or nothing could be compared, a mark, and in the end how many they are and which
+/// is the first.
 inline std::string drift_text(const std::vector<Drift>& all, double bound) {
   std::size_t width = 6, shapes = 5, beyond = 0;
+  const Drift* first = nullptr;
   for (const Drift& one : all) {
     width = std::max(width, std::min(one.name.size(), std::size_t(80)));
     shapes = std::max(shapes, detail::shape_of(one.shape).size());
@@ -103,18 +115,23 @@ inline std::string drift_text(const std::vector<Drift>& all, double bound) {
   const auto padded = [](std::string text, std::size_t to) {
     return text + std::string(to - std::min(to, text.size()), ' ');
   };
-  std::string out = padded("tensor", width) + "  " + padded("shape", shapes) + "  largest error over largest entry\n";
+  const auto number = [](const char* format, double x) {
+    char text[32];
+    std::snprintf(text, sizeof text, format, x);
+    return std::string(text);
+  };
+  std::string out = padded("tensor", width) + "  " + padded("shape", shapes) + "  error    over largest entry\n";
   for (const Drift& one : all) {
-    char number[32];
-    std::snprintf(number, sizeof number, "%.1e", one.relative());
-    const bool far = !(one.relative() <= bound);
+    const bool far = one.beyond(bound);
     beyond += far ? 1 : 0;
+    if (far && first == nullptr) first = &one;
     out += padded(detail::printable(one.name, 80), width) + "  " + padded(detail::shape_of(one.shape), shapes) + "  " +
-           (one.problem.empty() ? std::string(number) : one.problem) + (far ? "  <<" : "") + "\n";
+           (one.problem.empty() ? padded(number("%.1e", one.error), 7) + "  " + number("%.1e", one.relative())
+                                : one.problem) +
+           (far ? "  <<" : "") + "\n";
   }
-  char number[32];
-  std::snprintf(number, sizeof number, "%g", bound);
-  return out + std::to_string(beyond) + " of " + std::to_string(all.size()) + " beyond " + number + "\n";
+  out += std::to_string(beyond) + " of " + std::to_string(all.size()) + " beyond " + number("%g", bound);
+  return out + (first == nullptr ? "" : ", the first is " + detail::in_quotes(first->name, 80)) + "\n";
 }
 
 }  // namespace io
