@@ -3,6 +3,7 @@
 #pragma once
 
 #include "image.hpp"
+#include "resampling.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -15,11 +16,8 @@ enum class Resampling { bilinear, bicubic };
 namespace detail {
 
 inline double resampling_weight(Resampling kind, double x) {
-  x = std::abs(x);
-  if (kind == Resampling::bilinear) return x < 1 ? 1 - x : 0;
-  constexpr double a = -0.5;
-  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+  if (kind == Resampling::bicubic) return cubic_weight(x, -0.5);
+  return std::abs(x) < 1 ? 1 - std::abs(x) : 0;
 }
 
 /// Of every pixel along an axis of the result: the pixels it is made of, and their weights in units of 2^-22.
@@ -37,16 +35,9 @@ struct ResampledAxis {
     const double support = (kind == Resampling::bilinear ? 1.0 : 2.0) * stretched;
     std::vector<double> exact;
     for (Index i = 0; i < to; ++i) {
-      const double center = (static_cast<double>(i) + 0.5) * scale;
-      const auto first = std::max(Index(0), static_cast<Index>(std::floor(center - support + 0.5)));
-      const auto last = std::min(from, static_cast<Index>(std::floor(center + support + 0.5)));
+      const auto [first, last, sum] = resampling_window(
+          i, scale, support, from, exact, [&](double x) { return resampling_weight(kind, x * (1 / stretched)); });
       pixels.push_back({first, last - first, weights.size()});
-      exact.clear();
-      double sum = 0;
-      for (Index j = first; j < last; ++j) {
-        exact.push_back(resampling_weight(kind, (static_cast<double>(j) - center + 0.5) * (1 / stretched)));
-        sum += exact.back();
-      }
       for (const double weight : exact) {
         const double share = (sum == 0 ? weight : weight / sum) * (1 << bits);
         weights.push_back(static_cast<std::int32_t>(share < 0 ? share - 0.5 : share + 0.5));

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../core/matrix.hpp"
+#include "../io/resampling.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -27,63 +27,62 @@ struct AxisWeights {
   AxisWeights(PositionResize rule, Index from, Index to) : of(static_cast<std::size_t>(to)) {
     const bool smooth = rule == PositionResize::antialiased;
     const double a = smooth ? -0.5 : -0.75;
-    const auto cubic = [a](double x) {
-      x = std::abs(x);
-      if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-      return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
-    };
     const double old = static_cast<double>(from);
     double scale = old / static_cast<double>(to);
     if (rule == PositionResize::dinov2) scale = 1 / ((static_cast<double>(to) + 0.1) / old);
+    const double stretched = std::max(scale, 1.0);
+    std::vector<double> exact;
     for (Index i = 0; i < to; ++i) {
       auto& weights = of[static_cast<std::size_t>(i)];
-      const double center = (static_cast<double>(i) + 0.5) * scale;
       if (smooth) {
-        const double stretched = std::max(scale, 1.0), support = 2 * stretched;
-        const auto first = std::max(Index(0), static_cast<Index>(std::floor(center - support + 0.5)));
-        const auto last = std::min(from, static_cast<Index>(std::floor(center + support + 0.5)));
-        double sum = 0;
-        for (Index j = first; j < last; ++j) {
-          weights.emplace_back(j, cubic((static_cast<double>(j) - center + 0.5) / stretched));
-          sum += weights.back().second;
-        }
-        for (auto& one : weights) one.second /= sum;
+        const auto window = io::detail::resampling_window(
+            i, scale, 2 * stretched, from, exact, [&](double x) { return io::detail::cubic_weight(x / stretched, a); });
+        for (Index j = window.first; j < window.last; ++j)
+          weights.emplace_back(j, exact[static_cast<std::size_t>(j - window.first)] / window.sum);
       } else {
-        const double at = center - 0.5, low = std::floor(at), t = at - low;
+        const double at = (static_cast<double>(i) + 0.5) * scale - 0.5, low = std::floor(at), t = at - low;
         for (int k = -1; k <= 2; ++k)
           weights.emplace_back(std::clamp(static_cast<Index>(low) + k, Index(0), from - 1),
-                               cubic(t - static_cast<double>(k)));
+                               io::detail::cubic_weight(t - static_cast<double>(k), a));
       }
     }
   }
 };
+
+/// The grids of a table of `given` rows.
+template <class S>
+void check_grids(View<S> table, Index given, Index old_rows, Index old_cols, Index rows, Index cols) {
+  if (rows < 1 || cols < 1 || old_rows < 1 || old_cols < 1 || table.rows != given)
+    limpid::detail::raise("resize_positions: the table is " + limpid::detail::shape_text(table.rows, table.cols) +
+                          ", wanted " + std::to_string(given) + " rows, for grids of " +
+                          limpid::detail::shape_text(old_rows, old_cols) + " and " +
+                          limpid::detail::shape_text(rows, cols));
+}
+/// f(old place, new place, weight) for all that a resized table is made of.
+template <class F>
+void resized_places(PositionResize rule, Index old_rows, Index old_cols, Index rows, Index cols, F&& f) {
+  if (old_rows == rows && old_cols == cols) {
+    for (Index i = 0; i < rows * cols; ++i) f(i, i, 1.0);
+    return;
+  }
+  const AxisWeights down(rule, old_rows, rows), across(rule, old_cols, cols);
+  for (Index r = 0; r < rows; ++r)
+    for (Index c = 0; c < cols; ++c)
+      for (const auto& [i, u] : down.of[static_cast<std::size_t>(r)])
+        for (const auto& [j, v] : across.of[static_cast<std::size_t>(c)]) f(i * old_cols + j, r * cols + c, u * v);
+}
 
 }  // namespace detail
 
 /// A table of positions, one a row, of a grid of old_rows x old_cols for one of rows x cols; where the sizes are the
 /// same it is left as it is. In double. Throws ShapeError for a table of other rows and for sizes below 1.
 template <class S>
-Mat<S> resize_positions(PositionResize rule, View<S> table, Index old_rows, Index old_cols, Index rows, Index cols,
-                        bool transpose = false) {
-  const Index given = transpose ? rows * cols : old_rows * old_cols;
-  if (rows < 1 || cols < 1 || old_rows < 1 || old_cols < 1 || table.rows != given)
-    limpid::detail::raise("resize_positions: the table is " + limpid::detail::shape_text(table.rows, table.cols) +
-                          ", wanted " + std::to_string(given) + " rows, for grids of " +
-                          limpid::detail::shape_text(old_rows, old_cols) + " and " +
-                          limpid::detail::shape_text(rows, cols));
-  if (old_rows == rows && old_cols == cols) return table.map();
-  const detail::AxisWeights down(rule, old_rows, rows), across(rule, old_cols, cols);
-  Mat<double> out = Mat<double>::Zero(transpose ? old_rows * old_cols : rows * cols, table.cols);
-  for (Index r = 0; r < rows; ++r)
-    for (Index c = 0; c < cols; ++c)
-      for (const auto& [i, u] : down.of[static_cast<std::size_t>(r)])
-        for (const auto& [j, v] : across.of[static_cast<std::size_t>(c)]) {
-          const Index there = i * old_cols + j, here = r * cols + c;
-          if (transpose)
-            out.row(there) += (u * v) * table.map().row(here).template cast<double>();
-          else
-            out.row(here) += (u * v) * table.map().row(there).template cast<double>();
-        }
+Mat<S> resize_positions(PositionResize rule, View<S> table, Index old_rows, Index old_cols, Index rows, Index cols) {
+  detail::check_grids<S>(table, old_rows * old_cols, old_rows, old_cols, rows, cols);
+  Mat<double> out = Mat<double>::Zero(rows * cols, table.cols);
+  detail::resized_places(rule, old_rows, old_cols, rows, cols, [&](Index old, Index place, double weight) {
+    out.row(place) += weight * table.map().row(old).template cast<double>();
+  });
   return out.template cast<S>();
 }
 /// The gradient of the old table, a row a place of old_rows x old_cols, from that of the resized one: the transpose.
@@ -91,7 +90,12 @@ Mat<S> resize_positions(PositionResize rule, View<S> table, Index old_rows, Inde
 template <class S>
 Mat<S> resize_positions_backward(PositionResize rule, View<S> dout, Index old_rows, Index old_cols, Index rows,
                                  Index cols) {
-  return resize_positions<S>(rule, dout, old_rows, old_cols, rows, cols, true);
+  detail::check_grids<S>(dout, rows * cols, old_rows, old_cols, rows, cols);
+  Mat<double> out = Mat<double>::Zero(old_rows * old_cols, dout.cols);
+  detail::resized_places(rule, old_rows, old_cols, rows, cols, [&](Index old, Index place, double weight) {
+    out.row(old) += weight * dout.map().row(place).template cast<double>();
+  });
+  return out.template cast<S>();
 }
 
 }  // namespace model
