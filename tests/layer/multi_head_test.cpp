@@ -208,6 +208,26 @@ TEST_CASE("multi-head layer: relevance through the layer is the operator's, and 
                     "multi-head layer: relevance is 10 x 6, wanted 2 x 5");
 }
 
+TEST_CASE("multi-head layer: what its operator refuses leaves what was kept as it was") {
+  const M x = random(5, 4, 1), w = random(4, 6, 2), fits = random(1, 5, 3), odd = random(1, 4, 4), d = random(5, 6, 5);
+  const MultiHeadArgs<limpid::View<double>> in{.x = x, .wq = w, .wk = w, .wv = w};
+  const auto layer = limpid::multi_head(limpid::softmax(limpid::key_bias(fits)), 2);
+  const auto refused = limpid::multi_head(limpid::softmax(limpid::key_bias(odd)), 2);
+  limpid::MultiHeadSaved<std::remove_const_t<decltype(layer.op)>, double> saved;
+  M out(5, 6), dx(5, 4), again(5, 4);
+  layer.forward(in, out, {.saved = &saved});
+  layer.backward(in, saved, d, {.x = dx});
+  const M before = out;
+  const M half = 0.5 * x;
+  MultiHeadArgs<limpid::View<double>> other = in;
+  other.x = half;
+  CHECK_THROWS_WITH(refused.forward(other, out, {.saved = &saved}),
+                    Catch::Matchers::StartsWith("softmax: key bias is"));
+  CHECK(out == before);
+  layer.backward(in, saved, d, {.x = again});
+  CHECK(again == dx);
+}
+
 TEST_CASE("mssa layer: central differences agree, tied and free") {
   MssaLayerArgs<M> p{random(2 * 5, 6, 1), random(6, 4, 2), random(4, 3, 3), random(1, 3, 4)};
   const auto layer = mssa_layer(mssa(limpid::causal(), {.scale = 1.1}), 2);

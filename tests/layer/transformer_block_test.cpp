@@ -39,7 +39,7 @@ limpid::TransformerBlockArgs<Mat<S>> parameters(const Given& g, Index tokens = 8
   if (g.sandwich) p.gamma1b = random(1, d);
   if (g.sandwich && g.beta) p.beta1b = random(1, d);
   if (g.scales) p.scale1 = random(1, d);
-  if (g.heads_norm) p.gamma_q = random(1, 4), p.gamma_k = random(1, 4);
+  if (g.heads_norm) p.gamma_q = random(1, 4), p.gamma_k = random(1, 4), p.wg = random(d, 2), p.bg = random(1, 2);
   if (g.cross) {
     p.context = random(context, 3);
     p.wq2 = random(d, q), p.wk2 = random(3, k), p.wv2 = random(3, k), p.wo2 = random(q, d);
@@ -48,7 +48,7 @@ limpid::TransformerBlockArgs<Mat<S>> parameters(const Given& g, Index tokens = 8
     if (g.beta) p.beta_c = random(1, d);
     if (g.sandwich) p.gamma_cb = random(1, d);
     if (g.scales) p.scale_c = random(1, d);
-    if (g.heads_norm) p.gamma_q2 = random(1, 4), p.gamma_k2 = random(1, 4);
+    if (g.heads_norm) p.gamma_q2 = random(1, 4), p.gamma_k2 = random(1, 4), p.wg2 = random(d, q);
   }
   if (!g.mlp) return p;
   if (g.gamma) p.gamma2 = random(1, d);
@@ -92,7 +92,8 @@ TEST_CASE("Transformer block: central differences agree, wherever norms stand an
 }
 
 TEST_CASE(
-    "Transformer block: central differences agree of another operator, rotary positions, grouped keys, normed heads") {
+    "Transformer block: central differences agree of another operator, rotary positions, grouped keys, normed and "
+    "gated heads") {
   const auto turned = limpid::rope(limpid::twicing(limpid::causal()), {.layout = limpid::RopeLayout::half});
   Options o{.heads = 2, .kv_heads = 1, .eps = 1e-2, .mlp = Mlp{Activation::silu}, .qk_norm_eps = 1e-2};
   suite::check_layer_gradient<limpid::TransformerBlockArgs>(
@@ -279,9 +280,10 @@ TEST_CASE("Transformer block: every parameter is visited under its name, views a
       },
       p);
   CHECK(names ==
-        "gamma1 beta1 wq bq wk bk wv bv wo bo gamma_q gamma_k scale1 gamma_c beta_c wq2 bq2 wk2 bk2 wv2 bv2 wo2 bo2 "
-        "gamma_q2 gamma_k2 scale_c gamma2 beta2 w1 b1 w2 b2 w3 b3 scale2 ");
-  CHECK(numbers == 3 * 3 * 6 + 4 * 6 * 8 + 2 * (3 * 8 + 6) + 2 * 6 * 8 + 2 * 3 * 8 + 4 * 4 + 3 * 6 * 5 + 2 * 5 + 6);
+        "gamma1 beta1 wq bq wk bk wv bv wo bo wg bg gamma_q gamma_k scale1 gamma_c beta_c wq2 bq2 wk2 bk2 wv2 bv2 wo2 "
+        "bo2 wg2 gamma_q2 gamma_k2 scale_c gamma2 beta2 w1 b1 w2 b2 w3 b3 scale2 ");
+  CHECK(numbers == 3 * 3 * 6 + 4 * 6 * 8 + 2 * (3 * 8 + 6) + 2 * 6 * 8 + 2 * 3 * 8 + 4 * 4 + 3 * 6 * 5 + 2 * 5 + 6 +
+                       6 * 2 + 2 + 6 * 8);
 }
 
 TEST_CASE("Transformer block: what does not fit is refused by name, before anything is written") {

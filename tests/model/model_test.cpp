@@ -1,6 +1,7 @@
 // limpid: models from checkpoints: names of every family, positions of other sizes, batches, gradients, relevance, and what
 // is refused. Numbers of the references are in golden/transformer_model.cpp.
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <limits>
@@ -8,6 +9,7 @@
 #include <limpid/model/llama.hpp>
 #include <limpid/model/vit.hpp>
 #include <limpid/op/twicing.hpp>
+#include <limpid/score/biases.hpp>
 
 #include "support/catch.hpp"
 #include "support/files.hpp"
@@ -691,6 +693,81 @@ TEST_CASE("models: calls that do not fit are refused", "[model]") {
   CHECK(contains(suite::error_of([&] { llama.explain(op, l, 11); }), "llama: id[0] is 11"));
   CHECK(contains(suite::error_of([&] { llama.backward(op, l, image, nullptr); }),
                  "llama: the gradient of logits is 36 x 3, wanted 2 x 11"));
+}
+
+TEST_CASE("models: what is refused leaves saved and gradients as they were", "[model]") {
+  const Memory of_vit(weights(timm())), of_bert(weights(bert_like())), of_llama(weights(llama_like(false)));
+  const auto zero = [](const ParameterGradients<double>& gradients) {
+    return std::all_of(gradients.list.begin(), gradients.list.end(), [](const auto& g) { return g.isZero(0); });
+  };
+  // an operator of the same type that refuses: a bias of another number of keys
+  const auto with_bias = [](const Mat<double>& bias) { return softmax(key_bias(bias)); };
+  const Mat<double> ten = some(1, 10, 1), four = some(2, 4, 1), odd = some(1, 7, 1);
+  const auto refused = with_bias(odd);
+  const char* why = "softmax: key bias is 1 x 7";
+  {
+    const Vit<double> vit(of_vit.file, {.heads = 2});
+    const auto op = with_bias(ten);
+    const Mat<double> image = some(36, 3, 0), other = some(16, 3, 2), d = some(1, 5, 3);
+    auto saved = vit.saved(op);
+    vit.forward(op, image, 6, 6, saved);
+    ParameterGradients<double> wanted(vit.parameters), got(vit.parameters);
+    vit.backward(op, saved, d, {}, &wanted);
+    const Mat<double> logits = saved.logits;
+    CHECK(contains(suite::error_of([&] { vit.forward(refused, other, 4, 4, saved); }), why));
+    CHECK(saved.rows == 3);
+    CHECK(saved.logits == logits);
+    CHECK(contains(suite::error_of([&] { vit.backward(refused, saved, d, {}, &got); }), why));
+    CHECK(zero(got));
+    got.list[3].resize(2, 2);
+    CHECK(suite::error_of([&] { vit.backward(op, saved, d, {}, &got); }) ==
+          "vit: the gradient of '" + vit.parameters.list[3].name + "' is 2 x 2, wanted 10 x 6");
+    got = ParameterGradients<double>(vit.parameters);
+    auto forgotten = saved;
+    forgotten.stack.blocks.clear();
+    CHECK(contains(suite::error_of([&] { vit.backward(op, forgotten, d, {}, &got); }), "nothing was kept"));
+    CHECK(zero(got));
+    vit.backward(op, saved, d, {}, &got);
+    CHECK(got.list == wanted.list);
+  }
+  {
+    const Bert<double> bert(of_bert.file, {.heads = 2});
+    const auto op = with_bias(four);
+    const Mat<double> d = some(8, 6, 3);
+    auto saved = bert.saved(op);
+    bert.forward(op, ids, types, saved, {.batch = 2});
+    ParameterGradients<double> wanted(bert.parameters), got(bert.parameters);
+    bert.backward(op, saved, d, &wanted);
+    CHECK(contains(suite::error_of([&] { bert.forward(refused, {1, 2}, {}, saved); }), why));
+    CHECK(saved.ids == ids);
+    CHECK(saved.sum.rows() == 8);
+    CHECK(contains(suite::error_of([&] { bert.backward(refused, saved, d, &got); }), why));
+    CHECK(zero(got));
+    bert.backward(op, saved, d, &got);
+    CHECK(got.list == wanted.list);
+  }
+  {
+    const Llama<double> llama(of_llama.file, {.heads = 4, .eps = 1e-5});
+    const auto op = with_bias(four);
+    const Mat<double> d = some(8, 11, 3);
+    auto saved = llama.saved(op);
+    llama.forward(op, ids, saved, {.batch = 2});
+    ParameterGradients<double> wanted(llama.parameters), got(llama.parameters);
+    llama.backward(op, saved, d, &wanted);
+    CHECK(contains(suite::error_of([&] { llama.forward(refused, {1, 2}, saved); }), why));
+    CHECK(saved.ids == ids);
+    CHECK(contains(suite::error_of([&] { llama.backward(refused, saved, d, &got); }), why));
+    CHECK(zero(got));
+    llama.backward(op, saved, d, &got);
+    CHECK(got.list == wanted.list);
+    // an operator that kept less: of another order
+    const auto once = twicing(causal()), twice = twicing(causal(), {.order = 2});
+    auto less = llama.saved(once);
+    llama.forward(once, ids, less, {.batch = 2});
+    got.set_zero();
+    CHECK(contains(suite::error_of([&] { llama.backward(twice, less, d, &got); }), "it comes from other parameters"));
+    CHECK(zero(got));
+  }
 }
 
 TEST_CASE("models: a model that proves itself, in float and from F16", "[model]") {

@@ -106,6 +106,23 @@ void check_saved_columns(const Op& op, const Saved<Op, S>& saved, const Inputs<O
   check_saved_columns(operator_name(op), saved.columns,
                       saved.dims.heads * op.out_width(head_args(in, saved.dims, 0, 0)));
 }
+/// All of it, for a layer that has gradients of its own to write first: of such inputs, and of the shapes that the
+/// operator's parameters make.
+template <class Op, class S>
+void check_saved_all(const Op& op, const Saved<Op, S>& saved, const Inputs<Op, S>& in) {
+  const Name name = operator_name(op);
+  const Dims& d = saved.dims;
+  check_saved(name, saved.filled, d, shapes_of(in));
+  check_saved_columns<Op, S>(op, saved, in);
+  visit_kept<typename Op::template Keep<Mat<S>>>(
+      op,
+      [&](Kept kind, Index count, bool, const Mat<S>& all) {
+        const bool stat = kind == Kept::stat;
+        check_kept_shape(name, all.rows(), all.cols(), stat ? d.batch * d.heads * count : d.batch * d.n,
+                         stat ? d.n : d.heads * count);
+      },
+      head_args(in, d, 0, 0), saved.kept);
+}
 
 }  // namespace detail
 }  // namespace LIMPID_ABI

@@ -166,6 +166,7 @@ struct MultiHead {
     check<S>(name, in, call.batch);
     detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
     detail::refuse_out_overlaps(name, op, in, out);
+    check_operator<S>(in, call.batch);
     const detail::ForwardScope<Saved<S>> scope(name, call);
     const View<S> c = source<S>(in);
     const auto room = [&](Mat<S> Saved<S>::*field, View<S> of, const Weight<S>& w) {
@@ -316,6 +317,14 @@ struct MultiHead {
     }
     detail::check_rows(layer, in);
   }
+  /// What the operator refuses of such inputs, asked before anything is written.
+  template <class S>
+  void check_operator(const Args<S>& in, Index batch) const {
+    const Index width = head_width<S>(in);
+    const Inputs<Op, S> all = projected<S>(in);
+    const Dims d = detail::dims_of(op.name, detail::shapes_of(all), batch, heads, groups());
+    detail::check_call<Op, S>(op, all, d, View<S>(nullptr, in.x.rows, width, width), "out");
+  }
   /// With the shapes of biases and gammas that are not given, which may have a gradient too.
   template <class S>
   Args<S> with_biases(Args<S> in) const {
@@ -346,6 +355,7 @@ struct MultiHead {
     detail::check_filled(layer, saved);
     detail::check_kept_heads(layer, saved.attention, heads, groups());
     detail::check_kept(layer, "o", saved.o, in.x.rows, head_width<S>(in));
+    detail::check_saved_all<Op, S>(op, saved.attention, projected<S>(in));
   }
 
  private:
@@ -362,6 +372,13 @@ struct MultiHead {
     detail::norm_in<detail::Native<S>>(context, NormKind::rms, detail::by_heads(x, count), gamma, View<S>(),
                                        *qk_norm_eps, detail::by_heads(y, count),
                                        saved ? MutView<S>(saved->statistics) : MutView<S>());
+  }
+  /// The shapes of what the operator is given.
+  template <class S>
+  static Inputs<Op, S> projected(const Args<S>& in) {
+    const auto of = [](Index rows, const Weight<S>& w) { return View<S>(nullptr, rows, w.outputs(), w.outputs()); };
+    const Index keys = source<S>(in).rows;
+    return QKV<View<S>>{of(in.x.rows, in.wq), of(keys, in.wk), of(keys, in.wv)};
   }
   /// Of q, k and v from the tokens.
   template <class S>

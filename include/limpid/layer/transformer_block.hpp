@@ -300,6 +300,7 @@ struct TransformerBlock {
     check<S>(in, out, "out", call.batch);
     detail::refuse_out_overlaps(detail::block_name, op, in, out);
     if constexpr (crosses) detail::refuse_out_overlaps(detail::block_name, cross_op, in, out);
+    check_operators<S>(in, call.batch);
     const detail::ForwardScope<Saved<S>> scope(detail::block_name, call);
     using Round = detail::SurroundingsSaved<S>;
     const Index rows = in.x.rows, cols = in.x.cols;
@@ -337,10 +338,7 @@ struct TransformerBlock {
                 const std::type_identity_t<BackwardCall<S>>& cross_call = {}) const {
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, detail::block_name);
-    check<S>(in, dout, "dout", 1);
-    check_saved<S>(in, saved);
-    check_gradients<S>(in, grad);
-    check_requests<S>(in, saved, dout, grad, call, cross_call);
+    check_backward<S>(in, saved, dout, grad, call, cross_call);
     const detail::LayerScope scope(call);
     Arena& arena = scope.arena;
     const Index rows = in.x.rows, cols = in.x.cols;
@@ -379,6 +377,17 @@ struct TransformerBlock {
               {add, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part});
         });
     if (grad.x.given() && !direct) detail::copy_or_add<S>(dx, grad.x.view(), true);
+  }
+
+  /// All that a backward call may refuse, before anything is written.
+  template <class S>
+  void check_backward(const Args<S>& in, const Saved<S>& saved, View<S> dout, const Grads<S>& grad,
+                      const BackwardCall<S>& call, const BackwardCall<S>& cross_call = {}) const {
+    check<S>(in, dout, "dout", 1);
+    check_saved<S>(in, saved);
+    check_gradients<S>(in, grad);
+    check_requests<S>(in, saved, dout, grad, call, cross_call);
+    check_operators<S>(in, saved.attention.attention.dims.batch);
   }
 
   MultiHead<Op> attention() const {
@@ -425,6 +434,12 @@ struct TransformerBlock {
     }
     detail::check_rows(layer, in);
     detail::check_like_x(layer, out_name, out, in.x);
+  }
+  /// What the operators refuse of such inputs.
+  template <class S>
+  void check_operators(const Args<S>& in, Index batch) const {
+    attention().template check_operator<S>(attention_args<View<S>>(in, in.x), batch);
+    if constexpr (crosses) cross().template check_operator<S>(cross_args<View<S>>(in, in.x, in.context), batch);
   }
   /// That saved was filled by a forward call of such inputs.
   template <class S>

@@ -187,12 +187,13 @@ class Bert {
     if (n > places_.rows)
       limpid::detail::raise("bert: found " + std::to_string(n) + " tokens an item, wanted at most " +
                             std::to_string(places_.rows) + ", the places of the checkpoint");
+    stack_.check(op, parameters, count, call.batch);
     saved.ids = ids, saved.types = types, saved.batch = call.batch;
     if (types.empty()) saved.types.assign(ids.size(), 0);
     saved.sum.resize(count, words_.cols);
     embed(parameters(words_), saved.ids, saved.sum, {false, call.workspace, call.executor});
     embed(parameters(types_), saved.types, saved.sum, {true, call.workspace, call.executor});
-    for (Index b = 0; b < call.batch; ++b) saved.sum.middleRows(b * n, n) += parameters(places_).map().topRows(n);
+    embed(parameters(places_), detail::places_of(call.batch, n), saved.sum, {true, call.workspace, call.executor});
     saved.embedded.resize(count, words_.cols);
     layer_norm(saved.sum, parameters(gamma_), parameters(beta_), saved.embedded,
                {options_.eps, &saved.norm, call.workspace, call.executor});
@@ -221,7 +222,8 @@ class Bert {
       limpid::detail::raise("bert: the gradient of embeddings is " +
                             limpid::detail::shape_text(dembeddings.rows, dembeddings.cols) + ", wanted " +
                             limpid::detail::shape_text(count, words_.cols));
-    detail::check_gradient_count("bert", gradients, parameters);
+    detail::check_gradient_list("bert", gradients, parameters);
+    stack_.check_kept(op, parameters, saved.stack);
     const auto gradient = [&](const Slot& slot) {
       return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
     };
@@ -241,7 +243,7 @@ class Bert {
     if (gradients == nullptr) return;
     embed_backward(saved.ids, dsum, gradient(words_));
     embed_backward(saved.types, dsum, gradient(types_));
-    for (Index b = 0; b < saved.batch; ++b) (*gradients)(places_).map().topRows(n) += dsum.middleRows(b * n, n);
+    embed_backward(detail::places_of(saved.batch, n), dsum, gradient(places_));
   }
 
  private:

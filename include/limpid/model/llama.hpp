@@ -245,6 +245,7 @@ class Llama {
                const ModelCall& call = {}) const {
     detail::check_ids("llama", "ids", ids, call.batch, vocabulary(), "the vocabulary");
     const auto count = static_cast<Index>(ids.size());
+    stack_.check(op, parameters, count, call.batch);
     saved.ids = ids, saved.batch = call.batch;
     Mat<S> x(count, width());
     embed(parameters(words_), ids, x, {false, call.workspace, call.executor});
@@ -346,7 +347,8 @@ class Llama {
       limpid::detail::raise("llama: the gradient of embeddings is " +
                             limpid::detail::shape_text(dembeddings.rows, dembeddings.cols) + ", wanted " +
                             limpid::detail::shape_text(count, width()));
-    detail::check_gradient_count("llama", gradients, parameters);
+    detail::check_gradient_list("llama", gradients, parameters);
+    stack_.check_kept(op, parameters, saved.stack);
     const auto gradient = [&](const Slot& slot) {
       return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
     };

@@ -64,6 +64,18 @@ struct Stack {
     }
   }
 
+  /// What the blocks and the operator refuse of so many tokens, asked before anything is written.
+  template <class Op>
+  void check(const Op& op, const Parameters<S>& parameters, Index rows, Index batch) const {
+    const auto one = transformer_block(op, options);
+    for (Index l = 0; l < layers; ++l) {
+      TransformerBlockArgs<View<S>> in = arguments(parameters, l);
+      in.x = View<S>(nullptr, rows, in.wq.inputs(), in.wq.inputs());
+      one.template check<S>(in, in.x, "out", batch);
+      one.template check_operators<S>(in, batch);
+    }
+  }
+
   template <class Op>
   Mat<S> forward(const Op& op, const Parameters<S>& parameters, Mat<S> x, StackSaved<Op, S>& saved,
                  const ModelCall& call) const {
@@ -83,12 +95,24 @@ struct Stack {
     return x;
   }
 
+  /// What the blocks and the operator refuse of what a forward call kept, asked before any gradient is written.
+  template <class Op>
+  void check_kept(const Op& op, const Parameters<S>& parameters, const StackSaved<Op, S>& saved) const {
+    if (static_cast<Index>(saved.blocks.size()) != layers)
+      limpid::detail::raise("model: nothing was kept for a backward pass, wanted a forward call with keep");
+    const auto one = transformer_block(op, options);
+    for (Index l = 0; l < layers; ++l) {
+      const auto place = static_cast<std::size_t>(l);
+      TransformerBlockArgs<View<S>> in = arguments(parameters, l);
+      in.x = saved.x[place];
+      one.template check_backward<S>(in, saved.blocks[place], in.x, {}, {});
+    }
+  }
+
   /// The gradient of what the blocks read, from that of what they gave; gradients and relevance where they are given.
   template <class Op>
   Mat<S> backward(const Op& op, const Parameters<S>& parameters, StackSaved<Op, S>& saved, Mat<S> d,
                   ParameterGradients<S>* gradients, RelevanceRow<S>* relevance, const ModelCall& call) const {
-    if (static_cast<Index>(saved.blocks.size()) != layers)
-      limpid::detail::raise("model: nothing was kept for a backward pass, wanted a forward call with keep");
     const auto one = transformer_block(op, options);
     for (Index l = layers - 1; l >= 0; --l) {
       Mat<S> dx(d.rows(), d.cols()), weights, emitted;
@@ -144,11 +168,29 @@ RelevanceRow<S> start_relevance(const Mat<S>& start, Part part) {
   return {start, Mat<S>::Zero(start.rows(), start.cols()), part};
 }
 
+/// A gradient for each parameter, as large as it is.
 template <class S>
-void check_gradient_count(const char* model, const ParameterGradients<S>* gradients, const Parameters<S>& parameters) {
-  if (gradients != nullptr && gradients->list.size() != parameters.list.size())
+void check_gradient_list(const char* model, const ParameterGradients<S>* gradients, const Parameters<S>& parameters) {
+  if (gradients == nullptr) return;
+  if (gradients->list.size() != parameters.list.size())
     limpid::detail::raise(std::string(model) + ": found " + std::to_string(gradients->list.size()) +
                           " gradients, wanted " + std::to_string(parameters.list.size()) + ", one a parameter");
+  for (std::size_t i = 0; i < parameters.list.size(); ++i) {
+    const Mat<S>& found = gradients->list[i];
+    const auto& wanted = parameters.list[i].value;
+    if (found.rows() != wanted.rows() || found.cols() != wanted.cols())
+      limpid::detail::raise(std::string(model) + ": the gradient of " +
+                            io::detail::in_quotes(parameters.list[i].name, 80) + " is " +
+                            limpid::detail::shape_text(found.rows(), found.cols()) + ", wanted " +
+                            limpid::detail::shape_text(wanted.rows(), wanted.cols()));
+  }
+}
+
+/// 0 to n - 1 for every item: the places of its tokens.
+inline std::vector<Index> places_of(Index batch, Index n) {
+  std::vector<Index> places(static_cast<std::size_t>(batch * n));
+  for (std::size_t i = 0; i < places.size(); ++i) places[i] = static_cast<Index>(i) % n;
+  return places;
 }
 
 /// Token numbers as a model takes them.

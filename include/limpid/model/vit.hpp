@@ -45,90 +45,83 @@ struct VitNames {
   std::vector<const char*> unused;  ///< known and not needed
 };
 
+/// The names that Hugging Face gives alike to all its vision transformers; those of the first norm of a block, and of
+/// all that follows its attention, differ.
+inline VitNames hugging_face_vit(std::vector<std::string> prefixes, const NameTable& norm, const NameTable& rest,
+                                 std::vector<const char*> unused) {
+  NameTable table = norm;
+  table.insert(table.end(), {{"wq", "attention.attention.query.weight", "DD"},
+                             {"bq", "attention.attention.query.bias", "D", true},
+                             {"wk", "attention.attention.key.weight", "DD"},
+                             {"bk", "attention.attention.key.bias", "D", true},
+                             {"wv", "attention.attention.value.weight", "DD"},
+                             {"bv", "attention.attention.value.bias", "D", true},
+                             {"wo", "attention.output.dense.weight", "DD"},
+                             {"bo", "attention.output.dense.bias", "D", true}});
+  table.insert(table.end(), rest.begin(), rest.end());
+  return {std::move(prefixes),
+          "embeddings.patch_embeddings.projection.weight",
+          "embeddings.patch_embeddings.projection.bias",
+          "embeddings.cls_token",
+          "embeddings.register_tokens",
+          "embeddings.position_embeddings",
+          "layernorm.weight",
+          "layernorm.bias",
+          {"classifier"},
+          "encoder.layer.#.",
+          std::move(table),
+          std::move(unused)};
+}
+
 inline const std::vector<VitNames>& vit_families() {
-  static const std::vector<VitNames> all{{{"", "module.", "model.", "backbone."},
-                                          "patch_embed.proj.weight",
-                                          "patch_embed.proj.bias",
-                                          "cls_token",
-                                          "reg_token",
-                                          "pos_embed",
-                                          "norm.weight",
-                                          "norm.bias",
-                                          {"head"},
-                                          "blocks.#.",
-                                          {{"gamma1", "norm1.weight", "D"},
-                                           {"beta1", "norm1.bias", "D"},
-                                           {"wq wk wv", "attn.qkv.weight", "PD"},
-                                           {"bq bk bv", "attn.qkv.bias", "P", true},
-                                           {"wo", "attn.proj.weight", "DD"},
-                                           {"bo", "attn.proj.bias", "D", true},
-                                           {"gamma_q", "attn.q_norm.weight", "d", true},
-                                           {"gamma_k", "attn.k_norm.weight", "d", true},
-                                           {"scale1", "ls1.gamma", "D", true},
-                                           {"gamma2", "norm2.weight", "D"},
-                                           {"beta2", "norm2.bias", "D"},
-                                           {"w1", "mlp.fc1.weight", "ED"},
-                                           {"b1", "mlp.fc1.bias", "E", true},
-                                           {"w2", "mlp.fc2.weight", "DE"},
-                                           {"b2", "mlp.fc2.bias", "D", true},
-                                           {"scale2", "ls2.gamma", "D", true}},
-                                          {"mask_token"}},
-                                         {{"", "dinov2.", "dinov2_with_registers.", "vit."},
-                                          "embeddings.patch_embeddings.projection.weight",
-                                          "embeddings.patch_embeddings.projection.bias",
-                                          "embeddings.cls_token",
-                                          "embeddings.register_tokens",
-                                          "embeddings.position_embeddings",
-                                          "layernorm.weight",
-                                          "layernorm.bias",
-                                          {"classifier"},
-                                          "encoder.layer.#.",
-                                          {{"gamma1", "norm1.weight", "D"},
-                                           {"beta1", "norm1.bias", "D"},
-                                           {"wq", "attention.attention.query.weight", "DD"},
-                                           {"bq", "attention.attention.query.bias", "D", true},
-                                           {"wk", "attention.attention.key.weight", "DD"},
-                                           {"bk", "attention.attention.key.bias", "D", true},
-                                           {"wv", "attention.attention.value.weight", "DD"},
-                                           {"bv", "attention.attention.value.bias", "D", true},
-                                           {"wo", "attention.output.dense.weight", "DD"},
-                                           {"bo", "attention.output.dense.bias", "D", true},
-                                           {"scale1", "layer_scale1.lambda1", "D", true},
-                                           {"gamma2", "norm2.weight", "D"},
-                                           {"beta2", "norm2.bias", "D"},
-                                           {"w1", "mlp.fc1.weight", "ED"},
-                                           {"b1", "mlp.fc1.bias", "E", true},
-                                           {"w2", "mlp.fc2.weight", "DE"},
-                                           {"b2", "mlp.fc2.bias", "D", true},
-                                           {"scale2", "layer_scale2.lambda1", "D", true}},
-                                          {"embeddings.mask_token"}},
-                                         {{"", "vit.", "deit."},
-                                          "embeddings.patch_embeddings.projection.weight",
-                                          "embeddings.patch_embeddings.projection.bias",
-                                          "embeddings.cls_token",
-                                          "embeddings.register_tokens",
-                                          "embeddings.position_embeddings",
-                                          "layernorm.weight",
-                                          "layernorm.bias",
-                                          {"classifier"},
-                                          "encoder.layer.#.",
-                                          {{"gamma1", "layernorm_before.weight", "D"},
-                                           {"beta1", "layernorm_before.bias", "D"},
-                                           {"wq", "attention.attention.query.weight", "DD"},
-                                           {"bq", "attention.attention.query.bias", "D", true},
-                                           {"wk", "attention.attention.key.weight", "DD"},
-                                           {"bk", "attention.attention.key.bias", "D", true},
-                                           {"wv", "attention.attention.value.weight", "DD"},
-                                           {"bv", "attention.attention.value.bias", "D", true},
-                                           {"wo", "attention.output.dense.weight", "DD"},
-                                           {"bo", "attention.output.dense.bias", "D", true},
-                                           {"gamma2", "layernorm_after.weight", "D"},
-                                           {"beta2", "layernorm_after.bias", "D"},
-                                           {"w1", "intermediate.dense.weight", "ED"},
-                                           {"b1", "intermediate.dense.bias", "E", true},
-                                           {"w2", "output.dense.weight", "DE"},
-                                           {"b2", "output.dense.bias", "D", true}},
-                                          {"embeddings.mask_token"}}};
+  static const std::vector<VitNames> all{
+      {{"", "module.", "model.", "backbone."},
+       "patch_embed.proj.weight",
+       "patch_embed.proj.bias",
+       "cls_token",
+       "reg_token",
+       "pos_embed",
+       "norm.weight",
+       "norm.bias",
+       {"head"},
+       "blocks.#.",
+       {{"gamma1", "norm1.weight", "D"},
+        {"beta1", "norm1.bias", "D"},
+        {"wq wk wv", "attn.qkv.weight", "PD"},
+        {"bq bk bv", "attn.qkv.bias", "P", true},
+        {"wo", "attn.proj.weight", "DD"},
+        {"bo", "attn.proj.bias", "D", true},
+        {"gamma_q", "attn.q_norm.weight", "d", true},
+        {"gamma_k", "attn.k_norm.weight", "d", true},
+        {"scale1", "ls1.gamma", "D", true},
+        {"gamma2", "norm2.weight", "D"},
+        {"beta2", "norm2.bias", "D"},
+        {"w1", "mlp.fc1.weight", "ED"},
+        {"b1", "mlp.fc1.bias", "E", true},
+        {"w2", "mlp.fc2.weight", "DE"},
+        {"b2", "mlp.fc2.bias", "D", true},
+        {"scale2", "ls2.gamma", "D", true}},
+       {"mask_token"}},
+      hugging_face_vit({"", "dinov2.", "dinov2_with_registers.", "vit."},
+                       {{"gamma1", "norm1.weight", "D"}, {"beta1", "norm1.bias", "D"}},
+                       {{"scale1", "layer_scale1.lambda1", "D", true},
+                        {"gamma2", "norm2.weight", "D"},
+                        {"beta2", "norm2.bias", "D"},
+                        {"w1", "mlp.fc1.weight", "ED"},
+                        {"b1", "mlp.fc1.bias", "E", true},
+                        {"w2", "mlp.fc2.weight", "DE"},
+                        {"b2", "mlp.fc2.bias", "D", true},
+                        {"scale2", "layer_scale2.lambda1", "D", true}},
+                       {"embeddings.mask_token"}),
+      hugging_face_vit({"", "vit.", "deit."},
+                       {{"gamma1", "layernorm_before.weight", "D"}, {"beta1", "layernorm_before.bias", "D"}},
+                       {{"gamma2", "layernorm_after.weight", "D"},
+                        {"beta2", "layernorm_after.bias", "D"},
+                        {"w1", "intermediate.dense.weight", "ED"},
+                        {"b1", "intermediate.dense.bias", "E", true},
+                        {"w2", "output.dense.weight", "DE"},
+                        {"b2", "output.dense.bias", "D", true}},
+                       {"embeddings.mask_token"})};
   return all;
 }
 
@@ -236,6 +229,7 @@ class Vit {
                const ModelCall& call = {}) const {
     const ImagePatches cut = check_image(rows, cols, image, call.batch, "image");
     const Index n = cut.tokens(), all = n + first_patch(), pixels = rows * cols;
+    stack_.check(op, parameters, call.batch * all, call.batch);
     saved.rows = cut.rows_of_patches(), saved.cols = cut.cols_of_patches();
     saved.patches.resize(call.batch * n, channels_ * side_ * side_);
     const LayerCall inner{false, call.workspace, call.executor};
@@ -249,13 +243,12 @@ class Vit {
     const View<S> table = parameters(positions_);
     const Mat<S> places = resize_positions<S>(options_.positions, table.block(class_places_, 0, grid_ * grid_, width()),
                                               grid_, grid_, saved.rows, saved.cols);
-    Mat<S> x(call.batch * all, width());
-    for (Index b = 0; b < call.batch; ++b) {
-      x.row(b * all) = parameters(class_).map();
-      if (class_places_ != 0) x.row(b * all) += table.map().row(0);
-      if (registers_.given()) x.middleRows(b * all + 1, registers_.rows) = parameters(registers_).map();
-      x.middleRows(b * all + first_patch(), n) = embedded.middleRows(b * n, n) + places;
-    }
+    embed(places, detail::places_of(call.batch, n), embedded, {true, call.workspace, call.executor});
+    Mat<S> first(first_patch(), width()), x(call.batch * all, width());
+    first.row(0) = parameters(class_).map();
+    if (class_places_ != 0) first.row(0) += table.map().row(0);
+    if (registers_.given()) first.bottomRows(registers_.rows) = parameters(registers_).map();
+    prepend(first, embedded, x, call.batch);
     saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
     saved.tokens.resize(saved.last.rows(), width());
     layer_norm(saved.last, parameters(norm_), parameters(norm_bias_), saved.tokens,
@@ -287,7 +280,8 @@ class Vit {
     fits("the gradient of logits", dlogits, batch, classes());
     fits("the gradient of tokens", dtokens, batch * all, width());
     fits("the gradient of the image", dimage, batch * n * side_ * side_, channels_);
-    detail::check_gradient_count("vit", gradients, parameters);
+    detail::check_gradient_list("vit", gradients, parameters);
+    stack_.check_kept(op, parameters, saved.stack);
     const LayerCall inner{false, call.workspace, call.executor};
     Mat<S> d = Mat<S>::Zero(batch * all, width());
     if (dtokens.given()) d = dtokens.map();
@@ -302,19 +296,17 @@ class Vit {
                         {overwrite(dx), gradient(norm_), gradient(norm_bias_)}, inner);
     d = stack_.backward(op, parameters, saved.stack, std::move(dx), gradients, relevance, call);
     if (gradients == nullptr && !dimage.given()) return;
-    Mat<S> dembedded(batch * n, width());
-    Mat<S> dplaces = Mat<S>::Zero(n, width());
-    for (Index b = 0; b < batch; ++b) {
-      dembedded.middleRows(b * n, n) = d.middleRows(b * all + first_patch(), n);
-      dplaces += dembedded.middleRows(b * n, n);
-      if (gradients == nullptr) continue;
-      (*gradients)(class_).map() += d.row(b * all);
-      if (class_places_ != 0) (*gradients)(positions_).map().row(0) += d.row(b * all);
-      if (registers_.given()) (*gradients)(registers_).map() += d.middleRows(b * all + 1, registers_.rows);
-    }
-    if (gradients != nullptr)
+    Mat<S> dembedded(batch * n, width()), dfirst(first_patch(), width());
+    prepend_backward(first_patch(), d, gradients != nullptr ? overwrite(dfirst) : Gradient<S>(), dembedded, batch);
+    if (gradients != nullptr) {
+      (*gradients)(class_).map() += dfirst.row(0);
+      if (class_places_ != 0) (*gradients)(positions_).map().row(0) += dfirst.row(0);
+      if (registers_.given()) (*gradients)(registers_).map() += dfirst.bottomRows(registers_.rows);
+      Mat<S> dplaces(n, width());
+      embed_backward(detail::places_of(batch, n), dembedded, dplaces);
       (*gradients)(positions_).map().bottomRows(grid_ * grid_) +=
           resize_positions_backward<S>(options_.positions, View<S>(dplaces), grid_, grid_, saved.rows, saved.cols);
+    }
     Mat<S> dpatches(dimage.given() ? batch * n : 0, saved.patches.cols());
     linear_backward(View<S>(saved.patches), out_in(parameters(patch_)), View<S>(dembedded),
                     {dimage.given() ? overwrite(dpatches) : Gradient<S>(), gradient(patch_), gradient(patch_bias_)},
