@@ -1,4 +1,5 @@
-// limpid: the vision transformer of the examples (Dosovitskiy et al. 2021, arXiv 2010.11929), over any operator.
+// limpid: the vision transformer of the examples (Dosovitskiy et al. 2021, arXiv 2010.11929), over any operator, or of
+// other blocks.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -42,26 +43,39 @@ class Model {
   virtual std::unique_ptr<Room<S>> room(Index images) const = 0;
   /// room.logits from room.patches; with `keep`, what backward needs.
   virtual void forward(const Mat<S>& w, Room<S>& room, bool keep) const = 0;
-  /// The gradient of all parameters, overwritten, from room.dlogits, after forward(w, room, true).
-  virtual void backward(const Mat<S>& w, Room<S>& room, Mat<S>& gradient) const = 0;
+  /// The gradient of all parameters, overwritten, and of room.patches where dpatches is given, from room.dlogits, after
+  /// forward(w, room, true).
+  virtual void backward(const Mat<S>& w, Room<S>& room, Mat<S>& gradient, MutView<S> dpatches) const = 0;
 
  protected:
   VitShape shape_;
   Parameters parameters_;
 };
 
-/// The operators a model can have. Each is compiled by itself, from vit_operator.cpp, where it is said what it is.
-#define LIMPID_VIT_OPERATORS(of) of(softmax) of(nlm) of(bilateral) of(twicing) of(sigmoid) of(boosting) of(differential)
+/// What a model's layers can be. Each is compiled by itself, from vit_operator.cpp, where it is said what it is.
+#define LIMPID_VIT_OPERATORS(of)                                                                            \
+  of(softmax) of(nlm) of(bilateral) of(twicing) of(sigmoid) of(boosting) of(differential) of(gated) of(pid) \
+      of(boosting_block) of(aot) of(crate)
 #define LIMPID_VIT(op) std::unique_ptr<Model<float>> make_vit_##op(const VitShape& shape);
 LIMPID_VIT_OPERATORS(LIMPID_VIT)
 #undef LIMPID_VIT
-/// In double, to be checked.
-std::unique_ptr<Model<double>> make_vit_in_double(const VitShape& shape);
+/// Those that are there in double too, to be checked: one of a kind, and what is put together in vit_operator.cpp.
+#define LIMPID_VITS_IN_DOUBLE(of) of(softmax) of(gated) of(pid) of(boosting_block) of(aot) of(crate)
+#define LIMPID_VIT(op) std::unique_ptr<Model<double>> make_vit_in_double_##op(const VitShape& shape);
+LIMPID_VITS_IN_DOUBLE(LIMPID_VIT)
+#undef LIMPID_VIT
 
-using MakeVit = std::unique_ptr<Model<float>> (*)(const VitShape& shape);
-inline const std::map<std::string, MakeVit>& vits() {
+template <class S>
+using MakeVit = std::unique_ptr<Model<S>> (*)(const VitShape& shape);
+inline const std::map<std::string, MakeVit<float>>& vits() {
 #define LIMPID_VIT(op) {#op, make_vit_##op},
-  static const std::map<std::string, MakeVit> all{LIMPID_VIT_OPERATORS(LIMPID_VIT)};
+  static const std::map<std::string, MakeVit<float>> all{LIMPID_VIT_OPERATORS(LIMPID_VIT)};
+#undef LIMPID_VIT
+  return all;
+}
+inline const std::map<std::string, MakeVit<double>>& vits_in_double() {
+#define LIMPID_VIT(op) {#op, make_vit_in_double_##op},
+  static const std::map<std::string, MakeVit<double>> all{LIMPID_VITS_IN_DOUBLE(LIMPID_VIT)};
 #undef LIMPID_VIT
   return all;
 }

@@ -1,6 +1,11 @@
 // limpid: the vision transformer of the examples over LIMPID_VIT_OPERATOR, e.g. softmax: compiled once for each.
 // SPDX-License-Identifier: MIT
+#include <limpid/layer/aot.hpp>
+#include <limpid/layer/boosting_block.hpp>
+#include <limpid/layer/crate.hpp>
+#include <limpid/layer/differential.hpp>
 #include <limpid/layer/layer_norm.hpp>
+#include <limpid/layer/pid_stack.hpp>
 #include <limpid/layer/transformer_block.hpp>
 #include <limpid/op/bilateral.hpp>
 #include <limpid/op/boosting.hpp>
@@ -16,83 +21,441 @@
 namespace training {
 namespace {
 
-// What makes the operator of a layer, 0 and on, of each name.
-struct softmax {
-  explicit softmax(const VitShape&) {}
-  auto operator()(Index) const { return limpid::softmax(); }
+constexpr double eps = 1e-6;  ///< of all norms
+
+/// The parameters of a part of the model, added under its prefix.
+struct Adding {
+  Parameters& all;
+  const VitShape& shape;
+  std::string prefix;
+
+  void add(const std::string& name, Index rows, Index cols, Start start) const {
+    all.add(prefix + name, rows, cols, start);
+  }
+  void linear(const std::string& w, const std::string& b, Index in, Index out) const {
+    add(w, in, out, Start::weight), add(b, 1, out, Start::zero);
+  }
+  void norm(const std::string& gamma, const std::string& beta) const {
+    add(gamma, 1, shape.width, Start::one), add(beta, 1, shape.width, Start::zero);
+  }
+  void attention() const {
+    for (const char* of : {"q", "k", "v", "o"})
+      linear(std::string("w") + of, std::string("b") + of, shape.width, shape.width);
+  }
+  void mssa(const std::string& gamma, const std::string& beta) const {
+    norm(gamma, beta);
+    add("u", shape.width, shape.width, Start::weight);
+    linear("wo", "bo", shape.width, shape.width);
+  }
+  void mlp() const {
+    norm("gamma2", "beta2");
+    linear("w1", "b1", shape.width, shape.mlp);
+    linear("w2", "b2", shape.mlp, shape.width);
+  }
 };
-struct nlm {
-  explicit nlm(const VitShape&) {}
-  auto operator()(Index) const { return limpid::nlm(); }
+
+/// What a layer is told of a call.
+struct Step {
+  Index images;
+  bool keep;
+  limpid::Workspace* workspace;
 };
-struct twicing {
-  explicit twicing(const VitShape&) {}
-  auto operator()(Index) const { return limpid::twicing(); }
+
+// What makes the block of a layer, 0 and on, of each name: a transformer block over an operator, of AoT or of CRATE.
+struct OfShape {
+  const VitShape& shape;
+  explicit OfShape(const VitShape& of) : shape(of) {}
+  template <class Op>
+  auto around(const Op& op) const {
+    return limpid::transformer_block(op, {.heads = shape.heads, .eps = eps});
+  }
 };
-struct sigmoid {
-  explicit sigmoid(const VitShape&) {}
-  auto operator()(Index) const { return limpid::sigmoid(); }
+struct softmax : OfShape {
+  using OfShape::OfShape;
+  auto operator()(Index) const { return around(limpid::softmax()); }
+};
+struct nlm : OfShape {
+  using OfShape::OfShape;
+  auto operator()(Index) const { return around(limpid::nlm()); }
+};
+struct twicing : OfShape {
+  using OfShape::OfShape;
+  auto operator()(Index) const { return around(limpid::twicing()); }
+};
+struct sigmoid : OfShape {
+  using OfShape::OfShape;
+  auto operator()(Index) const { return around(limpid::sigmoid()); }
 };
 /// L2 boosting of two steps, I - (I - A)^3; twicing is that of one.
-struct boosting {
-  explicit boosting(const VitShape&) {}
-  auto operator()(Index) const { return limpid::boosting({.scheme = limpid::BoostingScheme::l2boost, .steps = 2}); }
+struct boosting : OfShape {
+  using OfShape::OfShape;
+  auto operator()(Index) const {
+    return around(limpid::boosting({.scheme = limpid::BoostingScheme::l2boost, .steps = 2}));
+  }
 };
 /// lambda as it begins in that layer, not learned.
-struct differential {
-  explicit differential(const VitShape&) {}
+struct differential : OfShape {
+  using OfShape::OfShape;
   auto operator()(Index layer) const {
-    return limpid::differential({.lambda_init = limpid::lambda_init_of_layer(layer + 1)});
+    return around(limpid::differential({.lambda_init = limpid::lambda_init_of_layer(layer + 1)}));
   }
 };
 /// Content and place, each by its distance: patches at p_i and p_j of the grid weigh exp(-|p_i - p_j|^2 / 2^2) besides,
 /// the class token and what it sees 1.
-struct bilateral {
+struct bilateral : OfShape {
   Mat<float> place;
-  explicit bilateral(const VitShape& shape) : place(Mat<float>::Zero(shape.tokens(), shape.tokens())) {
-    const Index n = shape.tokens(), across = shape.cols / shape.patch;
+  explicit bilateral(const VitShape& s) : OfShape(s), place(Mat<float>::Zero(s.tokens(), s.tokens())) {
+    const Index n = s.tokens(), across = s.cols / s.patch;
     for (Index i = 1; i < n; ++i)
       for (Index j = 1; j < n; ++j) {
         const Index down = (i - 1) / across - (j - 1) / across, right = (i - 1) % across - (j - 1) % across;
         place(i, j) = -static_cast<float>(down * down + right * right) / 4;
       }
   }
-  auto operator()(Index) const { return limpid::nlm(limpid::bias(place)); }
+  auto operator()(Index) const { return around(limpid::nlm(limpid::bias(place))); }
+};
+/// A norm, MSSA and a skip; no MLP.
+struct aot : OfShape {
+  using OfShape::OfShape;
+  auto operator()(Index) const { return limpid::aot(limpid::mssa(), {.heads = shape.heads, .eps = eps}); }
+};
+/// MSSA and an ISTA step.
+struct crate : OfShape {
+  using OfShape::OfShape;
+  auto operator()(Index) const { return limpid::crate(limpid::mssa(), {.heads = shape.heads, .eps = eps}); }
 };
 
-/// Patches by a linear map, a class token before them, learned positions, `layers` pre-norm blocks, and of the class
-/// token a layer norm and a linear map to the logits.
-template <class Make, class S>
+template <class Op>
+void add_block(const Adding& to, const limpid::TransformerBlock<Op>&) {
+  to.norm("gamma1", "beta1");
+  to.attention();
+  to.mlp();
+}
+template <class Op>
+void add_block(const Adding& to, const limpid::Aot<Op>&) {
+  to.mssa("gamma", "beta");
+}
+template <class Op>
+void add_block(const Adding& to, const limpid::Crate<Op>&) {
+  to.mssa("gamma1", "beta1");
+  to.norm("gamma2", "beta2");
+  to.add("dictionary", to.shape.width, to.shape.width, Start::weight);
+}
+
+/// Blocks of the library, each by itself.
+template <class Make>
+class Blocks {
+ public:
+  using Block = std::remove_const_t<decltype(std::declval<Make>()(0))>;
+  template <class S>
+  using Args = typename Block::template Args<S>;
+  template <class S>
+  using Grads = typename Block::template Grads<S>;
+  template <class S>
+  struct Kept {
+    std::vector<typename Block::template Saved<S>> layers;
+    Kept(const VitShape& shape, Index) : layers(static_cast<std::size_t>(shape.layers)) {}
+  };
+
+  explicit Blocks(const VitShape& shape) : make_(shape) {
+    for (Index l = 0; l < shape.layers; ++l) blocks_.push_back(make_(l));
+  }
+  void add(const Adding& to) const { add_block(to, blocks_.front()); }
+  template <class S>
+  void forward(std::size_t l, const Args<S>& in, Mat<S>& out, Kept<S>& kept, const Step& step) const {
+    blocks_[l].forward(
+        in, out, {.batch = step.images, .saved = step.keep ? &kept.layers[l] : nullptr, .workspace = step.workspace});
+  }
+  template <class S>
+  void backward(std::size_t l, const Args<S>& in, Kept<S>& kept, const Mat<S>& dout, const Grads<S>& grads,
+                const Step& step) const {
+    const limpid::LayerCall call{.workspace = step.workspace};
+    blocks_[l].template backward<S>(in, kept.layers[l], dout, grads, call);
+  }
+
+ private:
+  Make make_;  // which may hold what the operators look at
+  std::vector<Block> blocks_;
+};
+
+/// What a layer put together here reads, and where its gradients go: that of a transformer block, of a gate, and of a
+/// boosting residual.
+template <class T>
+struct SublayersArgs : limpid::TransformerBlockArgs<T> {
+  T gate_w{}, gate_b{}, tau{}, rho{};
+
+  template <class F, class... A>
+  static void visit(F&& f, A&&... a) {
+    limpid::TransformerBlockArgs<T>::visit(f, a...);
+    f("gate_w", a.gate_w...), f("gate_b", a.gate_b...);
+    f("tau", a.tau...), f("rho", a.rho...);
+  }
+};
+
+// Attention that is no operator of a transformer block, each as Sublayers takes it.
+
+/// Gates of every token and head from 0, so that the two maps begin with one half each; projections without biases.
+struct gated {
+  [[maybe_unused]] static constexpr bool boosts = false;
+  const VitShape& shape;
+  template <class S>
+  using Saved = limpid::TwoMapLayerSaved<decltype(limpid::differential_gated()), S>;
+  template <class S>
+  struct Shared {
+    Shared(const VitShape&, Index) {}
+  };
+
+  void add(const Adding& to) const {
+    for (const char* w : {"wq", "wk", "wv", "wo"}) to.add(w, shape.width, shape.width, Start::weight);
+    to.add("gate_w", shape.width, shape.heads, Start::zero);
+    to.add("gate_b", 1, shape.heads, Start::zero);
+  }
+  template <class S, class Args>
+  void forward(std::size_t, const Args& in, View<S> h, MutView<S> z, Saved<S>& saved, Shared<S>&,
+               const Step& step) const {
+    layer().forward(fields<View<S>>(in, h), z, {.batch = step.images, .saved = &saved, .workspace = step.workspace});
+  }
+  template <class S, class Args, class Grads>
+  void backward(const Args& in, View<S> h, View<S> dz, MutView<S> dh, const Grads& grads, Saved<S>& saved, Shared<S>&,
+                const limpid::LayerCall& call) const {
+    layer().template backward<S>(fields<View<S>>(in, h), saved, dz, fields<MutView<S>>(grads, dh), call);
+  }
+
+ private:
+  limpid::TwoMapLayer<decltype(limpid::differential_gated())> layer() const {
+    return limpid::two_map_layer(limpid::differential_gated(), shape.heads);
+  }
+  template <class T, class From>
+  static limpid::TwoMapLayerArgs<T> fields(const From& from, T x) {
+    return {.x = x,
+            .wq = from.wq,
+            .wk = from.wk,
+            .wv = from.wv,
+            .wo = from.wo,
+            .gate_w = from.gate_w,
+            .gate_b = from.gate_b};
+  }
+};
+
+/// The gains of the paper, not learned, and the errors of the layers before.
+struct pid {
+  [[maybe_unused]] static constexpr bool boosts = false;
+  const VitShape& shape;
+  template <class S>
+  struct Saved {
+    Mat<S> q, k, v, o;
+  };
+  template <class S>
+  struct Shared {
+    limpid::PidStack<decltype(limpid::pid()), S> stack;
+    Mat<S> dq, dk, dv, d_o;
+    Shared(const VitShape& s, Index images) : stack(limpid::pid(), {.batch = images, .heads = s.heads}) {}
+  };
+
+  void add(const Adding& to) const { to.attention(); }
+  template <class S, class Args>
+  void forward(std::size_t l, const Args& in, View<S> h, MutView<S> z, Saved<S>& saved, Shared<S>& shared,
+               const Step& step) const {
+    const limpid::LayerCall call{.workspace = step.workspace};
+    for (Mat<S>* m : {&saved.q, &saved.k, &saved.v, &saved.o}) m->resize(h.rows, h.cols);
+    limpid::linear(h, in.wq, in.bq, saved.q, call);
+    limpid::linear(h, in.wk, in.bk, saved.k, call);
+    limpid::linear(h, in.wv, in.bv, saved.v, call);
+    if (l == 0) shared.stack.restart();
+    shared.stack.forward({.q = saved.q, .k = saved.k, .v = saved.v}, saved.o, {.workspace = step.workspace});
+    limpid::linear(saved.o, in.wo, in.bo, z, call);
+  }
+  template <class S, class Args, class Grads>
+  void backward(const Args& in, View<S> h, View<S> dz, MutView<S> dh, const Grads& grads, Saved<S>& saved,
+                Shared<S>& shared, const limpid::LayerCall& call) const {
+    for (Mat<S>* m : {&shared.dq, &shared.dk, &shared.dv, &shared.d_o}) m->resize(h.rows, h.cols);
+    limpid::linear_backward(saved.o, in.wo, dz, {shared.d_o, grads.wo, grads.bo}, call);
+    shared.stack.backward({.q = saved.q, .k = saved.k, .v = saved.v}, shared.d_o,
+                          {.q = shared.dq, .k = shared.dk, .v = shared.dv}, call);
+    limpid::linear_backward(h, in.wq, shared.dq, {dh, grads.wq, grads.bq}, call);
+    limpid::linear_backward(h, in.wk, shared.dk, {limpid::add(dh), grads.wk, grads.bk}, call);
+    limpid::linear_backward(h, in.wv, shared.dv, {limpid::add(dh), grads.wv, grads.bv}, call);
+  }
+};
+
+/// Softmax attention in a boosting residual, whose estimate goes from the attention of a layer to that of the next; tau
+/// and rho of each layer learned from 1 and 0, the ordinary residual. MLPs have that one.
+struct boosting_block {
+  [[maybe_unused]] static constexpr bool boosts = true;
+  const VitShape& shape;
+  template <class S>
+  using Saved = limpid::MultiHeadSaved<decltype(limpid::softmax()), S>;
+  template <class S>
+  struct Shared {
+    Shared(const VitShape&, Index) {}
+  };
+
+  void add(const Adding& to) const {
+    to.attention();
+    to.add("tau", 1, 1, Start::one);
+    to.add("rho", 1, 1, Start::zero);
+  }
+  template <class S, class Args>
+  void forward(std::size_t, const Args& in, View<S> h, MutView<S> z, Saved<S>& saved, Shared<S>&,
+               const Step& step) const {
+    layer().forward(fields<View<S>>(in, h), z, {.batch = step.images, .saved = &saved, .workspace = step.workspace});
+  }
+  template <class S, class Args, class Grads>
+  void backward(const Args& in, View<S> h, View<S> dz, MutView<S> dh, const Grads& grads, Saved<S>& saved, Shared<S>&,
+                const limpid::LayerCall& call) const {
+    layer().template backward<S>(fields<View<S>>(in, h), saved, dz, fields<MutView<S>>(grads, dh), call);
+  }
+
+ private:
+  limpid::MultiHead<decltype(limpid::softmax())> layer() const {
+    return limpid::multi_head(limpid::softmax(), shape.heads);
+  }
+  template <class T, class From>
+  static limpid::MultiHeadArgs<T> fields(const From& from, T x) {
+    return {.x = x,
+            .wq = from.wq,
+            .bq = from.bq,
+            .wk = from.wk,
+            .bk = from.bk,
+            .wv = from.wv,
+            .bv = from.bv,
+            .wo = from.wo,
+            .bo = from.bo};
+  }
+};
+
+/// f between a norm and a residual: x + f(N(x)), which is a boosting block without an estimate, or one with it.
+template <class S>
+struct Sublayer {
+  Mat<S> h, dh;  ///< N(x), and its gradient
+  limpid::LayerNormSaved<S> norm;
+  limpid::BoostingBlockSaved<S> residual;
+
+  template <class F>
+  void forward(const limpid::BoostingBlockArgs<View<S>>& in, View<S> gamma, View<S> beta, MutView<S> out,
+               MutView<S> u_next, limpid::Workspace* workspace, F&& f) {
+    h.resize(in.x.rows, in.x.cols);
+    const auto between = [&](View<S> s, MutView<S> z) {
+      limpid::layer_norm(s, gamma, beta, h, {.eps = eps, .saved = &norm, .workspace = workspace});
+      f(View<S>(h), z);
+    };
+    limpid::boosting_block(in, between, out, u_next, &residual, {.workspace = workspace});
+  }
+  template <class F>
+  void backward(const limpid::BoostingBlockArgs<View<S>>& in, View<S> gamma, View<S> dout, View<S> du_next,
+                const limpid::BoostingBlockArgs<MutView<S>>& grads, MutView<S> dgamma, MutView<S> dbeta,
+                const limpid::LayerCall& call, F&& f) {
+    dh.resize(in.x.rows, in.x.cols);
+    const auto between = [&](View<S> s, View<S> dz, MutView<S> ds) {
+      f(View<S>(h), dz, MutView<S>(dh));
+      limpid::layer_norm_backward(s, gamma, norm, dh, {ds, dgamma, dbeta}, call);
+    };
+    limpid::boosting_block_backward<S>(in, residual, between, dout, du_next, grads, call);
+  }
+};
+
+/// Layers of Attention and an MLP, each between a norm and a residual, put together from what the library has for them.
+template <class Attention>
+class Sublayers {
+ public:
+  template <class S>
+  using Args = SublayersArgs<View<S>>;
+  template <class S>
+  using Grads = SublayersArgs<MutView<S>>;
+  template <class S>
+  struct Layer {
+    Sublayer<S> attention, mlp;
+    typename Attention::template Saved<S> attention_saved;
+    limpid::MlpSaved<S> mlp_saved;
+    Mat<S> attended, estimate;  ///< tokens between the two; the estimate for the next layer
+  };
+  template <class S>
+  struct Kept {
+    std::vector<Layer<S>> layers;
+    typename Attention::template Shared<S> shared;
+    Mat<S> dattended, destimate[2];
+    Kept(const VitShape& shape, Index images) : layers(static_cast<std::size_t>(shape.layers)), shared(shape, images) {}
+  };
+
+  explicit Sublayers(const VitShape& shape) : attention_{shape} {}
+  void add(const Adding& to) const {
+    to.norm("gamma1", "beta1");
+    attention_.add(to);
+    to.mlp();
+  }
+  template <class S>
+  void forward(std::size_t l, const Args<S>& in, Mat<S>& out, Kept<S>& kept, const Step& step) const {
+    Layer<S>& layer = kept.layers[l];
+    const Index rows = in.x.rows, cols = in.x.cols;
+    layer.attended.resize(rows, cols);
+    MutView<S> next;
+    if (Attention::boosts && l + 1 < kept.layers.size()) {
+      layer.estimate.resize(rows, cols);
+      next = layer.estimate;
+    }
+    layer.attention.forward(residual<S>(l, in, kept), in.gamma1, in.beta1, layer.attended, next, step.workspace,
+                            [&](View<S> h, MutView<S> z) {
+                              attention_.template forward<S>(l, in, h, z, layer.attention_saved, kept.shared, step);
+                            });
+    layer.mlp.forward({.x = layer.attended}, in.gamma2, in.beta2, out, {}, step.workspace,
+                      [&](View<S> h, MutView<S> z) {
+                        limpid::Mlp().forward({.x = h, .w1 = in.w1, .b1 = in.b1, .w2 = in.w2, .b2 = in.b2}, z,
+                                              {.saved = &layer.mlp_saved, .workspace = step.workspace});
+                      });
+  }
+  template <class S>
+  void backward(std::size_t l, const Args<S>& in, Kept<S>& kept, const Mat<S>& dout, const Grads<S>& grads,
+                const Step& step) const {
+    Layer<S>& layer = kept.layers[l];
+    const limpid::LayerCall call{.workspace = step.workspace};
+    kept.dattended.resize(in.x.rows, in.x.cols);
+    layer.mlp.backward({.x = layer.attended}, in.gamma2, dout, {}, {.x = kept.dattended}, grads.gamma2, grads.beta2,
+                       call, [&](View<S> h, View<S> dz, MutView<S> dh) {
+                         limpid::Mlp().template backward<S>(
+                             {.x = h, .w1 = in.w1, .b1 = in.b1, .w2 = in.w2, .b2 = in.b2}, layer.mlp_saved, dz,
+                             {.x = dh, .w1 = grads.w1, .b1 = grads.b1, .w2 = grads.w2, .b2 = grads.b2}, call);
+                       });
+    View<S> dnext;
+    limpid::BoostingBlockArgs<MutView<S>> around{.x = grads.x, .u = {}, .tau = grads.tau, .rho = grads.rho};
+    if (Attention::boosts && l + 1 < kept.layers.size()) dnext = kept.destimate[(l + 1) % 2];
+    if (Attention::boosts && l > 0) {
+      kept.destimate[l % 2].resize(in.x.rows, in.x.cols);
+      around.u = kept.destimate[l % 2];
+    }
+    layer.attention.backward(residual<S>(l, in, kept), in.gamma1, kept.dattended, dnext, around, grads.gamma1,
+                             grads.beta1, call, [&](View<S> h, View<S> dz, MutView<S> dh) {
+                               attention_.template backward<S>(in, h, dz, dh, grads, layer.attention_saved, kept.shared,
+                                                               call);
+                             });
+  }
+
+ private:
+  /// What the attention's residual reads.
+  template <class S>
+  static limpid::BoostingBlockArgs<View<S>> residual(std::size_t l, const Args<S>& in, const Kept<S>& kept) {
+    limpid::BoostingBlockArgs<View<S>> args{.x = in.x, .u = {}, .tau = in.tau, .rho = in.rho};
+    if (Attention::boosts && l > 0) args.u = kept.layers[l - 1].estimate;
+    return args;
+  }
+
+  Attention attention_;
+};
+
+/// Patches by a linear map, a class token before them, learned positions, `layers` layers, and of the class token a
+/// layer norm and a linear map to the logits.
+template <class Layers, class S>
 class Vit : public Model<S> {
   using Model<S>::shape_, Model<S>::parameters_;
 
  public:
-  using Block = limpid::TransformerBlock<std::remove_const_t<decltype(std::declval<Make>()(0))>>;
-
-  Vit(const VitShape& shape, Make make) : Model<S>(shape), make_(std::move(make)) {
-    const Index d = shape.width, e = shape.mlp;
-    const auto linear = [&](const std::string& w, const std::string& b, Index in, Index out) {
-      parameters_.add(w, in, out, Start::weight);
-      parameters_.add(b, 1, out, Start::zero);
-    };
-    const auto norm = [&](const std::string& gamma, const std::string& beta) {
-      parameters_.add(gamma, 1, d, Start::one);
-      parameters_.add(beta, 1, d, Start::zero);
-    };
-    linear("patch.w", "patch.b", shape.pixels(), d);
-    parameters_.add("class", 1, d, Start::token);
-    parameters_.add("positions", shape.tokens(), d, Start::token);
-    for (std::size_t l = 0; l < static_cast<std::size_t>(shape.layers); ++l) {
-      blocks_.push_back(limpid::transformer_block(make_(static_cast<Index>(l)), {.heads = shape.heads, .eps = eps}));
-      const std::string block = prefix(l);
-      norm(block + "gamma1", block + "beta1");
-      for (const char* of : {"q", "k", "v", "o"}) linear(block + "w" + of, block + "b" + of, d, d);
-      norm(block + "gamma2", block + "beta2");
-      linear(block + "w1", block + "b1", d, e);
-      linear(block + "w2", block + "b2", e, d);
-    }
-    norm("norm.gamma", "norm.beta");
-    linear("head.w", "head.b", d, shape.classes);
+  explicit Vit(const VitShape& shape) : Model<S>(shape), layers_(shape_) {
+    const Adding whole{parameters_, shape_, ""};
+    whole.linear("patch.w", "patch.b", shape.pixels(), shape.width);
+    whole.add("class", 1, shape.width, Start::token);
+    whole.add("positions", shape.tokens(), shape.width, Start::token);
+    for (std::size_t l = 0; l < count(); ++l) layers_.add({parameters_, shape_, prefix(l)});
+    whole.norm("norm.gamma", "norm.beta");
+    whole.linear("head.w", "head.b", shape.width, shape.classes);
   }
 
   std::unique_ptr<Room<S>> room(Index images) const override { return std::make_unique<Own>(shape_, images); }
@@ -108,16 +471,15 @@ class Vit : public Model<S> {
       tokens.row(0) = matrix(p("class")) + positions.row(0);
       tokens.bottomRows(n - 1) = room.embedded.middleRows(i * (n - 1), n - 1) + positions.bottomRows(n - 1);
     }
-    for (std::size_t l = 0; l < blocks_.size(); ++l)
-      blocks_[l].forward(block(w, l, room), room.x[l + 1],
-                         {.batch = images, .saved = keep ? &room.saved[l] : nullptr, .workspace = &room.workspace});
+    for (std::size_t l = 0; l < count(); ++l)
+      layers_.template forward<S>(l, layer(w, l, room), room.x[l + 1], room.kept, {images, keep, &room.workspace});
     for (Index i = 0; i < images; ++i) room.of_class.row(i) = room.x.back().row(i * n);
     limpid::layer_norm(room.of_class, p("norm.gamma"), p("norm.beta"), room.normed,
                        {.eps = eps, .saved = &room.norm, .workspace = &room.workspace});
     limpid::linear(room.normed, p("head.w"), p("head.b"), room.logits, {.workspace = &room.workspace});
   }
 
-  void backward(const Mat<S>& w, Room<S>& room_, Mat<S>& gradient) const override {
+  void backward(const Mat<S>& w, Room<S>& room_, Mat<S>& gradient, MutView<S> dpatches) const override {
     Own& room = static_cast<Own&>(room_);
     const Index n = shape_.tokens(), images = room.logits.rows();
     const auto p = [&](const char* name) { return parameters_.view(w, name); };
@@ -129,10 +491,10 @@ class Vit : public Model<S> {
                                 {dclass, d("norm.gamma"), d("norm.beta")}, call);
     room.dx.setZero();
     for (Index i = 0; i < images; ++i) room.dx.row(i * n) = dclass.row(i);
-    for (std::size_t l = blocks_.size(); l-- > 0;) {
-      auto grads = block_fields<limpid::Gradient<S>>(gradient, l);
+    for (std::size_t l = count(); l-- > 0;) {
+      auto grads = fields<typename Layers::template Grads<S>>(gradient, l);
       grads.x = room.dbefore;
-      blocks_[l].template backward<S>(block(w, l, room), room.saved[l], room.dx, grads, call);
+      layers_.template backward<S>(l, layer(w, l, room), room.kept, room.dx, grads, {images, true, &room.workspace});
       room.dx.swap(room.dbefore);
     }
     auto dpositions = matrix(d("positions"));
@@ -143,16 +505,14 @@ class Vit : public Model<S> {
       room.embedded.middleRows(i * (n - 1), n - 1) = tokens.bottomRows(n - 1);  // its gradient, in its place
     }
     matrix(d("class")) = dpositions.row(0);
-    limpid::linear_backward(room.patches, p("patch.w"), room.embedded, {{}, d("patch.w"), d("patch.b")}, call);
+    limpid::linear_backward(room.patches, p("patch.w"), room.embedded, {dpatches, d("patch.w"), d("patch.b")}, call);
   }
 
  private:
-  static constexpr double eps = 1e-6;
-
   struct Own : Room<S> {
     Mat<S> embedded, of_class, normed, dnormed, dx, dbefore;
     std::vector<Mat<S>> x;
-    std::vector<typename Block::template Saved<S>> saved;
+    typename Layers::template Kept<S> kept;
     limpid::LayerNormSaved<S> norm;
     limpid::Workspace workspace;
 
@@ -165,7 +525,7 @@ class Vit : public Model<S> {
           dx(images * s.tokens(), s.width),
           dbefore(images * s.tokens(), s.width),
           x(static_cast<std::size_t>(s.layers) + 1, Mat<S>(images * s.tokens(), s.width)),
-          saved(static_cast<std::size_t>(s.layers)) {}
+          kept(s, images) {}
   };
 
   template <class V>
@@ -174,38 +534,49 @@ class Vit : public Model<S> {
     return Eigen::Map<M>(view.data, view.rows, view.cols);
   }
   static std::string prefix(std::size_t layer) { return "blocks." + std::to_string(layer) + "."; }
-  /// The parameters of a block among those of an array, or their gradients.
-  template <class T, class Numbers>
-  limpid::TransformerBlockArgs<T> block_fields(Numbers& numbers, std::size_t layer) const {
-    limpid::TransformerBlockArgs<T> fields;
+  std::size_t count() const { return static_cast<std::size_t>(shape_.layers); }
+  /// The parameters of a layer among those of an array, or their gradients.
+  template <class Fields, class Numbers>
+  Fields fields(Numbers& numbers, std::size_t layer) const {
+    Fields all;
     const std::string block = prefix(layer);
-    fields.visit_parameters(
+    Fields::visit(
         [&](const char* name, auto& field) {
           if (parameters_.find(block + name)) field = parameters_.view(numbers, block + name);
         },
-        fields);
-    return fields;
+        all);
+    return all;
   }
-  limpid::TransformerBlockArgs<View<S>> block(const Mat<S>& w, std::size_t layer, const Own& room) const {
-    auto fields = block_fields<View<S>>(w, layer);
-    fields.x = room.x[layer];
-    return fields;
+  auto layer(const Mat<S>& w, std::size_t l, const Own& room) const {
+    auto all = fields<typename Layers::template Args<S>>(w, l);
+    all.x = room.x[l];
+    return all;
   }
 
-  Make make_;
-  std::vector<Block> blocks_;
+  Layers layers_;
 };
+
+template <class T>
+struct LayersOf {
+  using type = Sublayers<T>;
+};
+template <class T>
+requires std::is_invocable_v<T, Index>
+struct LayersOf<T> {
+  using type = Blocks<T>;
+};
+using ChosenLayers = LayersOf<LIMPID_VIT_OPERATOR>::type;
 
 }  // namespace
 
 #define LIMPID_JOIN(a, b) a##b
-#define LIMPID_MAKE(op) LIMPID_JOIN(make_vit_, op)
-std::unique_ptr<Model<float>> LIMPID_MAKE(LIMPID_VIT_OPERATOR)(const VitShape& shape) {
-  return std::make_unique<Vit<LIMPID_VIT_OPERATOR, float>>(shape, LIMPID_VIT_OPERATOR(shape));
+#define LIMPID_MAKE(prefix, op) LIMPID_JOIN(prefix, op)
+std::unique_ptr<Model<float>> LIMPID_MAKE(make_vit_, LIMPID_VIT_OPERATOR)(const VitShape& shape) {
+  return std::make_unique<Vit<ChosenLayers, float>>(shape);
 }
 #ifdef LIMPID_VIT_IN_DOUBLE
-std::unique_ptr<Model<double>> make_vit_in_double(const VitShape& shape) {
-  return std::make_unique<Vit<LIMPID_VIT_OPERATOR, double>>(shape, LIMPID_VIT_OPERATOR(shape));
+std::unique_ptr<Model<double>> LIMPID_MAKE(make_vit_in_double_, LIMPID_VIT_OPERATOR)(const VitShape& shape) {
+  return std::make_unique<Vit<ChosenLayers, double>>(shape);
 }
 #endif
 
