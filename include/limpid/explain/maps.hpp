@@ -24,12 +24,11 @@ enum class RolloutMethod { rollout, gradient_rollout };
 
 struct MapRolloutOptions {
   RolloutMethod method = RolloutMethod::rollout;
-  double residual = 0.5;   ///< share of the skip connection, in [0, 1]; rollout alone
-  Fuse fuse = Fuse::mean;  ///< rollout alone
-  std::optional<bool>
-      normalise;       ///< divide the rows of a factor by their sums; by itself, rollout does and the other not
-  Index start = 0;     ///< the first layer that counts
-  double discard = 0;  ///< share of the smallest entries of a fused map that are taken as 0, in [0, 1)
+  double residual = 0.5;               ///< share of the skip connection, in [0, 1]; rollout alone
+  Fuse fuse = Fuse::mean;              ///< rollout alone
+  std::optional<bool> normalise = {};  ///< divide the rows of a factor by their sums; not given: rollout alone does
+  Index start = 0;                     ///< the first layer that counts
+  double discard = 0;                  ///< share of the smallest entries of a fused map that are taken as 0, in [0, 1)
 
   bool normalises() const { return normalise.value_or(method == RolloutMethod::rollout); }
 };
