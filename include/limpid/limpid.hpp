@@ -26,6 +26,7 @@
 #include "layer/crate.hpp"
 #include "layer/differential.hpp"
 #include "layer/embedding.hpp"
+#include "layer/hindered.hpp"
 #include "layer/layer_norm.hpp"
 #include "layer/linear.hpp"
 #include "layer/mlp.hpp"
