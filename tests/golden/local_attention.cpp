@@ -1,5 +1,6 @@
 // limpid: golden cases of attention to few pairs: neighbourhoods, packed sequences, documents, lengths, blocks, sinks.
 // SPDX-License-Identifier: MIT
+#include "../support/any_local.hpp"
 #include "heads.hpp"
 #include "plain.hpp"
 
@@ -60,8 +61,11 @@ struct LocalAttention {
     };
     const std::string kind = c.text("kind", "");
     if (kind == "neighbourhood") return run(neighbourhood(c));
-    if (kind == "packed") return run(limpid::packed(numbers(c.in<double>("cu_q")), numbers(c.in<double>("cu_k"))));
-    if (kind == "document") return run(limpid::documents(numbers(c.in<double>("doc"))));
+    if (kind == "packed") {
+      const std::vector<Index> cu_q = numbers(c.in<double>("cu_q")), cu_k = numbers(c.in<double>("cu_k"));
+      return run(suite::AnyPacked(limpid::packed(cu_q, cu_k)));
+    }
+    if (kind == "document") return run(suite::AnyPacked(limpid::documents(numbers(c.in<double>("doc")))));
     if (kind == "lengths") return run(limpid::key_lengths(numbers(c.in<double>("lengths"))));
     if (kind == "blocks") {
       const Mat<double> kept = c.in<double>("block_mask");

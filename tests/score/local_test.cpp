@@ -7,8 +7,8 @@
 #include <limpid/explain/rollout.hpp>
 #include <limpid/limpid.hpp>
 #include <map>
-#include <variant>
 
+#include "support/any_local.hpp"
 #include "support/catch.hpp"
 #include "support/distance.hpp"
 #include "support/executors.hpp"
@@ -23,43 +23,7 @@ using M = Mat<double>;
 namespace {
 
 /// Any mask that gathers, so that operators are compiled once for all.
-struct Local : limpid::Modifier {
-  static constexpr bool is_mask = true, irregular = true, gathers = true;
-  std::variant<limpid::Neighbourhood, limpid::Packed, limpid::Documents, limpid::Blocks> mask;
-  template <class T>
-  Local(const T& m) : mask(m) {}  // NOLINT: implicit on purpose
-  template <class F>
-  auto ask(F&& f) const {
-    return std::visit(f, mask);
-  }
-  bool keep(const At& a) const {
-    return ask([&](const auto& m) { return m.keep(a); });
-  }
-  Cover cover(const At&, Index, Index, Index, Index) const { return Cover::some; }
-  At own_place(const At& a) const {
-    return ask([&](const auto& m) { return m.own_place(a); });
-  }
-  bool repeats_keys() const {
-    return ask([&](const auto& m) { return m.repeats_keys(); });
-  }
-  Index plan_size(const At& a, Index panel) const {
-    return ask([&](const auto& m) { return m.plan_size(a, panel); });
-  }
-  Index plan(const At& a, Index panel, Index* numbers) const {
-    return ask([&](const auto& m) { return m.plan(a, panel, numbers); });
-  }
-  template <class S>
-  limpid::PairBlock<S> block(const At& a, Index panel, const Index* numbers, Index b) const {
-    return ask([&](const auto& m) { return m.template block<S>(a, panel, numbers, b); });
-  }
-  template <class S>
-  void fill(const At& a, Index panel, const Index* numbers, Index b, limpid::PairBlock<S>& to) const {
-    ask([&](const auto& m) { m.template fill<S>(a, panel, numbers, b, to); });
-  }
-  void check(const char* op, Index b, Index h, Index n, Index m) const {
-    ask([&](const auto& one) { one.check(op, b, h, n, m); });
-  }
-};
+using Local = suite::AnyLocal<limpid::Neighbourhood, limpid::Packed, limpid::Documents, limpid::Blocks>;
 
 /// The pairs that a mask keeps, (B H n) x m.
 template <class Mask>

@@ -9,6 +9,8 @@
 #include <limpid/op/twicing.hpp>
 #include <limpid/score/local.hpp>
 
+#include "support/any_local.hpp"
+
 using limpid::Index;
 using M = limpid::Mat<double>;
 
@@ -101,8 +103,8 @@ void as_single_calls(const Make& make, bool whole = true) {
             if (s != spoiled) CHECK((whole ? same_bits : close)(part(found, of, s), part(without, of, s)));
       }
   };
-  with("packed", limpid::packed(offsets));
-  with("documents", limpid::documents(ids));
+  with("packed", suite::AnyPacked(limpid::packed(offsets)));
+  with("documents", suite::AnyPacked(limpid::documents(ids)));
   with("blocks", limpid::blocks(kept, 10, 10));
 }
 

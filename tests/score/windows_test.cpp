@@ -12,6 +12,7 @@
 #include <limpid/score/positions.hpp>
 #include <limpid/score/sink.hpp>
 
+#include "support/any_local.hpp"
 #include "support/distance.hpp"
 
 using limpid::At;
@@ -49,13 +50,20 @@ Results<S> run(const Op& op, const Shape& s, bool accumulate, limpid::ExecutorRe
   return r;
 }
 
-/// Of one type, so that operators over dense masks are compiled once.
-using Pairs = std::function<bool(const At&)>;
+/// The pairs that a mask keeps, as a dense mask of the type that local_test.cpp has: operators over it are compiled once.
+template <class Window>
+Mat<bool> pairs_of(const Window& window, Index n) {
+  Mat<bool> kept(n, n);
+  for (Index i = 0; i < n; ++i)
+    for (Index j = 0; j < n; ++j) kept(i, j) = limpid::detail::mask_keeps(window, At{.q = i, .k = j, .n = n, .m = n});
+  return kept;
+}
 
 /// make(mask) is an operator.
 template <class S, class Window, class Make>
 void as_dense(const Window& window, const Shape& s, double most, Make make) {
-  const auto dense = limpid::mask(Pairs([window](const At& a) { return limpid::detail::mask_keeps(window, a); }));
+  const Mat<bool> kept = pairs_of(window, s.n);
+  const auto dense = limpid::mask_matrix(kept);
   limpid::ThreadPool pool(3);
   for (const bool accumulate : {false, true}) {
     CAPTURE(s.n, s.heads, s.d, s.dv, accumulate);
@@ -126,7 +134,8 @@ TEST_CASE("A window of several sweeps, the later ones with the log-sum-exp known
 TEST_CASE("What is not finite shows in the windows that see it, and in no others.") {
   const Shape s{19 * 21, 1, 16, 16};
   const auto near = limpid::neighbourhood({19, 21}, {3, 5});
-  const auto dense = limpid::mask([&](const At& a) { return near.keep(a); });
+  const Mat<bool> kept = pairs_of(near, s.n);
+  const auto dense = limpid::mask_matrix(kept);
   for (const bool accumulate : {false, true})
     for (int which = 0; which < 4; ++which) {
       CAPTURE(accumulate, which);
@@ -169,19 +178,19 @@ TEST_CASE("A sink gets its gradient where a window is beside it.") {
     return d;
   };
   const Mat<double> found = gradient(window),
-                    wanted = gradient(limpid::mask(Pairs([](const At&a) { return window.keep(a); })));
+                    wanted = gradient(limpid::mask(std::function([](const At&a) { return window.keep(a); })));
   CHECK(double((found - wanted).cwiseAbs().maxCoeff()) <= 1e-13 * (1 + double(wanted.cwiseAbs().maxCoeff())));
   CHECK(wanted.norm() > 0.1);
 }
 
 TEST_CASE("Packed sequences and windows with global tokens, which have keys beyond one block.") {
   const std::vector<Index> offsets{0, 0, 300, 301, 343};
-  as_dense<double>(limpid::packed(offsets), {343, 2, 16, 16}, 1e-14, plain);
+  as_dense<double>(suite::AnyPacked(limpid::packed(offsets)), {343, 2, 16, 16}, 1e-14, plain);
   // one of them so long that all workers have it together
   const std::vector<Index> long_ones{0, 30, 30, 560, 600};
-  as_dense<double>(limpid::packed(long_ones), {600, 1, 8, 8}, 1e-14, plain);
+  as_dense<double>(suite::AnyPacked(limpid::packed(long_ones)), {600, 1, 8, 8}, 1e-14, plain);
   std::vector<Index> ids(600);
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = i % 10 == 3 ? Index(i % 3) : 5;
-  as_dense<double>(limpid::documents(ids), {600, 1, 8, 8}, 1e-14, plain);
+  as_dense<double>(suite::AnyPacked(limpid::documents(ids)), {600, 1, 8, 8}, 1e-14, plain);
   as_dense<double>(limpid::neighbourhood({17, 19}, {3, 3}, {.global = 3}), {326, 1, 16, 16}, 1e-14, plain);
 }
