@@ -225,6 +225,13 @@ Results<Real> by_loops(const Law<S>& law, const Problem<S>& p, const Way& way, R
 extern template Results<Real> by_loops(const Law<float>&, const Problem<float>&, const Way&, Real, Real*);
 extern template Results<Real> by_loops(const Law<double>&, const Problem<double>&, const Way&, Real, Real*);
 
+/// The first entry that is farther off than `units` of rounding of the array's largest, or of `size`, with its
+/// numbers; else empty.
+template <class S>
+std::string difference(const Mat<S>& found, const Mat<Real>& wanted, Real units, Real size = 1);
+extern template std::string difference(const Mat<float>&, const Mat<Real>&, Real, Real);
+extern template std::string difference(const Mat<double>&, const Mat<Real>&, Real, Real);
+
 template <class S>
 Problem<S> problem(const suite::Sizes& s, std::uint64_t seed = 1) {
   suite::Random random(seed);

@@ -109,4 +109,21 @@ Results<Real> by_loops(const Law<S>& law, const Problem<S>& p, const Way& way, R
 template Results<Real> by_loops(const Law<float>&, const Problem<float>&, const Way&, Real, Real*);
 template Results<Real> by_loops(const Law<double>&, const Problem<double>&, const Way&, Real, Real*);
 
+template <class S>
+std::string difference(const Mat<S>& found, const Mat<Real>& wanted, Real units, Real size) {
+  if (found.rows() != wanted.rows() || found.cols() != wanted.cols()) return "another shape";
+  for (Index i = 0; i < wanted.size(); ++i)
+    if (std::isfinite(wanted.data()[i])) size = std::max(size, std::abs(wanted.data()[i]));
+  for (Index i = 0; i < wanted.size(); ++i) {
+    const Real a = Real(found.data()[i]), b = wanted.data()[i];
+    if (a == b || (std::isnan(b) && !std::isfinite(a))) continue;
+    if (std::abs(a - b) <= units * Real(std::numeric_limits<S>::epsilon()) * size) continue;
+    return "entry (" + std::to_string(i / wanted.cols()) + ", " + std::to_string(i % wanted.cols()) + ") is " +
+           std::to_string(static_cast<double>(a)) + ", wanted " + std::to_string(static_cast<double>(b));
+  }
+  return "";
+}
+template std::string difference(const Mat<float>&, const Mat<Real>&, Real, Real);
+template std::string difference(const Mat<double>&, const Mat<Real>&, Real, Real);
+
 }  // namespace laws

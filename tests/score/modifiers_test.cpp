@@ -16,23 +16,6 @@ std::string text_of(const Law<S>& law, const suite::Sizes& s, const Way& way) {
          std::to_string(s.batch) + (way.accumulate ? ", added" : "") + ", workers " + std::to_string(way.workers);
 }
 
-/// The first entry that is farther off than `units` of rounding of the array's largest, or of `size`, with its
-/// numbers; else empty.
-template <class S>
-std::string difference(const Mat<S>& found, const Mat<Real>& wanted, Real units, Real size = 1) {
-  if (found.rows() != wanted.rows() || found.cols() != wanted.cols()) return "another shape";
-  for (Index i = 0; i < wanted.size(); ++i)
-    if (std::isfinite(wanted.data()[i])) size = std::max(size, std::abs(wanted.data()[i]));
-  for (Index i = 0; i < wanted.size(); ++i) {
-    const Real a = Real(found.data()[i]), b = wanted.data()[i];
-    if (a == b || (std::isnan(b) && !std::isfinite(a))) continue;
-    if (std::abs(a - b) <= units * Real(std::numeric_limits<S>::epsilon()) * size) continue;
-    return "entry (" + std::to_string(i / wanted.cols()) + ", " + std::to_string(i % wanted.cols()) + ") is " +
-           std::to_string(static_cast<double>(a)) + ", wanted " + std::to_string(static_cast<double>(b));
-  }
-  return "";
-}
-
 template <class S>
 void holds(const Law<S>& law, const Problem<S>& p, const Way& way) {
   Real size = 0;
