@@ -1,5 +1,5 @@
-# limpid: passes when the compiler refuses SOURCE and one of the errors is the one the source announces. It is called as
-# COMMANDS, a compile_commands.json, say for the source without a mistake, whose headers are parsed already; where there
+# limpid: passes when the compiler takes SOURCE without a mistake, refuses it with one, and one of the errors is the one the
+# source announces. It is called as COMMANDS, a compile_commands.json, say, where its headers are parsed already; where there
 # is no such file as COMPILER with INCLUDES.
 # A source with several lines "// refused: ..." has as many mistakes, LIMPID_MISTAKE=1, 2, ...; where it
 # says "// refused alone: ...", there must be no other error.
@@ -21,6 +21,10 @@ if(EXISTS ${COMMANDS})
     list(REMOVE_AT command ${output})  # -o
     list(REMOVE_AT command ${output})  # and its file
   endif()
+endif()
+execute_process(COMMAND ${command} -fsyntax-only RESULT_VARIABLE status OUTPUT_VARIABLE said ERROR_VARIABLE said)
+if(NOT status EQUAL 0)
+  message(SEND_ERROR "${SOURCE} does not compile without a mistake:\n\n${said}")
 endif()
 set(mistake 0)
 foreach(sentence IN LISTS wanted)
