@@ -51,12 +51,12 @@ if(row STREQUAL "" OR place EQUAL -1)
   message(SEND_ERROR "of the weights of pid came\n${printed}wanted ${row}")
 endif()
 
-# The weights that travel, on the first 200 test images: clean, and under noise of 0.1, as a model does that has learned.
+# The weights that travel, on the first 200 test images, clean and under noise of 0.1: as a model does that has learned.
 file(GLOB weights ${data}/robustness/*.safetensors)
 foreach(file IN LISTS weights)
   run(${robustness} --data some --weights ${file})
   if(NOT printed MATCHES "\n\\| [a-z_]+ \\| [0-9]+ \\| ([0-9]+)[0-9.]* \\| ([0-9]+)[0-9.]* \\|"
-     OR CMAKE_MATCH_1 LESS 75 OR CMAKE_MATCH_2 LESS 50)
-    message(SEND_ERROR "${file}: wanted at least 75 % of the images, 50 % of the noisy ones:\n${printed}")
+     OR CMAKE_MATCH_1 LESS 70 OR CMAKE_MATCH_2 LESS 45)
+    message(SEND_ERROR "${file}: wanted at least 70 % of the images, 45 % of the noisy ones:\n${printed}")
   endif()
 endforeach()
