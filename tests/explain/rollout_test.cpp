@@ -185,6 +185,22 @@ TEST_CASE("rollout in float: the maps keep a share that is lost beside a residua
   }
 }
 
+TEST_CASE("rollout in float: rows still sum to 1 after layers of many heads") {
+  const Index n = 11, heads = 12;
+  const auto op = limpid::softmax();
+  Rollout<float> rollout;
+  const Mat<float> mean = Mat<float>::Constant(1, n, 1.0f / float(n));
+  rollout.start(mean);
+  for (std::uint64_t layer = 0; layer < 8; ++layer) {
+    const Mat<float> q = random(n, 4 * heads, 2 * layer).cast<float>(),
+                     k = random(n, 4 * heads, 2 * layer + 1).cast<float>();
+    Mat<float> out(n, 4 * heads);
+    limpid::Saved<std::remove_cv_t<decltype(op)>, float> saved;
+    limpid::forward(op, qkv(q, k, k), out, {.heads = heads, .saved = &saved});
+    rollout.layer(op, qkv(q, k, k), saved);
+  }
+  CHECK(std::abs(rollout.rows().cast<double>().sum() - 1) < 5e-7);
+}
 TEST_CASE("A map that is NaN shows in a rollout, whichever head it is and however heads are fused") {
   for (const Fuse fuse : {Fuse::mean, Fuse::max, Fuse::min})
     for (const Index head : {0, 1}) {

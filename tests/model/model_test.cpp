@@ -443,7 +443,7 @@ TEST_CASE("bert: every gradient, of the shared block of ALBERT too", "[model]") 
     // id 1 is there twice
     CHECK((gradients.list.front().row(1) - dembeddings.row(5) - dembeddings.row(6)).norm() < 1e-14);
     // asked for nothing else, relevance is the same
-    RelevanceRow<double> alone{mean, Mat<double>::Zero(2, 4)};
+    RelevanceRow<double> alone{mean};
     bert.backward(op, saved, dhidden, nullptr, {}, &alone, call);
     CHECK(alone.rest == why.rest);
   }
@@ -768,6 +768,43 @@ TEST_CASE("models: what is refused leaves saved and gradients as they were", "[m
     CHECK(contains(suite::error_of([&] { llama.backward(twice, less, d, &got); }), "it comes from other parameters"));
     CHECK(zero(got));
   }
+}
+
+TEST_CASE("models: a row of relevance that does not fit is refused before anything is written", "[model]") {
+  const auto refused = [](const char* name, const auto& model, const auto& op, auto& saved, Index n, auto&& backward) {
+    ParameterGradients<double> gradients(model.parameters);
+    const auto said = [&](RelevanceRow<double> row) {
+      const std::string text = suite::error_of([&] { backward(op, saved, &gradients, &row); });
+      for (const Mat<double>& one : gradients.list) CHECK(one.isZero(0));
+      return text;
+    };
+    const std::string wanted = ", wanted 1 x " + std::to_string(n), start = std::string(name) + ": the start of ";
+    CHECK(said({}) == start + "relevance is 0 x 0" + wanted);
+    CHECK(said({some(1, n + 1, 0)}) == start + "relevance is 1 x " + std::to_string(n + 1) + wanted);
+    CHECK(said({some(2, n, 0)}) == start + "relevance is 2 x " + std::to_string(n) + wanted);
+    CHECK(said({some(1, n, 0), some(1, 1, 0)}) == std::string(name) + ": the rest of relevance is 1 x 1" + wanted);
+  };
+  const Memory of_vit(weights(timm())), of_bert(weights(bert_like())), of_llama(weights(llama_like(true)));
+  const Vit<double> vit(of_vit.file, {.heads = 2});
+  auto v = vit.saved(softmax());
+  const Mat<double> image = some(36, 3, 0), dlogits = some(1, 5, 0), dtwo = some(2, 6, 0), dwords = some(2, 11, 0);
+  vit.forward(softmax(), image, 6, 6, v);
+  refused("vit", vit, softmax(), v, 10, [&](const auto& op, auto& saved, auto* gradients, auto* row) {
+    vit.backward(op, saved, dlogits, {}, gradients, {}, row);
+  });
+  const Bert<double> bert(of_bert.file, {.heads = 2});
+  auto b = bert.saved(softmax());
+  bert.forward(softmax(), {1, 2}, {}, b);
+  refused("bert", bert, softmax(), b, 2, [&](const auto& op, auto& saved, auto* gradients, auto* row) {
+    bert.backward(op, saved, dtwo, gradients, {}, row);
+  });
+  const Llama<double> llama(of_llama.file, {.heads = 4, .eps = 1e-5});
+  const auto op = llama_attention();
+  auto l = llama.saved(op);
+  llama.forward(op, {1, 2}, l);
+  refused("llama", llama, op, l, 2, [&](const auto& its, auto& saved, auto* gradients, auto* row) {
+    llama.backward(its, saved, dwords, gradients, {}, row);
+  });
 }
 
 TEST_CASE("models: a model that proves itself, in float and from F16", "[model]") {

@@ -150,8 +150,9 @@ class Rollout {
     for (Index i = 0; i < n; ++i) {
       const S of = options_.normalise ? step.sums(i, 0) : S(1);
       for (Index c = 0; c < r && of != S(0); ++c) {
-        S sum = residual() * u_(i, c);
-        for (Index h = 0; h < d.heads; ++h) sum += each * out(i, h * r + c);
+        S sum = S(0);
+        for (Index h = 0; h < d.heads; ++h) sum += out(i, h * r + c);
+        sum = residual() * u_(i, c) + share() * (sum / S(static_cast<double>(d.heads)));
         u_(i, c) = sum * inverse(of);
       }
     }
@@ -168,27 +169,30 @@ class Rollout {
   template <class Op>
   void by_mean(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, HeadCall call) {
     const Index n = rows_.cols(), heads = saved.dims.heads;
-    const S each = share() / S(static_cast<double>(heads));
+    const S count = S(static_cast<double>(heads));  // divided by in the end: shares of 1 would all round the same way
     if (options_.gradient && static_cast<std::size_t>(layers_) == trail_.size()) trail_.emplace_back();
     Step& step = options_.gradient ? trail_[static_cast<std::size_t>(layers_)] : step_;
     if (options_.normalise) {
-      ones_.setOnes(n, 1), part_.resize(n, 1), step.sums.setConstant(n, 1, residual());
+      ones_.setOnes(n, 1), part_.resize(n, 1), step.sums.setZero(n, 1);
       for (call.head = 0; call.head < heads; ++call.head) {
         map_right(op, in, saved, ones_, part_, call);
-        for (Index i = 0; i < n; ++i) step.sums(i, 0) += each * part_(i, 0);
+        for (Index i = 0; i < n; ++i) step.sums(i, 0) += part_(i, 0);
       }
+      for (Index i = 0; i < n; ++i) step.sums(i, 0) = residual() + share() * (step.sums(i, 0) / count);
     }
-    step.rows.resize(rows_.rows(), n), next_.resize(rows_.rows(), n), product_.resize(rows_.rows(), n);
+    step.rows.resize(rows_.rows(), n), next_.setZero(rows_.rows(), n), product_.resize(rows_.rows(), n);
     for (Index r = 0; r < rows_.rows(); ++r)
-      for (Index i = 0; i < n; ++i) {
-        const S sum = options_.normalise ? step.sums(i, 0) : S(1), w = rows_(r, i) * inverse(sum);
-        step.rows(r, i) = w;
-        next_(r, i) = sum == S(0) ? rows_(r, i) : residual() * w;
-      }
+      for (Index i = 0; i < n; ++i)
+        step.rows(r, i) = rows_(r, i) * inverse(options_.normalise ? step.sums(i, 0) : S(1));
     for (call.head = 0; call.head < heads; ++call.head) {
       map_left(op, in, saved, step.rows, product_, call);
-      for (Index e = 0; e < rows_.size(); ++e) next_.data()[e] += each * product_.data()[e];
+      for (Index e = 0; e < rows_.size(); ++e) next_.data()[e] += product_.data()[e];
     }
+    for (Index r = 0; r < rows_.rows(); ++r)
+      for (Index i = 0; i < n; ++i) {
+        const bool nothing = options_.normalise && step.sums(i, 0) == S(0);
+        next_(r, i) = share() * (next_(r, i) / count) + (nothing ? rows_(r, i) : residual() * step.rows(r, i));
+      }
   }
 
   template <class Op>

@@ -209,7 +209,8 @@ class Bert {
   }
 
   /// Backwards from the gradient of hidden: gradients are added to, dembeddings ((batch n) x the width of embeddings)
-  /// gets the gradient of the sum of a token's embeddings, relevance its row; what is null or empty is not made.
+  /// gets the gradient of the sum of a token's embeddings, relevance its row; what is null or empty is not made. Throws
+  /// ShapeError where they do not fit, or nothing was kept.
   template <class Op>
   void backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidden, ParameterGradients<S>* gradients,
                 MutView<S> dembeddings = {}, RelevanceRow<S>* relevance = nullptr, const ModelCall& call = {}) const {
@@ -224,6 +225,7 @@ class Bert {
                             limpid::detail::shape_text(count, words_.cols));
     detail::check_gradient_list("bert", gradients, parameters);
     stack_.check_kept(op, parameters, saved.stack);
+    detail::check_row("bert", relevance, saved.batch, n);
     const auto gradient = [&](const Slot& slot) {
       return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
     };

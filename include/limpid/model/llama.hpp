@@ -334,7 +334,8 @@ class Llama {
   }
 
   /// Backwards from the gradient of logits: gradients are added to, dembeddings ((batch n) x D) gets the gradient of
-  /// the embedded tokens, relevance its row; what is null or empty is not made.
+  /// the embedded tokens, relevance its row; what is null or empty is not made. Throws ShapeError where they do not
+  /// fit, or nothing was kept.
   template <class Op>
   void backward(const Op& op, LlamaSaved<Op, S>& saved, View<S> dlogits, ParameterGradients<S>* gradients,
                 MutView<S> dembeddings = {}, RelevanceRow<S>* relevance = nullptr, const ModelCall& call = {}) const {
@@ -349,6 +350,7 @@ class Llama {
                             limpid::detail::shape_text(count, width()));
     detail::check_gradient_list("llama", gradients, parameters);
     stack_.check_kept(op, parameters, saved.stack);
+    detail::check_row("llama", relevance, saved.batch, count / saved.batch);
     const auto gradient = [&](const Slot& slot) {
       return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
     };
@@ -372,7 +374,7 @@ class Llama {
     Mat<S> dlogits = Mat<S>::Zero(saved.logits.rows(), vocabulary()), start = Mat<S>::Zero(saved.batch, n);
     for (Index b = 0; b < saved.batch; ++b) dlogits(b * n + n - 1, id) = S(1);
     start.col(n - 1).setOnes();
-    RelevanceRow<S> out = detail::start_relevance<S>(start, Part::pos);
+    RelevanceRow<S> out{start};
     backward(op, saved, View<S>(dlogits), nullptr, MutView<S>(), &out, call);
     return out;
   }

@@ -22,10 +22,11 @@ struct ModelCall {
 ///     R = (I + Abar_L) ... (I + Abar_1),   Abar = mean_h part(A_h o dy/dA_h)
 ///
 /// (Chefer, Gur and Wolf 2021, arXiv 2103.15679), for a start that is the unit row of the explained token, or its
-/// weights in a mean. rest holds start (R - I): in float the identity's 1 would cost the digits that one shows.
+/// weights in a mean. rest holds start (R - I), which a backward pass adds to, without entries 0: in float the
+/// identity's 1 would cost the digits that one shows.
 template <class S>
 struct RelevanceRow {
-  Mat<S> start, rest;  ///< batch x n
+  Mat<S> start{}, rest{};  ///< batch x n
   Part part = Part::pos;
 
   /// start + rest, the row of R.
@@ -113,6 +114,8 @@ struct Stack {
   template <class Op>
   Mat<S> backward(const Op& op, const Parameters<S>& parameters, StackSaved<Op, S>& saved, Mat<S> d,
                   ParameterGradients<S>* gradients, RelevanceRow<S>* relevance, const ModelCall& call) const {
+    if (relevance != nullptr && relevance->rest.size() == 0)
+      relevance->rest = Mat<S>::Zero(relevance->start.rows(), relevance->start.cols());
     const auto one = transformer_block(op, options);
     for (Index l = layers - 1; l >= 0; --l) {
       Mat<S> dx(d.rows(), d.cols()), weights, emitted;
@@ -162,10 +165,18 @@ struct Stack {
   }
 };
 
-/// The row of relevance of a start, checked.
+/// That a row of relevance fits a backward pass over batch items of n tokens.
 template <class S>
-RelevanceRow<S> start_relevance(const Mat<S>& start, Part part) {
-  return {start, Mat<S>::Zero(start.rows(), start.cols()), part};
+void check_row(const char* model, const RelevanceRow<S>* row, Index batch, Index n) {
+  const auto fits = [&](const char* part, const Mat<S>& found) {
+    if (found.rows() != batch || found.cols() != n)
+      limpid::detail::raise(std::string(model) + ": the " + part + " of relevance is " +
+                            limpid::detail::shape_text(found.rows(), found.cols()) + ", wanted " +
+                            limpid::detail::shape_text(batch, n));
+  };
+  if (row == nullptr) return;
+  fits("start", row->start);
+  if (row->rest.size() != 0) fits("rest", row->rest);
 }
 
 /// A gradient for each parameter, as large as it is.

@@ -261,7 +261,7 @@ class Vit {
 
   /// Backwards from the gradients of logits and of tokens, either of which may be without entries: gradients are added
   /// to, dimage ((batch rows cols) x channels) is overwritten, relevance gets its row; what is null or empty is not
-  /// made.
+  /// made. Throws ShapeError where they do not fit, or nothing was kept.
   template <class Op>
   void backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits, View<S> dtokens,
                 ParameterGradients<S>* gradients, MutView<S> dimage = {}, RelevanceRow<S>* relevance = nullptr,
@@ -282,6 +282,7 @@ class Vit {
     fits("the gradient of the image", dimage, batch * n * side_ * side_, channels_);
     detail::check_gradient_list("vit", gradients, parameters);
     stack_.check_kept(op, parameters, saved.stack);
+    detail::check_row("vit", relevance, batch, all);
     const LayerCall inner{false, call.workspace, call.executor};
     Mat<S> d = Mat<S>::Zero(batch * all, width());
     if (dtokens.given()) d = dtokens.map();
@@ -327,7 +328,7 @@ class Vit {
       limpid::detail::raise("vit: the class is " + std::to_string(label) + ", wanted it in [0, " +
                             std::to_string(classes()) + ")");
     const Index batch = saved.logits.rows();
-    RelevanceRow<S> out = detail::start_relevance<S>(pool_weights(batch, saved.rows * saved.cols), Part::pos);
+    RelevanceRow<S> out{pool_weights(batch, saved.rows * saved.cols)};
     Mat<S> dlogits = Mat<S>::Zero(batch, classes());
     dlogits.col(label).setOnes();
     backward(op, saved, View<S>(dlogits), View<S>(), nullptr, MutView<S>(), &out, call);
