@@ -1,0 +1,37 @@
+# limpid: a tiny character model: any number of threads and any interruption the same bits, and it learns.
+# SPDX-License-Identifier: MIT
+# Arguments: program; folder, in which files are made.
+cmake_minimum_required(VERSION 3.21)
+
+file(REMOVE_RECURSE ${folder})
+file(MAKE_DIRECTORY ${folder})
+
+function(tinytext)
+  execute_process(COMMAND ${program} ${ARGN} WORKING_DIRECTORY ${folder}
+    RESULT_VARIABLE status OUTPUT_VARIABLE printed ERROR_VARIABLE said)
+  if(NOT status EQUAL 0)
+    list(JOIN ARGN " " line)
+    message(FATAL_ERROR "tinytext ${line}\nended with ${status}:\n${printed}${said}")
+  endif()
+  set(printed "${printed}" PARENT_SCOPE)
+endfunction()
+
+# The same 50 characters again and again: what follows is known.
+set(line "In the beginning God created the heaven and earth.")
+string(REPEAT "${line}" 40 text)
+file(WRITE ${folder}/text "${text}")
+set(small --data text --width 16 --layers 1 --heads 2 --mlp 16 --length 24 --batch 4 --lr 1e-2)
+tinytext(${small} --steps 6 --threads 1 --out whole)
+tinytext(${small} --steps 6 --threads 3 --out parts --stop-after 2)
+tinytext(${small} --steps 6 --threads 2 --out parts --resume)
+foreach(op IN ITEMS softmax twicing aot)
+  file(SHA256 ${folder}/whole/${op}.safetensors first)
+  file(SHA256 ${folder}/parts/${op}.safetensors second)
+  if(NOT first STREQUAL second)
+    message(SEND_ERROR "${op}: two runs differ, wanted the same bits")
+  endif()
+endforeach()
+tinytext(${small} --steps 600 --threads 2 --out learned)
+if(NOT printed MATCHES "softmax +[0-9]+ +600  0\\.[0-4].*twicing +[0-9]+ +600  0\\.[0-4].*aot +[0-9]+ +600  0\\.[0-4]")
+  message(SEND_ERROR "one line was not learned by heart:\n${printed}")
+endif()
