@@ -598,6 +598,21 @@ TEST_CASE("models: packed weights give the same bits, in copies too", "[model]")
   wanted.reset();
   copy.forward(softmax(), pixels, 6, 6, after);
   CHECK(after.logits == before.logits);
+  for (const bool tied : {false, true}) {
+    const Memory memory(weights(llama_like(tied)));
+    auto llama = std::make_unique<Llama<double>>(memory.file, LlamaOptions{.heads = 4, .eps = 1e-5});
+    const auto op = llama_attention();
+    auto in_whole = llama->saved(op), again = llama->saved(op);
+    LlamaCache<double> cache, other;
+    llama->forward(op, ids, in_whole);
+    const Mat<double> next = llama->step(softmax(causal()), ids, cache);
+    llama->pack();
+    const Llama<double> alike = *llama;
+    llama.reset();
+    alike.forward(op, ids, again);
+    CHECK(again.logits == in_whole.logits);
+    CHECK(alike.step(softmax(causal()), ids, other) == next);
+  }
 }
 
 TEST_CASE("models: a checkpoint that does not fit is refused with tensor, found and wanted", "[model]") {

@@ -165,8 +165,16 @@ struct Scores {
     }
     return Cover::all;
   }
-  /// Whether a pair may be masked at all.
-  bool can_mask() const { return have_masks<Mods> || Mods::per_pair || bias != nullptr || Mods::per_key; }
+  /// Whether a pair may be masked at all. One query, as in decoding, may see all keys under a causal mask too.
+  bool can_mask() const {
+    if (Mods::per_pair || bias != nullptr || Mods::per_key) return true;
+    if constexpr (Mods::intervals && !Mods::irregular && !are_gathered<Mods>)
+      if (n() == 1) {
+        const Interval seen = interval(0);
+        return seen.begin > 0 || seen.end < m();
+      }
+    return have_masks<Mods>;
+  }
   /// Before a sweep, whose arena it is. What rows leave out a log-sum-exp that is shown gets back.
   void settle(Arena& arena) {
     if constexpr (!are_normalised<Mods> || !Mods::tables || Mods::gathers)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "../call/decode.hpp"
 #include "../layer/rms_norm.hpp"
 #include "../op/rope.hpp"
 #include "../op/softmax.hpp"
@@ -38,7 +39,8 @@ struct LlamaSaved {
   Index batch = 1;
 };
 
-/// The keys, turned already, and the values of the tokens that a text has so far, for every layer of a Llama.
+/// The keys, turned already, and the values of the tokens that a text has so far, for every layer of a Llama: of each
+/// key head `length` rows and room for more, one head below the other, so that a head is read as a stream.
 template <class S>
 struct LlamaCache {
   Index length = 0;  ///< tokens so far; 0 starts anew
@@ -218,9 +220,12 @@ class Llama {
   Parameters<S> parameters;
   std::vector<std::string> unused;  ///< tensors of the file that this model does not know
 
-  /// Brings the weights of the blocks into the order in which linear() reads them, for as much memory again: less work
-  /// in calls of few tokens, the same bits. To be called again where parameters change.
-  void pack() { stack_.pack(parameters); }
+  /// Brings the weights of the blocks and of the head into the order in which linear() reads them, for as much memory
+  /// again: less work in calls of few tokens, the same bits. To be called again where parameters change.
+  void pack() {
+    stack_.pack(parameters);
+    packed_head_.assign(1, PackedWeight<S>(out_in(parameters(head_))));
+  }
   Index layers() const { return stack_.layers; }
   Index width() const { return words_.cols; }
   Index vocabulary() const { return words_.rows; }
@@ -252,8 +257,7 @@ class Llama {
     saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
     saved.hidden.resize(count, width()), saved.logits.resize(count, vocabulary());
     rms_norm(saved.last, parameters(norm_), saved.hidden, {options_.eps, &saved.norm, call.workspace, call.executor});
-    linear(View<S>(saved.hidden), out_in(parameters(head_)), View<S>(), saved.logits,
-           {false, call.workspace, call.executor});
+    linear(View<S>(saved.hidden), head_weight(), View<S>(), saved.logits, {false, call.workspace, call.executor});
   }
 
   /// The next tokens of one text, one or more: the logits of each, n x vocabulary, from the keys and values of the
@@ -273,20 +277,19 @@ class Llama {
     const LayerCall inner{false, call.workspace, call.executor};
     Mat<S> x(n, width()), h(n, width()), sum(n, width());
     embed(parameters(words_), ids, x, inner);
-    const auto norm = [&](const Slot& gamma) {
-      rms_norm(x, parameters(gamma), h, {options_.eps, nullptr, call.workspace, call.executor});
+    const auto norm = [&](View<S> gamma) {
+      rms_norm(x, gamma, h, {options_.eps, nullptr, call.workspace, call.executor});
     };
-    const auto project = [&](const Mat<S>& from, const Slot& w, const Slot& b) {
-      Mat<S> out(n, w.rows);
-      linear(from, out_in(parameters(w)), parameters(b), out, inner);
+    const auto project = [&](const Mat<S>& from, const Weight<S>& w, View<S> b) {
+      Mat<S> out(n, w.outputs());
+      linear(from, w, b, out, inner);
       return out;
     };
-    const auto turn = [&](Mat<S>& rows, const Slot& gamma, Index of) {
+    const auto turn = [&](Mat<S>& rows, View<S> gamma, Index of) {
       const Index head = rows.cols() / of;
       if (stack_.options.qk_norm_eps) {
         const Mat<S> plain = rows;
-        rms_norm(View<S>(plain.data(), n * of, head, head), parameters(gamma),
-                 MutView<S>(rows.data(), n * of, head, head),
+        rms_norm(View<S>(plain.data(), n * of, head, head), gamma, MutView<S>(rows.data(), n * of, head, head),
                  {*stack_.options.qk_norm_eps, nullptr, call.workspace, call.executor});
       }
       rope_rotate(rows, rows,
@@ -297,24 +300,35 @@ class Llama {
                    .frequencies = turn_.values,
                    .amplitude = turn_.amplitude});
     };
-    // rows, which lie behind those of the cache from now on
+    // of each head its rows, which lie behind those of the cache from now on
     const auto append = [&](Mat<S>& to, const Mat<S>& rows) {
-      if (before > 0 && (to.rows() < before || to.cols() != rows.cols()))
+      const Index head = rows.cols() / groups, room = to.rows() / groups, wanted = std::max(all, 2 * before);
+      if (before > 0 && (room < before || to.cols() != head))
         limpid::detail::raise("llama: the cache holds " + limpid::detail::shape_text(to.rows(), to.cols()) +
-                              ", wanted at least " + limpid::detail::shape_text(before, rows.cols()));
-      if (to.rows() < all || to.cols() != rows.cols()) to.conservativeResize(std::max(all, 2 * before), rows.cols());
-      to.middleRows(before, n) = rows;
-      return View<S>(to.data(), all, to.cols(), to.cols());
+                              ", wanted at least " + limpid::detail::shape_text(groups * before, head));
+      if (room < all || to.cols() != head) {
+        Mat<S> more(groups * wanted, head);
+        for (Index g = 0; g < groups && before > 0; ++g)
+          more.middleRows(g * wanted, before) = to.middleRows(g * room, before);
+        to = std::move(more);
+      }
+      const Index each = to.rows() / groups;
+      for (Index g = 0; g < groups; ++g) to.middleRows(g * each + before, n) = rows.middleCols(g * head, head);
+      return PagePool<S>{to.data(), 1, all, head, to.size(), each * head, head};
     };
+    const Mat<Index> page = Mat<Index>::Zero(1, 1), length = Mat<Index>::Constant(1, 1, all);
     for (Index l = 0; l < layers(); ++l) {
-      const auto& block = stack_.block(l);
+      const TransformerBlockArgs<View<S>> block = stack_.arguments(parameters, l);
       const auto place = static_cast<std::size_t>(l);
       norm(block.gamma1);
       Mat<S> q = project(h, block.wq, block.bq), k = project(h, block.wk, block.bk);
       turn(q, block.gamma_q, heads), turn(k, block.gamma_k, groups);
-      const View<S> keys = append(cache.k[place], k), values = append(cache.v[place], project(h, block.wv, block.bv));
-      Mat<S> o(n, block.wo.cols);
-      limpid::forward(op, qkv(View<S>(q), keys, values), o, {1, heads, groups, nullptr, call.workspace, call.executor});
+      const Pages<S> pages{append(cache.k[place], k), append(cache.v[place], project(h, block.wv, block.bv)), page,
+                           length};
+      Mat<S> o(n, block.wo.inputs());
+      Inputs<Op, S> in;
+      in.q = q;
+      decode(op, in, pages, o, {1, heads, groups, nullptr, call.workspace, call.executor});
       if (block.wg.given()) {
         const Mat<S> gate = project(h, block.wg, block.bg);
         limpid::detail::with_context(inner,
@@ -323,14 +337,13 @@ class Llama {
       x += project(o, block.wo, block.bo);
       norm(block.gamma2);
       MlpArgs<View<S>> mlp;
-      mlp.x = h, mlp.w1 = out_in(parameters(block.w1)), mlp.w2 = out_in(parameters(block.w2));
-      mlp.w3 = out_in(parameters(block.w3));
+      mlp.x = h, mlp.w1 = block.w1, mlp.w2 = block.w2, mlp.w3 = block.w3;
       stack_.options.mlp->forward(mlp, sum, {1, nullptr, call.workspace, call.executor});
       x += sum;
     }
-    norm(norm_);
+    norm(parameters(norm_));
     cache.length = all;
-    return project(h, head_, Slot());
+    return project(h, head_weight(), View<S>());
   }
 
   /// Backwards from the gradient of logits: gradients are added to, dembeddings ((batch n) x D) gets the gradient of
@@ -380,8 +393,15 @@ class Llama {
   }
 
  private:
+  Weight<S> head_weight() const {
+    Weight<S> w = out_in(parameters(head_));
+    if (!packed_head_.empty()) w.panels = packed_head_.front().weight().panels;
+    return w;
+  }
+
   LlamaOptions options_;
   detail::Stack<S> stack_;
+  std::vector<PackedWeight<S>> packed_head_;  ///< one or none
   Slot words_, norm_, head_;
   RopeFrequencies turn_;
 };

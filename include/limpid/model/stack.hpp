@@ -143,10 +143,6 @@ struct Stack {
     return d;
   }
 
- private:
-  std::size_t number(Index layer) const {
-    return static_cast<std::size_t>(layer * static_cast<Index>(blocks.size()) / layers);
-  }
   /// The parameters of a layer, its weights [out, in] as checkpoints have them.
   TransformerBlockArgs<View<S>> arguments(const Parameters<S>& parameters, Index layer) const {
     TransformerBlockArgs<View<S>> out;
@@ -162,6 +158,11 @@ struct Stack {
         },
         block(layer), out);
     return out;
+  }
+
+ private:
+  std::size_t number(Index layer) const {
+    return static_cast<std::size_t>(layer * static_cast<Index>(blocks.size()) / layers);
   }
 };
 
