@@ -128,3 +128,35 @@ TEST_CASE("mlp: what does not fit is refused by name, before anything is written
                     "mlp: gradient of x shares memory with x, wanted memory of its own");
   CHECK_THROWS_WITH(Mlp().backward(plain, saved, dout, {.b1 = dx}), "mlp: gradient of b1 is 11 x 5, wanted 1 x 9");
 }
+
+TEST_CASE("mlp: many rows, which go through it some at a time, have the bits that each step has of all of them") {
+  using limpid::View;
+  for (const Index n : {1100, 1024}) {
+    const M x = random(n, 5, 1), w1 = random(5, 7, 2), b1 = random(1, 7, 3), w2 = random(7, 6, 4),
+            dout = random(n, 6, 6);
+    M h(n, 7), a, out(n, 6), kept(n, 6), wanted(n, 6);
+    limpid::linear(x, w1, b1, h);
+    a = h.cwiseMax(0);
+    limpid::linear(a, w2, View<double>(), wanted);
+    const Mlp layer{Activation::relu};
+    const MlpArgs<View<double>> in{x, w1, b1, w2};
+    Mlp::Saved<double> saved;
+    layer.forward<M&>(in, out);
+    layer.forward<M&>(in, kept, {.saved = &saved});
+    CHECK(out == wanted);
+    CHECK(kept == wanted);
+    M dh(n, 7);
+    limpid::linear_backward(a, w2, dout, {dh, {}, {}});
+    dh = (h.array() > 0).select(dh, 0.0).eval();
+    for (const bool accumulate : {false, true}) {
+      M dx = random(n, 5, 7), dw1 = random(5, 7, 8), db1 = random(1, 7, 9), dw2 = random(7, 6, 10),
+        db2 = random(1, 6, 11);
+      M ex = dx, e1 = dw1, eb1 = db1, e2 = dw2, eb2 = db2;
+      limpid::linear_backward(a, w2, dout, {{}, e2, eb2}, {.accumulate = accumulate});
+      limpid::linear_backward(x, w1, dh, {ex, e1, eb1}, {.accumulate = accumulate});
+      MlpArgs<limpid::Gradient<double>> grad{dx, dw1, db1, dw2, db2};
+      layer.backward<double>(in, saved, dout, grad, {.accumulate = accumulate});
+      CHECK((dx == ex && dw1 == e1 && db1 == eb1 && dw2 == e2 && db2 == eb2));
+    }
+  }
+}

@@ -46,11 +46,15 @@ class PackedWeight {
 
 namespace detail {
 
-/// to = sums over the rows of x, or += where `to` or the call says so.
+/// to = sums over the rows of x, or += where `to` or the call says so; each in the order of the rows.
 template <class S>
-void add_columns(View<S> x, const Gradient<S>& to, bool add) {
+void add_columns(const Context& context, View<S> x, const Gradient<S>& to, bool add) {
+  constexpr Index step = 192;
   if (!to.adds(add)) to.view().fill(S(0));
-  for (Index i = 0; i < x.rows; ++i) add_row<Native<S>>(x.row(i), to.data, x.cols);
+  context.run((x.cols + step - 1) / step, [&](Index task, Arena&) {
+    const Index first = task * step, count = std::min(step, x.cols - first);
+    for (Index i = 0; i < x.rows; ++i) add_row<Native<S>>(x.row(i) + first, to.data + first, count);
+  });
 }
 
 /// y = x w + b, shapes checked; b may be empty.
@@ -81,7 +85,7 @@ void linear_backward_in(const Context& context, View<typename P::Scalar> x, cons
   if (dx.given() && !turned) multiply<P, Transposed::b>(context, dy, w, dx, grad.x.adds(add_x));    // dx = dy w^T
   if (dw.given() && turned) multiply<P, Transposed::a>(context, dy, x, dw, grad.w.adds(add));       // dw = dy^T x
   if (dw.given() && !turned) multiply<P, Transposed::a>(context, x, dy, dw, grad.w.adds(add));      // dw = x^T dy
-  if (grad.b.given()) add_columns<S>(dy, grad.b, add);                                              // db = sums of dy
+  if (grad.b.given()) add_columns<S>(context, dy, grad.b, add);                                     // db = sums of dy
 }
 
 }  // namespace detail

@@ -50,6 +50,26 @@ struct MlpSaved {
   detail::Turn turn;
 };
 
+namespace detail {
+
+/// The rows of an MLP that go through it together, so that its scratch does not grow with them: blocks of the inner sum
+/// of a product (GemmBlocks), so that gradients of weights are summed as those of all rows at once.
+struct MlpRows {
+  static constexpr Index step = 2 * GemmBlocks::depth;
+  static Index most(Index n) { return n < 2 * step ? n : std::max(step, n - (n / step - 1) * step); }
+  /// f(first row, rows), the last ones with what is left over.
+  template <class F>
+  static void visit(Index n, F&& f) {
+    for (Index r0 = 0, rows = 0; r0 < n || r0 == 0; r0 += rows) {
+      rows = n - r0 < 2 * step ? n - r0 : step;
+      f(r0, rows);
+      if (rows == 0) break;
+    }
+  }
+};
+
+}  // namespace detail
+
 /// out = act(x w1 + b1) w2 + b2, or, gated, (act(x w1 + b1) o (x w3 + b3)) w2 + b2 (Shazeer 2020, arXiv 2002.05202:
 /// SwiGLU is silu gated, GEGLU gelu gated).
 ///
@@ -82,17 +102,25 @@ struct Mlp {
     detail::refuse_overlaps("mlp", detail::arrays({{"out", out}}), detail::fields_of(in));
     const detail::ForwardScope<Saved<S>> scope("mlp", call);
     const Index n = in.x.rows, width = in.w1.outputs();
-    const MutView<S> hidden = scope.room(&Saved<S>::hidden, n, width);
-    const MutView<S> gate = gated ? scope.room(&Saved<S>::gate, n, width) : MutView<S>();
-    const MutView<S> a = scope.saved ? scope.arena.template matrix<S>(n, width) : hidden;
+    // what is not kept has room for some rows alone
+    const Index most = detail::MlpRows::most(n);
+    const MutView<S> all_hidden = scope.room(&Saved<S>::hidden, scope.saved ? n : most, width);
+    const MutView<S> all_gate = gated ? scope.room(&Saved<S>::gate, scope.saved ? n : most, width) : MutView<S>();
+    const MutView<S> all_a = scope.saved ? scope.arena.template matrix<S>(most, width) : all_hidden;
     scope.context.as_head(flop<S>(in), [&](const detail::Context& shared) {
-      detail::linear_in<P>(shared, in.x, in.w1, in.b1, hidden);
-      if (gated) detail::linear_in<P>(shared, in.x, in.w3, in.b3, gate);
-      detail::for_rows(shared, n, [&](Index first, Index last) {
-        for (Index i = first; i < last; ++i)
-          detail::activate_row<P>(activation, hidden.row(i), gated ? gate.row(i) : nullptr, a.row(i), width);
+      detail::MlpRows::visit(n, [&](Index r0, Index rows) {
+        const auto part = [&](MutView<S> all) { return all.block(scope.saved ? r0 : 0, 0, rows, width); };
+        const View<S> x = in.x.block(r0, 0, rows, in.x.cols);
+        const MutView<S> hidden = part(all_hidden), gate = gated ? part(all_gate) : MutView<S>();
+        const MutView<S> a = all_a.block(0, 0, rows, width);
+        detail::linear_in<P>(shared, x, in.w1, in.b1, hidden);
+        if (gated) detail::linear_in<P>(shared, x, in.w3, in.b3, gate);
+        detail::for_rows(shared, rows, [&](Index first, Index last) {
+          for (Index i = first; i < last; ++i)
+            detail::activate_row<P>(activation, hidden.row(i), gated ? gate.row(i) : nullptr, a.row(i), width);
+        });
+        detail::linear_in<P>(shared, a, in.w2, in.b2, out.block(r0, 0, rows, out.cols));
       });
-      detail::linear_in<P>(shared, a, in.w2, in.b2, out);
     });
     scope.done();
   }
@@ -111,23 +139,35 @@ struct Mlp {
     detail::refuse_gradient_overlaps("mlp", in, dout, grad);
     const detail::LayerScope scope(call);
     const Index n = in.x.rows, width = in.w1.outputs();
-    const MutView<S> a = scope.arena.template matrix<S>(n, width), dh = scope.arena.template matrix<S>(n, width);
-    const MutView<S> dg = gated ? scope.arena.template matrix<S>(n, width) : MutView<S>();
-    const View<S> hidden(saved.hidden), gate(saved.gate);
-    const bool add = call.accumulate;
+    const Index most = detail::MlpRows::most(n);
+    const auto room = [&] { return scope.arena.template matrix<S>(most, width); };
+    const MutView<S> all_a = room(), all_dh = room(), all_dg = gated ? room() : MutView<S>();
+    const View<S> all_hidden(saved.hidden), all_gate(saved.gate);
     scope.context.as_head(2 * flop<S>(in), [&](const detail::Context& shared) {
-      detail::linear_backward_in<P>(shared, a, in.w2, dout, {dh, {}, {}}, false, false);  // da
-      detail::for_rows(shared, n, [&](Index first, Index last) {
-        for (Index i = first; i < last; ++i)
-          if (gated)
-            detail::activate_gated_backward_row<P>(activation, hidden.row(i), gate.row(i), dh.row(i), a.row(i),
-                                                   dh.row(i), dg.row(i), width);
-          else
-            detail::activate_backward_row<P>(activation, hidden.row(i), dh.row(i), a.row(i), dh.row(i), width);
+      detail::MlpRows::visit(n, [&](Index r0, Index rows) {
+        const bool add = call.accumulate;
+        const auto of = [&](Gradient<S> g) { return r0 > 0 && g.given() ? limpid::add(g.view()) : g; };
+        const auto part = [&](View<S> all) { return all.block(r0, 0, rows, all.cols); };
+        const auto here = [&](MutView<S> all) { return all.block(0, 0, rows, width); };
+        const View<S> x = part(in.x), dy = part(dout), hidden = part(all_hidden);
+        const View<S> gate = gated ? part(all_gate) : View<S>();
+        const MutView<S> a = here(all_a), dh = here(all_dh), dg = gated ? here(all_dg) : MutView<S>();
+        Gradient<S> dx = grad.x;
+        if (dx.given()) dx = Gradient<S>(grad.x.view().block(r0, 0, rows, in.x.cols), grad.x.way);
+        detail::linear_backward_in<P>(shared, a, in.w2, dy, {dh, {}, {}}, false, false);  // da
+        detail::for_rows(shared, rows, [&](Index first, Index last) {
+          for (Index i = first; i < last; ++i)
+            if (gated)
+              detail::activate_gated_backward_row<P>(activation, hidden.row(i), gate.row(i), dh.row(i), a.row(i),
+                                                     dh.row(i), dg.row(i), width);
+            else
+              detail::activate_backward_row<P>(activation, hidden.row(i), dh.row(i), a.row(i), dh.row(i), width);
+        });
+        detail::linear_backward_in<P>(shared, a, in.w2, dy, {{}, of(grad.w2), of(grad.b2)}, false, add);
+        detail::linear_backward_in<P>(shared, x, in.w1, dh, {dx, of(grad.w1), of(grad.b1)}, add, add);
+        if (gated)
+          detail::linear_backward_in<P>(shared, x, in.w3, dg, {dx.view(), of(grad.w3), of(grad.b3)}, true, add);
       });
-      detail::linear_backward_in<P>(shared, a, in.w2, dout, {{}, grad.w2, grad.b2}, false, add);
-      detail::linear_backward_in<P>(shared, in.x, in.w1, dh, {grad.x, grad.w1, grad.b1}, add, add);
-      if (gated) detail::linear_backward_in<P>(shared, in.x, in.w3, dg, {grad.x.view(), grad.w3, grad.b3}, true, add);
     });
   }
 

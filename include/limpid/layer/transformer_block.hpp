@@ -174,8 +174,10 @@ struct Residual {
       const View<S> r(saved.result);
       const MutView<S> scaled = room();
       if (grad.scale.given()) {  // dscale = sum of dsum o r over rows
-        for (Index i = 0; i < x.rows; ++i) times_row<P>(dsum.row(i), r.row(i), scaled.row(i), x.cols);
-        add_columns<S>(View<S>(scaled), grad.scale, accumulate);
+        for_rows(scope.context, x.rows, [&](Index first, Index last) {
+          for (Index i = first; i < last; ++i) times_row<P>(dsum.row(i), r.row(i), scaled.row(i), x.cols);
+        });
+        add_columns<S>(scope.context, View<S>(scaled), grad.scale, accumulate);
       }
       for_rows(scope.context, x.rows, [&](Index first, Index last) {
         for (Index i = first; i < last; ++i) times_row<P>(dsum.row(i), p.scale.data, scaled.row(i), x.cols);
