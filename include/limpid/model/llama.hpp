@@ -16,8 +16,8 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace model {
 
-/// What a checkpoint of a decoder does not say, and its config.json does: see llama_options. eps has to be said: some of
-/// the family have 1e-5 and some 1e-6.
+/// What a checkpoint of a decoder does not say, and its config.json does: see llama_options. eps has to be said: some
+/// of the family have 1e-5 and some 1e-6.
 struct LlamaOptions {
   Index heads = 0;
   double eps = eps_not_given;
@@ -91,7 +91,8 @@ inline void read_count(const std::string& path, const nlohmann::json& from, cons
                                ", wanted a whole number, 0 or more");
   to = static_cast<Index>(number);
 }
-/// rope_scaling of a config.json; context: how long a text may be, which some files mean where they do not say original.
+/// rope_scaling of a config.json; context: how long a text may be, which some files mean where they do not say
+/// original.
 inline RopeScaling read_scaling(const std::string& path, const nlohmann::json& from, Index context) {
   using Kind = RopeScaling::Kind;
   RopeScaling to;
@@ -176,8 +177,8 @@ inline LlamaOptions llama_options(const std::string& path) {
 ///     const auto why = llama.explain(op, saved, id);                    // of the last token's logit of that id
 ///
 /// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a
-/// head count that does not divide. Throws ShapeError for options that are none: eps, base, rotary, scaling. Calls throw
-/// ShapeError: ids out of the vocabulary, an operator's own reasons.
+/// head count that does not divide. Throws ShapeError for options that are none: eps, base, rotary, scaling. Calls
+/// throw ShapeError: ids out of the vocabulary, an operator's own reasons.
 template <class S>
 class Llama {
  public:
@@ -262,8 +263,8 @@ class Llama {
 
   /// The next tokens of one text, one or more: the logits of each, n x vocabulary, from the keys and values of the
   /// cache, to which theirs are added. op is the attention without its rotary positions, softmax(causal()): q and k are
-  /// turned as rope() says, each token by its place in the text. The numbers are forward's, but for rounding. The cache doubles its room when that
-  /// is full. Throws ShapeError as forward does, with the cache as it was.
+  /// turned as rope() says, each token by its place in the text. The numbers are forward's, but for rounding. The cache
+  /// doubles its room when that is full. Throws ShapeError as forward does, with the cache as it was.
   template <class Op>
   Mat<S> step(const Op& op, const std::vector<Index>& ids, LlamaCache<S>& cache, const ModelCall& call = {}) const {
     detail::check_ids("llama", "ids", ids, 1, vocabulary(), "the vocabulary");
