@@ -84,10 +84,11 @@ struct Section {
   std::function<void(Session&)> rows;
 };
 
-/// Sections of the build for the machine at hand: those of plain attention, those of masks that keep few pairs, those
-/// that go over all operators, and those of levels of optimisation.
+/// Sections of the build for the machine at hand: those of plain attention, those of masks that keep few pairs, those of
+/// whole models, those that go over all operators, and those of levels of optimisation.
 std::vector<Section> attention_sections();
 std::vector<Section> local_sections();
+std::vector<Section> model_sections();
 std::vector<Section> operator_sections();
 std::vector<Section> level_sections();
 

@@ -75,8 +75,15 @@ int measure(Session& s, const std::string& part, const std::string& only, const 
 #if LIMPID_BENCH_NATIVE
   if (part == "native") {
     sections = attention_sections();
-    for (auto* more : {&local_sections, &operator_sections, &level_sections})
-      for (Section& section : (*more)()) sections.push_back(std::move(section));
+    const auto add = [&](std::vector<Section> more) {
+      for (Section& section : more) sections.push_back(std::move(section));
+    };
+    add(local_sections());
+#if LIMPID_BENCH_MODELS
+    add(model_sections());
+#endif
+    add(operator_sections());
+    add(level_sections());
   }
 #endif
   if (part == "build") sections = {{"build", other_build_rows}, {"decode", other_decode_rows}};

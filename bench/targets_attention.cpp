@@ -286,24 +286,26 @@ void memory_rows(Session& s) {
 
 void compile_rows(Session& s) {
 #if defined(LIMPID_BENCH_COMPILE)
-  auto measure = [&s](const std::string& name, const std::string& command, double must) {
+  const auto measure = [&s](const std::string& section, const std::string& name, const std::string& file, Bound bound) {
     std::vector<double> seconds;
     std::string note;
     for (int i = 0; i < 3; ++i) {
       const double start = now();
-      if (std::system(command.c_str()) != 0) {
+      if (std::system((LIMPID_BENCH_COMPILE "/" + file).c_str()) != 0) {
         note = "does not compile";
         break;
       }
       seconds.push_back(now() - start);
     }
-    s.add("Compile time, forward and backward in float, -O2", name,
-          {median(seconds), quantile(seconds, 0), quantile(seconds, 1)}, Better::smaller, must, none, note, "s");
+    s.add(section, name, {median(seconds), quantile(seconds, 0), quantile(seconds, 1)}, Better::smaller, bound.must,
+          bound.aim, note, "s");
   };
-  measure("header only", LIMPID_BENCH_COMPILE, 6);
-#if defined(LIMPID_BENCH_COMPILE_EXTERN)
-  measure("with the compiled target", LIMPID_BENCH_COMPILE_EXTERN, 2);
-#endif
+  const std::string call = "Compile time, forward and backward in float, -O2", compiled = " -DLIMPID_BENCH_COMPILED";
+  measure(call, "header only", "compile_time.cpp", {6, none});
+  measure(call, "with the compiled target", "compile_time.cpp" + compiled, {2, none});
+  const std::string encoder = "Compile time, an encoder from a checkpoint, forward and backward in float, -O2";
+  measure(encoder, "header only", "compile_encoder.cpp", {20, 10});
+  measure(encoder, "with the compiled target", "compile_encoder.cpp" + compiled, {none, 3});
 #else
   std::cerr << "  no g++ was found when the bench was configured: compile time skipped\n";
   static_cast<void>(s);
