@@ -136,6 +136,8 @@ def session(model, x, fused):
         path = os.path.join(folder, "fused.onnx")
         optimized.save_model_to_file(path)
     options = onnxruntime.SessionOptions()
+    if fused:  # all is done already; what a session folds once more may collide with its names
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
