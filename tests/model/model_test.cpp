@@ -1,5 +1,5 @@
-// limpid: models from checkpoints: names of every family, positions of other sizes, batches, gradients, relevance, and what
-// is refused. Numbers of the references are in golden/transformer_model.cpp.
+// limpid: models from checkpoints: names of every family, positions of other sizes, batches, gradients, relevance, and
+// what is refused. Numbers of the references are in golden/transformer_model.cpp.
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <cmath>
@@ -177,7 +177,8 @@ Shapes albert_like() {
   for (const char* name : {"attention.LayerNorm", "full_layer_layer_norm"}) add_pair(out, block + name, {6}, 6);
   return out;
 }
-/// Width 8, 4 heads of 2 columns over 2 key heads, 2 layers, MLP 10, 11 words; untied with biases, normed heads and gates.
+/// Width 8, 4 heads of 2 columns over 2 key heads, 2 layers, MLP 10, 11 words; untied with biases, normed heads and
+/// gates.
 Shapes llama_like(bool tied) {
   Shapes out{{"model.embed_tokens.weight", {11, 8}}};
   for (const std::string block : {"model.layers.0.", "model.layers.1."}) {

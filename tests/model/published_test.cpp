@@ -1,6 +1,6 @@
-// limpid: models with published weights, beside the framework they were published for: every layer, maps, gradients, the
-// rows of relevance and rollout, in double and in float; and the tokenizer of an example. The references and what their
-// framework errs by in float are in published/, made by published.py.
+// limpid: models with published weights, beside the framework they were published for: every layer, maps, gradients,
+// the rows of relevance and rollout, in double and in float; and the tokenizer of an example. The references and what
+// their framework errs by in float are in published/, made by published.py.
 // SPDX-License-Identifier: MIT
 #include <cmath>
 #include <filesystem>

@@ -1,5 +1,5 @@
-// limpid: packed sequences, documents and blocks beside one call for each, where a sequence holds what is not finite: it
-// shows as in that call, and no bit of another sequence changes.
+// limpid: packed sequences, documents and blocks beside one call for each, where a sequence holds what is not finite:
+// it shows as in that call, and no bit of another sequence changes.
 // SPDX-License-Identifier: MIT
 #include "support/catch.hpp"
 
@@ -68,8 +68,8 @@ bool close(const M& a, const M& b) {
          });
 }
 
-/// make(mask) is the operator of all sequences, make of no mask that of one. whole: it has no other mask beside, so that
-/// what is not finite makes no other way through the call.
+/// make(mask) is the operator of all sequences, make of no mask that of one. whole: it has no other mask beside, so
+/// that what is not finite makes no other way through the call.
 template <class Make>
 void as_single_calls(const Make& make, bool whole = true) {
   std::vector<Index> ids(std::size_t(offsets.back()));

@@ -14,8 +14,8 @@ inline namespace LIMPID_ABI {
 /// wv D x (G dv), biases 1 x as many, wo (H dv) x E, bo 1 x E; or each weight the other way round as out_in(w) says.
 /// context (B m) x C, what keys and values are made from in place of x (cross attention), wk and wv then of C inputs.
 /// wg D x H or D x (H dv) of a gate on the heads' output, one a head or one an entry, bg 1 x as many. gamma_q and
-/// gamma_k 1 x d of the norms of each head's q and k. Empty: not given; without wo the heads' output is the result. visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by
-/// side.
+/// gamma_k 1 x d of the norms of each head's q and k. Empty: not given; without wo the heads' output is the result.
+/// visit(f, a...) calls f(name, a's fields...): one set of parameters, or parameters and gradients side by side.
 template <class T>
 struct MultiHeadArgs {
   T x{};
@@ -128,12 +128,12 @@ void check_relevance(const char* layer, const BackwardCall<S>& call, Index batch
 /// RMS-normed before the operator sees them (Henry et al. 2020, arXiv 2010.04245, with the RMS norm of later models);
 /// rotary positions come with the operator, after that: rope(softmax(causal()), {.layout = RopeLayout::half}) turns
 /// query i of n at place i + m - n. With wg the heads' output is gated by the tokens before wo, o o sig(x wg + bg) (Qiu
-/// et al. 2025, arXiv 2505.06708, G1): dx, dwg and dbg come of do o o o sig', and the operator's backward pass, relevance
-/// too, of do o sig. Kept: q, k, v, the heads' output, the gate before its sigmoid and what the operator keeps;
-/// saved.q, saved.k, saved.v and saved.attention are what map_block and Rollout ask for. backward takes the request of a Relevance
-/// (ask()) as the operator's own does, and its gradients have the same bits then. Throws ShapeError where shapes do not
-/// fit, a result shares memory with an input or with another one, a bias or gamma is not finite, or, backward, no
-/// forward call has filled saved to its end.
+/// et al. 2025, arXiv 2505.06708, G1): dx, dwg and dbg come of do o o o sig', and the operator's backward pass,
+/// relevance too, of do o sig. Kept: q, k, v, the heads' output, the gate before its sigmoid and what the operator
+/// keeps; saved.q, saved.k, saved.v and saved.attention are what map_block and Rollout ask for. backward takes the
+/// request of a Relevance (ask()) as the operator's own does, and its gradients have the same bits then. Throws
+/// ShapeError where shapes do not fit, a result shares memory with an input or with another one, a bias or gamma is not
+/// finite, or, backward, no forward call has filled saved to its end.
 template <class Op>
 struct MultiHead {
   Op op;

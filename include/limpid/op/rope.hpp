@@ -23,8 +23,8 @@ inline constexpr std::nullopt_t default_offset = std::nullopt;
 /// frequencies, A x r / 2, a row an axis of the positions and a column a plane, stand in place of base^(-2 l / r):
 /// rope_frequencies (one axis, scaled for longer texts), axial_frequencies (tokens of an image), or others. q_positions
 /// and k_positions, n x A and m x A for all items alike or batch times as many rows, say where tokens stand, in place
-/// of the offsets: padding on the left, sequences one after the other, places on a grid. Those arrays are looked at, and
-/// have to outlive the operator.
+/// of the offsets: padding on the left, sequences one after the other, places on a grid. Those arrays are looked at,
+/// and have to outlive the operator.
 struct RopeOptions {
   RopeLayout layout = RopeLayout::interleaved;
   double base = 10000;

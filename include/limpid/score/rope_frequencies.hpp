@@ -115,8 +115,8 @@ inline RopeFrequencies rope_frequencies(Index rotary, double base = 10000, const
 }
 
 /// Frequencies for tokens on a grid, a row an axis: each axis turns its own share of the planes, those of axis a being
-/// l = a r / (2 A) + i, and f(a, l) = base^(-2 i A / r); all others are 0. So the angle of plane l is sum_a p_a f(a, l),
-/// and scores depend on the offset along every axis (Heo et al. 2024, "Rotary Position Embedding for Vision
+/// l = a r / (2 A) + i, and f(a, l) = base^(-2 i A / r); all others are 0. So the angle of plane l is sum_a p_a f(a,
+/// l), and scores depend on the offset along every axis (Heo et al. 2024, "Rotary Position Embedding for Vision
 /// Transformer", arXiv 2403.13298, RoPE-Axial, with base 100). A x r / 2. Other rows mix axes in one plane: their
 /// RoPE-Mixed. Throws ShapeError where rotary is no multiple of 2 A, axes are not 1 to 4, or a base has powers that are
 /// no numbers.
