@@ -9,6 +9,7 @@
 #include "call/merge.hpp"
 #include "check/gradient.hpp"
 #include "check/subspace_data.hpp"
+#include "explain/baselines.hpp"
 #include "explain/coding_rate.hpp"
 #include "explain/correction.hpp"
 #include "explain/guidance.hpp"

@@ -2,7 +2,9 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 #include <functional>
+#include <limpid/explain/baselines.hpp>
 #include <limpid/explain/metrics.hpp>
+#include <numeric>
 
 #include "support/catch.hpp"
 #include "support/distance.hpp"
@@ -648,4 +650,139 @@ TEST_CASE("a subset that lists a token twice is refused before the model is call
   CHECK(calls == 0);
   CHECK(perturber.faithfulness_correlation({{0, 1}, {1, 0}, {0, 2}}).size() == 1);
   CHECK(calls == 4);
+}
+
+namespace {
+
+/// Probabilities of a class that fall by what is removed, and by pairs of it: a number for every set of tokens.
+struct Falling {
+  Index n;
+  M own, pairs;
+  mutable Index calls = 0;
+  explicit Falling(Index n_) : n(n_), own(random(1, n_, 5)), pairs(random(n_, n_, 6)) {}
+  double drop(const std::vector<bool>& gone) const {
+    double sum = 0;
+    for (Index i = 0; i < n; ++i)
+      for (Index j = 0; j < n; ++j)
+        if (gone[std::size_t(i)] && gone[std::size_t(j)]) sum += i == j ? own(0, i) : pairs(i, j) / 4;
+    return sum / 20;
+  }
+  M operator()(const M& x) const {
+    ++calls;
+    M p(x.rows() / n, 2);
+    for (Index b = 0; b < p.rows(); ++b) {
+      std::vector<bool> gone;
+      for (Index i = 0; i < n; ++i) gone.push_back(x(b * n + i, 0) == 0);
+      p(b, 0) = 0.5 - (b == 0 ? drop(gone) : 0), p(b, 1) = 1 - p(b, 0);
+    }
+    return p;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("SaCo: one where groups matter as they are said to, minus one where they matter the other way round") {
+  constexpr Index n = 6;
+  const M x = M::Ones(2 * n, 1);
+  M r(2, n);
+  r << 6, 5, 4, 3, 2, 1, 1, 2, 3, 4, 5, 6;
+  const auto model = [](const M& at) {
+    M p(2, 2);
+    for (Index b = 0; b < 2; ++b) {
+      p(b, 0) = 0;
+      for (Index i = 0; i < n; ++i) p(b, 0) += 0.01 * double(n - i) * at(b * n + i, 0);
+      p(b, 1) = 1 - p(b, 0);
+    }
+    return p;
+  };
+  const limpid::Perturber<double> perturber(x, r, {}, {0, 0}, model);
+  for (const Index groups : {2, 3, 6}) {
+    const auto found = perturber.saco(groups);
+    CHECK(found[0] == 1);
+    CHECK(found[1] == -1);
+  }
+  // By hand: relevance of the groups 5, 3, 1; what they take 0.1, 0.3, 0.2: (0.5 - 0.3) - ... pairs -2, -4, +2 of 8.
+  M y = M::Ones(3, 1), s(1, 3);
+  s << 5, 3, 1;
+  const auto three = [](const M& at) {
+    M p(1, 1);
+    p << 0.1 * at(0, 0) + 0.3 * at(1, 0) + 0.2 * at(2, 0);
+    return p;
+  };
+  CHECK(limpid::Perturber<double>(y, s, {}, {0}, three).saco(3)[0] == Approx((-2.0 - 4 + 2) / 8).epsilon(1e-14));
+  const M flat = M::Ones(2, n);
+  CHECK(limpid::Perturber<double>(x, flat, {}, {0, 0}, model).saco(3)[0] == 0);
+  CHECK_THROWS_WITH(perturber.saco(1), "perturbation: 1 groups, wanted from 2 to 6");
+  CHECK_THROWS_WITH(perturber.saco(7), "perturbation: 7 groups, wanted from 2 to 6");
+}
+
+TEST_CASE("limits of the area over the deletion curve: those of all orders, and what a beam says lies between them") {
+  const Index n = 5;
+  const Falling model(n);
+  const M x = M::Ones(2 * n, 1), r = random(2, n, 9);
+  const limpid::Perturber<double> perturber(x, r, {}, {0, 0}, model);
+  double lowest = 1, highest = -1;
+  std::vector<Index> order(5);
+  std::iota(order.begin(), order.end(), Index(0));
+  do {
+    std::vector<bool> gone(std::size_t(n), false);
+    double area = 0;
+    for (const Index j : order) gone[std::size_t(j)] = true, area += model.drop(gone) / double(n);
+    lowest = std::min(lowest, area), highest = std::max(highest, area);
+  } while (std::next_permutation(order.begin(), order.end()));
+  const auto exact = perturber.aopc_limits(10), greedy = perturber.aopc_limits(1);
+  CHECK(exact.lowest[0] == Approx(lowest).epsilon(1e-12));
+  CHECK(exact.highest[0] == Approx(highest).epsilon(1e-12));
+  CHECK(std::abs(exact.highest[1]) < 1e-15);
+  CHECK(greedy.highest[0] <= exact.highest[0] + 1e-15);
+  CHECK(greedy.lowest[0] >= exact.lowest[0] - 1e-15);
+  CHECK(limpid::normalised(0.3, 0.1, 0.5) == Approx(0.5));
+  CHECK(limpid::normalised(0.3, 0.3, 0.3) == 0);
+  CHECK_THROWS_WITH(perturber.aopc_limits(0), "perturbation: beam is 0, wanted at least 1");
+}
+
+TEST_CASE("bootstrap: the interval of a mean, wider for fewer values, the same for a seed") {
+  std::vector<double> values;
+  suite::Random draw(3);
+  const M numbers = suite::random_matrix<double>(draw, 1, 400);  // uniform in [-1, 1): deviation 1 / sqrt 3
+  for (Index i = 0; i < 400; ++i) values.push_back(numbers(0, i));
+  const auto all = limpid::bootstrap_mean(values), again = limpid::bootstrap_mean(values);
+  const double width = 2 * 1.96 / std::sqrt(3.0 * 400);
+  CHECK(all.mean == Approx(numbers.mean()));
+  CHECK(all.low == again.low);
+  CHECK(all.high - all.low == Approx(width).epsilon(0.1));
+  CHECK(all.low < all.mean);
+  CHECK(all.mean < all.high);
+  const auto few = limpid::bootstrap_mean({values.begin(), values.begin() + 25});
+  CHECK(few.high - few.low > 2 * (all.high - all.low));
+  CHECK(limpid::bootstrap_mean(values, 0.5).low > all.low);
+  const auto one = limpid::bootstrap_mean({2.5});
+  CHECK((one.low == 2.5 && one.high == 2.5));
+  CHECK_THROWS_WITH(limpid::bootstrap_mean({}), "bootstrap_mean: no values, wanted at least one");
+  CHECK_THROWS_WITH(limpid::bootstrap_mean({std::nan("")}), "bootstrap_mean: a value is nan");
+  CHECK_THROWS_WITH(limpid::bootstrap_mean({1}, 1), "bootstrap_mean: level is 1, wanted it in (0, 1)");
+}
+
+TEST_CASE("chance, shuffled weights and inputs near by") {
+  const M chance = limpid::random_relevance(2, 500, 4);
+  CHECK(chance == limpid::random_relevance(2, 500, 4));
+  CHECK(chance != limpid::random_relevance(2, 500, 5));
+  CHECK(std::abs(chance.mean() - 0.5) < 0.05);
+  CHECK((chance.minCoeff() >= 0 && chance.maxCoeff() < 1));
+  M w = random(7, 5, 3);
+  const M before = w;
+  limpid::shuffle_entries(w, 1);
+  CHECK(w != before);
+  std::vector<double> a(w.data(), w.data() + w.size()), b(before.data(), before.data() + before.size());
+  std::sort(a.begin(), a.end()), std::sort(b.begin(), b.end());
+  CHECK(a == b);
+  const M x = random(4, 3, 8);
+  const auto twice = [](limpid::View<double> at) { return M(2 * at.map()); };
+  const double moved = limpid::max_sensitivity(twice, x, {.radius = 0.1, .samples = 20});
+  CHECK(moved > 0.02 / x.norm());
+  CHECK(moved <= 0.1 * std::sqrt(12.0) / x.norm());
+  const auto same = [](limpid::View<double>) { return M(M::Ones(1, 3)); };
+  CHECK(limpid::max_sensitivity(same, x) == 0);
+  CHECK_THROWS_WITH(limpid::max_sensitivity(same, x, {.samples = 0}),
+                    "max_sensitivity: samples are 0, wanted at least 1");
 }

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -309,6 +310,11 @@ struct Perturbation {
   double aopc_comprehensiveness = 0, aopc_sufficiency = 0;   ///< their means
 };
 
+/// Least and most that any order of removal reaches of the mean drop of p over k = 1 ... n, an input each.
+struct AopcLimits {
+  std::vector<double> lowest, highest;
+};
+
 /// The class the model finds most probable, an input each (the first of equal ones); probabilities B x C, C at least 1.
 template <class P>
 std::vector<Index> predicted_classes(P&& probabilities_) {
@@ -447,7 +453,123 @@ class Perturber {
     return out;
   }
 
+  /// SaCo (Wu, Kang, Tang, Hong, Yan 2024, arXiv 2404.01415), an input each, in [-1, 1]: tokens in groups of falling
+  /// relevance, as many in each (the first ones get what is left over: ours), s_i the relevance of group i and d_i what
+  /// its removal alone takes from p; over all pairs i < j
+  ///
+  ///   sum +-(s_i - s_j) / sum |s_i - s_j|,   + where d_i >= d_j
+  ///
+  /// so it asks whether groups said to matter more do so, and by how much more they were said to. 0 where all groups
+  /// have the same relevance. groups + 1 calls of the model. Throws ShapeError for less than 2 groups, more than
+  /// tokens, and infinite relevance.
+  std::vector<double> saco(Index groups) const {
+    const Index batch = r_.rows, n = r_.cols;
+    if (groups < 2 || groups > n)
+      detail::raise("perturbation: " + detail::text_of(groups) + " groups, wanted from 2 to " + detail::text_of(n));
+    for (Index b = 0; b < batch; ++b) detail::numbers("perturbation", r_.block(b, 0, 1, n));
+    Mat<double> p(batch, groups + 1);
+    see(
+        copied(), [] { return std::string("with all tokens"); }, p, groups);
+    std::vector<std::vector<double>> of_group(static_cast<std::size_t>(batch));  // their relevance
+    Index first = 0;
+    for (Index g = 0; g < groups; ++g) {
+      const Index size = n / groups + (g < n % groups ? 1 : 0);
+      Mat<S> x = copied();
+      for (Index b = 0; b < batch; ++b) {
+        double sum = 0;
+        for (Index i = first; i < first + size; ++i) {
+          const Index token = orders_[0][static_cast<std::size_t>(b)][static_cast<std::size_t>(i)];
+          sum += static_cast<double>(r_(b, token)) / static_cast<double>(n);  // of any size: no overflow
+          replace(x, b, token);
+        }
+        of_group[static_cast<std::size_t>(b)].push_back(sum);
+      }
+      see(
+          x, [g] { return "without group " + detail::text_of(g); }, p, g);
+      first += size;
+    }
+    std::vector<double> out;
+    for (Index b = 0; b < batch; ++b) {
+      const auto& s = of_group[static_cast<std::size_t>(b)];
+      double sum = 0, all = 0;
+      for (Index i = 0; i < groups; ++i)
+        for (Index j = i + 1; j < groups; ++j) {
+          const double weight = s[static_cast<std::size_t>(i)] - s[static_cast<std::size_t>(j)];
+          sum += p(b, i) <= p(b, j) ? weight : -weight, all += std::abs(weight);  // d = p0 - p
+        }
+      out.push_back(detail::quotient(sum, all));
+    }
+    return out;
+  }
+
+  /// What any order could reach of the area over the deletion curve, 1/n sum_k p0 - p(x without the first k), k = 1 ...
+  /// n (Edin et al. 2024, arXiv 2408.08137): with it areas of different models compare, (area - lowest) / (highest -
+  /// lowest), see normalised(). By a beam of so many sets of removed tokens a step, of equal sets the better one: exact
+  /// where the beam holds all sets of a size, at most n over n / 2; otherwise highest is a bound from below and lowest
+  /// from above. Up to 2 beam n² calls of the model. Throws ShapeError for a beam of less than 1.
+  AopcLimits aopc_limits(Index beam) const {
+    if (beam < 1) detail::raise("perturbation: beam is " + detail::text_of(beam) + ", wanted at least 1");
+    AopcLimits out;
+    out.lowest = best_area(beam, -1), out.highest = best_area(beam, 1);
+    return out;
+  }
+
  private:
+  /// The largest of sign times the mean drop, times sign.
+  std::vector<double> best_area(Index beam, double sign) const {
+    struct State {
+      std::vector<bool> gone;
+      double drop = 0;  // summed so far, times sign
+    };
+    const Index batch = r_.rows, n = r_.cols;
+    Mat<double> p(batch, 1), intact(batch, 1);
+    see(
+        copied(), [] { return std::string("with all tokens"); }, intact, 0);
+    std::vector<std::vector<State>> states(static_cast<std::size_t>(batch),
+                                           {State{std::vector<bool>(static_cast<std::size_t>(n)), 0}});
+    for (Index k = 1; k <= n; ++k) {
+      std::vector<std::map<std::vector<bool>, double>> next(static_cast<std::size_t>(batch));
+      std::size_t most = 0;
+      for (const auto& of_input : states) most = std::max(most, of_input.size());
+      for (std::size_t place = 0; place < most; ++place)
+        for (Index j = 0; j < n; ++j) {  // each input's state of that place, without token j too
+          Mat<S> x = copied();
+          bool any = false;
+          const auto tried = [&](Index b) -> const State* {
+            const auto& own = states[static_cast<std::size_t>(b)];
+            return place < own.size() && !own[place].gone[static_cast<std::size_t>(j)] ? &own[place] : nullptr;
+          };
+          for (Index b = 0; b < batch; ++b)
+            if (const State* state = tried(b)) {
+              any = true;
+              for (Index i = 0; i < n; ++i)
+                if (i == j || state->gone[static_cast<std::size_t>(i)]) replace(x, b, i);
+            }
+          if (!any) continue;
+          see(
+              x, [k] { return "without " + detail::text_of(k) + " tokens"; }, p, 0);
+          for (Index b = 0; b < batch; ++b)
+            if (const State* state = tried(b)) {
+              std::vector<bool> gone = state->gone;
+              gone[static_cast<std::size_t>(j)] = true;
+              const double drop = state->drop + sign * (intact(b, 0) - p(b, 0)) / static_cast<double>(n);
+              const auto [at, is_new] = next[static_cast<std::size_t>(b)].try_emplace(gone, drop);
+              if (!is_new) at->second = std::max(at->second, drop);
+            }
+        }
+      for (Index b = 0; b < batch; ++b) {
+        auto& own = states[static_cast<std::size_t>(b)];
+        own.clear();
+        for (const auto& [gone, drop] : next[static_cast<std::size_t>(b)]) own.push_back({gone, drop});
+        std::stable_sort(own.begin(), own.end(), [](const State& a, const State& b) { return a.drop > b.drop; });
+        if (static_cast<Index>(own.size()) > beam) own.resize(static_cast<std::size_t>(beam));
+      }
+    }
+    std::vector<double> out;
+    for (const auto& of_input : states) out.push_back(sign * of_input.front().drop);
+    return out;
+  }
+
   std::vector<Index> counts(const PerturbationOptions& options) const {
     std::vector<Index> out;
     if (options.fractions.empty()) detail::raise("perturbation: no fractions, wanted at least one");

@@ -38,7 +38,7 @@ struct HinderedArgs {
 
 struct HinderedOptions {
   Index heads = 1;
-  std::vector<Index> stages;  ///< blocks between two halvings of the grid; empty: all of them, no halving
+  std::vector<Index> stages = {};  ///< blocks between two halvings of the grid; empty: all of them, no halving
   double eps = 1e-6;
   Activation activation = Activation::gelu;
 };
