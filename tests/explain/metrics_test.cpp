@@ -735,6 +735,18 @@ TEST_CASE("limits of the area over the deletion curve: those of all orders, and 
   CHECK(exact.highest[0] == Approx(highest).epsilon(1e-12));
   CHECK(std::abs(exact.highest[1]) < 1e-15);
   CHECK(greedy.highest[0] <= exact.highest[0] + 1e-15);
+  std::vector<bool> gone(5, false);
+  double best_first = 0;  // the token that takes most, then the next one
+  for (Index k = 0; k < n; ++k) {
+    std::vector<bool> best;
+    for (std::size_t j = 0; j < gone.size(); ++j) {
+      std::vector<bool> more = gone;
+      more[j] = true;
+      if (!gone[j] && (best.empty() || model.drop(more) > model.drop(best))) best = more;
+    }
+    gone = best, best_first += model.drop(gone) / double(n);
+  }
+  CHECK(greedy.highest[0] == Approx(best_first).epsilon(1e-12));
   CHECK(greedy.lowest[0] >= exact.lowest[0] - 1e-15);
   CHECK(limpid::normalised(0.3, 0.1, 0.5) == Approx(0.5));
   CHECK(limpid::normalised(0.3, 0.3, 0.3) == 0);
@@ -752,6 +764,7 @@ TEST_CASE("bootstrap: the interval of a mean, wider for fewer values, the same f
   CHECK(all.low == again.low);
   CHECK(all.high - all.low == Approx(width).epsilon(0.1));
   CHECK(all.low < all.mean);
+  CHECK((all.mean - all.low) / (all.high - all.mean) == Approx(1).epsilon(0.1));
   CHECK(all.mean < all.high);
   const auto few = limpid::bootstrap_mean({values.begin(), values.begin() + 25});
   CHECK(few.high - few.low > 2 * (all.high - all.low));
