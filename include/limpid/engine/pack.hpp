@@ -17,6 +17,15 @@ constexpr Index padded(Index count) {
   return (count + P::lanes - 1) / P::lanes * P::lanes;
 }
 
+/// The next of rows that lie so far apart, one after the other: of a square g++ would keep the place of every row, and
+/// make them all anew for the next.
+template <class T>
+LIMPID_INLINE T* next_row(T* row, Index stride) {
+  row += stride;
+  asm("" : "+r"(row));
+  return row;
+}
+
 /// to[c][i] = from(i, c), and 0 for i in [from.rows, width); to is from.cols x width, width a whole number of vectors.
 template <class P>
 LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::Scalar* to, Index width) {
@@ -28,19 +37,28 @@ LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::S
     if (w > 1 && rows > 0)
       for (; c + w <= from.cols; c += w) {
         typename P::V square[w];
+        const S* row = from.row(i) + c;
         if (rows == w) {
           LIMPID_UNROLL(16)
           for (Index r = 0; r < w; ++r) {
-            square[r] = P::load(from.row(i + r) + c);
-            P::prefetch(from.row(i + r) + c, w * from.stride);
+            if (r > 0) row = next_row(row, from.stride);
+            square[r] = P::load(row);
+            P::template prefetch<true>(row, w * from.stride);
           }
         } else {
           LIMPID_UNROLL(16)
-          for (Index r = 0; r < w; ++r) square[r] = r < rows ? P::load(from.row(i + r) + c) : P::set(S(0));
+          for (Index r = 0; r < w; ++r) {
+            if (r > 0 && r < rows) row = next_row(row, from.stride);
+            square[r] = r < rows ? P::load(row) : P::set(S(0));
+          }
         }
         P::transpose(square);
+        S* column = to + c * width + i;
         LIMPID_UNROLL(16)
-        for (Index r = 0; r < w; ++r) P::store(to + (c + r) * width + i, square[r]);
+        for (Index r = 0; r < w; ++r) {
+          if (r > 0) column = next_row(column, width);
+          P::store(column, square[r]);
+        }
       }
     if (rows == 0)
       for (; c < from.cols; ++c) P::store(to + c * width + i, P::set(S(0)));
@@ -55,6 +73,7 @@ LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::S
 template <class P>
 LIMPID_NOINLINE void transpose_out(const typename P::Scalar* from, Index width, const typename P::Scalar* factor,
                                    MutView<typename P::Scalar> to) {
+  using S = typename P::Scalar;
   constexpr Index w = P::lanes;
   for (Index i = 0; i < to.rows; i += w) {
     const Index rows = std::min<Index>(w, to.rows - i);
@@ -62,12 +81,20 @@ LIMPID_NOINLINE void transpose_out(const typename P::Scalar* from, Index width, 
     if (w > 1)
       for (; c + w <= to.cols; c += w) {
         typename P::V square[w];
+        const S* column = from + c * width + i;
         LIMPID_UNROLL(16)
-        for (Index r = 0; r < w; ++r) square[r] = P::load(from + (c + r) * width + i) * P::load(factor + i);
+        for (Index r = 0; r < w; ++r) {
+          if (r > 0) column = next_row(column, width);
+          square[r] = P::load(column) * P::load(factor + i);
+        }
         P::transpose(square);
+        S* row = to.row(i) + c;
         if (rows == w) {
           LIMPID_UNROLL(16)
-          for (Index r = 0; r < w; ++r) P::store(to.row(i + r) + c, square[r]);
+          for (Index r = 0; r < w; ++r) {
+            if (r > 0) row = next_row(row, to.stride);
+            P::store(row, square[r]);
+          }
         } else {
           for (Index r = 0; r < rows; ++r) P::store(to.row(i + r) + c, square[r]);
         }
