@@ -314,6 +314,12 @@ Index smooth_part(const Context& context, const Scores<typename P::Scalar, Mods>
   return part;
 }
 
+template <class Maps>
+void copy_results(const Context& context, const Maps& maps) {
+  for (const auto& map : maps)
+    if (map.copy.given()) copy_rows<typename decltype(map.copy)::Scalar>(context, map.out, map.copy);
+}
+
 /// One map, or several over the same values: these then go through the keys together, a block of values serving all.
 template <class P, bool Online, std::size_t M, class Mods>
 void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
@@ -356,6 +362,7 @@ void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar
     });
   }
   for (std::size_t t = 0; t < M; ++t) guards[t].poison(maps[t].out, maps[t].lse);
+  copy_results(context, maps);
 }
 
 /// The same block by block.
@@ -389,8 +396,12 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
     const View<S> x = where_they_lie ? all[0].x : block.of_keys(all[0].x);
     const auto own = each_map(all, [&](const auto& map) {
       const View<S> own_x = map.x.data == all[0].x.data ? x : where_they_lie ? map.x : block.of_keys(map.x);
-      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores, where_they_lie), own_x, block.room(map.out),
-                                          block.of_queries(map.known), block.room(map.lse)};
+      return SmoothMap<S, Gathered<Mods>>{block.of(map.scores, where_they_lie),
+                                          own_x,
+                                          block.room(map.out),
+                                          block.of_queries(map.known),
+                                          block.room(map.lse),
+                                          {}};
     });
     smooth_rows<P, Online, M, Gathered<Mods>>(own_context, own);
     for (std::size_t t = 0; t < M; ++t) {
@@ -399,6 +410,7 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
     }
   };
   for_gathered<P>(context, plan, all[0].scores, sweep, blocks_own_keys<Mods>());
+  copy_results(context, maps);
 }
 
 template <class P, bool Online, std::size_t M, class Mods>
@@ -412,9 +424,9 @@ void smooth_in_pages(const Context& context, std::array<SmoothMap<typename P::Sc
   const KeyPages& pages = *context.pages();
   ArenaScope scope(context.arena());
   if constexpr (Plain::lanes > 1 && M == 1 && are_normalised<Mods> && !Mods::gathers) {
-    auto& [scores, x, out, known, lse] = maps[0];
+    auto& [scores, x, out, known, lse, copy] = maps[0];
     scores.settle(context.arena());
-    if (!lse.given() && decodes<Plain>(maps) &&
+    if (!lse.given() && !copy.given() && decodes<Plain>(maps) &&
         (!scores.can_mask() || (pages_are_finite<Plain>(context, pages, pages.k_stride, scores.k) &&
                                 pages_are_finite<Plain>(context, pages, pages.v_stride, x) &&
                                 (!Mods::per_pair || all_finite<Plain>(context, scores.q)))))
@@ -440,12 +452,13 @@ void smooth_any(const Context& context, const std::array<SmoothMap<typename P::S
 }
 
 /// out = A x for one head, x m x dv, out n x dv; lse (may be null, and is where weights are not normalised) for later
-/// sweeps.
+/// sweeps; copy (may be null): where out goes as well.
 /// 2 n m (d + dv) flop; scratch of one block of queries a worker.
 template <class P, class Mods>
 void smooth(const Context& context, const Scores<typename P::Scalar, Mods>& scores, View<typename P::Scalar> x,
-            MutView<typename P::Scalar> out, LseUnder<typename P::Scalar, WeightOf<Mods>> lse) {
-  smooth_any<P, are_normalised<Mods>, 1, Mods>(context, {{{scores, x, out, {}, lse}}});
+            MutView<typename P::Scalar> out, LseUnder<typename P::Scalar, WeightOf<Mods>> lse,
+            MutView<typename P::Scalar> copy = {}) {
+  smooth_any<P, are_normalised<Mods>, 1, Mods>(context, {{{scores, x, out, {}, lse, copy}}});
 }
 
 /// The same for two maps over the same values in one pass over the keys.
@@ -453,15 +466,15 @@ template <class P, class Mods>
 void smooth_both(const Context& context, const std::array<Scores<typename P::Scalar, Mods>, 2>& scores,
                  View<typename P::Scalar> x, MutView<typename P::Scalar> first, Lse<typename P::Scalar> first_lse,
                  MutView<typename P::Scalar> second, Lse<typename P::Scalar> second_lse) {
-  smooth_any<P, true, 2, Mods>(context,
-                               {{{scores[0], x, first, {}, first_lse}, {scores[1], x, second, {}, second_lse}}});
+  smooth_any<P, true, 2, Mods>(
+      context, {{{scores[0], x, first, {}, first_lse, {}}, {scores[1], x, second, {}, second_lse, {}}}});
 }
 
 /// out = A x with the log-sum-exp known: no maximum, no sum.
 template <class P, class Mods>
 void smooth_with_lse(const Context& context, const Scores<typename P::Scalar, Mods>& scores,
                      Lse<const typename P::Scalar> lse, View<typename P::Scalar> x, MutView<typename P::Scalar> out) {
-  smooth_any<P, false, 1, Mods>(context, {{{scores, x, out, lse, {}}}});
+  smooth_any<P, false, 1, Mods>(context, {{{scores, x, out, lse, {}, {}}}});
 }
 
 }  // namespace detail

@@ -18,7 +18,12 @@ class SmoothLines {
   static constexpr Index group = WindowLines<P>::group, ld = group * P::lanes;
 
   SmoothLines(const WindowLines<P>& lines, const SmoothMap<S, Mods>& map, Arena& arena)
-      : lines_(lines), map_(map), keys_(arena, lines, map.scores.k, map.x), d_(map.scores.q.cols), dv_(map.x.cols) {
+      : lines_(lines),
+        map_(map),
+        keys_(arena, lines, map.scores.k, map.x),
+        ahead_(arena, lines, 3 + 2 * lines.most_keys(0)),
+        d_(map.scores.q.cols),
+        dv_(map.x.cols) {
     const Index rows = lines.most_keys(0) * lines.shifts.count();
     most_ = std::max<Index>(1, SmoothBlocks<P>::keys / rows);
     tile_ = arena.take<S>(most_ * rows * ld);
@@ -36,9 +41,7 @@ class SmoothLines {
       if (!keys_.load(seen)) return false;
       for (place_ = 0; place_ < lines_.grid.places[2]; place_ += P::lanes) {
         shifts_ = lines_.of_queries(place_), rows_ = std::min<Index>(P::lanes, lines_.grid.places[2] - place_);
-        prefetch_lines(lines_, line_of_query(0), count_, map_.out, place_);
-        prefetch_lines(lines_, line_of_query(group), group, map_.scores.q, place_);
-        keys_.prefetch(place_);
+        announce(seen.end - seen.begin);
         load();
         for (Index first = seen.begin; first < seen.end; first += most_)
           add_keys({first, std::min(first + most_, seen.end)}, first == seen.begin);
@@ -55,6 +58,14 @@ class SmoothLines {
   void each_query(Index g, const F& f) const {
     const Index row = row_of_line(lines_.grid, line_of_query(g), place_);
     for (Index l = 0; l < rows_; ++l) f(g * P::lanes + l, row + l * lines_.grid.apart[2]);
+  }
+  /// What this group writes, and the next one reads.
+  void announce(Index keys) {
+    ahead_.begin(place_);
+    ahead_.add(map_.out, line_of_query(0), count_), ahead_.add(map_.copy, line_of_query(0), count_);
+    ahead_.add(map_.scores.q, line_of_query(group), group);
+    keys_.announce(ahead_);
+    ahead_.spread(keys * (keys_.planes().end - keys_.planes().begin) * ((shifts_.count() + 3) / 4) * 2);
   }
   void load() {
     for (Index g = 0; g < count_; ++g)
@@ -81,6 +92,7 @@ class SmoothLines {
       in_parts<group>(queries.end - queries.begin, [&](auto n, Index g) {
         const S* q = q_ + (queries.begin + g) * d_ * P::lanes;
         in_parts<4>(shifts_.count(), [&](auto d, Index t) {
+          ahead_.step();
           shifted_dots<P, decltype(n)::value, decltype(d)::value>(
               d_, q, d_ * P::lanes, P::lanes, keys_.k(plane, key) + from + t, lines_.pitch, map_.scores.scale,
               tile_ + (row + t) * ld + (queries.begin + g) * P::lanes, P::lanes, ld);
@@ -110,6 +122,7 @@ class SmoothLines {
     each_line(keys, [&](Index row, Index plane, Index key, const Interval& queries) {
       in_parts<group>(queries.end - queries.begin, [&](auto n, Index g) {
         in_parts<4>(shifts_.count(), [&](auto d, Index t) {
+          ahead_.step();
           shifted_sums<P, decltype(n)::value, decltype(d)::value, 1>(
               dv_, lines_.pitch, tile_ + (row + t) * ld + (queries.begin + g) * P::lanes, P::lanes, ld,
               keys_.x(plane, key) + from + t, out_ + (queries.begin + g) * P::lanes, P::lanes, ld);
@@ -127,14 +140,21 @@ class SmoothLines {
           alpha_[l] = map_.known.inverse[row];
         }
       });
-      transpose_out<P>(out_ + g * P::lanes, ld, alpha_ + g * P::lanes,
-                       rows_of_line(lines_.grid, line_of_query(g), map_.out, place_, rows_));
+      const auto rows_of = [&](MutView<S> all) {
+        return rows_of_line(lines_.grid, line_of_query(g), all, place_, rows_);
+      };
+      const MutView<S> out = rows_of(map_.out);
+      transpose_out<P>(out_ + g * P::lanes, ld, alpha_ + g * P::lanes, out);
+      if (!map_.copy.given()) continue;
+      const MutView<S> copy = rows_of(map_.copy);
+      for (Index i = 0; i < rows_; ++i) copy_row<P>(out.row(i), copy.row(i), dv_);
     }
   }
 
   const WindowLines<P>& lines_;
   const SmoothMap<S, Mods>& map_;
   KeyLines<P> keys_;
+  RowsAhead<P> ahead_;
   const Index d_, dv_;
   Index most_, a_ = 0, b_ = 0, count_ = 0, place_ = 0, rows_ = 0;
   Shifts shifts_;

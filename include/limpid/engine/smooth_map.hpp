@@ -11,7 +11,7 @@ inline namespace LIMPID_ABI {
 namespace detail {
 
 /// One map of a `smooth`: its scores, what it is applied to, where the result and (may be null) the log-sum-exp go;
-/// known: the log-sum-exp where that is known before.
+/// known: the log-sum-exp where that is known before; copy (may be null): where the result goes as well.
 template <class S, class Mods>
 struct SmoothMap {
   Scores<S, Mods> scores;
@@ -19,6 +19,7 @@ struct SmoothMap {
   MutView<S> out;
   Lse<const S> known;
   Lse<S> lse;
+  MutView<S> copy;
 };
 
 /// An array of f(map) for one map or two; f's result need not have a default.

@@ -225,18 +225,56 @@ View rows_of_line(const WindowGrid& grid, Index line, const View& rows, Index pl
   return {rows.data + row_of_line(grid, line, place) * rows.stride, count, rows.cols, grid.apart[2] * rows.stride};
 }
 
-/// Rows that are wanted soon, while others are worked on: what is asked for is not waited for.
+/// Rows that are wanted soon.
 template <class P, class View>
 void prefetch_rows(const View& rows) {
   for (Index i = 0; i < rows.rows; ++i)
     for (Index c = 0; c < rows.cols; c += line_of<typename P::Scalar>) P::prefetch(rows.row(i) + c, 0);
 }
-/// Those of a vector's places on `count` lines from one on, as far as there are such.
-template <class P, class View>
-void prefetch_lines(const WindowLines<P>& lines, Index line, Index count, const View& rows, Index place) {
-  for (Index i = line; rows.given() && i < std::min(line + count, lines.grid.lines()); ++i)
-    prefetch_rows<P>(rows_of_line(lines.grid, i, rows, place, std::min<Index>(P::lanes, lines.grid.places[2] - place)));
-}
+/// The same, asked for a few at a time between products: what is asked for is not waited for, but of
+/// many at once each would wait for those before.
+template <class P>
+class RowsAhead {
+ public:
+  using S = typename P::Scalar;
+
+  RowsAhead(Arena& arena, const WindowLines<P>& lines, Index most) : lines_(lines), of_(arena.take<Lines>(most)) {}
+
+  /// Begins anew, with the places of a vector.
+  void begin(Index place) {
+    count_ = now_ = row_ = all_ = 0;
+    place_ = place, places_ = std::min<Index>(P::lanes, lines_.grid.places[2] - place);
+  }
+  /// Those of `count` lines from one on, as far as there are such.
+  void add(View<S> rows, Index line, Index count) {
+    const Index end = std::min(line + count, lines_.grid.lines());
+    if (!rows.given() || line >= end) return;
+    of_[count_++] = {rows, line, end};
+    all_ += (end - line) * places_;
+  }
+  /// When all have been added: in how many steps.
+  void spread(Index steps) { share_ = (all_ + steps - 1) / std::max<Index>(1, steps); }
+  void step() {
+    for (Index left = share_; left > 0 && now_ < count_;) {
+      Lines& of = of_[now_];
+      const View<S> rows = rows_of_line(lines_.grid, of.line, of.rows, place_ + row_, std::min(left, places_ - row_));
+      prefetch_rows<P>(rows);
+      left -= rows.rows, row_ += rows.rows;
+      if (row_ < places_) continue;
+      row_ = 0;
+      if (++of.line == of.end) ++now_;
+    }
+  }
+
+ private:
+  struct Lines {
+    View<S> rows;
+    Index line, end;
+  };
+  const WindowLines<P>& lines_;
+  Lines* of_;
+  Index place_ = 0, places_ = 0, count_ = 0, now_ = 0, row_ = 0, all_ = 0, share_ = 0;
+};
 
 /// A line transposed; whether it is finite.
 template <class P>
@@ -274,10 +312,10 @@ class KeyLines {
     return finite;
   }
   /// What will be wanted next.
-  void prefetch(Index place) const {
+  void announce(RowsAhead<P>& ahead) const {
     for (Index plane = planes_.begin; plane < planes_.end; ++plane)
       for (const View<S>& rows : {k_rows_, x_rows_})
-        prefetch_lines(lines_, plane * lines_.grid.places[1] + next_, lines_.group, rows, place);
+        ahead.add(rows, plane * lines_.grid.places[1] + next_, lines_.group);
   }
   const Interval& planes() const { return planes_; }
   const S* k(Index plane, Index key) const { return k_.line(place(plane, key)); }

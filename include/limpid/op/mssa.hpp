@@ -83,8 +83,7 @@ struct Mssa {
     const View<S> y = keys(in);
     const auto scores = prepared(pass.context, in, pass.at);
     if (phi == Phi::softmax) {
-      engine::smooth<P>(pass.context, scores, y, out, engine::lse_of(keep.lse));
-      if (keep.out.given()) engine::copy_rows<S>(pass.context, out, keep.out);
+      engine::smooth<P>(pass.context, scores, y, out, engine::lse_of(keep.lse), keep.out);
       return;
     }
     S* weight = pass.arena().template take<S>(out.rows);

@@ -211,8 +211,7 @@ struct Pid : OverScores<Score> {
   template <class P, class S = typename P::Scalar>
   void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
     const auto prepared = score.prepare(pass.arena(), in, pass.at);
-    engine::smooth<P>(pass.context, prepared.scores, in.v, out, engine::lse_of(keep.lse));
-    if (keep.average.given()) engine::copy_rows<S>(pass.context, out, keep.average);
+    engine::smooth<P>(pass.context, prepared.scores, in.v, out, engine::lse_of(keep.lse), keep.average);
     detail::PidController<S>(options, in).template add_to<P>(out);
   }
 

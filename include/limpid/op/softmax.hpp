@@ -42,8 +42,7 @@ struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
   template <class P, class S = typename P::Scalar>
   void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
     const auto prepared = score.prepare(pass.arena(), in, pass.at);
-    engine::smooth<P>(pass.context, prepared.scores, in.v, out, engine::lse_of(keep.lse));
-    if (keep.out.given()) engine::copy_rows<S>(pass.context, out, keep.out);
+    engine::smooth<P>(pass.context, prepared.scores, in.v, out, engine::lse_of(keep.lse), keep.out);
   }
 
   template <class P, class S = typename P::Scalar>
