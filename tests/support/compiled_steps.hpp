@@ -5,6 +5,7 @@
 
 #include <limpid/engine/gemm.hpp>
 #include <limpid/op/nlm.hpp>
+#include <limpid/op/sigmoid.hpp>
 #include <limpid/op/softmax.hpp>
 
 // What of the sweeps knows neither operator nor modifiers: a product with every
@@ -42,6 +43,9 @@
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 1, false, SoftmaxWeight>>) \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 2, true, SoftmaxWeight>>)  \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 2, false, SoftmaxWeight>>) \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 1, true, SigmoidWeight>>)  \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 1, false, SigmoidWeight>>) \
+  LIMPID_TEST_PRODUCT(EXTERN, S, P, b, AddProduct, StoreInside<P>)                                                 \
   LIMPID_TEST_ONLINE_STEP(EXTERN, S, P, 1)                                                                         \
   LIMPID_TEST_ONLINE_STEP(EXTERN, S, P, P::tile_vectors)                                                           \
   EXTERN template void row_dots<P>(View<S>, View<S>, S*);                                                          \
