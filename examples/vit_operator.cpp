@@ -1,4 +1,4 @@
-// limpid: the vision transformer of the examples over LIMPID_VIT_OPERATOR, e.g. softmax: compiled once for each.
+// limpid: the vision transformer of the examples over the operators of LIMPID_VIT_UNIT, a list of vit.hpp's.
 // SPDX-License-Identifier: MIT
 #include <limpid/layer/aot.hpp>
 #include <limpid/layer/boosting_block.hpp>
@@ -565,19 +565,22 @@ requires std::is_invocable_v<T, Index>
 struct LayersOf<T> {
   using type = Blocks<T>;
 };
-using ChosenLayers = LayersOf<LIMPID_VIT_OPERATOR>::type;
 
 }  // namespace
 
 #define LIMPID_JOIN(a, b) a##b
-#define LIMPID_MAKE(prefix, op) LIMPID_JOIN(prefix, op)
-std::unique_ptr<Model<float>> LIMPID_MAKE(make_vit_, LIMPID_VIT_OPERATOR)(const VitShape& shape) {
-  return std::make_unique<Vit<ChosenLayers, float>>(shape);
-}
-#ifdef LIMPID_VIT_IN_DOUBLE
-std::unique_ptr<Model<double>> LIMPID_MAKE(make_vit_in_double_, LIMPID_VIT_OPERATOR)(const VitShape& shape) {
-  return std::make_unique<Vit<ChosenLayers, double>>(shape);
-}
-#endif
+#define LIMPID_LIST(prefix, unit, of) LIMPID_JOIN(prefix, unit)(of)
+#define LIMPID_VIT(op)                                                 \
+  std::unique_ptr<Model<float>> make_vit_##op(const VitShape& shape) { \
+    return std::make_unique<Vit<LayersOf<op>::type, float>>(shape);    \
+  }
+LIMPID_LIST(LIMPID_VITS_, LIMPID_VIT_UNIT, LIMPID_VIT)
+#undef LIMPID_VIT
+#define LIMPID_VIT(op)                                                            \
+  std::unique_ptr<Model<double>> make_vit_in_double_##op(const VitShape& shape) { \
+    return std::make_unique<Vit<LayersOf<op>::type, double>>(shape);              \
+  }
+LIMPID_LIST(LIMPID_VITS_IN_DOUBLE_, LIMPID_VIT_UNIT, LIMPID_VIT)
+#undef LIMPID_VIT
 
 }  // namespace training
