@@ -51,7 +51,7 @@ struct StridedRows {
 /// alike (257 tokens were 256 and one); or fewer where there would be less than so many tasks and the inner sum is
 /// short: then a worker keeps its panel for the next task.
 struct GemmBlocks {
-  static constexpr Index height = 256, depth = 256, few_rows = 8;
+  static constexpr Index height = 256, depth = 512, few_rows = 8;
   static constexpr Index tasks = 48, fewest_rows = 64, kept_depth = 1024;
   static Index rows(Index all, Index panels, Index inner) {
     const Index wanted = inner > kept_depth ? 1 : (tasks + panels - 1) / std::max<Index>(1, panels);

@@ -55,7 +55,7 @@ namespace detail {
 /// The rows of an MLP that go through it together, so that its scratch does not grow with them: blocks of the inner sum
 /// of a product (GemmBlocks), so that gradients of weights are summed as those of all rows at once.
 struct MlpRows {
-  static constexpr Index step = 2 * GemmBlocks::depth;
+  static constexpr Index step = GemmBlocks::depth;
   static Index most(Index n) { return n < 2 * step ? n : std::max(step, n - (n / step - 1) * step); }
   /// f(first row, rows), the last ones with what is left over.
   template <class F>
