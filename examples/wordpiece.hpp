@@ -143,6 +143,8 @@ inline char32_t plain(char32_t c) {
     char32_t first;
     std::u32string_view letters;
   };
+  // how wide these are it cannot tell
+  // clang-format off
   static constexpr Block blocks[] = {
       {0xc0,
        U"aaaaaaæceeeeiiiiðnooooo×øuuuuyþßaaaaaaæceeeeiiiiðnooooo÷øuuuuyþyaaaaaaccccccccddđđeeeeeeeeeegggg"
@@ -150,22 +152,18 @@ inline char32_t plain(char32_t c) {
        U"ƀɓƃƃƅƅɔƈƈɖɗƌƌƍǝəɛƒƒɠɣƕɩɨƙƙƚƛɯɲƞɵooƣƣƥƥʀƨƨʃƪƫƭƭʈuuʊʋƴƴƶƶʒƹƹƺƻƽƽƾƿǀǁǂǃǆǆǆǉǉǉǌǌǌaaiioouuuuuuuuuuǝaa"
        U"aaææǥǥggkkooooʒʒjǳǳǳggƕƿnnaaææøøaaaaeeeeiiiioooorrrruuuussttȝȝhhƞȡȣȣȥȥaaeeooooooooyy"},
       {0x386,
-       U"α·εηι΋ο΍υωιαβγδεζηθικλμνξοπρ΢στυφχψωιυαεηιυαβγδεζηθικλμνξοπρςστυφχψωιυο"
-       U"υ"
-       U"ω"},
-      {0x400, U"ееђгєѕііјљњћкиуџабвгдежзииклмнопрстуфхцчшщъыьэюяабвгдежзииклмнопрстуфхцчшщъыьэюяееђгєѕііјљњћкиуџ"},
+       U"α·εηι΋ο΍υωιαβγδεζηθικλμνξοπρ΢στυφχψωιυαεηιυαβγδεζηθικλμνξοπρςστυφχψωιυουω"},
+      {0x400,
+       U"ееђгєѕііјљњћкиуџабвгдежзииклмнопрстуфхцчшщъыьэюяабвгдежзииклмнопрстуфхцчшщъыьэюяееђгєѕііјљњћкиуџ"},
       {0x1e00,
        U"aabbbbbbccddddddddddeeeeeeeeeeffgghhhhhhhhhhiiiikkkkkkllllllllmmmmmmnnnnnnnnoooooooopppprrrrrrrr"
        U"ssssssssssttttttttuuuuuuuuuuvvvvwwwwwwwwwwxxxxyyzzzzzzhtwyẚſẜẝßẟaaaaaaaaaaaaaaaaaaaaaaaaeeeeeeee"
        U"eeeeeeeeiiiioooooooooooooooooooooooouuuuuuuuuuuuuuyyyyyyyy"},
       {0x304b,
-       U"かかききくくけけここささししすすせせそそたたちちっつつててととなにぬねのはははひひひふふふへへへほほほまみむめ"
-       U"もゃやゅゆょよらりるれろゎわゐゑをんうゕゖ゗゘゙゚゛゜ゝゝゟ゠ァアィイゥウェエ"
-       U"ォ"
-       U"オ"
-       U"カカキキククケケココササシシススセセソソタタチチッツツテテトトナニヌネノハハハヒヒヒフフフヘヘヘホホホマミムメ"
-       U"モャヤュユョヨラリルレロヮワヰヱヲンウヵヶワヰヱヲ・ーヽヽ"},
+       U"かかききくくけけここささししすすせせそそたたちちっつつててととなにぬねのはははひひひふふふへへへほほほまみむめもゃやゅゆょよらりるれろゎわゐゑをんうゕゖ゗゘゙゚゛゜ゝゝゟ゠ァアィイゥウェエォオ"
+       U"カカキキククケケココササシシススセセソソタタチチッツツテテトトナニヌネノハハハヒヒヒフフフヘヘヘホホホマミムメモャヤュユョヨラリルレロヮワヰヱヲンウヵヶワヰヱヲ・ーヽヽ"},
   };
+  // clang-format on
   if (c >= 'A' && c <= 'Z') return c + ('a' - 'A');
   for (const Block& block : blocks)
     if (c >= block.first && c - block.first < block.letters.size()) return block.letters[c - block.first];
