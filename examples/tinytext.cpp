@@ -1,13 +1,14 @@
-// limpid: a causal character model of plain English text, over softmax, over twicing and of attention only (AoT).
+// limpid: a causal character model of plain English text, over softmax, over twicing and of attention only (AoT), plain
+// or with one matrix for queries, keys and values (MSSA).
 // SPDX-License-Identifier: MIT
 //
-//     tinytext --out run                      trains all three: bits per character of text kept back, and what each writes
+//     tinytext --out run                      trains all four: bits per character of text kept back, and what each writes
 //     tinytext --operator twicing --out run   one of them
 //     tinytext --resume --out run             goes on after an interruption, bit for bit
 //
 // softmax and twicing are LLaMA-style decoders: run/softmax.safetensors is a checkpoint that model::Llama reads. The
-// attention-only model has MSSA layers and learned places. A thread takes a sequence through the whole model in memory
-// of its own; gradients are summed in the order of the sequences, so that any number of threads gives the same bits.
+// attention-only models have learned places. A thread takes a sequence through the whole model in memory of its own;
+// gradients are summed in the order of the sequences, so that any number of threads gives the same bits.
 #include <zlib.h>
 
 #include <CLI/CLI.hpp>
@@ -38,7 +39,7 @@ struct Settings {
   template <class F>
   void visit(F&& f) {
     f("width", width, "width of a token", Index(4096)),
-        f("layers", layers, "blocks; of AoT four times as many", Index(64));
+        f("layers", layers, "blocks; of aot twice, of mssa four times as many", Index(64));
     f("heads", heads, "heads, a divisor of the width", Index(4096)), f("mlp", mlp, "hidden width", Index(16384));
     f("length", length, "characters of a sequence", Index(1) << 16);
     f("batch", batch, "sequences a step", Index(1) << 16), f("steps", steps, "steps", Index(1) << 24);
@@ -93,6 +94,15 @@ struct Model {
   /// The logits of what follows, one letter after another: call(letter). It keeps what earlier letters made.
   virtual std::function<Mat<S>(Index)> reader() const = 0;
 };
+
+/// A reader without a cache: all letters so far are read again.
+std::function<Mat<S>(Index)> again(const Model& model) {
+  return [&model, ids = Ids(), room = std::shared_ptr<Room>(model.room())](Index letter) mutable {
+    ids.push_back(letter);
+    model.forward(ids, *room, false);
+    return Mat<S>(room->logits.bottomRows(1));
+  };
+}
 
 /// A LLaMA-style decoder over an operator, with one table for letters and logits.
 template <class Attention>
@@ -157,11 +167,7 @@ class Decoder : public Model {
         return llama_.step(limpid::softmax(limpid::causal()), {letter}, cache);
       };
     else
-      return [this, ids = Ids(), room = std::shared_ptr<Room>(this->room())](Index letter) mutable {
-        ids.push_back(letter);
-        forward(ids, *room, false);
-        return Mat<S>(room->logits.bottomRows(1));
-      };
+      return again(*this);
   }
 
  private:
@@ -172,16 +178,24 @@ struct Softmax {
   static constexpr bool cached = true;
   static auto of(const limpid::model::Llama<S>& model) { return model.attention(); }
 };
-struct Twicing {  // without a cache: earlier letters are read again
+struct Twicing {
   static constexpr bool cached = false;
   static auto of(const limpid::model::Llama<S>& model) {
     return limpid::rope(limpid::twicing(limpid::causal()), model.rope());
   }
 };
 
-/// Attention only: letters and places, layers x + MSSA(LN(x)), a norm, the table of the letters again.
+/// Attention only: letters and places, layers x + Attention(LN(x)), a norm, the table of the letters again. Attention is
+/// MSSA, one matrix for queries, keys and values, or plain with rotary positions, on which places are put besides.
+template <bool Tied>
 class AttentionOnly : public Model {
-  using Op = decltype(limpid::mssa(limpid::causal()));
+  static auto op_of() {
+    if constexpr (Tied)
+      return limpid::mssa(limpid::causal());
+    else
+      return limpid::rope(limpid::softmax(limpid::causal()), {.layout = limpid::RopeLayout::half});
+  }
+  using Op = decltype(op_of());
   struct Own : Room {
     Ids ids, places;
     Mat<S> x, last, normed, dnormed, dlast, dx;
@@ -191,15 +205,16 @@ class AttentionOnly : public Model {
 
  public:
   AttentionOnly(const Settings& s, Index letters)
-      : stack_{limpid::aot(op_, {.heads = s.heads})}, layers_(4 * s.layers) {
-    parameters.add("letters", letters, s.width, Start::token),
-        parameters.add("places", s.length, s.width, Start::token);
+      : stack_{limpid::aot(op_, {.heads = s.heads})}, layers_((Tied ? 4 : 2) * s.layers) {
+    parameters.add("letters", letters, s.width, Start::weight),
+        parameters.add("places", s.length, s.width, Start::weight);
     for (Index l = 0; l < layers_; ++l) {
       const auto add = [&](const char* name, Index rows, Start start) {
         parameters.add(std::to_string(l) + name, rows, s.width, start);
       };
-      add(".gamma", 1, Start::one), add(".beta", 1, Start::zero), add(".u", s.width, Start::weight);
-      add(".wo", s.width, Start::weight), add(".bo", 1, Start::zero);
+      add(".gamma", 1, Start::one), add(".beta", 1, Start::zero), add(".bo", 1, Start::zero);
+      for (const char* name : matrices()) add(name, s.width, Start::weight);
+      add(".wo", s.width, Start::token);
     }
     parameters.add("gamma", 1, s.width, Start::one), parameters.add("beta", 1, s.width, Start::zero);
   }
@@ -229,7 +244,9 @@ class AttentionOnly : public Model {
     limpid::embed_backward(own.ids, own.dx, limpid::add(to("letters")));
     limpid::embed_backward(own.places, own.dx, to("places"));
   }
-  std::function<Mat<S>(Index)> reader() const override {  // each layer keeps its tokens' coordinates: keys and values
+  std::function<Mat<S>(Index)> reader() const override {
+    if constexpr (!Tied) return again(*this);
+    // each layer keeps its tokens' coordinates, which are keys and values
     return [this, cache = std::vector<Mat<S>>(static_cast<std::size_t>(layers_))](Index letter) mutable {
       const Index before = cache.front().rows();
       Mat<S> x = of("letters").map().row(letter) + of("places").map().row(before), h = x, y = x, o = x, out = x;
@@ -239,7 +256,7 @@ class AttentionOnly : public Model {
         limpid::linear(h, all[l].u, View<S>(), y);
         cache[l].conservativeResize(before + 1, y.cols());
         cache[l].row(before) = y;
-        limpid::forward(op_, {.y = y, .cache = cache[l]}, o, {.heads = stack_.layer.heads});
+        if constexpr (Tied) limpid::forward(op_, {.y = y, .cache = cache[l]}, o, {.heads = stack_.layer.heads});
         limpid::linear(o, all[l].wo, all[l].bo, out);
         x += out;
       }
@@ -257,13 +274,22 @@ class AttentionOnly : public Model {
     std::vector<limpid::AotArgs<V>> all(static_cast<std::size_t>(layers_));
     for (std::size_t l = 0; l < all.size(); ++l) {
       const auto named = [&](const char* name) { return parameters.view(numbers, std::to_string(l) + name); };
-      all[l].gamma = named(".gamma"), all[l].beta = named(".beta"), all[l].u = named(".u");
+      all[l].gamma = named(".gamma"), all[l].beta = named(".beta");
       all[l].wo = named(".wo"), all[l].bo = named(".bo");
+      if constexpr (Tied)
+        all[l].u = named(".u");
+      else
+        all[l].wq = named(".wq"), all[l].wk = named(".wk"), all[l].wv = named(".wv");
     }
     return all;
   }
 
-  Op op_ = limpid::mssa(limpid::causal());
+  static std::vector<const char*> matrices() {
+    if constexpr (Tied) return {".u"};
+    return {".wq", ".wk", ".wv"};
+  }
+
+  Op op_ = op_of();
   limpid::AotStack<Op> stack_;
   Index layers_;
   const Mat<S>* w_ = nullptr;
@@ -397,14 +423,15 @@ class Run {
 std::unique_ptr<Model> make(const std::string& op, const Settings& s, Index letters) {
   if (op == "softmax") return std::make_unique<Decoder<Softmax>>(s, letters);
   if (op == "twicing") return std::make_unique<Decoder<Twicing>>(s, letters);
-  return std::make_unique<AttentionOnly>(s, letters);
+  if (op == "aot") return std::make_unique<AttentionOnly<false>>(s, letters);
+  return std::make_unique<AttentionOnly<true>>(s, letters);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
   Settings settings;
-  std::vector<std::string> operators{"softmax", "twicing", "aot"};
+  std::vector<std::string> operators{"softmax", "twicing", "aot", "mssa"};
   std::string data = LIMPID_EXAMPLES "/data/tinytext/king_james.txt.gz", folder = "tinytext";
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   Index stop = 0;
@@ -427,8 +454,8 @@ int main(int argc, char** argv) try {
             },
             "NUMBER"));
   });
-  app.add_option("--operator", operators, "of softmax, twicing, aot")
-      ->check(CLI::IsMember({"softmax", "twicing", "aot"}));
+  app.add_option("--operator", operators, "of softmax, twicing, aot, mssa")
+      ->check(CLI::IsMember({"softmax", "twicing", "aot", "mssa"}));
   app.add_option("--data", data, "the text, plain or gzip")->capture_default_str();
   app.add_option("--out", folder, "folder of the checkpoints")->capture_default_str();
   app.add_option("--threads", threads, "they change no bit (default: one a core)")->check(CLI::Range(1, 1024));
