@@ -29,7 +29,7 @@ struct MeanInterval {
 /// of as many values. The same numbers for a seed everywhere. Throws ShapeError for no values, one that is not finite,
 /// a level outside of (0, 1) and less than one draw.
 inline MeanInterval bootstrap_mean(const std::vector<double>& values, double level = 0.95, Index draws = 2000,
-                               std::uint64_t seed = 1) {
+                                   std::uint64_t seed = 1) {
   if (values.empty()) detail::raise("bootstrap_mean: no values, wanted at least one");
   for (const double value : values)
     if (!std::isfinite(value)) detail::raise("bootstrap_mean: a value is " + detail::number_text(value));
