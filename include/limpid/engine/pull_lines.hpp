@@ -42,11 +42,7 @@ class PullLines {
   static constexpr Index group = WindowLines<P>::group;
 
   PullLines(const WindowLines<P>& lines, const Plan& plan, Arena& arena)
-      : lines_(lines),
-        plan_(plan),
-        keys_(arena, lines, plan.maps[0].scores.k, plan.right),
-        ahead_(arena, lines, 5 + 2 * lines.most_keys(0)),
-        arena_(arena) {
+      : lines_(lines), plan_(plan), keys_(arena, lines, plan.maps[0].scores.k, plan.right), arena_(arena) {
     const Index d = plan.maps[0].scores.q.cols;
     const auto room = [&](Index count, Index cols) { return Lines::room(arena, lines, count, cols); };
     q_ = room(group, d), dq_ = room(group, d), left_ = room(group, plan.left.cols);
@@ -73,34 +69,33 @@ class PullLines {
     };
     dk_ = sums(plan_.maps[0].dk.given(), plan_.maps[0].dk.cols), dv_ = sums(plan_.dv.given(), plan_.dv.cols);
     keys_.begin(a, begin);
-    // lines that no other task adds to are given as soon as they have all
-    const bool alone = lines_.most_keys(0) == 1;
-    const Index others = alone && begin > 0 ? lines_.keys(1, begin - 1).end : all_.begin;
-    given_.begin = given_.end = alone ? std::clamp(others, all_.begin, all_.end) : all_.end;
     for (b_ = begin; b_ < end; b_ += group) {
-      count_ = std::min(group, end - b_), vector_ = 0;
+      count_ = std::min(group, end - b_);
       const Interval seen = lines_.keys_of_group(b_, count_);
       const bool fine = load();
       if (!keys_.load(seen) || !fine) return false;
-      ready_ = alone && b_ + group < end ? std::max(given_.end, lines_.keys(1, b_ + group).begin) : given_.end;
       for (Index plane = planes_.begin; plane < planes_.end; ++plane)
         for (Index key = seen.begin; key < seen.end; key += group)
-          add_keys(plane, {key, std::min(key + group, seen.end)}, (seen.end - seen.begin + group - 1) / group);
+          add_keys(plane, {key, std::min(key + group, seen.end)});
       for (Index g = 0; g < count_ && plan_.maps[0].dq.given(); ++g)
         deliver_line(arena_, lines_, dq_.line(g), dq_.pitch, line_of_query(g), plan_.maps[0].scores.scale,
                      plan_.maps[0].dq, plan_.accumulate_q);
-      for (; given_.end < ready_; ++given_.end) deliver_key(planes_.begin, given_.end, false);
     }
     return true;
   }
-  /// Gives keys what they receive from lines [begin, end), where that is not given yet: added to what those before
-  /// have given.
+  /// Gives keys what they receive from lines [begin, end): added to what those before have given.
   void deliver_keys(Index begin) const {
     for (Index plane = planes_.begin; plane < planes_.end; ++plane)
       for (Index key = all_.begin; key < all_.end; ++key) {
         const bool later =
             (begin > 0 && key < lines_.keys(1, begin - 1).end) || (a_ > 0 && plane < lines_.keys(0, a_ - 1).end);
-        if (key < given_.begin || key >= given_.end) deliver_key(plane, key, later);
+        const Index line = plane * lines_.grid.places[1] + key, own = line_of_key(plane, key);
+        const auto& map = plan_.maps[0];
+        if (map.dk.given())
+          deliver_line(arena_, lines_, dk_.line(own), dk_.pitch, line, map.scores.scale, map.dk,
+                       later || plan_.accumulate_k);
+        if (plan_.dv.given())
+          deliver_line(arena_, lines_, dv_.line(own), dv_.pitch, line, S(1), plan_.dv, later || plan_.accumulate_v);
       }
   }
 
@@ -108,15 +103,6 @@ class PullLines {
   Index line_of_query(Index g) const { return a_ * lines_.grid.places[1] + b_ + g; }
   Index line_of_key(Index plane, Index key) const {
     return (plane - planes_.begin) * (all_.end - all_.begin) + key - all_.begin;
-  }
-  void deliver_key(Index plane, Index key, bool later) const {
-    const Index line = plane * lines_.grid.places[1] + key, own = line_of_key(plane, key);
-    const auto& map = plan_.maps[0];
-    if (map.dk.given())
-      deliver_line(arena_, lines_, dk_.line(own), dk_.pitch, line, map.scores.scale, map.dk,
-                   later || plan_.accumulate_k);
-    if (plan_.dv.given())
-      deliver_line(arena_, lines_, dv_.line(own), dv_.pitch, line, S(1), plan_.dv, later || plan_.accumulate_v);
   }
   /// Where the pairs of a line of keys, of those that are worked on, and a shift are.
   Index pair(Index key, Index shift) const { return key * key_ + (shift - lines_.shifts.begin) * shift_; }
@@ -140,24 +126,9 @@ class PullLines {
     }
     return finite;
   }
-
-  /// What this group writes, and the next one reads.
-  void announce(Index place, Index key_groups) {
-    ahead_.begin(place);
-    ahead_.add(plan_.maps[0].dq, line_of_query(0), count_);
-    const Index first = planes_.begin * lines_.grid.places[1] + given_.end;
-    for (const View<S>& rows : {View<S>(plan_.maps[0].dk), View<S>(plan_.dv)})
-      ahead_.add(rows, first, ready_ - given_.end);
-    for (const View<S>& rows : {plan_.maps[0].scores.q, plan_.left}) ahead_.add(rows, line_of_query(group), group);
-    keys_.announce(ahead_);
-    const Index parts = (lines_.of_queries(place).count() + 3) / 4;
-    ahead_.spread(key_groups * group * parts * (plan_.maps[0].dq.given() ? 2 : 1));
-  }
   /// Lines of keys of a plane, at most a group of them.
-  void add_keys(Index plane, const Interval& keys, Index key_groups) {
+  void add_keys(Index plane, const Interval& keys) {
     for (Index place = 0; place < lines_.width(); place += P::lanes) {
-      if (plane == planes_.begin && vector_++ % key_groups == 0)
-        announce((vector_ - 1) / key_groups * P::lanes, key_groups);
       for (Index key = keys.begin; key < keys.end; ++key) add_queries(plane, key, key - keys.begin, place);
     }
     for (Index place = 0; place < lines_.width(); place += P::lanes) {
@@ -179,7 +150,6 @@ class PullLines {
     const auto each_part = [&](const auto& f) {
       in_parts<group>(queries.end - queries.begin, [&](auto n, Index g) {
         in_parts<4>(shifts.count(), [&](auto d, Index t) {
-          ahead_.step();
           f(n, d, queries.begin + g, shifts.begin + t, pair(number, shifts.begin + t));
         });
       });
@@ -237,15 +207,13 @@ class PullLines {
   const WindowLines<P>& lines_;
   const Plan& plan_;
   KeyLines<P> keys_;
-  RowsAhead<P> ahead_;
   Arena& arena_;
   Lines q_, dq_, left_, x_, dk_, dv_;
   bool own_x_;
   Index shift_, key_;  // from the pairs of a shift, and of a line of keys, to the next
   S *weights_, *ds_, *top_, *factor_, *delta_;
   Index a_ = 0, b_ = 0, count_ = 0;
-  Interval planes_, all_, given_;
-  Index ready_ = 0, vector_ = 0;
+  Interval planes_, all_;
 };
 
 /// Whether it was done: not where something is not finite, as keys that are masked must not show.
