@@ -22,6 +22,7 @@
 #include "explain/rollout.hpp"
 #include "explain/score_parts.hpp"
 #include "explain/subspaces.hpp"
+#include "explain/views.hpp"
 #include "layer/aot.hpp"
 #include "layer/boosting_block.hpp"
 #include "layer/crate.hpp"

@@ -7,6 +7,7 @@
 #include <limpid/explain/maps.hpp>
 #include <limpid/explain/relevance.hpp>
 #include <limpid/explain/relevance_matrices.hpp>
+#include <limpid/explain/views.hpp>
 #include <limpid/op/softmax.hpp>
 #include <limpid/op/twicing.hpp>
 
@@ -122,6 +123,50 @@ TEST_CASE("corrected rows by the backward pass: the part before the mean over he
       }
     }
   }
+}
+
+template <class Op>
+void check_views(const Op& op, Index n, Index m) {
+  Attention<Op> a(op, n, m, 5);
+  M out(a.batch * n, a.heads * a.width);
+  limpid::forward(op, a.in(), out, {.batch = a.batch, .heads = a.heads, .kv_heads = a.groups});
+  const M importance = limpid::head_importance(out, a.dout, a.heads, a.batch);
+  for (Index item = 0; item < a.batch; ++item) {
+    const M maps = a.maps(item), gradients = a.gradients(item);
+    for (Index h = 0; h < a.heads; ++h) {
+      const M map = maps.middleRows(h * n, n), product = map.cwiseProduct(M(gradients.middleRows(h * n, n)));
+      const limpid::HeadCall call{.head = h, .item = item};
+      CHECK(distance(limpid::column_mass(op, a.in(), a.saved, call), M(map.colwise().sum())) < 1e-13);
+      CHECK(std::abs(importance(item, h) - product.sum()) < 1e-12);
+      const Index k = std::min<Index>(4, m);
+      const auto top = limpid::top_keys(op, a.in(), a.saved, k, call);
+      for (Index i = 0; i < n; ++i)
+        for (Index r = 0; r < k; ++r) {
+          const double weight = map(i, top.keys(i, r));
+          CHECK(std::abs(weight - top.weights(i, r)) < 1e-15);
+          Index above = 0;  // as many keys have more as stand before it
+          for (Index j = 0; j < m; ++j) above += map(i, j) > weight;
+          CHECK(above <= r);
+          if (r > 0) CHECK(top.weights(i, r) <= top.weights(i, r - 1));
+        }
+      M block(1, m - m / 2), abs(1, m - m / 2);
+      limpid::relevance_block(op, a.in(), a.saved, a.dout, n - 1, m / 2, block, Part::signed_, call);
+      limpid::relevance_block(op, a.in(), a.saved, a.dout, n - 1, m / 2, abs, Part::abs, call);
+      CHECK(distance(block, M(product.block(n - 1, m / 2, 1, m - m / 2))) < 1e-14);
+      CHECK(distance(abs, M(block.cwiseAbs())) == 0);
+    }
+  }
+}
+
+TEST_CASE("views of a head: its largest weights, its column sums, A o dA, and what it matters") {
+  check_views(limpid::softmax(), 37, 41);
+  check_views(limpid::twicing(), 9, 9);
+  check_views(limpid::softmax(limpid::causal()), 3, 3);
+  Attention<decltype(limpid::softmax())> a(limpid::softmax(), 3, 5, 1);
+  CHECK_THROWS_WITH(limpid::top_keys(a.op, a.in(), a.saved, 6), "softmax: top 6 keys, wanted from 1 to 5");
+  CHECK_THROWS_WITH(limpid::top_keys(a.op, a.in(), a.saved, 0), "softmax: top 0 keys, wanted from 1 to 5");
+  CHECK_THROWS_WITH(limpid::head_importance(a.dout, a.dout, 5, 2),
+                    "head_importance: out is 6 x 12 and dout 6 x 12, wanted one shape of 2 items and 5 heads");
 }
 
 /// A stack of layers of maps and gradients.
