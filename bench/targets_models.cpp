@@ -405,7 +405,7 @@ class Training {
       model_->forward(w_, room, true);
       Index right = 0;
       training::cross_entropy<float>(room.logits, room.labels, 0.1, 1.0 / double(batch), room.dlogits, right);
-      model_->backward(w_, room, gradients_[static_cast<std::size_t>(task)]);
+      model_->backward(w_, room, gradients_[static_cast<std::size_t>(task)], {});
     });
     for (std::size_t t = 1; t < gradients_.size(); ++t) gradients_[0] += gradients_[t];
     adam_.step(model_->parameters(), w_, gradients_[0], training::clipping(gradients_[0], 1), 1e-4);
