@@ -54,6 +54,7 @@ class Model {
 
 /// What a model's layers can be, from vit_operator.cpp, where it is said what it is. Compiled a list at a time: half of
 /// what each compiles is what all of them are made of.
+#define LIMPID_VITS_0(of) of(softmax)  // alone, for the bench
 #define LIMPID_VITS_1(of) of(softmax) of(twicing) of(boosting) of(boosting_block)
 #define LIMPID_VITS_2(of) of(nlm) of(bilateral) of(sigmoid) of(gated)
 #define LIMPID_VITS_3(of) of(differential) of(pid) of(aot) of(crate)
@@ -62,6 +63,7 @@ class Model {
 LIMPID_VIT_OPERATORS(LIMPID_VIT)
 #undef LIMPID_VIT
 /// Those that are there in double too, to be checked: one of a kind, and what is put together in vit_operator.cpp.
+#define LIMPID_VITS_IN_DOUBLE_0(of)
 #define LIMPID_VITS_IN_DOUBLE_1(of) of(softmax) of(boosting_block)
 #define LIMPID_VITS_IN_DOUBLE_2(of) of(gated)
 #define LIMPID_VITS_IN_DOUBLE_3(of) of(pid) of(aot) of(crate)
