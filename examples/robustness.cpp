@@ -421,7 +421,7 @@ Part make(const std::string& path, const std::string& folder, const Settings& se
 
 int main(int argc, char** argv) try {
   Settings settings;
-  settings.layers = 3, settings.epochs = 3, settings.rate = 2e-3, settings.warmup = 0.5;
+  settings.layers = 3, settings.epochs = 2, settings.rate = 2e-3, settings.warmup = 0.5;
   std::string data = "/usr/share/datasets/fashion-mnist", folder = "robustness";
   std::vector<std::string> models, weights, known;
   for (const Entry& e : entries) known.emplace_back(e.model);
