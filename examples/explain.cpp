@@ -142,7 +142,7 @@ std::vector<Method> methods() {
          const Mat<float> flat = s.pixels.colwise().mean().replicate(s.pixels.rows(), 1);
          return s.of_pixels(limpid::integrated_gradients(s.model(), View<float>(s.pixels), 16, flat).entries);
        }},
-      {"SmoothGrad", "the gradient's size, mean of 16 noisy images",
+      {"SmoothGrad", "the gradient squared, mean of 16 noisy images",
        [](Subject& s) {
          const auto found = limpid::smooth_grad(s.model(), View<float>(s.pixels),
                                                 {.samples = 16, .sigma = 0.15, .seed = 1, .squared = true});

@@ -77,8 +77,8 @@ struct Report {
   std::vector<std::array<std::string, 2>> facts;  ///< name and value
 };
 
-/// The page; %DATA% is replaced. Colours: orange for, blue against, which people who cannot tell red from green tell
-/// apart; the more opaque, the more.
+/// The page; %DATA% is replaced. Colours: orange and blue, which people who cannot tell red from green tell apart; the
+/// more opaque, the more.
 inline constexpr const char* page = R"html(<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>limpid: an explanation</title>
 <style>
@@ -95,7 +95,7 @@ table { border-collapse: collapse; font-size: 13px; } td { padding: 1px 12px 1px
 </style></head><body>
 <h1 id="title"></h1><p id="answer"></p>
 <h2>What each method says</h2>
-<p>Orange: for the answer, blue: against it; the stronger, the more. Every map has its own scale.</p>
+<p>Orange: more, and of methods with signs for the answer; blue: against it. Every map has its own scale.</p>
 <div class="maps" id="maps"></div>
 <h2>Where a token looks</h2>
 <p>Point at a patch, or click to keep it: what it takes in that layer, by that head.</p>

@@ -194,34 +194,42 @@ struct SublayersArgs : limpid::TransformerBlockArgs<T> {
 
 // Attention that is no operator of a transformer block, each as Sublayers takes it.
 
-/// Gates of every token and head from 0, so that the two maps begin with one half each; projections without biases.
-struct gated {
-  [[maybe_unused]] static constexpr bool boosts = false;
+/// One layer of the library, own.layer(), of whose arguments own.fields() picks those it reads; layers share nothing.
+template <class Own>
+struct OneLayer {
   const VitShape& shape;
-  template <class S>
-  using Saved = limpid::TwoMapLayerSaved<decltype(limpid::differential_gated()), S>;
   template <class S>
   struct Shared {
     Shared(const VitShape&, Index) {}
   };
+
+  template <class S, class Args, class Saved>
+  void forward(std::size_t, const Args& in, View<S> h, MutView<S> z, Saved& saved, Shared<S>&, const Step& step) const {
+    own().layer().forward(Own::template fields<View<S>>(in, h), z,
+                          {.batch = step.images, .saved = &saved, .workspace = step.workspace});
+  }
+  template <class S, class Args, class Saved, class Grads>
+  void backward(const Args& in, View<S> h, View<S> dz, MutView<S> dh, const Grads& grads, Saved& saved, Shared<S>&,
+                const limpid::LayerCall& call) const {
+    own().layer().template backward<S>(Own::template fields<View<S>>(in, h), saved, dz,
+                                       Own::template fields<MutView<S>>(grads, dh), call);
+  }
+
+ private:
+  const Own& own() const { return static_cast<const Own&>(*this); }
+};
+
+/// Gates of every token and head from 0, so that the two maps begin with one half each; projections without biases.
+struct gated : OneLayer<gated> {
+  [[maybe_unused]] static constexpr bool boosts = false;
+  template <class S>
+  using Saved = limpid::TwoMapLayerSaved<decltype(limpid::differential_gated()), S>;
 
   void add(const Adding& to) const {
     for (const char* w : {"wq", "wk", "wv", "wo"}) to.add(w, shape.width, shape.width, Start::weight);
     to.add("gate_w", shape.width, shape.heads, Start::zero);
     to.add("gate_b", 1, shape.heads, Start::zero);
   }
-  template <class S, class Args>
-  void forward(std::size_t, const Args& in, View<S> h, MutView<S> z, Saved<S>& saved, Shared<S>&,
-               const Step& step) const {
-    layer().forward(fields<View<S>>(in, h), z, {.batch = step.images, .saved = &saved, .workspace = step.workspace});
-  }
-  template <class S, class Args, class Grads>
-  void backward(const Args& in, View<S> h, View<S> dz, MutView<S> dh, const Grads& grads, Saved<S>& saved, Shared<S>&,
-                const limpid::LayerCall& call) const {
-    layer().template backward<S>(fields<View<S>>(in, h), saved, dz, fields<MutView<S>>(grads, dh), call);
-  }
-
- private:
   limpid::TwoMapLayer<decltype(limpid::differential_gated())> layer() const {
     return limpid::two_map_layer(limpid::differential_gated(), shape.heads);
   }
@@ -280,33 +288,16 @@ struct pid {
 
 /// Softmax attention in a boosting residual, whose estimate goes from the attention of a layer to that of the next; tau
 /// and rho of each layer learned from 1 and 0, the ordinary residual. MLPs have that one.
-struct boosting_block {
+struct boosting_block : OneLayer<boosting_block> {
   [[maybe_unused]] static constexpr bool boosts = true;
-  const VitShape& shape;
   template <class S>
   using Saved = limpid::MultiHeadSaved<decltype(limpid::softmax()), S>;
-  template <class S>
-  struct Shared {
-    Shared(const VitShape&, Index) {}
-  };
 
   void add(const Adding& to) const {
     to.attention();
     to.add("tau", 1, 1, Start::one);
     to.add("rho", 1, 1, Start::zero);
   }
-  template <class S, class Args>
-  void forward(std::size_t, const Args& in, View<S> h, MutView<S> z, Saved<S>& saved, Shared<S>&,
-               const Step& step) const {
-    layer().forward(fields<View<S>>(in, h), z, {.batch = step.images, .saved = &saved, .workspace = step.workspace});
-  }
-  template <class S, class Args, class Grads>
-  void backward(const Args& in, View<S> h, View<S> dz, MutView<S> dh, const Grads& grads, Saved<S>& saved, Shared<S>&,
-                const limpid::LayerCall& call) const {
-    layer().template backward<S>(fields<View<S>>(in, h), saved, dz, fields<MutView<S>>(grads, dh), call);
-  }
-
- private:
   limpid::MultiHead<decltype(limpid::softmax())> layer() const {
     return limpid::multi_head(limpid::softmax(), shape.heads);
   }

@@ -200,8 +200,7 @@ struct GenericRelevance {
   static Tensors<S> vit(const Case& c) {
     TinyVit<S> model(c);
     Tensors<S> all;
-    all["out.logits"] = model.forward(c.in<S>("pixels"));
-    model.backward(one_of<S>(c.place("target", 0, all["out.logits"].cols()), all["out.logits"].cols()));
+    all["out.logits"] = explained<S>(c, model, c.in<S>("pixels"));
     limpid::RelevanceMatrices<S> r({model.pos.rows()});
     const Index start = c.place("start_layer", 0, static_cast<Index>(model.blocks.size()));
     for (std::size_t l = 0; l < model.blocks.size(); ++l) {
@@ -217,8 +216,7 @@ struct GenericRelevance {
   static Tensors<S> coattention(const Case& c) {
     TinyCoAttention<S> model(c);
     Tensors<S> all;
-    all["out.logits"] = model.forward();
-    model.backward(one_of<S>(c.place("target", 0, all["out.logits"].cols()), all["out.logits"].cols()));
+    all["out.logits"] = explained<S>(c, model);
     limpid::RelevanceMatrices<S> r({model.t.rows(), model.i.rows()}, rules(c));
     Index cross = 0;
     const bool last_text_only = c.flag("last_text_only");

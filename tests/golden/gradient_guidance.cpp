@@ -34,8 +34,7 @@ struct GradientGuidance {
     const Guide<S> how = guide<S>(c, n);
     model.guided_by(&how);
     Tensors<S> all;
-    all["out.logits"] = model.forward(c.in<S>("pixels"));
-    model.backward(one_of<S>(c.place("target", 0, all["out.logits"].cols()), all["out.logits"].cols()));
+    all["out.logits"] = explained<S>(c, model, c.in<S>("pixels"));
     Mat<S>& readout = all["out.readout"];
     readout.resize(layers, c.count("heads", 1));
     for (Index l = 0; l < layers; ++l) {

@@ -73,8 +73,7 @@ struct HeterogeneousRelevance {
   }
 
   template <class S>
-  static Tensors<S> by_matrices(const Case& c, const Plan& plan,
-                                const std::function<Mat<S>(const typename Plan::Attention&)>& abar) {
+  static Tensors<S> by_matrices(const Plan& plan, const std::function<Mat<S>(const typename Plan::Attention&)>& abar) {
     limpid::RelevanceMatrices<S> r(plan.tokens);
     for (const auto& stage : plan.stages) {
       for (const auto& a : stage) {
@@ -90,7 +89,6 @@ struct HeterogeneousRelevance {
         if (static_cast<Index>(d) == plan.explained)
           all["out.row_" + plan.names[s]] = r.of(static_cast<Index>(d), static_cast<Index>(s)).row(plan.row);
       }
-    (void)c;
     return all;
   }
 
@@ -98,8 +96,7 @@ struct HeterogeneousRelevance {
   static Tensors<S> coattention(const Case& c) {
     TinyCoAttention<S> model(c);
     Tensors<S> all;
-    all["out.logits"] = model.forward();
-    model.backward(one_of<S>(c.place("target", 0, all["out.logits"].cols()), all["out.logits"].cols()));
+    all["out.logits"] = explained<S>(c, model);
     const Index row = c.place("row", 0, model.t.rows());
     for (const auto& [name, part] : {std::pair{"pos", limpid::Part::pos}, std::pair{"abs", limpid::Part::abs}}) {
       limpid::Correction how = correction(c);
@@ -129,7 +126,7 @@ struct HeterogeneousRelevance {
     const Plan plan(c);
     const limpid::Correction how = correction(c);
     if (kind == "stages")
-      return by_matrices<S>(c, plan, [&](const Plan::Attention& a) {
+      return by_matrices<S>(plan, [&](const Plan::Attention& a) {
         const Heads e(c, a.key + "a");
         const Mat<S> map = c.in<S>(a.key + "a"), g = c.in<S>(a.key + "g");
         return limpid::corrected_map<S>({map, g, e.heads}, how);
@@ -157,7 +154,7 @@ struct HeterogeneousRelevance {
 
     if (how.order == limpid::CorrectionOrder::mean_part) {  // not what the backward pass emits: rows of maps
       const auto op = limpid::softmax();
-      return by_matrices<S>(c, plan, [&](const Plan::Attention& at) {
+      return by_matrices<S>(plan, [&](const Plan::Attention& at) {
         for (auto& stage : stages)
           for (Attention& a : stage)
             if (&stage - &stages[0] == std::stol(at.key) && a.to == at.to && a.from == at.from) {

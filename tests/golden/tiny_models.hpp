@@ -281,4 +281,12 @@ Mat<S> one_of(Index place, Index size) {
   return out;
 }
 
+/// Forward, and back from the logit that the file names; the logits.
+template <class S, class Model, class... In>
+Mat<S> explained(const Case& c, Model& model, const In&... in) {
+  const Mat<S> logits = model.forward(in...);
+  model.backward(one_of<S>(c.place("target", 0, logits.cols()), logits.cols()));
+  return logits;
+}
+
 }  // namespace golden

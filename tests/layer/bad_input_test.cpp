@@ -559,6 +559,64 @@ void check_sizes(const Layer& layer, const Args<M>& p, Index cols) {
 
 }  // namespace
 
+/// make(bias) is a layer whose operator takes that key bias; five tokens.
+template <template <class> class Args, class Make>
+void check_operator_refusal(const Args<M>& parameters, const Make& make, const std::string& said) {
+  const M fits = random(1, 5, 3), odd = random(1, 4, 4), d = random(5, 6, 5);
+  const auto layer = make(fits), refused = make(odd);
+  typename std::remove_const_t<decltype(layer)>::template Saved<double> saved;
+  Args<View<double>> in;
+  Args<M>::visit(
+      [](const char*, const M& from, View<double>& to) {
+        if (from.size() > 0) to = from;
+      },
+      parameters, in);
+  M out(5, 6), dx(5, 6), again(5, 6);
+  layer.forward(in, out, {.saved = &saved});
+  Args<MutView<double>> grad;
+  grad.x = dx;
+  layer.template backward<double>(in, saved, d, grad);
+  const M before = out, half = 0.5 * parameters.x;
+  Args<View<double>> other = in;
+  other.x = half;
+  CHECK_THAT(error_of([&] { refused.forward(other, out, {.saved = &saved}); }), Catch::StartsWith(said));
+  CHECK(out == before);
+  grad.x = again;
+  layer.template backward<double>(in, saved, d, grad);
+  CHECK(again == dx);
+}
+
+TEST_CASE("What its operator refuses leaves what a layer has kept as it was") {
+  const auto w = [](std::uint64_t seed) { return random(6, 6, seed); };
+  const M x = random(5, 6, 1), row = random(1, 6, 2), one = M::Ones(1, 1);
+  using limpid::key_bias;
+  check_operator_refusal<limpid::MssaLayerArgs>(
+      {x, w(11), {}, {}}, [](const M& bias) { return limpid::mssa_layer(limpid::mssa(key_bias(bias)), 2); },
+      "mssa: key bias is");
+  limpid::TwoMapLayerArgs<M> two;
+  two.x = x, two.wq = w(12), two.wk = w(13), two.wv = random(6, 4, 14), two.wo = random(4, 6, 15);
+  two.gate_w = random(6, 1, 16);
+  check_operator_refusal<limpid::TwoMapLayerArgs>(
+      two, [](const M& bias) { return limpid::two_map_layer(limpid::differential_gated(key_bias(bias)), 1); },
+      "differential_gated: key bias is");
+  limpid::AotArgs<M> aot;
+  aot.x = x, aot.eta = one, aot.u = w(17);
+  check_operator_refusal<limpid::AotArgs>(
+      aot,
+      [](const M& bias) {
+        return limpid::Aot<decltype(limpid::mssa(key_bias(bias)))>{limpid::mssa(key_bias(bias)), 2};
+      },
+      "mssa: key bias is");
+  limpid::CrateArgs<M> crate;
+  crate.x = x, crate.u = w(18), crate.dictionary = w(19), crate.gamma1 = row, crate.gamma2 = row;
+  check_operator_refusal<limpid::CrateArgs>(
+      crate,
+      [](const M& bias) {
+        return limpid::Crate<decltype(limpid::mssa(key_bias(bias)))>{limpid::mssa(key_bias(bias)), 2, {}};
+      },
+      "mssa: key bias is");
+}
+
 TEST_CASE("Layers of no tokens, of no columns or of heads without any, forward and back") {
   // the first is none of all tokens, the second and third tokens and heads without columns
   for (const auto& [n, dim, dk, dv] : {std::tuple<Index, Index, Index, Index>{0, 4, 3, 2},

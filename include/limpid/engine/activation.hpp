@@ -208,7 +208,15 @@ LIMPID_NOINLINE void activate_gated_backward_row(Activation act, const S* x, con
   });
 }
 
-/// sig(z) and 1 - sig(z) = sig(-z), of which neither loses digits.
+/// 1 / (1 + exp(-z)) without overflow. 1 - logistic(z) is logistic(-z): the difference has no digits left at z = 40.
+template <class S>
+S logistic(S z) {
+  using std::exp;
+  if (z > S(0)) return S(1) / (S(1) + exp(-z));
+  const S e = exp(z);
+  return e / (S(1) + e);
+}
+/// Both in vectors: sig(z) and sig(-z).
 template <class P>
 struct Logistic {
   typename P::V on, off;

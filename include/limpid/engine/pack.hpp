@@ -22,7 +22,9 @@ constexpr Index padded(Index count) {
 template <class T>
 LIMPID_INLINE T* next_row(T* row, Index stride) {
   row += stride;
+#if defined(__GNUC__)
   asm("" : "+r"(row));
+#endif
   return row;
 }
 

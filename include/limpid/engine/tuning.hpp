@@ -62,6 +62,10 @@ struct GemmBlocks {
 
 /// Rows of a task of a layer norm. Chosen, not measured.
 inline constexpr Index rows_of_task = 256;
+/// Columns of a task that sums over rows, a bias's gradient. Chosen, not measured.
+inline constexpr Index columns_of_task = 192;
+/// Rows of a map that looks inside make at a time: few, as they are m wide. Chosen, not measured.
+inline constexpr Index rows_at_a_time = 32;
 
 /// Smooth for few queries, bound by memory: worth it from so many keys on; keys of a block, whose scores stay in L1;
 /// rows of values that stay near for several passes over them; keys of a task, by shape alone, merged in order; lines

@@ -164,6 +164,18 @@ void corrected_rows(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in,
   }
 }
 
+namespace detail {
+
+/// a b, of whole matrices.
+template <class S>
+Mat<S> matrix_product(View<S> a, View<S> b) {
+  Mat<S> out(a.rows, b.cols);
+  linear(a, b, View<S>(), out);
+  return out;
+}
+
+}  // namespace detail
+
 /// A matrix that is there as its products alone: left, y = x A for x r x n, and right, y = A x for x m x c. y is
 /// overwritten and must not lie over x.
 template <class S>
@@ -174,10 +186,10 @@ struct MapProducts {
 
 namespace detail {
 
-/// Products from `count` rows at a time, which rows(q0, block) makes.
+/// Products from some rows at a time, which rows(q0, block) makes.
 template <class S, class Rows>
-MapProducts<S> products_by_rows(Index n, Index m, Rows rows) {
-  constexpr Index most = 32;
+MapProducts<S> products_by_rows(Index n, Index m, const LayerCall& call, Rows rows) {
+  constexpr Index most = rows_at_a_time;
   const auto check = [n, m](const View<S>& x, const MutView<S>& y, bool left) {
     const Index in = left ? n : m, out = left ? m : n;
     const bool fits =
@@ -196,7 +208,7 @@ MapProducts<S> products_by_rows(Index n, Index m, Rows rows) {
       const Index count = std::min(most, n - q0);
       block.resize(count, m);
       rows(q0, MutView<S>(block));
-      linear(x.block(0, q0, x.rows, count), block, View<S>(), part);
+      linear(x.block(0, q0, x.rows, count), block, View<S>(), part, call);
       for (Index r = 0; r < x.rows; ++r)
         for (Index j = 0; j < m; ++j) y(r, j) += part(r, j);
     }
@@ -208,7 +220,7 @@ MapProducts<S> products_by_rows(Index n, Index m, Rows rows) {
       const Index count = std::min(most, n - q0);
       block.resize(count, m);
       rows(q0, MutView<S>(block));
-      linear(block, x, View<S>(), y.block(q0, 0, count, y.cols));
+      linear(block, x, View<S>(), y.block(q0, 0, count, y.cols), call);
     }
   };
   return out;
@@ -222,7 +234,7 @@ template <class Op, class S>
 MapProducts<S> corrected_products(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved,
                                   std::type_identity_t<View<S>> dout, const Correction& correction = {},
                                   const HeadCall& call = {}) {
-  return detail::products_by_rows<S>(saved.dims.n, saved.dims.m,
+  return detail::products_by_rows<S>(saved.dims.n, saved.dims.m, {.executor = call.executor},
                                      [&op, &in, &saved, dout, correction, call](Index q0, MutView<S> block) {
                                        corrected_rows(op, in, saved, dout, q0, block, correction, call);
                                      });
@@ -231,7 +243,7 @@ MapProducts<S> corrected_products(const Op& op, const Inputs<Op, S>& in, Saved<O
 template <class S>
 MapProducts<S> corrected_products(const HeadMaps<S>& maps, const Correction& correction = {}) {
   detail::check_maps("corrected_products", maps, true);
-  return detail::products_by_rows<S>(maps.n(), maps.m(), [maps, correction](Index q0, MutView<S> block) {
+  return detail::products_by_rows<S>(maps.n(), maps.m(), {}, [maps, correction](Index q0, MutView<S> block) {
     block.fill(S(0));
     for (Index i = 0; i < block.rows; ++i) {
       for (Index h = 0; h < maps.heads; ++h)

@@ -124,13 +124,6 @@ std::vector<MapFactor<S>> map_factors(const std::vector<HeadMaps<S>>& layers, co
   return out;
 }
 
-template <class S>
-Mat<S> matrix_product(View<S> a, View<S> b) {
-  Mat<S> out(a.rows, b.cols);
-  linear(a, b, View<S>(), out);
-  return out;
-}
-
 }  // namespace detail
 
 /// Heads fused into one map, n x m: raw attention, of the last layer. Throws ShapeError where rows and heads do not fit
@@ -143,7 +136,9 @@ Mat<S> fused_map(const HeadMaps<S>& maps, Fuse fuse = Fuse::mean) {
     for (Index j = 0; j < out.cols(); ++j) out(i, j) = detail::fused_entry(maps, fuse, i, j);
   return out;
 }
-/// da from dmap; of max and min to the head that has it, equal ones share.
+/// da, (H n) x m, overwritten, from dmap, n x m, the gradient of a scalar of fused_map(): of the mean each head's
+/// share, of max and min to the head that has it, equal ones share. Throws ShapeError as fused_map does, for other
+/// shapes, and where da shares memory with the maps or dmap.
 template <class S>
 void fused_map_backward(const HeadMaps<S>& maps, Fuse fuse, std::type_identity_t<View<S>> dmap,
                         const std::type_identity_t<MutView<S>>& da) {
@@ -255,7 +250,8 @@ Mat<S> gradcam(const HeadMaps<S>& maps, Index row = 0, Index skip = 1) {
   for (Index j = 0; j < out.cols(); ++j) out(0, j) = std::max(S(0), S(out(0, j) / S(static_cast<double>(maps.heads))));
   return out;
 }
-/// Gradients of a scalar of gradcam(), dcam being that with respect to it; all other entries of them are 0.
+/// Gradients of a scalar of gradcam(), dcam, 1 x (m - skip), being that with respect to it; all other entries of them,
+/// (H n) x m, are 0. At a cam of 0 nothing passes. Throws ShapeError as gradcam does and for other shapes.
 template <class S>
 void gradcam_backward(const HeadMaps<S>& maps, Index row, Index skip, std::type_identity_t<View<S>> dcam,
                       const std::type_identity_t<HeadMapGrads<S>>& grad) {

@@ -70,11 +70,13 @@ class RelevanceMatrices {
     for (std::size_t i = 0; i < r_.size(); ++i) r_[i] += more_[i], more_[i].setZero();
   }
 
-  /// R less the identity where both streams are one.
+  /// R_to,from, n_to x n_from, less the identity where both streams are one. Throws ShapeError for a stream that is not
+  /// there, as of() does.
   const Mat<S>& without_identity(Index to = 0, Index from = 0) const {
     check(to), check(from);
     return r_[place(to, from)];
   }
+  /// R_to,from: row i says what the tokens of `from` are to token i of `to`.
   Mat<S> of(Index to = 0, Index from = 0) const {
     Mat<S> r = without_identity(to, from);
     if (to == from) r.diagonal().array() += S(1);
@@ -92,14 +94,9 @@ class RelevanceMatrices {
                     detail::text_of(streams()) + ")");
   }
 
-  static Mat<S> product(View<S> a, View<S> b) {
-    Mat<S> out(a.rows, b.cols);
-    linear(a, b, View<S>(), out);
-    return out;
-  }
   /// Abar R_from,c.
   Mat<S> times_r(View<S> abar, Index from, Index c) const {
-    Mat<S> out = product(abar, r_[place(from, c)]);
+    Mat<S> out = detail::matrix_product<S>(abar, r_[place(from, c)]);
     if (from == c) out += abar.map();
     return out;
   }
@@ -117,8 +114,8 @@ class RelevanceMatrices {
   }
   Mat<S> across(Index to, Index from, View<S> abar) const {
     const Mat<S> left = rbar(to).transpose(), right = rbar(from);
-    const Mat<S> half = product(left, abar);
-    return product(half, right);
+    const Mat<S> half = detail::matrix_product<S>(left, abar);
+    return detail::matrix_product<S>(half, right);
   }
 
   RelevanceMatrixOptions options_;

@@ -25,7 +25,7 @@ struct TopKeys {
 template <class Op, class S>
 TopKeys<S> top_keys(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Index k,
                     const HeadCall& call = {}) {
-  constexpr Index most = 32;
+  constexpr Index most = detail::rows_at_a_time;
   const Index n = saved.dims.n, m = saved.dims.m;
   if (saved.filled && (k < 1 || k > m))
     detail::raise(detail::operator_name(op) + ": top " + detail::text_of(k) + " keys, wanted from 1 to " +
@@ -52,7 +52,7 @@ TopKeys<S> top_keys(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in,
   return out;
 }
 
-/// What every key gets of one head in all, 1 x m: the column sums of its map.
+/// What every key gets of one head in all, 1 x m: the column sums of its map. Throws ShapeError as map_left does.
 template <class Op, class S>
 Mat<S> column_mass(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved,
                    const HeadCall& call = {}) {
@@ -62,7 +62,8 @@ Mat<S> column_mass(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, 
   return mass;
 }
 
-/// A block of part(A o dA) of one head, out(i, j) of query q0 + i and key k0 + j, dA as gradient_block has it.
+/// A block of part(A o dA) of one head, out(i, j) of query q0 + i and key k0 + j, dA as gradient_block has it, dout as
+/// there. Two arrays more of the block's size. Throws ShapeError as map_block and gradient_block do.
 template <class Op, class S, class Dout, class Out>
 void relevance_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Dout&& dout,
                      Index q0, Index k0, Out&& out_, Part part = Part::signed_, const HeadCall& call = {}) {

@@ -104,6 +104,7 @@ struct Aot {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>("aot layer", in, out, "out", call.batch);
     detail::refuse_out_overlaps("aot layer", op, in, out);
+    check_operator<S>(in, call.batch);
     const detail::ForwardScope<Saved<S>> scope("aot layer", call);
     const View<S> h = detail::normed<S>(scope, norm, in.x, in.gamma, in.beta, eps, scope.part(&Saved<S>::norm));
     attention().forward(detail::attention_args<View<S>, Op>(in, h), out,
@@ -194,6 +195,11 @@ struct Aot {
                     " columns, wanted " + detail::text_of(in.x.cols) + " as x has");
     detail::check_like_x(layer, out_name, out, in.x);
   }
+  /// What the operator refuses of such inputs, asked before anything is written.
+  template <class S>
+  void check_operator(const Args<S>& in, Index batch) const {
+    attention().template check_operator<S>(detail::attention_args<View<S>, Op>(in, in.x), batch);
+  }
   /// With the shapes of biases that are not given.
   template <class S>
   Args<S> with_biases(Args<S> in) const {
@@ -262,6 +268,10 @@ struct AotStack {
     check<S>(x, layers, out, "out", call.batch);
     detail::refuse_overlaps("aot stack", detail::arrays({{"out", out}}),
                             detail::joined(read<S>(x, layers), detail::tables_of(layer.op)));
+    for (AotArgs<View<S>> in : layers) {
+      in.x = x;
+      layer.template check_operator<S>(in, call.batch);
+    }
     const detail::ForwardScope<Saved<S>> scope("aot stack", call);
     const auto depth = layers.size();
     if (depth == 0) detail::copy<S>(x, out);

@@ -251,6 +251,7 @@ struct Crate {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in, out, "out", call.batch);
     detail::refuse_out_overlaps("crate block", op, in, out);
+    compress().template check_operator<S>(first<View<S>>(in, in.x), call.batch);
     const detail::ForwardScope<Saved<S>> scope("crate block", call);
     const MutView<S> h = scope.room(&Saved<S>::h, in.x.rows, in.x.cols);
     compress().forward(first<View<S>>(in, in.x), h,

@@ -69,6 +69,7 @@ struct TwoMapLayer {
     const MutView<S> out(std::forward<Out>(out_));
     check<S>(in, out, "out", call.batch);
     detail::refuse_out_overlaps("layer", op, in, out);
+    check_operator<S>(in, call.batch);
     const detail::ForwardScope<Saved<S>> scope("layer", call);
     const View<S> q = detail::projected(scope, &Saved<S>::q, in.x, in.wq);
     const View<S> k = detail::projected(scope, &Saved<S>::k, in.x, in.wk);
@@ -143,6 +144,15 @@ struct TwoMapLayer {
     detail::check_out<S>(layer, out_name, out, in.x.rows, in.wo.cols);
   }
 
+  /// What the operator refuses of such inputs, asked before anything is written.
+  template <class S>
+  void check_operator(const Args<S>& in, Index batch) const {
+    const Index rows = in.x.rows;
+    const auto of = [&](View<S> w) { return View<S>(nullptr, rows, w.cols, w.cols); };
+    const Inputs<Op, S> all = operator_args<View<S>>(in, of(in.wq), of(in.wk), of(in.wv), of(in.gate_w));
+    const Dims d = detail::dims_of(op.name, detail::shapes_of(all), batch, heads, kv_heads);
+    detail::check_call<Op, S>(op, all, d, View<S>(nullptr, rows, in.wo.rows, in.wo.rows), "out");
+  }
   /// The operator's arguments, from the layer's: an operator that has no such field is not given it.
   template <class T, class From>
   static typename Op::template Args<T> operator_args(const From& from, T q, T k, T v, T z) {

@@ -49,7 +49,7 @@ namespace detail {
 /// to = sums over the rows of x, or += where `to` or the call says so; each in the order of the rows.
 template <class S>
 void add_columns(const Context& context, View<S> x, const Gradient<S>& to, bool add) {
-  constexpr Index step = 192;
+  constexpr Index step = columns_of_task;
   if (!to.adds(add)) to.view().fill(S(0));
   context.run((x.cols + step - 1) / step, [&](Index task, Arena&) {
     const Index first = task * step, count = std::min(step, x.cols - first);

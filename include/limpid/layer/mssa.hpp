@@ -76,6 +76,7 @@ struct MssaLayer {
     check<S>(name, in, call.batch);
     detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
     detail::refuse_out_overlaps(name, op, in, out);
+    check_operator<S>(in, call.batch);
     const detail::ForwardScope<Saved<S>> scope(name, call);
     const View<S> y = detail::projected(scope, &Saved<S>::y, in.x, in.u);
     const MutView<S> o = scope.room(&Saved<S>::o, in.x.rows, in.u.cols);
@@ -135,6 +136,14 @@ struct MssaLayer {
       detail::check_reads(layer, "wo", in.wo.rows, in.wo.cols, in.u.cols, "the heads' output has columns");
     detail::check_bias<S>(layer, "bo", in.bo, out_width<S>(in));
     detail::check_rows(layer, in);
+  }
+  /// What the operator refuses of such inputs, asked before anything is written.
+  template <class S>
+  void check_operator(const Args<S>& in, Index batch) const {
+    const View<S> y(nullptr, in.x.rows, in.u.cols, in.u.cols);
+    const Inputs<Op, S> all{.y = y};
+    const Dims d = detail::dims_of(op.name, detail::shapes_of(all), batch, heads, 0);
+    detail::check_call<Op, S>(op, all, d, y, "out");
   }
   /// With the shape of a bias that is not given.
   template <class S>

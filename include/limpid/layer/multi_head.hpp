@@ -86,7 +86,7 @@ void gate_heads(const Context& context, View<S> z, View<S> o, MutView<S> out) {
         continue;
       }
       for (Index h = 0; h < z.cols; ++h) {
-        const S gate = logistic_of<OneLane<S>>(z(i, h)).on;
+        const S gate = logistic(z(i, h));
         for (Index c = h * width; c < (h + 1) * width; ++c) out(i, c) = gate * o(i, c);
       }
     }
@@ -104,10 +104,10 @@ void gate_heads_backward(const Context& context, View<S> z, View<S> o, MutView<S
         continue;
       }
       for (Index h = 0; h < z.cols; ++h) {
-        const Logistic<OneLane<S>> gate = logistic_of<OneLane<S>>(z(i, h));
+        const S gate = logistic(z(i, h));
         const Index begin = h * width;
-        dz(i, h) = dot(d.row(i) + begin, o.row(i) + begin, width) * gate.on * gate.off;
-        for (Index c = begin; c < begin + width; ++c) out(i, c) = gate.on * o(i, c), d(i, c) *= gate.on;
+        dz(i, h) = dot(d.row(i) + begin, o.row(i) + begin, width) * gate * logistic(-z(i, h));
+        for (Index c = begin; c < begin + width; ++c) out(i, c) = gate * o(i, c), d(i, c) *= gate;
       }
     }
   });

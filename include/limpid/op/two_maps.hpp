@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "../call/operator.hpp"
+#include "../engine/activation.hpp"
 #include "../score/dot.hpp"
 
 namespace limpid {
@@ -39,15 +40,6 @@ template <class S>
 struct RowWeights {
   const S *first, *second;
 };
-
-/// 1 / (1 + exp(-z)) without overflow. 1 - logistic(z) is logistic(-z): the difference has no digits left at z = 40.
-template <class S>
-S logistic(S z) {
-  using std::exp;
-  if (z > S(0)) return S(1) / (S(1) + exp(-z));
-  const S e = exp(z);
-  return e / (S(1) + e);
-}
 
 /// The head's norm: y = u o (r h), r = 1 / sqrt(mean(h^2) + eps), u = (1 - lambda_init) gamma. RMS normalisation
 /// (Zhang, Sennrich 2019, arXiv 1910.07467) of a head as in Ye et al. 2024, arXiv 2410.05258, eq. 3, and its official
