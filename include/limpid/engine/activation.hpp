@@ -64,15 +64,33 @@ LIMPID_INLINE typename P::V within(typename P::V x, typename P::Scalar largest) 
   return P::if_less(high, above, high, above);
 }
 
+/// 1 / (1 + exp(-z)) without overflow. 1 - logistic(z) is logistic(-z): the difference has no digits left at z = 40.
+template <class S>
+S logistic(S z) {
+  using std::exp;
+  if (z > S(0)) return S(1) / (S(1) + exp(-z));
+  const S e = exp(z);
+  return e / (S(1) + e);
+}
+/// Both in vectors: sig(z) and sig(-z).
+template <class P>
+struct Logistic {
+  typename P::V on, off;
+};
+template <class P>
+LIMPID_INLINE Logistic<P> logistic_of(const typename P::V& z) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  const V zero = P::set(S(0)), one = P::set(S(1)), e = P::exp(-P::max(z, -z));
+  const V near = one / (one + e), far = e * near;
+  return {P::if_less(z, zero, far, near), P::if_less(z, zero, near, far)};
+}
 /// x sig(w) and its derivative, of w = w(x) with derivative dw; x and w finite.
 template <class P, bool Slope>
 LIMPID_INLINE Activated<P> times_logistic(typename P::V lowest, typename P::V x, typename P::V w, typename P::V dw) {
-  using V = typename P::V;
-  const V zero = P::set(0), one = P::set(1), e = P::exp(-P::max(w, -w));
-  const V near = one / (one + e), far = e * near;  // of e^-|w| neither loses digits
-  const V sig = P::if_less(w, zero, far, near);
-  Activated<P> y{lowest * sig, zero};
-  if constexpr (Slope) y.slope = sig * P::fma(x * P::if_less(w, zero, near, far), dw, one);
+  const Logistic<P> sig = logistic_of<P>(w);
+  Activated<P> y{lowest * sig.on, P::set(0)};
+  if constexpr (Slope) y.slope = sig.on * P::fma(x * sig.off, dw, P::set(1));
   return y;
 }
 
@@ -208,27 +226,6 @@ LIMPID_NOINLINE void activate_gated_backward_row(Activation act, const S* x, con
   });
 }
 
-/// 1 / (1 + exp(-z)) without overflow. 1 - logistic(z) is logistic(-z): the difference has no digits left at z = 40.
-template <class S>
-S logistic(S z) {
-  using std::exp;
-  if (z > S(0)) return S(1) / (S(1) + exp(-z));
-  const S e = exp(z);
-  return e / (S(1) + e);
-}
-/// Both in vectors: sig(z) and sig(-z).
-template <class P>
-struct Logistic {
-  typename P::V on, off;
-};
-template <class P>
-LIMPID_INLINE Logistic<P> logistic_of(const typename P::V& z) {
-  using S = typename P::Scalar;
-  using V = typename P::V;
-  const V zero = P::set(S(0)), one = P::set(S(1)), e = P::exp(P::if_less(z, zero, z, -z));
-  const V near = one / (one + e), far = e * near;
-  return {P::if_less(z, zero, far, near), P::if_less(z, zero, near, far)};
-}
 /// y = x o sig(z); y may be x.
 template <class P, class S = typename P::Scalar>
 LIMPID_NOINLINE void gate_row(const S* z, const S* x, S* y, Index count) {
