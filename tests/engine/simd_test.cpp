@@ -1,5 +1,6 @@
 // limpid: exp, the register tile and the transposes against plain loops.
 // SPDX-License-Identifier: MIT
+#include <limpid/engine/pack.hpp>
 #include <limpid/engine/tile.hpp>
 
 #include <cstring>
