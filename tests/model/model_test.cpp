@@ -201,6 +201,11 @@ Shapes llama_like(bool tied) {
     out.push_back({block + "mlp.gate_proj.weight", {10, 8}});
     out.push_back({block + "mlp.up_proj.weight", {10, 8}});
     out.push_back({block + "mlp.down_proj.weight", {8, 10}});
+    if (!tied) {
+      out.push_back({block + "mlp.gate_proj.bias", {10}});
+      out.push_back({block + "mlp.up_proj.bias", {10}});
+      out.push_back({block + "mlp.down_proj.bias", {8}});
+    }
   }
   out.push_back({"model.norm.weight", {8}});
   if (!tied) out.push_back({"lm_head.weight", {11, 8}});
@@ -557,6 +562,14 @@ TEST_CASE("llama: options from a config.json, positions as they say", "[model]")
                  "found the rope_scaling 'dynamic', wanted default, linear, llama3 or yarn"));
   CHECK(contains(said(start + R"(, "partial_rotary_factor": 0.5})"), "wanted a part of the heads' width"));
   CHECK(contains(suite::error_of([&] { llama_options(folder / "none.json"); }), "cannot be opened"));
+  // models with the same names and other formulas
+  CHECK(contains(said(start + R"(, "model_type": "gemma"})"),
+                 "config.json: found 'gemma' as model_type, wanted llama, mistral, qwen2 or qwen3"));
+  CHECK(contains(said(start + R"(, "hidden_act": "gelu"})"), "found 'gelu' as hidden_act, wanted silu or swish"));
+  CHECK(contains(said(start + R"(, "hidden_act": 1})"), "found no text as hidden_act"));
+  CHECK(read(start + R"(, "model_type": "mistral", "sliding_window": null})").window == 0);
+  CHECK(read(start + R"(, "model_type": "qwen2", "sliding_window": 4, "use_sliding_window": false})").window == 0);
+  CHECK(read(start + R"(, "model_type": "mistral", "hidden_act": "silu", "sliding_window": 4096})").window == 4096);
 
   // the model turns as its options say: as an operator of the same frequencies does, part of the width alone
   const Memory memory(weights(llama_like(true)));
@@ -572,11 +585,89 @@ TEST_CASE("llama: options from a config.json, positions as they say", "[model]")
   CHECK(saved.logits == wanted);
   LlamaCache<double> cache;
   CHECK((llama.step(softmax(causal()), ids, cache) - wanted).cwiseAbs().maxCoeff() < 1e-13);
+  // what a window would change is refused, with nothing written
+  wide.window = 5;
+  const Llama<double> windowed(memory.file, wide);
+  const Mat<double> before = saved.logits;
+  CHECK(contains(suite::error_of([&] { windowed.forward(windowed.attention(), ids, saved); }),
+                 "llama: found a text of 8 tokens, wanted at most 5, the window"));
+  CHECK(saved.logits == before);
+  CHECK(contains(suite::error_of([&] { windowed.step(softmax(causal()), {1}, cache); }), "a text of 9 tokens"));
+  CHECK(cache.length == 8);
   wide.rotary = 3;
   CHECK(contains(suite::error_of([&] { Llama<double>(memory.file, wide); }),
                  "llama: rotary is 3, wanted an even number"));
   wide.rotary = 0, wide.scaling.factor = 0;
   CHECK(contains(suite::error_of([&] { Llama<double>(memory.file, wide); }), "factor is 0, wanted a finite number"));
+}
+
+TEST_CASE("bert and vit: options from a config.json", "[model]") {
+  const suite::TemporaryFolder folder;
+  const std::string path = folder / "config.json";
+  const auto bert = [&](const std::string& text) {
+    std::ofstream(path) << text;
+    return bert_options(path);
+  };
+  const auto said = [&](const std::string& text) { return suite::error_of([&] { bert(text); }); };
+  const std::string start = R"({"num_attention_heads": 4, "num_hidden_layers": 3, "layer_norm_eps": 1e-05)";
+  const BertOptions plain = bert(start + R"(, "model_type": "albert", "hidden_act": "gelu_new", "pad_token_id": 0})");
+  CHECK(plain.heads == 4);
+  CHECK(plain.layers == 3);
+  CHECK(plain.eps == 1e-5);
+  CHECK(plain.activation == Activation::gelu_tanh);
+  CHECK(plain.first_place == 0);
+  const BertOptions roberta = bert(start + R"(, "model_type": "xlm-roberta", "pad_token_id": 1})");
+  CHECK(roberta.activation == Activation::gelu);
+  CHECK(roberta.first_place == 2);
+  CHECK(contains(said("3"), "config.json: found no JSON object"));
+  CHECK(contains(said(R"({"num_attention_heads": 4})"), "lacks num_attention_heads or num_hidden_layers"));
+  CHECK(contains(said(start + R"(, "model_type": "mpnet"})"),
+                 "found 'mpnet' as model_type, wanted bert, albert, roberta, xlm-roberta or camembert"));
+  CHECK(contains(said(start + R"(, "position_embedding_type": "relative_key"})"),
+                 "found 'relative_key' as position_embedding_type, wanted absolute"));
+  CHECK(contains(said(start + R"(, "inner_group_num": 2})"), "found 2 as inner_group_num, wanted 1"));
+  CHECK(contains(said(start + R"(, "hidden_act": "mish"})"), "found 'mish' as hidden_act, wanted gelu, gelu_fast"));
+  CHECK(contains(said(start + R"(, "pad_token_id": -1})"), "found -1 as pad_token_id"));
+
+  const auto vit = [&](const std::string& text) {
+    std::ofstream(path) << text;
+    return vit_options(path);
+  };
+  const VitOptions of_vit = vit(R"({"num_attention_heads": 6, "layer_norm_eps": 1e-12, "model_type": "vit"})");
+  CHECK(of_vit.heads == 6);
+  CHECK(of_vit.eps == 1e-12);
+  CHECK(of_vit.positions == PositionResize::bicubic);
+  CHECK(vit(R"({"num_attention_heads": 6, "model_type": "dinov2_with_registers"})").positions ==
+        PositionResize::antialiased);
+  CHECK(contains(suite::error_of([&] { vit("{}"); }), "lacks num_attention_heads"));
+  CHECK(contains(suite::error_of([&] { vit(R"({"num_attention_heads": 6, "model_type": "beit"})"); }),
+                 "found 'beit' as model_type, wanted vit, dinov2 or dinov2_with_registers"));
+  CHECK(contains(suite::error_of([&] { vit(R"({"num_attention_heads": 6, "hidden_act": "quick_gelu"})"); }),
+                 "found 'quick_gelu' as hidden_act, wanted gelu"));
+
+  // a text of RoBERTa begins behind the places of padding: as one whose table lies that much further up
+  io::Safetensors file = weights(bert_like());
+  const Memory memory(file);
+  const Mat<double> table = file.at("embeddings.position_embeddings.weight").matrix<double>();
+  file.tensors["embeddings.position_embeddings.weight"] = io::Tensor::from(Mat<double>(table.bottomRows(5)));
+  const Memory shorter(file);
+  const Bert<double> shifted(memory.file, {.heads = 2, .first_place = 2}), wanted(shorter.file, {.heads = 2});
+  auto a = shifted.saved(softmax()), b = wanted.saved(softmax());
+  shifted.forward(softmax(), ids, types, a, {.batch = 2});
+  wanted.forward(softmax(), ids, types, b, {.batch = 2});
+  CHECK(a.hidden == b.hidden);
+  ParameterGradients<double> of_a(shifted.parameters), of_b(wanted.parameters);
+  const Mat<double> dhidden = some(8, 6, 1);
+  shifted.backward(softmax(), a, dhidden, &of_a);
+  wanted.backward(softmax(), b, dhidden, &of_b);
+  CHECK(of_a.list[1].topRows(2).isZero(0));
+  CHECK(of_a.list[1].bottomRows(5) == of_b.list[1]);
+  CHECK(contains(suite::error_of([&] {
+                   shifted.forward(softmax(), {1, 1, 1, 1, 1, 1}, {}, a);
+                 }),
+                 "bert: found 6 tokens an item, wanted at most 5, the places of the checkpoint from first_place on"));
+  CHECK(contains(suite::error_of([&] { Bert<double>(memory.file, {.heads = 2, .first_place = 7}); }),
+                 "bert: first_place is 7, wanted it in [0, 7)"));
 }
 
 TEST_CASE("models: packed weights give the same bits, in copies too", "[model]") {

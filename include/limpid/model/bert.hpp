@@ -2,8 +2,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+
 #include "../op/softmax.hpp"
 #include "../score/biases.hpp"
+#include "config.hpp"
 #include "pooling.hpp"
 #include "stack.hpp"
 
@@ -18,7 +21,35 @@ struct BertOptions {
       0;  ///< has to be said of ALBERT, whose block is used so many times; of BERT 0 means as many as there are
   double eps = 1e-12;
   Activation activation = Activation::gelu;  ///< gelu_new of a configuration is gelu_tanh
+  Index first_place = 0;                     ///< row of the table of positions that a text begins with; RoBERTa's is 2
 };
+
+/// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads,
+/// num_hidden_layers, layer_norm_eps, hidden_act; of RoBERTa and its kin places begin behind pad_token_id. Throws
+/// FormatError that names the file: what cannot be read, is no JSON object, lacks num_attention_heads or
+/// num_hidden_layers, or is of a model with other formulas: a model_type other than bert, albert, roberta, xlm-roberta
+/// and camembert, positions that are not a table, an ALBERT whose groups have several layers, an activation that
+/// Activation has not.
+inline BertOptions bert_options(const std::string& path) {
+  const detail::Config config(path);
+  BertOptions out;
+  config.count("num_attention_heads", out.heads), config.count("num_hidden_layers", out.layers);
+  if (out.heads < 1 || out.layers < 1) config.fail("lacks num_attention_heads or num_hidden_layers, wanted both");
+  const std::vector<std::string> plain{"bert", "albert"}, padded{"roberta", "xlm-roberta", "camembert"};
+  std::vector<std::string> kinds = plain;
+  kinds.insert(kinds.end(), padded.begin(), padded.end());
+  config.one_of("model_type", kinds);
+  config.one_of("position_embedding_type", {"absolute"});
+  Index inner = 1, pad = 1;
+  config.count("inner_group_num", inner);
+  if (inner != 1) config.fail("found " + std::to_string(inner) + " as inner_group_num, wanted 1");
+  config.number("layer_norm_eps", out.eps);
+  out.activation = config.activation(out.activation);
+  std::string kind = plain.front();
+  config.text("model_type", kind), config.count("pad_token_id", pad);
+  if (std::find(padded.begin(), padded.end(), kind) != padded.end()) out.first_place = pad + 1;
+  return out;
+}
 
 /// What a run of a Bert gives and keeps for a backward pass.
 template <class Op, class S>
@@ -98,12 +129,12 @@ inline const NameTable& albert_block() {
 ///
 ///     embedded = N(words[id] + places[i] + types[type]),   of ALBERT times W_in^T + b_in
 ///
-/// Prefixes bert., albert. and model. and none, and LayerNorm.gamma and .beta of files released in TensorFlow's names,
-/// are found by themselves. Token i of an item has place i. Pooler and heads of tasks are not read, and so reported in
-/// `unused`. Padding goes into the operator:
+/// Prefixes bert., albert., roberta. and model. and none, and LayerNorm.gamma and .beta of files released in
+/// TensorFlow's names, are found by themselves. Token i of an item has place first_place + i. Pooler and heads of tasks
+/// are not read, and so reported in `unused`. Padding goes into the operator:
 ///
 ///     const limpid::io::Checkpoint file("model.safetensors");
-///     const limpid::model::Bert<float> bert(file, {.heads = 12});
+///     const limpid::model::Bert<float> bert(file, {.heads = 12});   // or bert_options("config.json")
 ///     const limpid::Mat<float> padding = limpid::model::padding_bias<float>(keep);   // batch x n
 ///     const auto op = limpid::softmax(limpid::key_bias(padding));
 ///     auto saved = bert.saved(op);
@@ -111,8 +142,8 @@ inline const NameTable& albert_block() {
 ///     const auto sentence = unit_rows(pool(saved.hidden, mean_weights<float>(keep)));
 ///
 /// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a
-/// head count that does not divide, ALBERT without layers. Calls throw ShapeError: ids out of the vocabulary, more
-/// tokens than places, an operator's own reasons.
+/// head count that does not divide, ALBERT without layers; ShapeError for a first_place that is none. Calls throw
+/// ShapeError: ids out of the vocabulary, more tokens than places, an operator's own reasons.
 template <class S>
 class Bert {
  public:
@@ -121,7 +152,8 @@ class Bert {
 
   Bert(const io::Checkpoint& file, const BertOptions& options) : options_(options) {
     detail::Loader<S> load(file, parameters);
-    const std::string prefix = load.prefix({"", "bert.", "albert.", "model."}, detail::bert_embeddings().front().name);
+    const std::string prefix =
+        load.prefix({"", "bert.", "albert.", "roberta.", "model."}, detail::bert_embeddings().front().name);
     const std::string group = prefix + "encoder.albert_layer_groups.#.albert_layers.0.";
     const bool albert = file.has(load.numbered(group, 0) + detail::albert_block().front().name);
     const std::string blocks = albert ? group : prefix + "encoder.layer.#.";
@@ -146,6 +178,9 @@ class Bert {
        : role == "gamma"  ? gamma_
                           : beta_) = slot;
     });
+    if (options.first_place < 0 || options.first_place >= places_.rows)
+      limpid::detail::raise("bert: first_place is " + std::to_string(options.first_place) + ", wanted it in [0, " +
+                            std::to_string(places_.rows) + "), the places of the checkpoint");
     if (albert) {
       map_ = load.take(mapping + "weight", "De");
       map_bias_ = load.take(mapping + "bias", "D");
@@ -184,16 +219,17 @@ class Bert {
     if (!types.empty() && types.size() != ids.size())
       limpid::detail::raise("bert: found " + std::to_string(types.size()) + " types, wanted " + std::to_string(count) +
                             ", one a token, or none");
-    if (n > places_.rows)
+    if (n > places_.rows - options_.first_place)
       limpid::detail::raise("bert: found " + std::to_string(n) + " tokens an item, wanted at most " +
-                            std::to_string(places_.rows) + ", the places of the checkpoint");
+                            std::to_string(places_.rows - options_.first_place) + ", the places of the checkpoint" +
+                            (options_.first_place != 0 ? " from first_place on" : ""));
     stack_.check(op, parameters, count, call.batch);
     saved.ids = ids, saved.types = types, saved.batch = call.batch;
     if (types.empty()) saved.types.assign(ids.size(), 0);
     saved.sum.resize(count, words_.cols);
     embed(parameters(words_), saved.ids, saved.sum, {false, call.workspace, call.executor});
     embed(parameters(types_), saved.types, saved.sum, {true, call.workspace, call.executor});
-    embed(parameters(places_), detail::places_of(call.batch, n), saved.sum, {true, call.workspace, call.executor});
+    embed(parameters(places_), places(call.batch, n), saved.sum, {true, call.workspace, call.executor});
     saved.embedded.resize(count, words_.cols);
     layer_norm(saved.sum, parameters(gamma_), parameters(beta_), saved.embedded,
                {options_.eps, &saved.norm, call.workspace, call.executor});
@@ -245,10 +281,12 @@ class Bert {
     if (gradients == nullptr) return;
     embed_backward(saved.ids, dsum, gradient(words_));
     embed_backward(saved.types, dsum, gradient(types_));
-    embed_backward(detail::places_of(saved.batch, n), dsum, gradient(places_));
+    embed_backward(places(saved.batch, n), dsum, gradient(places_));
   }
 
  private:
+  std::vector<Index> places(Index batch, Index n) const { return detail::places_of(batch, n, options_.first_place); }
+
   BertOptions options_;
   detail::Stack<S> stack_;
   Slot words_, places_, types_, gamma_, beta_, map_, map_bias_;

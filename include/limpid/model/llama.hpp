@@ -2,14 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cmath>
-#include <map>
-
 #include "../call/decode.hpp"
 #include "../layer/rms_norm.hpp"
 #include "../op/rope.hpp"
 #include "../op/softmax.hpp"
 #include "../score/masks.hpp"
+#include "config.hpp"
 #include "stack.hpp"
 
 namespace limpid {
@@ -24,6 +22,7 @@ struct LlamaOptions {
   double base = 10000;  ///< of the rotary positions, rope_theta
   Index rotary = 0;     ///< columns of a head that are turned; 0 means all
   RopeScaling scaling = {};
+  Index window = 0;  ///< tokens that a token sees, itself among them; longer texts are refused; 0: all
 };
 
 /// What a run of a Llama gives and keeps for a backward pass.
@@ -71,50 +70,35 @@ inline const NameTable& llama_block() {
                                {"gamma_k", "self_attn.k_norm.weight", "d", true},
                                {"gamma2", "post_attention_layernorm.weight", "D"},
                                {"w1", "mlp.gate_proj.weight", "ED"},
+                               {"b1", "mlp.gate_proj.bias", "E", true},
                                {"w3", "mlp.up_proj.weight", "ED"},
-                               {"w2", "mlp.down_proj.weight", "DE"}};
+                               {"b3", "mlp.up_proj.bias", "E", true},
+                               {"w2", "mlp.down_proj.weight", "DE"},
+                               {"b2", "mlp.down_proj.bias", "D", true}};
   return table;
 }
 
-/// One entry of a config.json, if it is there and not null. Throws FormatError where it is no number.
-inline void read_number(const std::string& path, const nlohmann::json& from, const char* name, double& to) {
-  const auto found = from.find(name);
-  if (found == from.end() || found->is_null()) return;
-  if (!found->is_number()) io::detail::fail(path, "found no number as " + std::string(name) + ", wanted one");
-  to = found->template get<double>();
-}
-inline void read_count(const std::string& path, const nlohmann::json& from, const char* name, Index& to) {
-  double number = static_cast<double>(to);
-  read_number(path, from, name, number);
-  if (!(number >= 0 && number <= 0x1p40 && number == std::floor(number)))
-    io::detail::fail(path, "found " + limpid::detail::number_text(number) + " as " + std::string(name) +
-                               ", wanted a whole number, 0 or more");
-  to = static_cast<Index>(number);
-}
 /// rope_scaling of a config.json; context: how long a text may be, which some files mean where they do not say
 /// original.
-inline RopeScaling read_scaling(const std::string& path, const nlohmann::json& from, Index context) {
+inline RopeScaling read_scaling(const Config& from, Index context) {
   using Kind = RopeScaling::Kind;
   RopeScaling to;
   std::string kind = "default";
-  for (const char* name : {"type", "rope_type"})
-    if (from.contains(name) && from[name].is_string()) kind = from[name].template get<std::string>();
+  from.text("type", kind), from.text("rope_type", kind);
   const std::map<std::string, Kind> kinds{
       {"default", Kind::plain}, {"linear", Kind::linear}, {"llama3", Kind::llama3}, {"yarn", Kind::yarn}};
   const auto known = kinds.find(kind);
   if (known == kinds.end())
-    io::detail::fail(
-        path, "found the rope_scaling " + io::detail::in_quotes(kind, 80) + ", wanted default, linear, llama3 or yarn");
+    from.fail("found the rope_scaling " + io::detail::in_quotes(kind, 80) + ", wanted default, linear, llama3 or yarn");
   to.kind = known->second, to.original = context;
-  read_number(path, from, "factor", to.factor), read_count(path, from, "original_max_position_embeddings", to.original);
-  read_number(path, from, "low_freq_factor", to.low), read_number(path, from, "high_freq_factor", to.high);
-  read_number(path, from, "beta_fast", to.fast), read_number(path, from, "beta_slow", to.slow);
-  read_number(path, from, "mscale", to.mscale), read_number(path, from, "mscale_all_dim", to.mscale_all_dim);
+  from.number("factor", to.factor), from.count("original_max_position_embeddings", to.original);
+  from.number("low_freq_factor", to.low), from.number("high_freq_factor", to.high);
+  from.number("beta_fast", to.fast), from.number("beta_slow", to.slow);
+  from.number("mscale", to.mscale), from.number("mscale_all_dim", to.mscale_all_dim);
   double amplitude = 0;
-  read_number(path, from, "attention_factor", amplitude);
+  from.number("attention_factor", amplitude);
   if (amplitude != 0) to.amplitude = amplitude;
-  if (from.contains("truncate") && from["truncate"].is_boolean())
-    to.whole_planes = from["truncate"].template get<bool>();
+  from.flag("truncate", to.whole_planes);
   return to;
 }
 
@@ -122,47 +106,47 @@ inline RopeScaling read_scaling(const std::string& path, const nlohmann::json& f
 
 /// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads,
 /// rms_norm_eps, rope_theta, rope_scaling (rope_parameters in newer ones), partial_rotary_factor with head_dim or
-/// hidden_size. Throws FormatError that names the file: what cannot be read, is no JSON object, lacks
-/// num_attention_heads or rms_norm_eps, or has a scaling other than default, linear, llama3 and yarn.
+/// hidden_size, sliding_window where it is in use. Throws FormatError that names the file: what cannot be read, is no
+/// JSON object, lacks num_attention_heads or rms_norm_eps, has a scaling other than default, linear, llama3 and yarn,
+/// or is of a model with other formulas under the same names: a model_type other than llama, mistral, qwen2 and qwen3
+/// (Gemma's norms and Granite's factors are others), a hidden_act other than silu.
 inline LlamaOptions llama_options(const std::string& path) {
-  io::detail::Source source(path);
-  if (source.size() > io::detail::most_header)
-    io::detail::fail(path, "has " + std::to_string(source.size()) + " bytes, wanted at most " +
-                               std::to_string(io::detail::most_header));
-  std::string text(source.size(), ' ');
-  source.read(0, text.data(), text.size());
-  const nlohmann::json config = nlohmann::json::parse(text, nullptr, false);
-  if (!config.is_object()) io::detail::fail(path, "found no JSON object, wanted the configuration of a model");
+  const detail::Config config(path);
   LlamaOptions out;
   Index context = 0, width = 0, head = 0;
   double part = 1;
-  detail::read_count(path, config, "num_attention_heads", out.heads);
-  detail::read_number(path, config, "rms_norm_eps", out.eps);
-  if (out.heads < 1 || !(out.eps >= 0))
-    io::detail::fail(path, "lacks num_attention_heads or rms_norm_eps, wanted both");
-  detail::read_count(path, config, "max_position_embeddings", context);
-  detail::read_count(path, config, "hidden_size", width), detail::read_count(path, config, "head_dim", head);
-  detail::read_number(path, config, "rope_theta", out.base);
-  detail::read_number(path, config, "partial_rotary_factor", part);
+  config.count("num_attention_heads", out.heads);
+  config.number("rms_norm_eps", out.eps);
+  if (out.heads < 1 || !(out.eps >= 0)) config.fail("lacks num_attention_heads or rms_norm_eps, wanted both");
+  config.one_of("model_type", {"llama", "mistral", "qwen2", "qwen3"});
+  config.one_of("hidden_act", {"silu", "swish"});
+  config.count("max_position_embeddings", context);
+  config.count("hidden_size", width), config.count("head_dim", head);
+  config.number("rope_theta", out.base);
+  config.number("partial_rotary_factor", part);
   for (const char* name : {"rope_scaling", "rope_parameters"}) {
-    if (!config.contains(name) || !config[name].is_object()) continue;
-    out.scaling = detail::read_scaling(path, config[name], context);
-    detail::read_number(path, config[name], "rope_theta", out.base);
-    detail::read_number(path, config[name], "partial_rotary_factor", part);
+    if (!config.has_object(name)) continue;
+    const detail::Config inner = config.inner(name);
+    out.scaling = detail::read_scaling(inner, context);
+    inner.number("rope_theta", out.base);
+    inner.number("partial_rotary_factor", part);
   }
   if (part != 1) {
     const double of = static_cast<double>(head != 0 ? head : width / out.heads) * part;
     if (!(of >= 2 && of <= 0x1p40))
-      io::detail::fail(path, "found " + limpid::detail::number_text(part) +
-                                 " as partial_rotary_factor, wanted a part of the heads' width");
+      config.fail("found " + limpid::detail::number_text(part) +
+                  " as partial_rotary_factor, wanted a part of the heads' width");
     out.rotary = static_cast<Index>(of);
   }
+  bool sliding = true;  // Qwen's files say whether their window is in use
+  config.flag("use_sliding_window", sliding);
+  if (sliding) config.count("sliding_window", out.window);
   return out;
 }
 
 /// A LLaMA-style decoder (Touvron et al. 2023, arXiv 2302.13971): pre-norm blocks of RMS norm, grouped keys (their
-/// number by the shape of k_proj), SwiGLU; biases of q, k, v (Qwen2), QK norm (Qwen3) and a gate on the heads' output
-/// (MultiHeadArgs::wg) where the file has them, the gate as self_attn.g_proj;
+/// number by the shape of k_proj), SwiGLU; biases of q, k, v (Qwen2) and of all others, QK norm (Qwen3) and a gate on
+/// the heads' output (MultiHeadArgs::wg) where the file has them, the gate as self_attn.g_proj;
 ///
 ///     x = embed_tokens[id],   logits = N(blocks(x)) W_head^T
 ///
@@ -178,7 +162,7 @@ inline LlamaOptions llama_options(const std::string& path) {
 ///
 /// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a
 /// head count that does not divide. Throws ShapeError for options that are none: eps, base, rotary, scaling. Calls
-/// throw ShapeError: ids out of the vocabulary, an operator's own reasons.
+/// throw ShapeError: ids out of the vocabulary, a text longer than the window, an operator's own reasons.
 template <class S>
 class Llama {
  public:
@@ -251,6 +235,7 @@ class Llama {
                const ModelCall& call = {}) const {
     detail::check_ids("llama", "ids", ids, call.batch, vocabulary(), "the vocabulary");
     const auto count = static_cast<Index>(ids.size());
+    check_length(count / call.batch);
     stack_.check(op, parameters, count, call.batch);
     saved.ids = ids, saved.batch = call.batch;
     Mat<S> x(count, width());
@@ -274,6 +259,7 @@ class Llama {
     if (before < 0 || (before > 0 && (cache.k.size() != count || cache.v.size() != count)))
       limpid::detail::raise("llama: the cache is of " + std::to_string(cache.k.size()) + " layers, wanted " +
                             std::to_string(count));
+    check_length(all);
     cache.k.resize(count), cache.v.resize(count);
     const LayerCall inner{false, call.workspace, call.executor};
     Mat<S> x(n, width()), h(n, width()), sum(n, width());
@@ -339,6 +325,7 @@ class Llama {
       norm(block.gamma2);
       MlpArgs<View<S>> mlp;
       mlp.x = h, mlp.w1 = block.w1, mlp.w2 = block.w2, mlp.w3 = block.w3;
+      mlp.b1 = block.b1, mlp.b2 = block.b2, mlp.b3 = block.b3;
       stack_.options.mlp->forward(mlp, sum, {1, nullptr, call.workspace, call.executor});
       x += sum;
     }
@@ -394,6 +381,11 @@ class Llama {
   }
 
  private:
+  void check_length(Index n) const {
+    if (options_.window > 0 && n > options_.window)
+      limpid::detail::raise("llama: found a text of " + std::to_string(n) + " tokens, wanted at most " +
+                            std::to_string(options_.window) + ", the window of the options");
+  }
   Weight<S> head_weight() const {
     Weight<S> w = out_in(parameters(head_));
     if (!packed_head_.empty()) w.panels = packed_head_.front().weight().panels;

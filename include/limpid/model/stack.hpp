@@ -198,10 +198,10 @@ void check_gradient_list(const char* model, const ParameterGradients<S>* gradien
   }
 }
 
-/// 0 to n - 1 for every item: the places of its tokens.
-inline std::vector<Index> places_of(Index batch, Index n) {
+/// first to first + n - 1 for every item: the places of its tokens.
+inline std::vector<Index> places_of(Index batch, Index n, Index first = 0) {
   std::vector<Index> places(static_cast<std::size_t>(batch * n));
-  for (std::size_t i = 0; i < places.size(); ++i) places[i] = static_cast<Index>(i) % n;
+  for (std::size_t i = 0; i < places.size(); ++i) places[i] = first + static_cast<Index>(i) % n;
   return places;
 }
 

@@ -4,6 +4,7 @@
 
 #include "../layer/patches.hpp"
 #include "../op/softmax.hpp"
+#include "config.hpp"
 #include "pooling.hpp"
 #include "positions.hpp"
 #include "stack.hpp"
@@ -19,6 +20,24 @@ struct VitOptions {
   enum class Pool { first, mean } pool = Pool::first;  ///< the class token, or the mean of the patches
   PositionResize positions = PositionResize::bicubic;
 };
+
+/// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads and
+/// layer_norm_eps, as they stand there; positions resized as that model's program does it. Throws FormatError that
+/// names the file: what cannot be read, is no JSON object, lacks num_attention_heads, or is of a model with other
+/// formulas: a model_type other than vit, dinov2 and dinov2_with_registers, a hidden_act other than gelu.
+inline VitOptions vit_options(const std::string& path) {
+  const detail::Config config(path);
+  VitOptions out;
+  config.count("num_attention_heads", out.heads);
+  if (out.heads < 1) config.fail("lacks num_attention_heads, wanted it");
+  config.one_of("model_type", {"vit", "dinov2", "dinov2_with_registers"});
+  config.one_of("hidden_act", {"gelu"});
+  config.number("layer_norm_eps", out.eps);
+  std::string kind;
+  config.text("model_type", kind);
+  if (kind == "dinov2_with_registers") out.positions = PositionResize::antialiased;
+  return out;
+}
 
 /// What a run of a Vit gives and keeps for a backward pass.
 template <class Op, class S>
@@ -138,7 +157,7 @@ inline const std::vector<VitNames>& vit_families() {
 /// are read in place; their names and order are in parameters.list. Any operator of q, k and v goes into a call.
 ///
 ///     const limpid::io::Checkpoint file("vit.safetensors");
-///     const limpid::model::Vit<float> vit(file, {.heads = 6});
+///     const limpid::model::Vit<float> vit(file, {.heads = 6});         // or vit_options("config.json")
 ///     auto saved = vit.saved(limpid::softmax());
 ///     vit.forward(limpid::softmax(), pixels, 224, 224, saved);         // saved.logits
 ///     const auto why = vit.explain(limpid::softmax(), saved, label);   // why.rest: batch x n
