@@ -12,6 +12,7 @@
 #include "explain/baselines.hpp"
 #include "explain/coding_rate.hpp"
 #include "explain/correction.hpp"
+#include "explain/explanation.hpp"
 #include "explain/guidance.hpp"
 #include "explain/input_gradients.hpp"
 #include "explain/map.hpp"

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <limpid/explain/explanation.hpp>
 #include <limpid/model/bert.hpp>
 #include <limpid/model/llama.hpp>
 #include <limpid/model/vit.hpp>
@@ -912,6 +913,140 @@ TEST_CASE("models: a row of relevance that does not fit is refused before anythi
   refused("llama", llama, op, l, 2, [&](const auto& its, auto& saved, auto* gradients, auto* row) {
     llama.backward(its, saved, dwords, gradients, {}, row);
   });
+}
+
+TEST_CASE("models: an explanation goes down with the backward pass, and changes no bit of it", "[model]") {
+  // backward(gradients, input, asked): with null, a row or an explanation, once each
+  const auto check = [](const auto& model, const auto& op, auto& stack, const Mat<double>& start, Index inputs,
+                        Index columns, auto&& backward) {
+    ParameterGradients<double> plain(model.parameters), asked(model.parameters);
+    Mat<double> input(inputs, columns), again(inputs, columns);
+    RelevanceRow<double> row{start};
+    backward(&plain, input, row);
+    Explanation<double> why(
+        {.relevance = {Part::pos, Part::abs}, .rollout = RolloutOptions{}, .heads = true, .input = true});
+    why.start(View<double>(start));
+    backward(&asked, again, why);
+    CHECK(asked.list == plain.list);
+    CHECK(again == input);
+    CHECK(why.relevance() == row.rest);
+    CHECK(why.layers() == model.layers());
+    for (Index b = 0; b < start.rows(); ++b) {
+      Rollout<double> rollout;
+      rollout.start(View<double>(start).block(b, 0, 1, start.cols()));
+      for (std::size_t l = stack.blocks.size(); l-- > 0;) {
+        auto& a = stack.blocks[l].attention;
+        rollout.layer(op, qkv(a.q, a.k, a.v), a.attention, {.item = b});
+      }
+      CHECK(why.rollout().row(b) == rollout.rows().row(0));
+    }
+    row = {start, {}, Part::abs};
+    backward(nullptr, {}, row);
+    CHECK((why.relevance(Part::abs) - row.rest).cwiseAbs().maxCoeff() < 1e-14);
+    Explanation<double> alone({.relevance = {}, .heads = true, .input = true});
+    alone.start(View<double>(start));
+    backward(nullptr, {}, alone);
+    for (Index l = 0; l < model.layers(); ++l) {
+      CHECK(alone.heads(l) == why.heads(l));
+      CHECK(alone.heads(l).cwiseAbs().minCoeff() > 0);
+    }
+    CHECK(alone.gradient() == why.gradient());
+    const auto said = [&](Explanation<double>& one) {
+      ParameterGradients<double> none(model.parameters);
+      const std::string text = suite::error_of([&] { backward(&none, {}, one); });
+      for (const Mat<double>& each : none.list) CHECK(each.isZero(0));
+      return text;
+    };
+    CHECK(contains(said(why), ": an explanation that has gone through " + std::to_string(model.layers()) + " layers"));
+    why.start(start.cols() + 1, 0, start.rows());
+    CHECK(contains(said(why), ": an explanation started with rows 2 x " + std::to_string(start.cols() + 1) +
+                                  ", wanted 2 x " + std::to_string(start.cols())));
+    return alone;
+  };
+  const Memory of_vit(weights(timm({.registers = 2, .scales = true}))), of_bert(weights(albert_like())),
+      of_llama(weights(llama_like(false)));
+  const ModelCall call{.batch = 2};
+  {
+    const Vit<double> vit(of_vit.file, {.heads = 2});
+    const Mat<double> image = some(72, 3, 0), dlogits = some(2, 5, 1), dtokens = some(24, 6, 2);
+    auto saved = vit.saved(softmax());
+    vit.forward(softmax(), image, 6, 6, saved, call);
+    Mat<double> dimage;
+    const auto backward = [&](ParameterGradients<double>* gradients, MutView<double> to, auto& asked) {
+      if constexpr (std::is_same_v<std::remove_reference_t<decltype(asked)>, Explanation<double>>)
+        vit.backward(softmax(), saved, dlogits, dtokens, gradients, to, asked, call);
+      else
+        vit.backward(softmax(), saved, dlogits, dtokens, gradients, to, &asked, call);
+      if (to.given()) dimage = to.map();
+    };
+    const auto why = check(vit, softmax(), saved.stack, some(2, 12, 4).cwiseAbs(), 72, 3, backward);
+    for (Index b = 0; b < 2; ++b) {  // the patch in row 2, column 1 of 3 x 3
+      double sum = 0;
+      for (Index r = 4; r < 6; ++r)
+        for (Index c = 2; c < 4; ++c) sum += image.row(36 * b + 6 * r + c).dot(dimage.row(36 * b + 6 * r + c));
+      CHECK(why.gradient_times_input()(b, 3 + 7) == Approx(sum));
+      CHECK(why.gradient_times_input().row(b).head(3).isZero(0));
+      CHECK(why.gradient_times_input().row(b).sum() ==
+            Approx(inner(image.middleRows(36 * b, 36), dimage.middleRows(36 * b, 36))));
+    }
+    // of a class
+    Explanation<double> label({.heads = true});
+    vit.explain(softmax(), saved, 3, label, call);
+    CHECK(label.relevance() == vit.explain(softmax(), saved, 3, call).rest);
+    CHECK(label.started().col(0).sum() == 2);
+    CHECK(contains(suite::error_of([&] { vit.explain(softmax(), saved, 5, label); }), "vit: the class is 5"));
+    CHECK(label.layers() == 2);
+    label.start(12, 0, 2);
+    const std::string none = "vit: found no gradient of logits or tokens, wanted one of them to go back from";
+    CHECK(suite::error_of([&] { vit.backward(softmax(), saved, {}, {}, nullptr, {}, label, call); }) == none);
+    CHECK(suite::error_of([&] { vit.backward(softmax(), saved, {}, {}, nullptr); }) == none);
+  }
+  {
+    const Bert<double> bert(of_bert.file, {.heads = 2, .layers = 3});
+    Mat<bool> keep = Mat<bool>::Constant(2, 4, true);
+    keep(1, 3) = false;
+    const Mat<double> padding = padding_bias<double>(keep), mean = mean_weights<double>(keep);
+    const auto op = softmax(key_bias(padding));
+    const Mat<double> dhidden = pool_backward<double>(mean, some(2, 6, 1));
+    auto saved = bert.saved(op);
+    bert.forward(op, ids, types, saved, call);
+    Mat<double> input;
+    const auto backward = [&](ParameterGradients<double>* gradients, MutView<double> to, auto& asked) {
+      if constexpr (std::is_same_v<std::remove_reference_t<decltype(asked)>, Explanation<double>>)
+        bert.backward(op, saved, dhidden, gradients, to, asked, call);
+      else
+        bert.backward(op, saved, dhidden, gradients, to, &asked, call);
+      if (to.given()) input = to.map();
+    };
+    const auto why = check(bert, op, saved.stack, mean, 8, 4, backward);
+    CHECK(why.gradient() == input);
+    CHECK(why.gradient_times_input()(1, 2) == Approx(saved.sum.row(6).dot(input.row(6))));
+    CHECK(why.gradient_times_input()(1, 3) == 0);
+  }
+  {
+    const Llama<double> llama(of_llama.file, {.heads = 4, .eps = 1e-5});
+    const auto op = llama_attention();
+    const Mat<double> dlogits = some(8, 11, 1);
+    auto saved = llama.saved(op);
+    llama.forward(op, ids, saved, call);
+    Mat<double> input;
+    const auto backward = [&](ParameterGradients<double>* gradients, MutView<double> to, auto& asked) {
+      if constexpr (std::is_same_v<std::remove_reference_t<decltype(asked)>, Explanation<double>>)
+        llama.backward(op, saved, dlogits, gradients, to, asked, call);
+      else
+        llama.backward(op, saved, dlogits, gradients, to, &asked, call);
+      if (to.given()) input = to.map();
+    };
+    const auto why = check(llama, op, saved.stack, some(2, 4, 4).cwiseAbs(), 8, 8, backward);
+    CHECK(why.gradient() == input);
+    CHECK(why.heads(1).cols() == 4);
+    Explanation<double> last;
+    llama.explain(op, saved, 5, last, call);
+    CHECK(last.relevance() == llama.explain(op, saved, 5, call).rest);
+    CHECK(last.started().col(3).sum() == 2);
+    CHECK(contains(suite::error_of([&] { llama.explain(op, saved, 11, last); }), "llama: id[0] is 11"));
+    CHECK(last.layers() == 2);
+  }
 }
 
 TEST_CASE("models: a model that proves itself, in float and from F16", "[model]") {

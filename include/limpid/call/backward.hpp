@@ -20,6 +20,9 @@ struct BackwardCall {
   View<S> relevance_weights = {};
   MutView<S> relevance = {};
   Part part = Part::pos;
+  /// Of a layer round an operator: gets the gradient of its heads' output, (B n) x (H dv), which gradient_block,
+  /// relevance_block and head_importance call dout; of an operator alone dout itself. Refused as relevance is.
+  MutView<S> heads_gradient = {};
 };
 
 namespace detail {
@@ -35,6 +38,20 @@ inline void check_gradient_shape(Name name, const FieldShape& g, Index rows, Ind
 inline void check_relevance_shape(Name name, const char* what, Index rows, Index cols, Index batch, Index tokens) {
   if (rows != batch || cols != tokens)
     raise(name + ": " + what + " is " + shape_text(rows, cols) + ", wanted " + shape_text(batch, tokens));
+}
+/// What is written for a call's requests besides gradients, and what is read for it.
+template <class S>
+auto written_for(const BackwardCall<S>& call) {
+  return [&call](ForArray f) {
+    f(NamedArray("relevance", call.relevance)), f(NamedArray("heads_gradient", call.heads_gradient));
+  };
+}
+template <class S>
+auto read_for(const BackwardCall<S>& call, const View<S>& dout) {
+  return [&call, dout](ForArray f) {
+    f(NamedArray("dout", dout));
+    f(NamedArray("relevance_weights", call.relevance.given() ? call.relevance_weights : View<S>()));
+  };
 }
 
 /// Shapes of what a backward call writes and reads, and that none lies over another.
@@ -54,8 +71,11 @@ void check_backward(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S
     check_relevance_shape(name, "relevance", call.relevance.rows, call.relevance.cols, d.batch, d.m);
     check_relevance_shape(name, "relevance_weights", weights.rows, weights.cols, d.batch, d.n);
   }
-  refuse_backward_overlaps(name, op, joined(fields_of(grad, gradient_of), arrays({{"relevance", call.relevance}})),
-                           joined(fields_of(in), arrays({{"dout", dout}, {"relevance_weights", weights}})));
+  if (call.heads_gradient.given())
+    check_relevance_shape(name, "heads_gradient", call.heads_gradient.rows, call.heads_gradient.cols, dout.rows,
+                          dout.cols);
+  refuse_backward_overlaps(name, op, joined(fields_of(grad, gradient_of), written_for(call)),
+                           joined(fields_of(in), read_for(call, dout)));
 }
 
 /// Gradients of what several heads share (sides, parameters): each head writes its own, and they are added in order
@@ -175,6 +195,7 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
     for (Index t = 0; t < heads; ++t)
       op.modifiers().deliver_gradient(at_head(d, t / d.heads, t % d.heads), collected + t * gradient_size);
   if (emits) mean_of_heads(emitted, d, call.relevance);
+  if (call.heads_gradient.given()) copy<S>(dout, call.heads_gradient);
 }
 
 }  // namespace detail

@@ -116,13 +116,15 @@ struct Aot {
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, AotSaved<Op, S>& saved, Dout&& dout_,
-                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+                const std::type_identity_t<Grads<S>>& grad,
+                const std::type_identity_t<BackwardCall<S>>& call = {}) const {
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, "aot layer");
     check<S>("aot layer", in, dout, "dout", 1);
     detail::check_gradients("aot layer", with_biases<S>(in), grad);
     check_saved<S>("aot layer", in, saved);
-    detail::refuse_gradient_overlaps("aot layer", op, in, dout, grad);
+    detail::check_asked<S>("aot layer", call, saved.attention.attention.dims, saved.attention.o.cols());
+    detail::refuse_gradient_overlaps("aot layer", op, in, dout, grad, call);
     const detail::LayerScope scope(call);
     Arena& arena = scope.arena;
     const Index rows = in.x.rows, cols = in.x.cols;
@@ -145,7 +147,8 @@ struct Aot {
     if (call.accumulate) dh.fill(S(0));  // this one is ours
     attention().template backward<S>(args, saved.attention, da,
                                      detail::attention_args<MutView<S>, Op>(grad, onward ? dh : MutView<S>()),
-                                     {call.accumulate, scope.workspace, scope.executor});
+                                     {call.accumulate, scope.workspace, scope.executor, call.relevance_weights,
+                                      call.relevance, call.part, call.heads_gradient});
     if (grad.eta.given()) grad.eta(0, 0) = d_eta;
     if (grad.x.given()) {  // the skip
       if (call.accumulate)
@@ -306,7 +309,29 @@ struct AotStack {
   void backward(X&& x_, const std::vector<AotArgs<T>>& layers, AotStackSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<MutView<S>>& dx, std::vector<AotArgs<G>>& gradients,
                 const LayerCall& call = {}) const {
-    const View<S> x(std::forward<X>(x_)), dout(std::forward<Dout>(dout_));
+    run_backward<S>(
+        std::forward<X>(x_), layers, saved, std::forward<Dout>(dout_), dx, gradients,
+        [](auto&, const auto& pass, const LayerCall& inner) { pass(inner); }, call);
+  }
+  /// The same with all that an Explanation, started with a row an item, asks for. Gradients have the same bits.
+  template <class X, class T, class S, class Dout, class G>
+  void backward(X&& x_, const std::vector<AotArgs<T>>& layers, AotStackSaved<Op, S>& saved, Dout&& dout_,
+                const std::type_identity_t<MutView<S>>& dx, std::vector<AotArgs<G>>& gradients,
+                std::type_identity_t<Explanation<S>>& why, const LayerCall& call = {}) const {
+    if (!saved.layers.empty()) {
+      const Dims& d = saved.layers.front().attention.attention.dims;
+      why.check("aot stack", layer.op, d.batch, d.n);
+    }
+    run_backward<S>(
+        std::forward<X>(x_), layers, saved, std::forward<Dout>(dout_), dx, gradients,
+        [&](auto& kept, const auto& pass, const LayerCall& inner) { why.layer(layer.op, kept, pass, inner); }, call);
+  }
+
+ private:
+  template <class S, class T, class G, class Through>
+  void run_backward(View<S> x, const std::vector<AotArgs<T>>& layers, AotStackSaved<Op, S>& saved, View<S> dout,
+                    MutView<S> dx, std::vector<AotArgs<G>>& gradients, const Through& through,
+                    const LayerCall& call) const {
     const auto depth = layers.size();
     const detail::SavedTurn saved_turn(&saved, false, "aot stack");
     if (saved.layers.size() != depth || gradients.size() != depth)
@@ -339,13 +364,15 @@ struct AotStack {
       AotArgs<MutView<S>> grad = gradients[l];
       grad.x = spare[l % 2];
       if (call.accumulate) grad.x.fill(S(0));
-      layer.template backward<S>(in, saved.layers[l], g, grad, {call.accumulate, scope.workspace, scope.executor});
+      const auto pass = [&](BackwardCall<S> asked) {
+        asked.accumulate = call.accumulate;
+        layer.template backward<S>(in, saved.layers[l], g, grad, asked);
+      };
+      through(saved.layers[l].attention, pass, LayerCall{false, scope.workspace, scope.executor});
       g = grad.x;
     }
     if (dx.given()) detail::copy_or_add<S>(g, dx, call.accumulate);
   }
-
- private:
   /// A layer as its errors name it.
   struct LayerName {
     char text[48];

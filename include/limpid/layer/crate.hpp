@@ -264,24 +264,28 @@ struct Crate {
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, CrateSaved<Op, S>& saved, Dout&& dout_,
-                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+                const std::type_identity_t<Grads<S>>& grad,
+                const std::type_identity_t<BackwardCall<S>>& call = {}) const {
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, "crate block");
     check<S>(in, dout, "dout", 1);
     Args<S> like = in;
     like.bo = detail::or_zero(in.bo, in.x.cols);
     detail::check_gradients("crate block", like, grad);
-    detail::refuse_gradient_overlaps("crate block", op, in, dout, grad);
+    detail::refuse_gradient_overlaps("crate block", op, in, dout, grad, call);
     compress().template check_saved<S>("crate block", first<View<S>>(in, in.x), saved.compress);
     ista.check_saved<S>("crate block", second<View<S>>(in, in.x), saved.sparsify);
     detail::check_filled("crate block", saved);
+    const auto& attention = saved.compress.attention;
+    detail::check_asked<S>("crate block", call, attention.attention.dims, attention.o.cols());
     const detail::LayerScope scope(call);
     const MutView<S> dh = scope.arena.matrix<S>(saved.h.rows(), saved.h.cols());
     if (call.accumulate) dh.fill(S(0));  // this one is ours
     const LayerCall inner{call.accumulate, scope.workspace, scope.executor};
     ista.backward<S>(second<View<S>>(in, saved.h), saved.sparsify, dout, second<MutView<S>>(grad, dh), inner);
     compress().template backward<S>(first<View<S>>(in, in.x), saved.compress, dh, first<MutView<S>>(grad, grad.x),
-                                    inner);
+                                    {call.accumulate, scope.workspace, scope.executor, call.relevance_weights,
+                                     call.relevance, call.part, call.heads_gradient});
   }
 
  private:

@@ -85,7 +85,8 @@ struct TwoMapLayer {
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, TwoMapLayerSaved<Op, S>& saved, Dout&& dout_,
-                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+                const std::type_identity_t<Grads<S>>& grad,
+                const std::type_identity_t<BackwardCall<S>>& call = {}) const {
     using P = detail::Native<S>;
     const View<S> dout(std::forward<Dout>(dout_));
     const detail::SavedTurn saved_turn(&saved, false, "layer");
@@ -93,7 +94,7 @@ struct TwoMapLayer {
     Args<S> like = in;
     like.gate_b = detail::or_zero(in.gate_b, in.gate_w.cols);
     detail::check_gradients("layer", like, grad);
-    detail::refuse_gradient_overlaps("layer", op, in, dout, grad);
+    detail::refuse_gradient_overlaps("layer", op, in, dout, grad, call);
     detail::check_kept("layer", "q", saved.q, in.x.rows, in.wq.cols);
     detail::check_kept("layer", "k", saved.k, in.x.rows, in.wk.cols);
     detail::check_kept("layer", "v", saved.v, in.x.rows, in.wv.cols);
@@ -101,6 +102,7 @@ struct TwoMapLayer {
     detail::check_filled("layer", saved);
     detail::check_kept_heads("layer", saved.attention, heads, kv_heads == 0 ? heads : kv_heads);
     detail::check_kept("layer", "y", saved.y, in.x.rows, in.wo.rows);
+    detail::check_asked<S>("layer", call, saved.attention.dims, saved.y.cols());
     const detail::LayerScope scope(call);
     const detail::Context& context = scope.context;
     const auto room = [&](const Mat<S>& m) { return scope.arena.matrix<S>(m.rows(), m.cols()); };
@@ -111,7 +113,8 @@ struct TwoMapLayer {
       for (const MutView<S>& g : {dq, dk, dv, dz}) g.fill(S(0));
     limpid::backward(op, operator_args<View<S>>(in, saved.q, saved.k, saved.v, saved.z), saved.attention, View<S>(dy),
                      operator_args<MutView<S>>(grad, dq, dk, dv, dz),
-                     {call.accumulate, scope.workspace, scope.executor});
+                     {call.accumulate, scope.workspace, scope.executor, call.relevance_weights, call.relevance,
+                      call.part, call.heads_gradient});
     // out = y wo
     detail::linear_backward_in<P>(context, saved.y, in.wo, dout, {{}, grad.wo, {}}, false, call.accumulate);
     // q = x wq, k = x wk, v = x wv, z = x gate_w + gate_b

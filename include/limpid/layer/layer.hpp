@@ -9,6 +9,9 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
+template <class S>
+class Explanation;  // explain/explanation.hpp: what goes down with the backward pass of a stack of layers
+
 /// What a call of a layer may be told.
 struct LayerCall {
   bool accumulate = false;         ///< backward: add to the gradients instead of overwriting them
@@ -229,8 +232,10 @@ void refuse_gradient_overlaps(const char* layer, const Args& in, View<S> dout, c
 }
 /// The same of a layer round an operator.
 template <class Op, class Args, class Grads, class S>
-void refuse_gradient_overlaps(const char* layer, const Op& op, const Args& in, View<S> dout, const Grads& grad) {
-  refuse_backward_overlaps(layer, op, fields_of(grad, gradient_of), joined(fields_of(in), arrays({{"dout", dout}})));
+void refuse_gradient_overlaps(const char* layer, const Op& op, const Args& in, View<S> dout, const Grads& grad,
+                              const BackwardCall<S>& call) {
+  refuse_backward_overlaps(layer, op, joined(fields_of(grad, gradient_of), written_for(call)),
+                           joined(fields_of(in), read_for(call, dout)));
 }
 
 template <class S>
@@ -260,6 +265,16 @@ void check_kept(const char* layer, const char* field, const Mat<S>& kept, Index 
   if (kept.rows() != rows || kept.cols() != cols)
     raise(std::string(layer) + ": saved holds " + field + " of " + shape_text(kept.rows(), kept.cols()) + ", wanted " +
           shape_text(rows, cols) + " as the inputs make it");
+}
+
+/// What a backward call asks for besides gradients, of heads whose output has so many columns together.
+template <class S>
+void check_asked(const char* layer, const BackwardCall<S>& call, const Dims& d, Index columns) {
+  if (call.relevance.given()) {
+    check_out<S>(layer, "relevance", call.relevance, d.batch, d.m);
+    check_out<S>(layer, "relevance_weights", call.relevance_weights, d.batch, d.n);
+  }
+  if (call.heads_gradient.given()) check_out<S>(layer, "heads_gradient", call.heads_gradient, d.batch * d.n, columns);
 }
 
 /// A forward call that throws on its way leaves a saved state that is neither the old one nor a new one.

@@ -89,7 +89,8 @@ struct MssaLayer {
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, MssaLayerSaved<Op, S>& saved, Dout&& dout_,
-                const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
+                const std::type_identity_t<Grads<S>>& grad,
+                const std::type_identity_t<BackwardCall<S>>& call = {}) const {
     using P = detail::Native<S>;
     const detail::SavedTurn saved_turn(&saved, false, name);
     const View<S> dout(std::forward<Dout>(dout_)), o(saved.o);
@@ -97,7 +98,8 @@ struct MssaLayer {
     detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
     detail::check_gradients(name, with_biases<S>(in), grad);
     check_saved<S>(name, in, saved);
-    detail::refuse_gradient_overlaps(name, op, in, dout, grad);
+    detail::check_asked<S>(name, call, saved.attention.dims, o.cols);
+    detail::refuse_gradient_overlaps(name, op, in, dout, grad, call);
     const detail::LayerScope scope(call);
     const MutView<S> d_o = scope.arena.matrix<S>(o.rows, o.cols), dy = scope.arena.matrix<S>(o.rows, o.cols);
     const bool tied = !in.wo.given();
@@ -105,7 +107,9 @@ struct MssaLayer {
       detail::linear_in<P>(scope.context, dout, in.u, View<S>(), d_o);
     else  // out = o wo + bo
       detail::linear_backward_in<P>(scope.context, o, in.wo, dout, {d_o, {}, {}}, false, false);
-    limpid::backward(op, {.y = saved.y}, saved.attention, d_o, {.y = dy}, {false, scope.workspace, scope.executor});
+    limpid::backward(op, {.y = saved.y}, saved.attention, d_o, {.y = dy},
+                     {false, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part,
+                      call.heads_gradient});
     bool add_u = call.accumulate;
     if (tied && grad.u.given()) {
       detail::multiply<P, detail::Transposed::a>(scope.context, dout, o, grad.u, add_u);

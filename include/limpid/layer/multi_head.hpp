@@ -113,14 +113,6 @@ void gate_heads_backward(const Context& context, View<S> z, View<S> o, MutView<S
   });
 }
 
-/// A request for relevance beside gradients: of batch items of n queries and m keys.
-template <class S>
-void check_relevance(const char* layer, const BackwardCall<S>& call, Index batch, Index n, Index m) {
-  if (!call.relevance.given()) return;
-  check_out<S>(layer, "relevance", call.relevance, batch, m);
-  check_out<S>(layer, "relevance_weights", call.relevance_weights, batch, n);
-}
-
 }  // namespace detail
 
 /// out = concat_heads(op(x wq + bq, c wk + bk, c wv + bv)) wo + bo (Vaswani et al. 2017, arXiv 1706.03762, section
@@ -131,7 +123,8 @@ void check_relevance(const char* layer, const BackwardCall<S>& call, Index batch
 /// et al. 2025, arXiv 2505.06708, G1): dx, dwg and dbg come of do o o o sig', and the operator's backward pass,
 /// relevance too, of do o sig. Kept: q, k, v, the heads' output, the gate before its sigmoid and what the operator
 /// keeps; saved.q, saved.k, saved.v and saved.attention are what map_block and Rollout ask for. backward takes the
-/// request of a Relevance (ask()) as the operator's own does, and its gradients have the same bits then. Throws
+/// request of a Relevance (ask()) or an Explanation as the operator's own does, and its gradients have the same bits
+/// then. Throws
 /// ShapeError where shapes do not fit, a result shares memory with an input or with another one, a bias or gamma is not
 /// finite, or, backward, no forward call has filled saved to its end.
 template <class Op>
@@ -214,13 +207,8 @@ struct MultiHead {
     detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
     check_gradients<S>(name, in, grad);
     check_saved<S>(name, in, saved);
-    const Dims& dims = saved.attention.dims;
-    detail::check_relevance<S>(name, call, dims.batch, dims.n, dims.m);
-    const View<S> weights = call.relevance.given() ? call.relevance_weights : View<S>();
-    detail::refuse_backward_overlaps(
-        name, op,
-        detail::joined(detail::fields_of(grad, detail::gradient_of), detail::arrays({{"relevance", call.relevance}})),
-        detail::joined(detail::fields_of(in), detail::arrays({{"dout", dout}, {"relevance_weights", weights}})));
+    detail::check_asked<S>(name, call, saved.attention.dims, saved.o.cols());
+    detail::refuse_gradient_overlaps(name, op, in, dout, grad, call);
     const detail::LayerScope scope(call);
     const detail::Context& context = scope.context;
     Arena& arena = scope.arena;
@@ -240,7 +228,8 @@ struct MultiHead {
     }
     const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v);
     limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv),
-                     {false, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part});
+                     {false, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part,
+                      call.heads_gradient});
     context.as_head(2 * projection_flop<S>(in), [&](const detail::Context& shared) {
       const bool add = call.accumulate;
       if (in.wo.given())  // out = o wo + bo, o gated

@@ -99,8 +99,7 @@ class PidStack {
     // the gains' own gradients are written afterwards, which the operator does not see
     const View<S> weights = call.relevance.given() ? call.relevance_weights : View<S>();
     detail::refuse_backward_overlaps(
-        op_.name, op_,
-        detail::joined(detail::fields_of(grad, detail::gradient_of), detail::arrays({{"relevance", call.relevance}})),
+        op_.name, op_, detail::joined(detail::fields_of(grad, detail::gradient_of), detail::written_for(call)),
         detail::joined(detail::fields_of(in), detail::arrays({{"dout", upstream}, {"relevance_weights", weights}})));
     limpid::backward(op_, in, here.saved, upstream, to, inner);
 

@@ -275,7 +275,7 @@ struct TransformerBlockSaved {
 ///
 /// A gradient that says add(m) or overwrite(m) does that, the others as call.accumulate says; of blocks that share
 /// their parameters, dx is overwritten and parameters are added to. backward takes the request of a Relevance (ask())
-/// for its self attention, and another for its cross attention; gradients have the same bits then. Error, of the
+/// or an Explanation for its self attention, and another for its cross attention; gradients have the same bits then. Error, of the
 /// largest entry: double within 1e-12 of independent references, found 1.3e-15; float within 4e-6 beside what rounded
 /// inputs make, found 6e-7 (tests/golden/transformer_block.cpp). Throws ShapeError as MultiHead and Mlp do, with the
 /// layer's name first, where eps is not given, a beta is given to an rms norm, a scale or second norm to a block
@@ -332,8 +332,8 @@ struct TransformerBlock {
     scope.done();
   }
 
-  /// Gradients of everything that grad names, from dout; saved comes from the forward call. cross_call: its request for
-  /// relevance alone counts.
+  /// Gradients of everything that grad names, from dout; saved comes from the forward call. cross_call: what it asks
+  /// for besides gradients alone counts.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, TransformerBlockSaved<Op, CrossOp, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const std::type_identity_t<BackwardCall<S>>& call = {},
@@ -367,16 +367,17 @@ struct TransformerBlock {
             cross().template backward<S>(cross_args<View<S>>(in, h, in.context), saved.cross, dr,
                                          cross_args<Gradient<S>>(grad, overwrite(dh), grad.context),
                                          {add, scope.workspace, scope.executor, cross_call.relevance_weights,
-                                          cross_call.relevance, cross_call.part});
+                                          cross_call.relevance, cross_call.part, cross_call.heads_gradient});
           });
       d = to;
     }
     residual().template backward<S>(
         scope, in.x, round_attention<View<S>>(in), saved.round_attention, d, round_attention<Gradient<S>>(grad), dx,
         add, [&](View<S> h, View<S> dr, MutView<S> dh) {
-          attention().template backward<S>(
-              attention_args<View<S>>(in, h), saved.attention, dr, attention_args<Gradient<S>>(grad, overwrite(dh)),
-              {add, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part});
+          attention().template backward<S>(attention_args<View<S>>(in, h), saved.attention, dr,
+                                           attention_args<Gradient<S>>(grad, overwrite(dh)),
+                                           {add, scope.workspace, scope.executor, call.relevance_weights,
+                                            call.relevance, call.part, call.heads_gradient});
         });
     if (grad.x.given() && !direct) detail::copy_or_add<S>(dx, grad.x.view(), true);
   }
@@ -558,19 +559,22 @@ struct TransformerBlock {
   template <class S>
   void check_requests(const Args<S>& in, const Saved<S>& saved, View<S> dout, const Grads<S>& grad,
                       const BackwardCall<S>& call, const BackwardCall<S>& cross_call) const {
-    const Dims& d = saved.attention.attention.dims;
-    detail::check_relevance<S>(detail::block_name, call, d.batch, d.n, d.m);
-    const Index keys = in.context.rows / std::max<Index>(1, d.batch);
-    if (!crosses && cross_call.relevance.given())
-      detail::raise(std::string(detail::block_name) +
-                    ": relevance of the cross attention is asked of a block without one");
-    detail::check_relevance<S>(detail::cross_name, cross_call, d.batch, d.n, keys);
+    detail::check_asked<S>(detail::block_name, call, saved.attention.attention.dims, saved.attention.o.cols());
+    if (!crosses && (cross_call.relevance.given() || cross_call.heads_gradient.given()))
+      detail::raise(std::string(detail::block_name) + ": " +
+                    (cross_call.relevance.given() ? "relevance" : "heads_gradient") +
+                    " of the cross attention is asked of a block without one");
+    if constexpr (crosses)
+      detail::check_asked<S>(detail::cross_name, cross_call, saved.cross.attention.dims, saved.cross.o.cols());
     const auto asked = [](const BackwardCall<S>& c) { return c.relevance.given() ? c.relevance_weights : View<S>(); };
     const auto refuse = [&](const auto& one) {
       detail::refuse_backward_overlaps(
           detail::block_name, one,
           detail::joined(detail::fields_of(grad, detail::gradient_of),
-                         detail::arrays({{"relevance", call.relevance}, {"cross relevance", cross_call.relevance}})),
+                         detail::arrays({{"relevance", call.relevance},
+                                         {"heads_gradient", call.heads_gradient},
+                                         {"cross relevance", cross_call.relevance},
+                                         {"cross heads_gradient", cross_call.heads_gradient}})),
           detail::joined(detail::fields_of(in), detail::arrays({{"dout", dout},
                                                                 {"relevance_weights", asked(call)},
                                                                 {"cross relevance_weights", asked(cross_call)}})));

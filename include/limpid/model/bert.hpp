@@ -250,6 +250,20 @@ class Bert {
   template <class Op>
   void backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidden, ParameterGradients<S>* gradients,
                 MutView<S> dembeddings = {}, RelevanceRow<S>* relevance = nullptr, const ModelCall& call = {}) const {
+    run_backward(op, saved, dhidden, gradients, dembeddings, relevance, call);
+  }
+  /// The same with all that an Explanation, started with a row an item, asks for; its input is the sum of a token's
+  /// embeddings. Gradients have the same bits.
+  template <class Op>
+  void backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidden, ParameterGradients<S>* gradients,
+                MutView<S> dembeddings, Explanation<S>& why, const ModelCall& call = {}) const {
+    run_backward(op, saved, dhidden, gradients, dembeddings, &why, call);
+  }
+
+ private:
+  template <class Op, class Asked>
+  void run_backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidden, ParameterGradients<S>* gradients,
+                    MutView<S> dembeddings, Asked* asked, const ModelCall& call) const {
     const Index count = saved.hidden.rows(), n = count / saved.batch;
     if (dhidden.rows != count || dhidden.cols != width())
       limpid::detail::raise("bert: the gradient of hidden is " +
@@ -261,13 +275,14 @@ class Bert {
                             limpid::detail::shape_text(count, words_.cols));
     detail::check_gradient_list("bert", gradients, parameters);
     stack_.check_kept(op, parameters, saved.stack);
-    detail::check_row("bert", relevance, saved.batch, n);
+    detail::check_asked("bert", op, asked, saved.batch, n);
     const auto gradient = [&](const Slot& slot) {
       return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
     };
     const LayerCall inner{false, call.workspace, call.executor};
-    Mat<S> d = stack_.backward(op, parameters, saved.stack, Mat<S>(dhidden.map()), gradients, relevance, call);
-    if (gradients == nullptr && !dembeddings.given()) return;
+    Mat<S> d = stack_.backward(op, parameters, saved.stack, Mat<S>(dhidden.map()), gradients, asked, call);
+    const bool input = asked != nullptr && detail::asks_for_input(asked);
+    if (gradients == nullptr && !dembeddings.given() && !input) return;
     if (map_.given()) {
       Mat<S> dmapped(count, words_.cols);
       linear_backward(View<S>(saved.embedded), out_in(parameters(map_)), View<S>(d),
@@ -278,13 +293,13 @@ class Bert {
     layer_norm_backward(View<S>(saved.sum), parameters(gamma_), saved.norm, View<S>(d),
                         {overwrite(dsum), gradient(gamma_), gradient(beta_)}, inner);
     if (dembeddings.given()) dembeddings.map() = dsum;
+    if (input) detail::tell_input(asked, saved.sum, dsum, 0);
     if (gradients == nullptr) return;
     embed_backward(saved.ids, dsum, gradient(words_));
     embed_backward(saved.types, dsum, gradient(types_));
     embed_backward(places(saved.batch, n), dsum, gradient(places_));
   }
 
- private:
   std::vector<Index> places(Index batch, Index n) const { return detail::places_of(batch, n, options_.first_place); }
 
   BertOptions options_;

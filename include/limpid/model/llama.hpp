@@ -340,6 +340,48 @@ class Llama {
   template <class Op>
   void backward(const Op& op, LlamaSaved<Op, S>& saved, View<S> dlogits, ParameterGradients<S>* gradients,
                 MutView<S> dembeddings = {}, RelevanceRow<S>* relevance = nullptr, const ModelCall& call = {}) const {
+    run_backward(op, saved, dlogits, gradients, dembeddings, relevance, call);
+  }
+  /// The same with all that an Explanation, started with a row an item, asks for; its input are the embedded tokens.
+  /// Gradients have the same bits.
+  template <class Op>
+  void backward(const Op& op, LlamaSaved<Op, S>& saved, View<S> dlogits, ParameterGradients<S>* gradients,
+                MutView<S> dembeddings, Explanation<S>& why, const ModelCall& call = {}) const {
+    run_backward(op, saved, dlogits, gradients, dembeddings, &why, call);
+  }
+
+  /// The relevance of every token to the last token's logit of that id, in every item. Throws ShapeError for an id out
+  /// of the vocabulary.
+  template <class Op>
+  RelevanceRow<S> explain(const Op& op, LlamaSaved<Op, S>& saved, Index id, const ModelCall& call = {}) const {
+    RelevanceRow<S> out;
+    explain_id(
+        op, saved, id, [&](const Mat<S>& start) { out.start = start; }, out, call);
+    return out;
+  }
+  /// All that an Explanation asks for, of that logit: it is started with the last token of each item.
+  template <class Op>
+  void explain(const Op& op, LlamaSaved<Op, S>& saved, Index id, Explanation<S>& why,
+               const ModelCall& call = {}) const {
+    explain_id(
+        op, saved, id, [&](const Mat<S>& start) { why.start(View<S>(start)); }, why, call);
+  }
+
+ private:
+  template <class Op, class Start, class Asked>
+  void explain_id(const Op& op, LlamaSaved<Op, S>& saved, Index id, const Start& begin, Asked& asked,
+                  const ModelCall& call) const {
+    detail::check_ids("llama", "id", {id}, 1, vocabulary(), "the vocabulary");
+    const Index n = saved.logits.rows() / saved.batch;
+    Mat<S> dlogits = Mat<S>::Zero(saved.logits.rows(), vocabulary()), start = Mat<S>::Zero(saved.batch, n);
+    for (Index b = 0; b < saved.batch; ++b) dlogits(b * n + n - 1, id) = S(1);
+    start.col(n - 1).setOnes();
+    begin(start);
+    run_backward(op, saved, View<S>(dlogits), nullptr, MutView<S>(), &asked, call);
+  }
+  template <class Op, class Asked>
+  void run_backward(const Op& op, LlamaSaved<Op, S>& saved, View<S> dlogits, ParameterGradients<S>* gradients,
+                    MutView<S> dembeddings, Asked* asked, const ModelCall& call) const {
     const Index count = saved.logits.rows();
     if (dlogits.rows != count || dlogits.cols != vocabulary())
       limpid::detail::raise("llama: the gradient of logits is " +
@@ -351,7 +393,7 @@ class Llama {
                             limpid::detail::shape_text(count, width()));
     detail::check_gradient_list("llama", gradients, parameters);
     stack_.check_kept(op, parameters, saved.stack);
-    detail::check_row("llama", relevance, saved.batch, count / saved.batch);
+    detail::check_asked("llama", op, asked, saved.batch, count / saved.batch);
     const auto gradient = [&](const Slot& slot) {
       return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
     };
@@ -361,26 +403,12 @@ class Llama {
                     {overwrite(dhidden), gradient(head_), {}}, inner);
     rms_norm_backward(View<S>(saved.last), parameters(norm_), saved.norm, View<S>(dhidden),
                       {overwrite(dlast), gradient(norm_)}, inner);
-    const Mat<S> d = stack_.backward(op, parameters, saved.stack, std::move(dlast), gradients, relevance, call);
+    const Mat<S> d = stack_.backward(op, parameters, saved.stack, std::move(dlast), gradients, asked, call);
     if (dembeddings.given()) dembeddings.map() = d;
+    if (asked != nullptr && detail::asks_for_input(asked)) detail::tell_input(asked, saved.stack.x.front(), d, 0);
     if (gradients != nullptr) embed_backward(saved.ids, d, gradient(words_));
   }
 
-  /// The relevance of every token to the last token's logit of that id, in every item. Throws ShapeError for an id out
-  /// of the vocabulary.
-  template <class Op>
-  RelevanceRow<S> explain(const Op& op, LlamaSaved<Op, S>& saved, Index id, const ModelCall& call = {}) const {
-    detail::check_ids("llama", "id", {id}, 1, vocabulary(), "the vocabulary");
-    const Index n = saved.logits.rows() / saved.batch;
-    Mat<S> dlogits = Mat<S>::Zero(saved.logits.rows(), vocabulary()), start = Mat<S>::Zero(saved.batch, n);
-    for (Index b = 0; b < saved.batch; ++b) dlogits(b * n + n - 1, id) = S(1);
-    start.col(n - 1).setOnes();
-    RelevanceRow<S> out{start};
-    backward(op, saved, View<S>(dlogits), nullptr, MutView<S>(), &out, call);
-    return out;
-  }
-
- private:
   void check_length(Index n) const {
     if (options_.window > 0 && n > options_.window)
       limpid::detail::raise("llama: found a text of " + std::to_string(n) + " tokens, wanted at most " +

@@ -7,6 +7,7 @@
 
 namespace limpid {
 inline namespace LIMPID_ABI {
+
 namespace model {
 
 /// What a call of a model may be told.
@@ -110,15 +111,14 @@ struct Stack {
     }
   }
 
-  /// The gradient of what the blocks read, from that of what they gave; gradients and relevance where they are given.
-  template <class Op>
+  /// The gradient of what the blocks read, from that of what they gave; gradients where they are given. asked, which
+  /// may be null: the row of relevance, or the Explanation, that goes down with it.
+  template <class Op, class Asked>
   Mat<S> backward(const Op& op, const Parameters<S>& parameters, StackSaved<Op, S>& saved, Mat<S> d,
-                  ParameterGradients<S>* gradients, RelevanceRow<S>* relevance, const ModelCall& call) const {
-    if (relevance != nullptr && relevance->rest.size() == 0)
-      relevance->rest = Mat<S>::Zero(relevance->start.rows(), relevance->start.cols());
+                  ParameterGradients<S>* gradients, Asked* asked, const ModelCall& call) const {
     const auto one = transformer_block(op, options);
     for (Index l = layers - 1; l >= 0; --l) {
-      Mat<S> dx(d.rows(), d.cols()), weights, emitted;
+      Mat<S> dx(d.rows(), d.cols());
       auto in = arguments(parameters, l);
       in.x = saved.x[static_cast<std::size_t>(l)];
       TransformerBlockArgs<Gradient<S>> grad;
@@ -129,15 +129,13 @@ struct Stack {
             },
             block(l), grad);
       grad.x = overwrite(dx);
-      BackwardCall<S> ask;
-      ask.workspace = call.workspace, ask.executor = call.executor;
-      if (relevance != nullptr) {
-        weights = relevance->row();
-        emitted = Mat<S>::Zero(weights.rows(), weights.cols());
-        ask.relevance_weights = weights, ask.relevance = emitted, ask.part = relevance->part;
-      }
-      one.backward(in, saved.blocks[static_cast<std::size_t>(l)], d, grad, ask);
-      if (relevance != nullptr) relevance->rest += emitted;
+      auto& kept = saved.blocks[static_cast<std::size_t>(l)];
+      const auto pass = [&](const BackwardCall<S>& ask) { one.backward(in, kept, d, grad, ask); };
+      const LayerCall inner{false, call.workspace, call.executor};
+      if (asked == nullptr)
+        pass(inner);
+      else
+        through(*asked, op, kept.attention, pass, inner);
       d = std::move(dx);
     }
     return d;
@@ -161,6 +159,21 @@ struct Stack {
   }
 
  private:
+  /// A layer with its backward pass, which hands on what is asked.
+  template <class Op, class Kept, class Pass>
+  static void through(RelevanceRow<S>& row, const Op&, Kept&, const Pass& pass, const LayerCall& call) {
+    if (row.rest.size() == 0) row.rest = Mat<S>::Zero(row.start.rows(), row.start.cols());
+    const Mat<S> weights = row.row();
+    Mat<S> emitted = Mat<S>::Zero(weights.rows(), weights.cols());
+    BackwardCall<S> ask = call;
+    ask.relevance_weights = weights, ask.relevance = emitted, ask.part = row.part;
+    pass(ask);
+    row.rest += emitted;
+  }
+  template <class Op, class Kept, class Pass>
+  static void through(Explanation<S>& why, const Op& op, Kept& kept, const Pass& pass, const LayerCall& call) {
+    why.layer(op, kept, pass, call);
+  }
   std::size_t number(Index layer) const {
     return static_cast<std::size_t>(layer * static_cast<Index>(blocks.size()) / layers);
   }
@@ -178,6 +191,35 @@ void check_row(const char* model, const RelevanceRow<S>* row, Index batch, Index
   if (row == nullptr) return;
   fits("start", row->start);
   if (row->rest.size() != 0) fits("rest", row->rest);
+}
+/// The same of an Explanation, and that it has not gone through other layers.
+template <class Op, class S>
+void check_asked(const char* model, const Op&, const RelevanceRow<S>* row, Index batch, Index n) {
+  check_row(model, row, batch, n);
+}
+template <class Op, class S>
+void check_asked(const char* model, const Op& op, const Explanation<S>* why, Index batch, Index n) {
+  why->check(model, op, batch, n);
+  if (why->layers() != 0)
+    limpid::detail::raise(std::string(model) + ": an explanation that has gone through " +
+                          limpid::detail::text_of(why->layers()) + " layers, wanted one that is started anew");
+}
+
+/// Whether what a backward pass is asked wants the gradient of what the model reads.
+template <class S>
+bool asks_for_input(const RelevanceRow<S>*) {
+  return false;
+}
+template <class S>
+bool asks_for_input(const Explanation<S>* why) {
+  return why->options().input;
+}
+/// That gradient, of tokens first, first + 1 ... of each item, told to what asked for it.
+template <class S>
+void tell_input(RelevanceRow<S>*, const Mat<S>&, const Mat<S>&, Index) {}
+template <class S>
+void tell_input(Explanation<S>* why, const Mat<S>& x, const Mat<S>& dx, Index first) {
+  why->input(x, dx, first);
 }
 
 /// A gradient for each parameter, as large as it is.

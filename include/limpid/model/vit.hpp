@@ -160,7 +160,7 @@ inline const std::vector<VitNames>& vit_families() {
 ///     const limpid::model::Vit<float> vit(file, {.heads = 6});         // or vit_options("config.json")
 ///     auto saved = vit.saved(limpid::softmax());
 ///     vit.forward(limpid::softmax(), pixels, 224, 224, saved);         // saved.logits
-///     const auto why = vit.explain(limpid::softmax(), saved, label);   // why.rest: batch x n
+///     const auto why = vit.explain(limpid::softmax(), saved, label);   // why.rest: batch x n; more by an Explanation
 ///
 /// The file's names must be those of one family (timm, DINOv2, Hugging Face's ViT). Throws FormatError that names the
 /// file, the tensor, found and wanted: missing tensors all at once, other shapes, a head count that does not divide.
@@ -280,11 +280,55 @@ class Vit {
 
   /// Backwards from the gradients of logits and of tokens, either of which may be without entries: gradients are added
   /// to, dimage ((batch rows cols) x channels) is overwritten, relevance gets its row; what is null or empty is not
-  /// made. Throws ShapeError where they do not fit, or nothing was kept.
+  /// made. Throws ShapeError where they do not fit, neither is given, or nothing was kept.
   template <class Op>
   void backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits, View<S> dtokens,
                 ParameterGradients<S>* gradients, MutView<S> dimage = {}, RelevanceRow<S>* relevance = nullptr,
                 const ModelCall& call = {}) const {
+    run_backward(op, saved, dlogits, dtokens, gradients, dimage, relevance, call);
+  }
+  /// The same with all that an Explanation, started with a row an item, asks for; its input are the patches, a row each
+  /// as saved.patches has them. Gradients have the same bits.
+  template <class Op>
+  void backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits, View<S> dtokens,
+                ParameterGradients<S>* gradients, MutView<S> dimage, Explanation<S>& why,
+                const ModelCall& call = {}) const {
+    run_backward(op, saved, dlogits, dtokens, gradients, dimage, &why, call);
+  }
+
+  /// The relevance of every token to the logit of that class, in every item. Throws ShapeError for a class out of
+  /// range.
+  template <class Op>
+  RelevanceRow<S> explain(const Op& op, VitSaved<Op, S>& saved, Index label, const ModelCall& call = {}) const {
+    RelevanceRow<S> out;
+    explain_label(
+        op, saved, label, [&](const Mat<S>& start) { out.start = start; }, out, call);
+    return out;
+  }
+  /// All that an Explanation asks for, of that logit: it is started with the token, or the mean, that the model reads.
+  template <class Op>
+  void explain(const Op& op, VitSaved<Op, S>& saved, Index label, Explanation<S>& why,
+               const ModelCall& call = {}) const {
+    explain_label(
+        op, saved, label, [&](const Mat<S>& start) { why.start(View<S>(start)); }, why, call);
+  }
+
+ private:
+  template <class Op, class Start, class Asked>
+  void explain_label(const Op& op, VitSaved<Op, S>& saved, Index label, const Start& start, Asked& asked,
+                     const ModelCall& call) const {
+    if (label < 0 || label >= classes())
+      limpid::detail::raise("vit: the class is " + std::to_string(label) + ", wanted it in [0, " +
+                            std::to_string(classes()) + ")");
+    const Index batch = saved.logits.rows();
+    start(pool_weights(batch, saved.rows * saved.cols));
+    Mat<S> dlogits = Mat<S>::Zero(batch, classes());
+    dlogits.col(label).setOnes();
+    run_backward(op, saved, View<S>(dlogits), View<S>(), nullptr, MutView<S>(), &asked, call);
+  }
+  template <class Op, class Asked>
+  void run_backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits, View<S> dtokens,
+                    ParameterGradients<S>* gradients, MutView<S> dimage, Asked* asked, const ModelCall& call) const {
     const Index n = saved.rows * saved.cols, all = n + first_patch();
     const Index batch = n == 0 ? 0 : saved.patches.rows() / n;
     const auto gradient = [&](const Slot& slot) {
@@ -301,7 +345,9 @@ class Vit {
     fits("the gradient of the image", dimage, batch * n * side_ * side_, channels_);
     detail::check_gradient_list("vit", gradients, parameters);
     stack_.check_kept(op, parameters, saved.stack);
-    detail::check_row("vit", relevance, batch, all);
+    detail::check_asked("vit", op, asked, batch, all);
+    if (!dlogits.given() && !dtokens.given())
+      limpid::detail::raise("vit: found no gradient of logits or tokens, wanted one of them to go back from");
     const LayerCall inner{false, call.workspace, call.executor};
     Mat<S> d = Mat<S>::Zero(batch * all, width());
     if (dtokens.given()) d = dtokens.map();
@@ -314,8 +360,9 @@ class Vit {
     Mat<S> dx(d.rows(), d.cols());
     layer_norm_backward(View<S>(saved.last), parameters(norm_), saved.norm, View<S>(d),
                         {overwrite(dx), gradient(norm_), gradient(norm_bias_)}, inner);
-    d = stack_.backward(op, parameters, saved.stack, std::move(dx), gradients, relevance, call);
-    if (gradients == nullptr && !dimage.given()) return;
+    d = stack_.backward(op, parameters, saved.stack, std::move(dx), gradients, asked, call);
+    const bool input = dimage.given() || (asked != nullptr && detail::asks_for_input(asked));
+    if (gradients == nullptr && !input) return;
     Mat<S> dembedded(batch * n, width()), dfirst(first_patch(), width());
     prepend_backward(first_patch(), d, gradients != nullptr ? overwrite(dfirst) : Gradient<S>(), dembedded, batch);
     if (gradients != nullptr) {
@@ -327,10 +374,10 @@ class Vit {
       (*gradients)(positions_).map().bottomRows(grid_ * grid_) +=
           resize_positions_backward<S>(options_.positions, View<S>(dplaces), grid_, grid_, saved.rows, saved.cols);
     }
-    Mat<S> dpatches(dimage.given() ? batch * n : 0, saved.patches.cols());
+    Mat<S> dpatches(input ? batch * n : 0, saved.patches.cols());
     linear_backward(View<S>(saved.patches), out_in(parameters(patch_)), View<S>(dembedded),
-                    {dimage.given() ? overwrite(dpatches) : Gradient<S>(), gradient(patch_), gradient(patch_bias_)},
-                    inner);
+                    {input ? overwrite(dpatches) : Gradient<S>(), gradient(patch_), gradient(patch_bias_)}, inner);
+    if (input && asked != nullptr) detail::tell_input(asked, saved.patches, dpatches, first_patch());
     if (!dimage.given()) return;
     const ImagePatches cut = cut_of(saved.rows * side_, saved.cols * side_);
     const Index pixels = cut.rows * cut.cols;
@@ -339,22 +386,6 @@ class Vit {
                        dimage.block(b * pixels, 0, pixels, channels_), inner);
   }
 
-  /// The relevance of every token to the logit of that class, in every item. Throws ShapeError for a class out of
-  /// range.
-  template <class Op>
-  RelevanceRow<S> explain(const Op& op, VitSaved<Op, S>& saved, Index label, const ModelCall& call = {}) const {
-    if (label < 0 || label >= classes())
-      limpid::detail::raise("vit: the class is " + std::to_string(label) + ", wanted it in [0, " +
-                            std::to_string(classes()) + ")");
-    const Index batch = saved.logits.rows();
-    RelevanceRow<S> out{pool_weights(batch, saved.rows * saved.cols)};
-    Mat<S> dlogits = Mat<S>::Zero(batch, classes());
-    dlogits.col(label).setOnes();
-    backward(op, saved, View<S>(dlogits), View<S>(), nullptr, MutView<S>(), &out, call);
-    return out;
-  }
-
- private:
   ImagePatches cut_of(Index rows, Index cols) const { return {rows, cols, side_, side_, PatchBorder::none}; }
   ImagePatches check_image(Index rows, Index cols, View<S> image, Index batch, const char* name) const {
     const ImagePatches cut = cut_of(rows, cols);
