@@ -2,6 +2,7 @@
 // what is refused. Numbers of the references are in golden/transformer_model.cpp.
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <fstream>
 #include <limits>
@@ -453,6 +454,17 @@ TEST_CASE("bert: every gradient, of the shared block of ALBERT too", "[model]") 
     RelevanceRow<double> alone{mean};
     bert.backward(op, saved, dhidden, nullptr, {}, &alone, call);
     CHECK(alone.rest == why.rest);
+    // from the sums of embeddings, bit for bit; their tables are not in it
+    auto by_sums = bert.saved(op);
+    bert.forward(op, View<double>(saved.sum), by_sums, call);
+    CHECK(by_sums.hidden == saved.hidden);
+    Mat<double> dsums(8, dembeddings.cols());
+    bert.backward(op, by_sums, dhidden, nullptr, dsums, nullptr, call);
+    CHECK(dsums == dembeddings);
+    const ParameterGradients<double> before = gradients;
+    CHECK(suite::error_of([&] { bert.backward(op, by_sums, dhidden, &gradients, {}, nullptr, call); }) ==
+          "bert: gradients of parameters after a call by sums of embeddings, wanted one by ids");
+    CHECK(gradients.list == before.list);
   }
 }
 
@@ -793,6 +805,13 @@ TEST_CASE("models: calls that do not fit are refused", "[model]") {
   run({1, 2}, {}, 1);
   CHECK(contains(suite::error_of([&] { bert.backward(softmax(), b, image, nullptr); }),
                  "bert: the gradient of hidden is 36 x 3, wanted 2 x 6"));
+  for (const auto& [rows, cols, batch] : {std::array<Index, 3>{4, 5, 2}, {3, 6, 2}, {0, 6, 1}, {4, 6, 0}}) {
+    const Mat<double> sums = Mat<double>::Zero(rows, cols);
+    const ModelCall call{.batch = batch};
+    CHECK(contains(suite::error_of([&] { bert.forward(softmax(), View<double>(sums), b, call); }),
+                   "bert: sums of embeddings are " + std::to_string(rows) + " x " + std::to_string(cols) +
+                       " and a batch of " + std::to_string(batch) + ", wanted 6 columns"));
+  }
   const Llama<double> llama(of_llama.file, {.heads = 4, .eps = 1e-5});
   const auto op = llama_attention();
   auto l = llama.saved(op);
@@ -847,6 +866,9 @@ TEST_CASE("models: what is refused leaves saved and gradients as they were", "[m
     ParameterGradients<double> wanted(bert.parameters), got(bert.parameters);
     bert.backward(op, saved, d, &wanted);
     CHECK(contains(suite::error_of([&] { bert.forward(refused, {1, 2}, {}, saved); }), why));
+    const Mat<double> sums = 2 * saved.sum;
+    CHECK(contains(suite::error_of([&] { bert.forward(refused, View<double>(sums), saved); }), why));
+    CHECK(2 * saved.sum == sums);
     CHECK(saved.ids == ids);
     CHECK(saved.sum.rows() == 8);
     CHECK(contains(suite::error_of([&] { bert.backward(refused, saved, d, &got); }), why));

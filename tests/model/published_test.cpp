@@ -223,12 +223,14 @@ TEST_CASE("wordpiece: texts are cut as the tokenizers library cuts them", "[publ
     std::vector<std::string> tokens;
     for (const std::ptrdiff_t id : found.ids) tokens.push_back(vocabulary.at(static_cast<std::size_t>(id)));
     CHECK(tokens == one.at("tokens").get<std::vector<std::string>>());
+    CHECK(found.pieces == tokens);
     REQUIRE(found.word.size() == found.ids.size());
     for (std::size_t i = 0; i < found.ids.size(); ++i)
       CHECK((found.word[i] == -1) == (i == 0 || i + 1 == found.ids.size()));
   }
   const wordpiece::Text words = tokenizer("The Caf\u00e9 raised it.");
   CHECK(words.words == std::vector<std::string>{"The", "Caf\u00e9", "raised", "it", "."});
+  CHECK(suite::error_of([&] { tokenizer.id("[MISSING]"); }) == "the vocabulary lacks [MISSING]");
   CHECK(suite::error_of([&] { tokenizer("a\xff"); }) == "found bytes that are not UTF-8 from byte 1 on");
   for (const char* wrong : {"\xc3", "\xc0\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe2\x82z"})
     CHECK(suite::error_of([&] { tokenizer(wrong); }) == "found bytes that are not UTF-8 from byte 0 on");

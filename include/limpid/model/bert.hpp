@@ -143,7 +143,8 @@ inline const NameTable& albert_block() {
 ///
 /// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a
 /// head count that does not divide, ALBERT without layers; ShapeError for a first_place that is none. Calls throw
-/// ShapeError: ids out of the vocabulary, more tokens than places, an operator's own reasons.
+/// ShapeError: ids out of the vocabulary, more tokens than places, sums of embeddings of another shape, an operator's
+/// own reasons.
 template <class S>
 class Bert {
  public:
@@ -230,18 +231,20 @@ class Bert {
     embed(parameters(words_), saved.ids, saved.sum, {false, call.workspace, call.executor});
     embed(parameters(types_), saved.types, saved.sum, {true, call.workspace, call.executor});
     embed(parameters(places_), places(call.batch, n), saved.sum, {true, call.workspace, call.executor});
-    saved.embedded.resize(count, words_.cols);
-    layer_norm(saved.sum, parameters(gamma_), parameters(beta_), saved.embedded,
-               {options_.eps, &saved.norm, call.workspace, call.executor});
-    Mat<S> x;
-    if (map_.given()) {
-      x.resize(count, width());
-      linear(View<S>(saved.embedded), out_in(parameters(map_)), parameters(map_bias_), x,
-             {false, call.workspace, call.executor});
-    } else {
-      x = saved.embedded;
-    }
-    saved.hidden = stack_.forward(op, parameters, std::move(x), saved.stack, call);
+    from_sums(op, saved, call);
+  }
+  /// The same from sums of embeddings, (batch n) x their width: saved.sum of a call by ids, or what integrated gradients
+  /// and SmoothGrad make of it. Their tables have no gradient then, and backward throws where gradients are wanted.
+  template <class Op>
+  void forward(const Op& op, View<S> sums, BertSaved<Op, S>& saved, const ModelCall& call = {}) const {
+    if (call.batch < 1 || sums.rows < 1 || sums.rows % call.batch != 0 || sums.cols != words_.cols)
+      limpid::detail::raise("bert: sums of embeddings are " + limpid::detail::shape_text(sums.rows, sums.cols) +
+                            " and a batch of " + std::to_string(call.batch) + ", wanted " +
+                            std::to_string(words_.cols) + " columns and as many tokens in each item, one at least");
+    stack_.check(op, parameters, sums.rows, call.batch);
+    saved.ids.clear(), saved.types.clear(), saved.batch = call.batch;
+    saved.sum = sums.map();
+    from_sums(op, saved, call);
   }
 
   /// Backwards from the gradient of hidden: gradients are added to, dembeddings ((batch n) x the width of embeddings)
@@ -276,6 +279,8 @@ class Bert {
     detail::check_gradient_list("bert", gradients, parameters);
     stack_.check_kept(op, parameters, saved.stack);
     detail::check_asked("bert", op, asked, saved.batch, n);
+    if (gradients != nullptr && saved.ids.empty())
+      limpid::detail::raise("bert: gradients of parameters after a call by sums of embeddings, wanted one by ids");
     const auto gradient = [&](const Slot& slot) {
       return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
     };
@@ -301,6 +306,23 @@ class Bert {
   }
 
   std::vector<Index> places(Index batch, Index n) const { return detail::places_of(batch, n, options_.first_place); }
+
+  template <class Op>
+  void from_sums(const Op& op, BertSaved<Op, S>& saved, const ModelCall& call) const {
+    const Index count = saved.sum.rows();
+    saved.embedded.resize(count, words_.cols);
+    layer_norm(saved.sum, parameters(gamma_), parameters(beta_), saved.embedded,
+               {options_.eps, &saved.norm, call.workspace, call.executor});
+    Mat<S> x;
+    if (map_.given()) {
+      x.resize(count, width());
+      linear(View<S>(saved.embedded), out_in(parameters(map_)), parameters(map_bias_), x,
+             {false, call.workspace, call.executor});
+    } else {
+      x = saved.embedded;
+    }
+    saved.hidden = stack_.forward(op, parameters, std::move(x), saved.stack, call);
+  }
 
   BertOptions options_;
   detail::Stack<S> stack_;
