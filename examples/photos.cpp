@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <limpid/explain/map.hpp>
+#include <limpid/explain/explanation.hpp>
 #include <limpid/io/resize.hpp>
 #include <limpid/io/sheet.hpp>
 #include <limpid/model/vit.hpp>
@@ -66,12 +66,12 @@ Seen look(const limpid::model::Vit<float>& vit, const limpid::io::Checkpoint& fi
     limpid::map_block(op, limpid::qkv(last.q, last.k, last.v), last.attention, 0, first, row, {.head = h});
     out.looks.push_back(as_grid(row));
   }
-  Mat<float> dtokens = Mat<float>::Zero(n, vit.width()), start = Mat<float>::Zero(1, n);
+  Mat<float> dtokens = Mat<float>::Zero(n, vit.width());
   dtokens.row(0) = saved.tokens.row(0).normalized();
-  start(0, 0) = 1;
-  limpid::model::RelevanceRow<float> relevance{start};
-  vit.backward(op, saved, View<float>(), View<float>(dtokens), nullptr, {}, &relevance);
-  out.relevance = as_grid(Mat<float>(relevance.rest.rightCols(n - first)));
+  limpid::Explanation<float> why;
+  why.start(n, 0);
+  vit.backward(op, saved, View<float>(), View<float>(dtokens), nullptr, {}, why);
+  out.relevance = as_grid(Mat<float>(why.relevance().rightCols(n - first)));
   return out;
 }
 

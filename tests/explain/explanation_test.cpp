@@ -567,7 +567,8 @@ TEST_CASE("explanation: what is not there is refused by name, and leaves the ans
   M dtable = M::Zero(5, 5);
   const auto biased = limpid::softmax(limpid::bias(table, dtable));
   limpid::Saved<std::remove_const_t<decltype(biased)>, double> of_bias;
-  limpid::forward(biased, qkv(q, q, q), out, {.batch = 2, .heads = 2, .saved = &of_bias});
+  M other = out;
+  limpid::forward(biased, qkv(q, q, q), other, {.batch = 2, .heads = 2, .saved = &of_bias});
   Explanation<double> four(everything);
   four.start(5, 1, 2);
   CHECK_THROWS_WITH(four.layer(biased, qkv(q, q, q), of_bias, out, pass),
@@ -589,9 +590,10 @@ TEST_CASE("explanation: what is not there is refused by name, and leaves the ans
   CHECK(why.layers() == 0);
   CHECK(why.relevance().isZero(0));
   CHECK_THROWS_WITH(why.heads(0), "explanation: layer is 0, wanted it in [0, 0)");
-  why.layer(op, qkv(q, q, q), saved, out, pass);
+  const M twice = 2 * out;
+  why.layer(op, qkv(q, q, q), saved, twice, pass);
   CHECK(distance(why.relevance(), relevance) == 0);
-  CHECK(why.heads(0) == heads);
+  CHECK(why.heads(0) == M(2 * heads));
   const Explanation<double> nothing({.relevance = {}});
   CHECK_THROWS_WITH(nothing.relevance(), Catch::Contains("explanation: relevance is not there"));
   CHECK_THROWS_WITH(nothing.rollout(), Catch::Contains("explanation: rollout is not there"));
