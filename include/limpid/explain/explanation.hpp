@@ -29,8 +29,8 @@ struct ExplanationOptions {
 /// unit row of the token that the answer is read from or the weights of a mean over tokens:
 ///
 ///   relevance   w (R - I),  R = (I + Abar_L) ... (I + Abar_1),  Abar = mean_h part(A_h o dA_h)
-///               Chefer, Gur and Wolf 2021, 2103.15679, rules 5 and 6; the identity is kept apart, for its 1 would round
-///               away in float the digits that one shows
+///               Chefer, Gur and Wolf 2021, 2103.15679, rules 5 and 6; the identity is kept apart, for in float its 1
+///               would round away the digits that one shows
 ///   rollout     w C,  C = F_L ... F_1,  F_l = residual I + (1 - residual) fuse_h E_l,h        Abnar and Zuidema 2020
 ///   heads       sum_i <out_h,i, dout_h,i>, signed          Michel, Levy and Neubig 2019, 1905.10650, who take its size
 ///   input       dx and, for every token, the sum of x o dx of what it was made from
@@ -39,7 +39,7 @@ struct ExplanationOptions {
 ///
 ///   limpid::Explanation<float> why({.rollout = limpid::RolloutOptions{}, .heads = true, .input = true});
 ///   vit.explain(op, saved, label, why);
-///   why.relevance();  why.rollout();  why.heads(layer);  why.gradient_times_input();     // batch x n; heads: batch x H
+///   why.relevance();  why.rollout();  why.heads(layer);  why.gradient_times_input();  // batch x n; batch x H
 ///
 /// Of a stack of your own every layer is one call, from the last to the first, with the backward pass of that layer,
 /// which hands on what it is told; so blocks of every kind go, and layers that are nothing but an operator:
@@ -54,8 +54,8 @@ struct ExplanationOptions {
 /// saved.compress.attention of a Crate; of a boosting block the call stands in its vjp, and the way of its estimate u
 /// past the attention is not followed.
 ///
-/// Where the map E that an operator puts to work (map_block) has negative entries, or is made of several, relevance takes
-/// the factor A whose gradient the backward pass has, before any norm of the head, and dA over all its uses:
+/// Where the map E that an operator puts to work (map_block) has negative entries, or is made of several, relevance
+/// takes the factor A whose gradient the backward pass has, before any norm of the head, and dA over all its uses:
 ///
 ///   differential, gated    A = E = w1 A1 - w2 A2, dA = dH V^T with H = E V: the part is of one product, of both maps
 ///   twicing, boosting      A the map that is run again and again, dA = sum_t s G_t w_t^T, its steps' products together
@@ -66,10 +66,11 @@ struct ExplanationOptions {
 /// the operator: sum E o dout V^T where out = E V.
 ///
 /// Asking changes no bit of outputs and gradients. Memory: a few numbers a token and item, and one layer's gradient of
-/// its heads' output, (B n) x (H dv), with `heads` or more than one part; nothing n x n. One call at a time, another one
-/// meanwhile throws ShapeError; several may read. What throws, before or on its way, leaves the answers as they were.
-/// Error in double: within 1e-10 of dense formulas and of Relevance, Rollout and head_importance, as tests assert; in
-/// float the row of relevance within 2e-6 of double, of its largest entry, over 12 layers.
+/// its heads' output, (B n) x (H dv), with `heads` or more than one part; nothing n x n. One call at a time, another
+/// one meanwhile throws ShapeError; several may read. What throws, before or on its way, leaves the answers as they were.
+/// Error in double: within 1e-10 of dense formulas, and no bit from Relevance, Rollout and head_importance, as tests
+/// assert; in float the row of relevance within 2e-6 of double, of its largest entry, over 12 layers of noise and on
+/// MiniLM and DINOv2 (found 1e-6), within 4e-6 on RXNMapper, whose gradients have no more digits (found 2.4e-6).
 template <class S>
 class Explanation {
  public:

@@ -81,7 +81,8 @@ struct AotSaved {
 /// v. "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, section on the
 /// architecture. Their theory has a fixed eta and no norm; their networks eta = 1 and pre-norm. eta as a scalar to
 /// learn is ours. Kept: the norm's statistics and what the attention keeps; H and Attention(H) are made again. x must
-/// still be there. Throws ShapeError as MultiHead does, also where gamma, beta, eta or eps is not finite.
+/// still be there. backward takes what an Explanation asks for. Throws ShapeError as MultiHead does, also where gamma,
+/// beta, eta or eps is not finite.
 template <class Op>
 struct Aot {
   Op op;

@@ -229,7 +229,8 @@ struct CrateSaved {
 ///
 /// The papers derive its first half from a descent of the coding rate R^c. The step that is built, x + MSSA(LN(x)),
 /// RAISES the plain R^c of its tokens (Hu et al., NeurIPS 2024, and our own measurement; coding_rate.hpp): do not read
-/// it as a descent. Kept: H and what the two halves keep. Throws ShapeError as Aot and Ista do.
+/// it as a descent. Kept: H and what the two halves keep. backward takes what an Explanation asks for. Throws ShapeError
+/// as Aot and Ista do.
 template <class Op>
 struct Crate {
   Op op;

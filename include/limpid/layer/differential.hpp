@@ -46,9 +46,10 @@ using TwoMapLayerCall = LayerForward<TwoMapLayerSaved<Op, S>>;
 /// differential_gated(...); Ye et al. 2024, arXiv 2410.05258, section 2.1, without biases. Rotary positions come
 /// between projection and scores: with them, call linear and the operator yourself.
 ///
-/// Kept: q, k, v, z, the heads' output and what the operator keeps, O((B n)(D + H (2 d + dv))). Throws ShapeError where
-/// shapes do not fit, a result shares memory with an input or with another one, gate_b is not finite, or, backward, no
-/// forward call has filled saved to its end.
+/// Kept: q, k, v, z, the heads' output y and what the operator keeps, O((B n)(D + H (2 d + dv))). backward takes what an
+/// Explanation asks for, whose layer() wants the operator's arguments then: q, k, v and z with lambda and gamma. Throws
+/// ShapeError where shapes do not fit, a result shares memory with an input or with another one, gate_b is not finite,
+/// or, backward, no forward call has filled saved to its end.
 template <class Op>
 struct TwoMapLayer {
   Op op;

@@ -48,8 +48,8 @@ struct MssaLayerSaved {
 ///
 /// "Attention-Only Transformers via Unrolled Subspace Denoising", ICML 2025, arXiv 2506.03790, eq. 3 to 5; CRATE, arXiv
 /// 2306.01129. Networks have a free W_O with bias and scale 1 / sqrt(p), the default; the theory has it tied, scale 1
-/// and orthonormal U. Kept: Y, O and what mssa() keeps. 2 n D H p + 2 n E H p flop beside the operator's. Throws
-/// ShapeError as MultiHead does.
+/// and orthonormal U. Kept: Y, O and what mssa() keeps. 2 n D H p + 2 n E H p flop beside the operator's. backward
+/// takes what an Explanation asks for. Throws ShapeError as MultiHead does.
 template <class Op>
 struct MssaLayer {
   Op op;
