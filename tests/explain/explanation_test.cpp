@@ -590,8 +590,14 @@ TEST_CASE("explanation: what is not there is refused by name, and leaves the ans
   CHECK(why.layers() == 0);
   CHECK(why.relevance().isZero(0));
   CHECK_THROWS_WITH(why.heads(0), "explanation: layer is 0, wanted it in [0, 0)");
+  std::string meanwhile;
+  const auto asks = [&](const BackwardCall<double>& ask) {
+    meanwhile = suite::error_of([&] { why.relevance(); });
+    pass(ask);
+  };
   const M twice = 2 * out;
-  why.layer(op, qkv(q, q, q), saved, twice, pass);
+  why.layer(op, qkv(q, q, q), saved, twice, asks);
+  CHECK(meanwhile == "explanation is in use by another call, wanted one call at a time, or one for each");
   CHECK(distance(why.relevance(), relevance) == 0);
   CHECK(why.heads(0) == M(2 * heads));
   const Explanation<double> nothing({.relevance = {}});
