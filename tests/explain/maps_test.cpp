@@ -447,6 +447,43 @@ TEST_CASE("integrated gradients: complete as steps grow, exact for a linear mode
                     Catch::Contains("gradient_times_input: the model's score is nan"));
 }
 
+TEST_CASE("a model of several inputs at once: the bits of one at a time, and no gradient of what needs none") {
+  const M x = random(5, 3, 3, 2), from = random(5, 3, 4);
+  Model model;
+  Index calls = 0, without = 0, most = 0;
+  const auto several = [&](View<double> at, limpid::MutView<double> dx, limpid::MutView<double> scores) {
+    REQUIRE(at.rows == 5 * scores.cols);
+    ++calls, without += dx.given() ? 0 : 1, most = std::max(most, scores.cols);
+    M unwanted = M::Zero(5, 3);
+    for (Index i = 0; i < scores.cols; ++i)
+      scores(0, i) =
+          model(at.block(5 * i, 0, 5, 3), dx.given() ? dx.block(5 * i, 0, 5, 3) : limpid::MutView<double>(unwanted));
+  };
+  const auto one = limpid::integrated_gradients(model, x, 10, from);
+  for (const Index at_once : {1, 3, 10, 99}) {
+    calls = without = most = 0;
+    const auto found = limpid::integrated_gradients(several, x, 10, from, at_once);
+    CHECK(calls == (10 + at_once - 1) / at_once + 1);
+    CHECK(without == 1);  // the two ends
+    CHECK(most == std::max<Index>(2, std::min<Index>(10, at_once)));
+    CHECK(found.entries == one.entries);
+    CHECK(found.tokens == one.tokens);
+    CHECK(found.score == one.score);
+    CHECK(found.baseline == one.baseline);
+    CHECK(found.gap == one.gap);
+    CHECK(limpid::smooth_grad(several, x, {.samples = 7, .at_once = at_once}).entries ==
+          limpid::smooth_grad(model, x, {.samples = 7}).entries);
+  }
+  CHECK(limpid::gradient_times_input(several, x).entries == limpid::gradient_times_input(model, x).entries);
+  CHECK_THROWS_WITH(limpid::integrated_gradients(several, x, 10, from, 0),
+                    "integrated_gradients: at_once is 0, wanted at least 1");
+  CHECK_THROWS_WITH(limpid::smooth_grad(model, x, {.at_once = -2}), "smooth_grad: at_once is -2, wanted at least 1");
+  const auto nan = [&](View<double>, limpid::MutView<double>, limpid::MutView<double> scores) {
+    scores.fill(1), scores(0, scores.cols - 1) = std::nan("");
+  };
+  CHECK_THROWS_WITH(limpid::integrated_gradients(nan, x, 3), "integrated_gradients: the model's score is nan");
+}
+
 TEST_CASE("SmoothGrad: the gradient itself without noise, the same numbers for a seed, their squares where asked") {
   const M x = random(5, 3, 3, 2);
   Model model;

@@ -129,6 +129,47 @@ TEST_CASE("relevance across streams is a row of the block matrix, each stage fro
   }
 }
 
+TEST_CASE("all parts at once: the rows of each, through its own product; a gathered mask's too") {
+  const std::vector<Index> tokens{21};
+  const Part parts[] = {Part::pos, Part::neg, Part::abs, Part::signed_};
+  std::vector<Attention> stack;
+  for (std::uint64_t l = 0; l < 3; ++l) stack.emplace_back(0, 0, tokens, 10 * l);
+  const auto run = [&](Relevance<double>& relevance, const auto& start, M* dq) {
+    relevance.start(start);
+    for (std::size_t l = stack.size(); l-- > 0;) stack[l].backward(relevance.ask(), dq), relevance.stage();
+  };
+  M mixture = random(batch, 21, 7);
+  M with = stack[0].q, without = stack[0].q;
+  Relevance<double> all(tokens, limpid::AllParts(), batch);
+  for (const bool mixed : {false, true}) {
+    mixed ? run(all, limpid::View<double>(mixture), &with) : run(all, std::vector<Index>{4, 20}, &with);
+    for (Index p = 0; p < 4; ++p) {
+      Relevance<double> one(tokens, parts[p], batch);
+      mixed ? run(one, limpid::View<double>(mixture), &without) : run(one, std::vector<Index>{4, 20}, &without);
+      for (Index item = 0; item < batch; ++item) {
+        CHECK(distance(all.of().row(4 * item + p), one.of().row(item)) < 1e-14);
+        CHECK(distance(all.without_start().row(4 * item + p), one.without_start().row(item)) < 1e-14);
+      }
+    }
+    CHECK(with == without);
+  }
+  CHECK_THROWS_WITH(all.start(std::vector<Index>{1, 2, 3}), "relevance: 3 tokens to explain, wanted 2, one an item");
+
+  const auto window = limpid::softmax(limpid::window(3));  // few pairs: blocks of gathered queries and keys
+  Attention& a = stack[0];
+  limpid::Saved<std::remove_cv_t<decltype(window)>, double> saved;
+  M out = a.q, at_once(4 * batch, 21), alone(batch, 21), w = random(4 * batch, 21, 9), own(batch, 21);
+  limpid::forward(window, qkv(a.q, a.k, a.v), out, {.batch = batch, .heads = heads, .saved = &saved});
+  limpid::backward(window, qkv(a.q, a.k, a.v), saved, a.dout, {},
+                   {.relevance_weights = limpid::View<double>(w), .relevance = at_once});
+  for (Index p = 0; p < 4; ++p) {
+    for (Index item = 0; item < batch; ++item) own.row(item) = w.row(4 * item + p);
+    limpid::backward(window, qkv(a.q, a.k, a.v), saved, a.dout, {},
+                     {.relevance_weights = limpid::View<double>(own), .relevance = alone, .part = parts[p]});
+    for (Index item = 0; item < batch; ++item) CHECK(distance(at_once.row(4 * item + p), alone.row(item)) < 1e-15);
+  }
+}
+
 TEST_CASE("asking for relevance changes no bit of a gradient, and no gradient none of the relevance") {
   const std::vector<Index> tokens{33};
   Attention a(0, 0, tokens, 1);

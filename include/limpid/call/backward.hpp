@@ -16,7 +16,9 @@ struct BackwardCall {
   Workspace* workspace = nullptr;
   ExecutorRef executor = {};
   /// Relevance beside the gradients: relevance (B x m) = mean over heads of sum_i w_i part(A_ij dA_ij), w (B x n)
-  /// given. ShapeError where it lies over an input, dout, w or any gradient.
+  /// given. Where both have 4 B rows, those of an item are of every part, positive, negative, absolute and signed, each
+  /// with row weights of its own, and part is not looked at. ShapeError where it lies over an input, dout, w or any
+  /// gradient.
   View<S> relevance_weights = {};
   MutView<S> relevance = {};
   Part part = Part::pos;
@@ -34,10 +36,15 @@ inline void check_gradient_shape(Name name, const FieldShape& g, Index rows, Ind
     raise(name + ": gradient of " + g.name + " is " + shape_text(g.rows, g.cols) + ", wanted " +
           shape_text(rows, cols));
 }
-/// Relevance is B x m, its weights are B x n.
-inline void check_relevance_shape(Name name, const char* what, Index rows, Index cols, Index batch, Index tokens) {
-  if (rows != batch || cols != tokens)
-    raise(name + ": " + what + " is " + shape_text(rows, cols) + ", wanted " + shape_text(batch, tokens));
+/// Rows of relevance of an item: of one part, or of all four.
+template <class S>
+Index relevance_rows(const BackwardCall<S>& call, Index batch) {
+  return call.relevance.rows == 4 * batch ? 4 : 1;
+}
+/// Relevance is B x m, its weights are B x n; where all parts are asked for, four rows an item.
+inline void check_relevance_shape(Name name, const char* what, Index rows, Index cols, Index wanted, Index tokens) {
+  if (rows != wanted || cols != tokens)
+    raise(name + ": " + what + " is " + shape_text(rows, cols) + ", wanted " + shape_text(wanted, tokens));
 }
 /// What is written for a call's requests besides gradients, and what is read for it.
 template <class S>
@@ -68,8 +75,9 @@ void check_backward(const Op& op, const Inputs<Op, S>& in, const Dims& d, View<S
   const bool emits = call.relevance.given();
   const View<S> weights = emits ? call.relevance_weights : View<S>();
   if (emits) {
-    check_relevance_shape(name, "relevance", call.relevance.rows, call.relevance.cols, d.batch, d.m);
-    check_relevance_shape(name, "relevance_weights", weights.rows, weights.cols, d.batch, d.n);
+    const Index rows = relevance_rows(call, d.batch) * d.batch;
+    check_relevance_shape(name, "relevance", call.relevance.rows, call.relevance.cols, rows, d.m);
+    check_relevance_shape(name, "relevance_weights", weights.rows, weights.cols, rows, d.n);
   }
   if (call.heads_gradient.given())
     check_relevance_shape(name, "heads_gradient", call.heads_gradient.rows, call.heads_gradient.cols, dout.rows,
@@ -130,15 +138,16 @@ class SharedGradients {
   Index count_ = 0;
 };
 
-/// What heads emit, m numbers each, averaged over those of an item.
+/// What heads emit, `rows` rows of m numbers each, averaged over those of an item.
 template <class S>
-void mean_of_heads(const S* emitted, const Dims& d, MutView<S> to) {
+void mean_of_heads(const S* emitted, Index rows, const Dims& d, MutView<S> to) {
   for (Index b = 0; b < d.batch; ++b)
-    for (Index j = 0; j < d.m; ++j) {
-      S sum(0);
-      for (Index h = 0; h < d.heads; ++h) sum += emitted[(b * d.heads + h) * d.m + j];
-      to(b, j) = sum / S(double(d.heads));
-    }
+    for (Index r = 0; r < rows; ++r)
+      for (Index j = 0; j < d.m; ++j) {
+        S sum(0);
+        for (Index h = 0; h < d.heads; ++h) sum += emitted[((b * d.heads + h) * rows + r) * d.m + j];
+        to(b * rows + r, j) = sum / S(double(d.heads));
+      }
 }
 
 template <class P, class Op, class S = typename P::Scalar>
@@ -166,7 +175,8 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
   S* collected = common.take<S>(heads * gradient_size);
   for (Index s = 0; s < heads * gradient_size; ++s) collected[s] = S(0);
   const bool emits = call.relevance.given();
-  S* emitted = emits ? common.take<S>(heads * d.m) : nullptr;
+  const Index rows = relevance_rows(call, d.batch);
+  S* emitted = emits ? common.take<S>(heads * rows * d.m) : nullptr;
 
   const bool may_spread = !op.modifiers().wants_serial_heads(d.batch, d.heads, d.n);
   for_heads(
@@ -179,7 +189,13 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
           const auto keep = head_kept<View<S>>(op, saved, head, b, h);
           const Index width = dout.cols / d.heads, index = b * d.heads + h;
           RelevanceRequest<S> relevance;
-          if (emits) relevance = {call.relevance_weights.row(b), emitted + index * d.m, call.part};
+          if (emits)
+            relevance = {call.relevance_weights.row(b * rows),
+                         emitted + index * rows * d.m,
+                         call.part,
+                         rows,
+                         call.relevance_weights.stride,
+                         d.m};
           Grads<Op, S> own{};
           Index field = 0;
           Grads<Op, S>::visit([&](const char*, Role, MutView<S>& g) { g = shared.of_head(field++, b, h); }, own);
@@ -194,7 +210,7 @@ void backward_with(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, V
   if (gradient_size > 0)
     for (Index t = 0; t < heads; ++t)
       op.modifiers().deliver_gradient(at_head(d, t / d.heads, t % d.heads), collected + t * gradient_size);
-  if (emits) mean_of_heads(emitted, d, call.relevance);
+  if (emits) mean_of_heads(emitted, rows, d, call.relevance);
   if (call.heads_gradient.given()) copy<S>(dout, call.heads_gradient);
 }
 

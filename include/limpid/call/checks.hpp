@@ -106,6 +106,14 @@ inline constexpr bool has_entropy = requires(const Op& op, const Pass<Native<S>>
                                              const typename Op::template Keep<View<S>>& keep, S* out) {
   op.entropy(pass, head, keep, out);
 };
+/// Whether an operator says that the rows of its map sum to 1, but to 0 without keys.
+template <class Op>
+inline constexpr bool rows_sum_to_one = [] {
+  if constexpr (requires { Op::rows_sum_to_one; })
+    return bool(Op::rows_sum_to_one);
+  else
+    return false;
+}();
 /// Whether its rows have a log-sum-exp.
 template <class Op>
 inline constexpr bool has_lse = requires(typename Op::template Keep<View<double>> keep) {

@@ -16,6 +16,10 @@ struct RelevanceRequest {
   const S* w = nullptr;  ///< n row weights
   S* c = nullptr;        ///< m, overwritten; null: not asked
   Part part = Part::pos;
+  Index rows = 1;                    ///< or 4: all parts, in their order, each with row weights of its own
+  Index w_stride = 0, c_stride = 0;  ///< from row to row
+
+  Part part_of(Index row) const { return rows == 1 ? part : static_cast<Part>(row); }
 };
 
 /// One head of a call, forward or from inside. P: the vectors of the engine (a policy, see engine/simd.hpp), which the

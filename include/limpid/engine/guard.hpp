@@ -105,7 +105,7 @@ class Guard {
           if (map.dbias) map.dbias[j] = nan();
         }
         if (plan.relevance.c && (rows_[i] == Bad::weights || !left_.row_is_fine(i) || !right_.row_is_fine(j)))
-          plan.relevance.c[j] = nan();
+          for (Index r = 0; r < plan.relevance.rows; ++r) plan.relevance.c[r * plan.relevance.c_stride + j] = nan();
         if (Mods::collects_gradient && map_->mods->wants_gradient())
           map_->mods->pull(S(0), nan(), map_->place(i, j), collected);
       }

@@ -131,7 +131,7 @@ class PullTasks {
     }
     total_ = M == 1 ? weights_[0] : take_tile();
     da_ = Emit ? take_tile() : nullptr;
-    emitted_ = Emit ? arena.take<S>(ld) : nullptr;
+    emitted_ = Emit ? arena.take<S>(plan_.relevance.rows * ld) : nullptr;
     dv_ = arena.take<S>(padded<P>(w_) * ld);
     x_copy_ = arena.take<S>(padded<P>(w_) * rows);
     if (plan_.maps[0].scores.near_alone()) {
@@ -197,7 +197,7 @@ class PullTasks {
       if (dbias_[t]) clear(dbias_[t], nk_);
     }
     if (taken_) clear(taken_, ld);
-    if constexpr (Emit) clear(emitted_, ld);
+    if constexpr (Emit) clear(emitted_, plan_.relevance.rows * ld);
     if (tallies_) clear(collected_, shared_.gradient_size), moments_ = {};
   }
 
@@ -211,9 +211,15 @@ class PullTasks {
     if (nq > 0) {
       after_ = shared_.cut.queries(after).begin;
       make_gradients(q0, nq);
-      if constexpr (Emit)
-        add_relevance<P>({total_, ld, q0, nq, 0, nk_}, total_, da_,
-                         {plan_.relevance.w, emitted_, plan_.relevance.part});
+      if constexpr (Emit) {
+        RelevanceRequest<S> own = plan_.relevance;
+        own.c = emitted_, own.c_stride = ld;
+        const Tile<S> tile{total_, ld, q0, nq, 0, nk_};
+        if (own.rows == 1)
+          add_relevance<P>(tile, total_, da_, own);
+        else
+          add_relevance_parts<P>(tile, total_, da_, own);
+      }
       for (int t = 0; t < M; ++t) {
         side_outputs(t, q0, nq);
         add_to_keys(t, q0, nq);
@@ -362,7 +368,9 @@ class PullTasks {
     if (w_ > 0)
       copy_or_add_scaled<P>(View<S>(dv_, nk_, w_, padded<P>(w_)), S(1), plan_.dv.block(k0_, 0, nk_, w_),
                             plan_.accumulate_v || !first);
-    if constexpr (Emit) copy_or_add<S>({emitted_, 1, nk_, nk_}, {plan_.relevance.c + k0_, 1, nk_, nk_}, !first);
+    if constexpr (Emit)
+      copy_or_add<S>({emitted_, plan_.relevance.rows, nk_, ld},
+                     {plan_.relevance.c + k0_, plan_.relevance.rows, nk_, plan_.relevance.c_stride}, !first);
   }
 
   void deliver_tallies() {
@@ -494,6 +502,26 @@ void pull_listed(const Context& context, const GatherPlan<P, Mods>& blocks,
       });
 }
 
+/// What a block of gathered queries is asked of relevance, its sums in room of their own.
+template <class S, class Block>
+RelevanceRequest<S> relevance_of(const Block& block, const RelevanceRequest<S>& all, Arena& arena) {
+  RelevanceRequest<S> own = all;
+  if (!all.c) return own;
+  own.w_stride = block.queries(), own.c_stride = block.keys();
+  own.c = arena.take<S>(all.rows * block.keys());
+  if (all.rows == 1) {
+    own.w = block.of_queries(all.w);
+    return own;
+  }
+  S* w = arena.take<S>(all.rows * block.queries());
+  for (Index r = 0; r < all.rows; ++r) {
+    const S* row = block.of_queries(all.w + r * all.w_stride);
+    std::copy(row, row + block.queries(), w + r * own.w_stride);
+  }
+  own.w = w;
+  return own;
+}
+
 /// The same block by block.
 template <class P, int M, class Mods>
 void pull_back_gathered(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
@@ -511,7 +539,8 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
     if (map.dbias) clear(map.dbias, m);
   }
   if (plan.dv.given() && !plan.accumulate_v) plan.dv.fill(S(0));
-  if (plan.relevance.c) clear(plan.relevance.c, m);
+  for (Index r = 0; plan.relevance.c && r < plan.relevance.rows; ++r)
+    clear(plan.relevance.c + r * plan.relevance.c_stride, m);
   const auto same = [](View<S> a, View<S> b) { return a.data == b.data && a.cols == b.cols; };
   bool finite = keeps_whole_blocks(first);
   if (!finite) {
@@ -556,7 +585,9 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
     own.x = same(plan.x, plan.left) ? own.left : block.of_queries(plan.x);
     own.dv = of_keys(plan.dv);
     own.accumulate_k = in_place && plan.accumulate_k, own.accumulate_v = in_place && plan.accumulate_v;
-    own.relevance = {block.of_queries(plan.relevance.w), numbers_of_keys(plan.relevance.c), plan.relevance.part};
+    own.relevance = relevance_of<S>(block, plan.relevance, arena);
+    if (in_place && plan.relevance.c)
+      own.relevance.c = plan.relevance.c + first_key, own.relevance.c_stride = plan.relevance.c_stride;
     std::array<Accumulator<S>, 2> sums = {};
     for (std::size_t p = 0; p < 2; ++p)
       if (plan.moments[p].sum)
@@ -576,7 +607,9 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
         block.add_to_keys(own.maps[t].dk, plan.maps[t].dk);
         block.add_to_keys(own.maps[t].dbias, plan.maps[t].dbias);
       }
-      if (!in_place) block.add_to_keys(own.dv, plan.dv), block.add_to_keys(own.relevance.c, plan.relevance.c);
+      if (!in_place) block.add_to_keys(own.dv, plan.dv);
+      for (Index r = 0; !in_place && plan.relevance.c && r < plan.relevance.rows; ++r)
+        block.add_to_keys(own.relevance.c + r * own.relevance.c_stride, plan.relevance.c + r * plan.relevance.c_stride);
       for (std::size_t p = 0; p < 2; ++p)
         if (plan.moments[p].sum) *plan.moments[p].sum += sums[p];
       add_row<P>(own_sums, collected, size);

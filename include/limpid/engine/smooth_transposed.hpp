@@ -44,10 +44,15 @@ class TransposedTasks {
       if (nq <= 0) continue;
       weights_tile<P>(scores_, lse_, static_cast<const S*>(nullptr), {tile_, ld, q0, nq, own.begin, nk},
                       keys_.transposed, row_, static_cast<S*>(nullptr), NextRows<P>::none(tile_));
-      const S* g_rows;
-      Index g_stride;
-      padded_rows<P>(g_.block(q0, 0, nq, w), copy_, g_rows, g_stride);
-      product<P, Transposed::a>(nk, pw / P::lanes, nq, tile_, ld, g_rows, g_stride, StoreOrAdd<P>{sum_, pw, gathered});
+      if (2 * w <= P::lanes) {
+        for (Index c = 0; c < w; ++c) add_column(q0, nq, nk, c, pw, gathered);
+      } else {
+        const S* g_rows;
+        Index g_stride;
+        padded_rows<P>(g_.block(q0, 0, nq, w), copy_, g_rows, g_stride);
+        product<P, Transposed::a>(nk, pw / P::lanes, nq, tile_, ld, g_rows, g_stride,
+                                  StoreOrAdd<P>{sum_, pw, gathered});
+      }
       gathered = true;
     }
     if (!gathered) clear(sum_, pw * ld);
@@ -56,6 +61,36 @@ class TransposedTasks {
 
  private:
   static constexpr Index ld = PullBlocks<P>::keys;
+
+  /// One column of the product, lanes along keys: of few columns whole vectors would be padding for the most part. The
+  /// same sums in the same order, so the same bits.
+  void add_column(Index q0, Index nq, Index nk, Index c, Index stride, bool gathered) {
+    constexpr Index most = 4;  // chains of multiply-adds at a time
+    static_assert(ld % (most * P::lanes) == 0 || ld <= most * P::lanes);
+    using V = typename P::V;
+    S part[most * P::lanes];
+    for (Index j = 0; j < nk; j += most * P::lanes) {
+      V sums[most];
+      for (V& sum : sums) sum = P::set(S(0));
+      const Index vectors = std::min(most, (nk - j + P::lanes - 1) / P::lanes);
+      const auto add = [&](Index count) {
+        for (Index i = 0; i < nq; ++i) {
+          const V x = P::set(g_(q0 + i, c));
+          for (Index v = 0; v < count; ++v) sums[v] = P::fma(P::load(tile_ + i * ld + j + v * P::lanes), x, sums[v]);
+        }
+      };
+      if (vectors == most)
+        add(most);
+      else
+        add(vectors);
+      for (Index v = 0; v < vectors; ++v) P::store(part + v * P::lanes, sums[v]);
+      for (Index l = 0; l < std::min(most * P::lanes, nk - j); ++l) {
+        S& to = sum_[(j + l) * stride + c];
+        to = gathered ? to + part[l] : part[l];
+      }
+    }
+  }
+
   const PullCut<P>& cut_;
   const Scores<S, Mods>& scores_;
   const Lse<const S> lse_;

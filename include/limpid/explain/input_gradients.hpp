@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <type_traits>
@@ -28,18 +29,47 @@ struct SmoothGradOptions {
   double sigma = 0.1;      ///< standard deviation of the noise, in units of the input
   std::uint64_t seed = 1;  ///< the same seed, the same noise, whatever the compiler
   bool squared = false;    ///< mean of the squares of the gradients in place of their mean
+  Index at_once = 4;       ///< samples a call of a model that takes several inputs
 };
 
 namespace detail {
 
-/// The model's score at x, and its gradient; refused where either is not finite.
+/// Whether a model takes several inputs at once: model(x, dx, scores).
+template <class S, class Model>
+inline constexpr bool takes_several = requires(Model& model, View<S> x, MutView<S> dx, MutView<S> scores) {
+  model(x, dx, scores);
+};
+
+/// The model's scores at inputs one under another, 1 x items, and their gradients; without dx no gradient is wanted,
+/// though a model of one input at a time makes it. Refused where a number is not finite.
+template <class S, class Model>
+void scores_at(Name name, Model& model, View<S> x, Mat<S>* dx, MutView<S> scores) {
+  Mat<S> unwanted;
+  constexpr bool several = takes_several<S, Model>;
+  if (dx == nullptr && !several) dx = &unwanted;
+  if (dx != nullptr) dx->setZero(x.rows, x.cols);
+  if constexpr (several) {
+    model(x, dx != nullptr ? MutView<S>(*dx) : MutView<S>(), scores);
+  } else {
+    const Index rows = x.rows / scores.cols;
+    for (Index i = 0; i < scores.cols; ++i)
+      scores(0, i) = model(x.block(i * rows, 0, rows, x.cols), MutView<S>(*dx).block(i * rows, 0, rows, x.cols));
+  }
+  for (Index i = 0; i < scores.cols; ++i)
+    if (!row_is_finite(&scores(0, i), 1)) raise(name + (": the model's score is " + number_text(scores(0, i))));
+  if (dx != nullptr) check_parameters<S>(name, "the model's gradient", View<S>(*dx));
+}
 template <class S, class Model>
 S score_at(Name name, Model& model, View<S> x, Mat<S>& dx) {
-  dx.setZero(x.rows, x.cols);
-  const S score = model(x, MutView<S>(dx));
-  if (!row_is_finite(&score, 1)) raise(name + (": the model's score is " + number_text(score)));
-  check_parameters<S>(name, "the model's gradient", View<S>(dx));
+  S score{};
+  scores_at<S>(name, model, x, &dx, MutView<S>(&score, 1, 1, 1));
   return score;
+}
+/// How many of `count` inputs a model is given at once.
+template <class S, class Model>
+Index at_once(const char* name, Index wanted, Index count) {
+  if (wanted < 1) raise(std::string(name) + ": at_once is " + text_of(wanted) + ", wanted at least 1");
+  return takes_several<S, Model> ? std::min(wanted, count) : 1;
 }
 template <class S>
 void sum_tokens(Attribution<S>& out) {
@@ -54,7 +84,9 @@ void sum_tokens(Attribution<S>& out) {
 }  // namespace detail
 
 /// R = x o dy/dx. model(View<S> x, MutView<S> dx) returns the score y at x and writes dy/dx, one forward and backward
-/// pass; x is n x D, the embeddings or pixels. Throws ShapeError where a number is not finite.
+/// pass; x is n x D, the embeddings or pixels. Or it takes several at once, model(x, dx, MutView<S> scores): of as many
+/// as scores (1 x items) has columns, x and dx one under another; where dx is not given scores alone are wanted, and a
+/// forward pass will do. Throws ShapeError where a number is not finite.
 template <class X, class Model>
 auto gradient_times_input(Model&& model, X&& x_) {
   using S = detail::ScalarOf<X>;
@@ -74,11 +106,13 @@ auto gradient_times_input(Model&& model, X&& x_) {
 ///   R = (x - x0) o 1/m sum_s dy/dx at x0 + (s + 1/2) / m (x - x0),   s = 0 ... m - 1
 ///
 /// baseline n x D, or empty for zeros. Their sum tends to y(x) - y(x0) as the steps grow; how far it is from that is
-/// always told, as gap. Cost: steps + 2 calls of the model. Exact for one step of a linear model, and the gap falls as
-/// 1 / steps². Throws ShapeError for less than one step, a baseline of another shape, and numbers that are not finite.
+/// always told, as gap. Cost: steps + 2 calls of the model; of one that takes several inputs, at_once steps a call, and
+/// the ends' two scores without a gradient. Exact for one step of a linear model, and the gap falls as 1 / steps².
+/// Throws ShapeError for less than one step or one at once, a baseline of another shape, and numbers that are not
+/// finite.
 template <class X, class Model>
 auto integrated_gradients(Model&& model, X&& x_, Index steps = 32,
-                          const std::type_identity_t<View<detail::ScalarOf<X>>>& baseline = {}) {
+                          const std::type_identity_t<View<detail::ScalarOf<X>>>& baseline = {}, Index at_once = 4) {
   using S = detail::ScalarOf<X>;
   using W = detail::Accumulator<S>;
   constexpr const char* name = "integrated_gradients";
@@ -91,20 +125,28 @@ auto integrated_gradients(Model&& model, X&& x_, Index steps = 32,
   detail::check_parameters<S>(name, "x", x);
   detail::check_parameters<S>(name, "baseline", baseline);
   const auto from = [&](Index i, Index j) { return baseline.given() ? baseline(i, j) : S(0); };
-  Mat<S> at(x.rows, x.cols), gradient;
+  const Index most = detail::at_once<S, std::remove_cvref_t<Model>>(name, at_once, steps);
+  Mat<S> at, gradient, scores(1, std::max(most, Index(2)));
   Mat<W> sum = Mat<W>::Zero(x.rows, x.cols);
   Attribution<S> out;
-  const auto score = [&](double way) {
-    for (Index i = 0; i < x.rows; ++i)
-      for (Index j = 0; j < x.cols; ++j)
-        at(i, j) = way == 1 ? x(i, j) : S(from(i, j) + S(way) * (x(i, j) - from(i, j)));
-    return detail::score_at<S>(name, model, View<S>(at), gradient);
+  const auto ask = [&](Index items, Mat<S>* dx, auto way_of) {
+    at.resize(items * x.rows, x.cols);
+    for (Index s = 0; s < items; ++s) {
+      const double way = way_of(s);
+      for (Index i = 0; i < x.rows; ++i)
+        for (Index j = 0; j < x.cols; ++j)
+          at(s * x.rows + i, j) = way == 1 ? x(i, j) : S(from(i, j) + S(way) * (x(i, j) - from(i, j)));
+    }
+    detail::scores_at<S>(name, model, View<S>(at), dx, MutView<S>(scores).block(0, 0, 1, items));
   };
-  for (Index s = 0; s < steps; ++s) {
-    score((static_cast<double>(s) + 0.5) / static_cast<double>(steps));
-    for (Index e = 0; e < sum.size(); ++e) sum.data()[e] += W(gradient.data()[e]);
+  for (Index first = 0; first < steps; first += most) {
+    const Index items = std::min(most, steps - first);
+    ask(items, &gradient, [&](Index s) { return (static_cast<double>(first + s) + 0.5) / static_cast<double>(steps); });
+    for (Index s = 0; s < items; ++s)
+      for (Index e = 0; e < sum.size(); ++e) sum.data()[e] += W(gradient.data()[s * sum.size() + e]);
   }
-  out.score = score(1), out.baseline = score(0);
+  ask(2, nullptr, [](Index s) { return s == 0 ? 1.0 : 0.0; });
+  out.score = scores(0, 0), out.baseline = scores(0, 1);
   out.entries.resize(x.rows, x.cols);
   W total(0);
   for (Index i = 0; i < x.rows; ++i)
@@ -118,8 +160,8 @@ auto integrated_gradients(Model&& model, X&& x_, Index steps = 32,
 }
 
 /// SmoothGrad (Smilkov et al. 2017, 1706.03825): the mean of dy/dx, or of its square, at x plus Gaussian noise. Cost:
-/// samples + 1 calls of the model. Throws ShapeError for less than one sample, a sigma that is negative or no number,
-/// and numbers that are not finite.
+/// samples + 1 calls of the model; of one that takes several inputs, at_once samples a call. Throws ShapeError for less
+/// than one sample or one at once, a sigma that is negative or no number, and numbers that are not finite.
 template <class X, class Model>
 auto smooth_grad(Model&& model, X&& x_, const SmoothGradOptions& options = {}) {
   using S = detail::ScalarOf<X>;
@@ -131,19 +173,23 @@ auto smooth_grad(Model&& model, X&& x_, const SmoothGradOptions& options = {}) {
   detail::check_steps(name, "samples", options.samples);
   detail::check_finite<S>(name, "sigma", options.sigma, options.sigma >= 0, "a finite number, 0 or more");
   detail::check_parameters<S>(name, "x", x);
+  const Index most = detail::at_once<S, std::remove_cvref_t<Model>>(name, options.at_once, options.samples);
   detail::NormalNumbers normal(options.seed);
-  Mat<S> at(x.rows, x.cols), gradient;
+  Mat<S> at, gradient, scores(1, most);
   Mat<W> sum = Mat<W>::Zero(x.rows, x.cols);
   Attribution<S> out;
-  out.score = detail::score_at<S>(name, model, x, gradient);
-  for (Index s = 0; s < options.samples; ++s) {
-    for (Index i = 0; i < x.rows; ++i)
-      for (Index j = 0; j < x.cols; ++j) at(i, j) = x(i, j) + S(options.sigma * normal());
-    detail::score_at<S>(name, model, View<S>(at), gradient);
-    for (Index e = 0; e < sum.size(); ++e) {
-      const W g(gradient.data()[e]);
-      sum.data()[e] += options.squared ? g * g : g;
-    }
+  detail::scores_at<S>(name, model, x, nullptr, MutView<S>(&out.score, 1, 1, 1));
+  for (Index first = 0; first < options.samples; first += most) {
+    const Index items = std::min(most, options.samples - first);
+    at.resize(items * x.rows, x.cols);
+    for (Index i = 0; i < at.rows(); ++i)
+      for (Index j = 0; j < x.cols; ++j) at(i, j) = x(i % x.rows, j) + S(options.sigma * normal());
+    detail::scores_at<S>(name, model, View<S>(at), &gradient, MutView<S>(scores).block(0, 0, 1, items));
+    for (Index s = 0; s < items; ++s)
+      for (Index e = 0; e < sum.size(); ++e) {
+        const W g(gradient.data()[s * sum.size() + e]);
+        sum.data()[e] += options.squared ? g * g : g;
+      }
   }
   out.entries.resize(x.rows, x.cols);
   for (Index e = 0; e < sum.size(); ++e)

@@ -11,6 +11,9 @@
 namespace limpid {
 inline namespace LIMPID_ABI {
 
+/// In place of a Part: all four of them.
+struct AllParts {};
+
 /// Relevance of the tokens of one or more streams (text, image, queries ...) to one token of one of them. With
 /// Abar = mean_h part(A_h * dy/dA_h), for every stage of attentions that are evaluated from the same state, s being a
 /// stream that d's tokens attend to:
@@ -39,19 +42,16 @@ inline namespace LIMPID_ABI {
 /// after the first explanation. One call at a time, though several may read; a backward pass that ask() spoke for
 /// writes to it until it ends, and stage() and start() want all of these ended. Another call meanwhile throws
 /// ShapeError. Error in double: within 1e-12 of the dense formula, as a test asserts.
+///
+/// Relevance<float>(tokens, limpid::AllParts()) makes the rows of every part in one backward pass, each through its own
+/// product: four rows an item, positive, negative, absolute and signed, in all that it returns.
 template <class S>
 class Relevance {
  public:
   /// Streams of so many tokens, in every item of a batch.
-  explicit Relevance(const std::vector<Index>& tokens, Part part = Part::pos, Index batch = 1) : part_(part) {
-    if (batch < 1) detail::raise("relevance: batch is " + detail::text_of(batch) + ", wanted at least 1");
-    if (tokens.empty()) detail::raise("relevance: no streams, wanted at least one");
-    for (const Index n : tokens) {
-      if (n < 0) detail::raise("relevance: a stream of " + detail::text_of(n) + " tokens, wanted at least 0");
-      rho_.push_back(Mat<S>::Zero(batch, n));
-    }
-    added_ = rho_;
-  }
+  explicit Relevance(const std::vector<Index>& tokens, Part part = Part::pos, Index batch = 1)
+      : Relevance(tokens, part, 1, batch) {}
+  Relevance(const std::vector<Index>& tokens, AllParts, Index batch = 1) : Relevance(tokens, Part::pos, 4, batch) {}
 
   /// Explain this token of this stream, in every item.
   void start(Index token, Index stream = 0) {
@@ -62,9 +62,9 @@ class Relevance {
   /// tokens than items.
   void start(const std::vector<Index>& tokens, Index stream = 0) {
     const detail::SavedTurn turn = take_turn(true);
-    if (static_cast<Index>(tokens.size()) != at(stream).rows())
+    if (static_cast<Index>(tokens.size()) != at(stream).rows() / each_)
       detail::raise("relevance: " + detail::text_of(tokens.size()) + " tokens to explain, wanted " +
-                    detail::text_of(at(stream).rows()) + ", one an item");
+                    detail::text_of(at(stream).rows() / each_) + ", one an item");
     start_at(stream, [&](Index item) { return tokens[static_cast<std::size_t>(item)]; });
   }
   /// A mixture of this stream's tokens, rows batch x n or one for all items: 1 / n of each explains a mean over tokens,
@@ -72,13 +72,14 @@ class Relevance {
   void start(View<S> rows, Index stream = 0) {
     const detail::SavedTurn turn = take_turn(true);
     const Mat<S>& explained = at(stream);
-    if (rows.cols != explained.cols() || (rows.rows != explained.rows() && rows.rows != 1))
+    const Index items = explained.rows() / each_;
+    if (rows.cols != explained.cols() || (rows.rows != items && rows.rows != 1))
       detail::raise("relevance: rows to start with are " + detail::shape_text(rows.rows, rows.cols) + ", wanted " +
-                    detail::shape_text(explained.rows(), explained.cols()) + " or one row");
+                    detail::shape_text(items, explained.cols()) + " or one row");
     detail::check_parameters<S>("relevance", "rows", rows);
     first_.resize(explained.rows(), explained.cols());
     for (Index b = 0; b < first_.rows(); ++b)
-      for (Index i = 0; i < first_.cols(); ++i) first_(b, i) = rows(rows.rows == 1 ? 0 : b, i);
+      for (Index i = 0; i < first_.cols(); ++i) first_(b, i) = rows(rows.rows == 1 ? 0 : b / each_, i);
     begin(stream);
   }
 
@@ -107,8 +108,8 @@ class Relevance {
     used_ = 0;
   }
 
-  /// Relevance of the tokens of a stream so far, batch x n. After the first stage of the model it is the explanation;
-  /// the explained token's own entry holds the 1 of the identity.
+  /// Relevance of the tokens of a stream so far, batch x n, of all parts (4 batch) x n. After the first stage of the
+  /// model it is the explanation; the explained token's own entry holds the 1 of the identity.
   const Mat<S>& of(Index stream = 0) const {
     const detail::SavedTurn turn = take_turn(false);
     return at(stream);
@@ -122,6 +123,16 @@ class Relevance {
   }
 
  private:
+  Relevance(const std::vector<Index>& tokens, Part part, Index each, Index batch) : part_(part), each_(each) {
+    if (batch < 1) detail::raise("relevance: batch is " + detail::text_of(batch) + ", wanted at least 1");
+    if (tokens.empty()) detail::raise("relevance: no streams, wanted at least one");
+    for (const Index n : tokens) {
+      if (n < 0) detail::raise("relevance: a stream of " + detail::text_of(n) + " tokens, wanted at least 0");
+      rho_.push_back(Mat<S>::Zero(each * batch, n));
+    }
+    added_ = rho_;
+  }
+
   detail::SavedTurn take_turn(bool writes) const { return {&turn_, writes, "relevance", ""}; }
   const Mat<S>& at(Index stream) const {
     if (stream < 0 || stream >= static_cast<Index>(rho_.size()))
@@ -134,11 +145,11 @@ class Relevance {
   void start_at(Index stream, Token token_of) {
     const Mat<S>& explained = at(stream);
     for (Index b = 0; b < explained.rows(); ++b)
-      if (const Index token = token_of(b); token < 0 || token >= explained.cols())
+      if (const Index token = token_of(b / each_); token < 0 || token >= explained.cols())
         detail::raise("relevance: token is " + detail::text_of(token) + ", wanted it in [0, " +
                       detail::text_of(explained.cols()) + ")");
     first_.setZero(explained.rows(), explained.cols());
-    for (Index b = 0; b < first_.rows(); ++b) first_(b, token_of(b)) = S(1);
+    for (Index b = 0; b < first_.rows(); ++b) first_(b, token_of(b / each_)) = S(1);
     begin(stream);
   }
   void begin(Index stream) {
@@ -149,6 +160,7 @@ class Relevance {
   }
 
   Part part_;
+  Index each_;                       // rows of an item
   std::vector<Mat<S>> rho_, added_;  // what is sent down, and that less what was started with
   Mat<S> first_;
   std::size_t explained_ = 0;

@@ -41,8 +41,8 @@ struct RolloutOptions {
 /// Any operator's effective map will do, so twicing's shares may be negative. Self-attention only, n = m: for more
 /// streams see Relevance. Kept: r x n numbers for r rows, with max and min two blocks of rows of a map; nothing is
 /// allocated after the first layer. Cost of a layer and head, plain attention's forward being 4 n² d: about
-/// n² (2 d + 2 r), as much again for the row sums if normalised. One call at a time, another one meanwhile, on whatever
-/// thread, throws ShapeError; several may read.
+/// n² (2 d + 2 r); as much again for the row sums if normalised, where the operator's rows need not sum to 1. One call
+/// at a time, another one meanwhile, on whatever thread, throws ShapeError; several may read.
 /// Error in double: rows within 1e-14 of the formula, gradients within 1e-8 of central differences, as tests assert.
 template <class S>
 class Rollout {
@@ -166,6 +166,22 @@ class Rollout {
   S residual() const { return S(options_.residual); }
   S share() const { return S(1 - options_.residual); }
 
+  /// Of the map of one head. Where an operator says that they are 1, but 0 without keys, nothing is multiplied.
+  template <class Op>
+  void row_sums(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, const HeadCall& call) {
+    if constexpr (detail::rows_sum_to_one<Op>) {
+      detail::look_inside(op, in, saved, call, MutView<S>(part_), [&](const auto& pass, const auto&, const auto& keep) {
+        const auto lse = detail::lse_of(keep.lse);
+        for (Index i = 0; i < pass.at.n; ++i) {
+          const S inverse = lse.inverse[i];  // NaN of a row that is NaN
+          part_(i, 0) = inverse != inverse ? inverse : inverse == S(0) ? S(0) : S(1);
+        }
+      });
+    } else {
+      map_right(op, in, saved, ones_, part_, call);
+    }
+  }
+
   template <class Op>
   void by_mean(const Op& op, const Inputs<Op, S>& in, Saved<Op, S>& saved, HeadCall call) {
     const Index n = rows_.cols(), heads = saved.dims.heads;
@@ -175,7 +191,7 @@ class Rollout {
     if (options_.normalise) {
       ones_.setOnes(n, 1), part_.resize(n, 1), step.sums.setZero(n, 1);
       for (call.head = 0; call.head < heads; ++call.head) {
-        map_right(op, in, saved, ones_, part_, call);
+        row_sums(op, in, saved, call);
         for (Index i = 0; i < n; ++i) step.sums(i, 0) += part_(i, 0);
       }
       for (Index i = 0; i < n; ++i) step.sums(i, 0) = residual() + share() * (step.sums(i, 0) / count);

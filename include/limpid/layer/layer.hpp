@@ -271,8 +271,9 @@ void check_kept(const char* layer, const char* field, const Mat<S>& kept, Index 
 template <class S>
 void check_asked(const char* layer, const BackwardCall<S>& call, const Dims& d, Index columns) {
   if (call.relevance.given()) {
-    check_out<S>(layer, "relevance", call.relevance, d.batch, d.m);
-    check_out<S>(layer, "relevance_weights", call.relevance_weights, d.batch, d.n);
+    const Index rows = relevance_rows(call, d.batch) * d.batch;
+    check_out<S>(layer, "relevance", call.relevance, rows, d.m);
+    check_out<S>(layer, "relevance_weights", call.relevance_weights, rows, d.n);
   }
   if (call.heads_gradient.given()) check_out<S>(layer, "heads_gradient", call.heads_gradient, d.batch * d.n, columns);
 }

@@ -27,7 +27,8 @@ struct ModelCall {
 /// identity's 1 would cost the digits that one shows.
 template <class S>
 struct RelevanceRow {
-  Mat<S> start{}, rest{};  ///< batch x n
+  /// batch x n; or (4 batch) x n, then of every part in one pass: positive, negative, absolute and signed of each item
+  Mat<S> start{}, rest{};
   Part part = Part::pos;
 
   /// start + rest, the row of R.
@@ -182,13 +183,14 @@ struct Stack {
 /// That a row of relevance fits a backward pass over batch items of n tokens.
 template <class S>
 void check_row(const char* model, const RelevanceRow<S>* row, Index batch, Index n) {
+  if (row == nullptr) return;
+  const Index rows = row->start.rows() == 4 * batch ? 4 * batch : batch;
   const auto fits = [&](const char* part, const Mat<S>& found) {
-    if (found.rows() != batch || found.cols() != n)
+    if (found.rows() != rows || found.cols() != n)
       limpid::detail::raise(std::string(model) + ": the " + part + " of relevance is " +
                             limpid::detail::shape_text(found.rows(), found.cols()) + ", wanted " +
-                            limpid::detail::shape_text(batch, n));
+                            limpid::detail::shape_text(rows, n));
   };
-  if (row == nullptr) return;
   fits("start", row->start);
   if (row->rest.size() != 0) fits("rest", row->rest);
 }

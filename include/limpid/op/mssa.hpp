@@ -108,13 +108,15 @@ struct Mssa {
       const MutView<S> dkeys = in.cache.given() ? grad.cache : grad.y;
       if (in.cache.given() && grad.y.given() && !pass.accumulate.q) grad.y.fill(S(0));
       if (dkeys.given() && !(in.cache.given() ? pass.accumulate.kv : pass.accumulate.q)) dkeys.fill(S(0));
-      if (pass.relevance.c) detail::clear(pass.relevance.c, y.rows);
+      const RelevanceRequest<S>& asked = pass.relevance;
+      for (Index r = 0; asked.c && r < asked.rows; ++r) detail::clear(asked.c + r * asked.c_stride, y.rows);
       each_pair<P>(serial, in, keep, pass.at, {0, in.y.rows}, {0, y.rows}, [&](Index i, Index j) {
         if (dkeys.given())
           engine::add_scaled_row<P>(dkeys.row(j), S(tau), dout.row(i), dkeys.row(j), y.cols);  // dV = A^T dout
-        if (pass.relevance.c)
-          pass.relevance.c[j] +=
-              pass.relevance.w[i] * part_of(pass.relevance.part, S(tau) * detail::dot(dout.row(i), y.row(j), y.cols));
+        if (!asked.c) return;
+        const S x = S(tau) * detail::dot(dout.row(i), y.row(j), y.cols);
+        for (Index r = 0; r < asked.rows; ++r)
+          asked.c[r * asked.c_stride + j] += asked.w[r * asked.w_stride + i] * part_of(asked.part_of(r), x);
       });
       return;
     }

@@ -276,6 +276,7 @@ struct Rope {
   }
   const auto& modifiers() const { return inner.modifiers(); }
   auto& modifiers() { return inner.modifiers(); }
+  static constexpr bool rows_sum_to_one = detail::rows_sum_to_one<Op>;
   /// The arrays that rows are turned by.
   template <class F>
   void reads(F&& f) const {

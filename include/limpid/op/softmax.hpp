@@ -20,6 +20,8 @@ inline namespace LIMPID_ABI {
 template <class Score>
 struct Softmax : OverScores<Score>, OneMap<Softmax<Score>> {
   using OverScores<Score>::score;
+  /// Rows of the map that keep a key sum to 1: what a sink gets is no entry of it.
+  static constexpr bool rows_sum_to_one = !std::remove_cvref_t<decltype(score.mods)>::sinks;
   static constexpr bool reads_pages = requires { requires Score::keys_as_given; };
   template <class T>
   using Args = typename Score::template Args<T>;
