@@ -14,6 +14,8 @@ class Runner {
   virtual ~Runner() = default;
   virtual void forward() = 0;
   virtual void backward() = 0;
+  /// With a relevance row beside the gradients; or the rows of all parts and the head's importance.
+  virtual void backward_explained(bool all_parts) = 0;
 };
 
 struct RunnerOptions {

@@ -67,8 +67,8 @@ class Ours {
     if (!ready_) forward_saved();
     limpid::backward(op_, in_, saved_, dout, grad_, {.workspace = &workspace_, .executor = executor()});
   }
-  /// The backward that also emits relevance (1 x m) for row weights (1 x n); batch and heads 1.
-  void backward(const Matrix<S>& weights, Matrix<S>& relevance) {
+  /// The backward that also emits relevance (1 x m, of all parts 4 x m) for row weights; batch and heads 1.
+  void backward(limpid::View<S> weights, limpid::MutView<S> relevance) {
     if (!ready_) forward_saved();
     limpid::backward(
         op_, in_, saved_, dout, grad_,

@@ -85,15 +85,17 @@ struct Section {
 };
 
 /// Sections of the build for the machine at hand: those of plain attention, those of masks that keep few pairs, those of
-/// whole models, those that go over all operators, and those of levels of optimisation.
+/// whole models, those of explanations, those that go over all operators, and those of levels of optimisation.
 std::vector<Section> attention_sections();
 std::vector<Section> local_sections();
 std::vector<Section> model_sections();
+std::vector<Section> explanation_sections();
 std::vector<Section> operator_sections();
 std::vector<Section> level_sections();
 
 /// Peak memory of one call, for a process of its own.
 int memory_child(const std::string& direction, Index n, int threads);
 int image_memory_child(Index side, int threads);
+int explanation_memory_child(const std::string& direction, Index n, int threads);
 
 }  // namespace bench

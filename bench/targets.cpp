@@ -82,6 +82,7 @@ int measure(Session& s, const std::string& part, const std::string& only, const 
 #if LIMPID_BENCH_MODELS
     add(model_sections());
 #endif
+    add(explanation_sections());
     add(operator_sections());
     add(level_sections());
   }
@@ -159,7 +160,7 @@ int main(int argc, char** argv) {
   t->add_option("files", inputs, "files written by measure")->required();
 
   auto* c = app.add_subcommand("memory", "peak memory of one call, run by measure in a process of its own");
-  c->add_option("--direction", direction)->check(CLI::IsMember({"forward", "backward", "image"}));
+  c->add_option("--direction", direction)->check(CLI::IsMember({"forward", "backward", "image", "stack", "relevance"}));
   c->add_option("--size", size);
   c->add_option("--threads", threads);
 
@@ -168,7 +169,9 @@ int main(int argc, char** argv) {
   if (m->parsed()) return measure(session, part, only, output);
   if (t->parsed()) return table(inputs);
 #if LIMPID_BENCH_NATIVE
-  return direction == "image" ? image_memory_child(size, threads) : memory_child(direction, size, threads);
+  if (direction == "image") return image_memory_child(size, threads);
+  if (direction == "stack" || direction == "relevance") return explanation_memory_child(direction, size, threads);
+  return memory_child(direction, size, threads);
 #else
   return 1;
 #endif

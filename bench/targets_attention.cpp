@@ -189,21 +189,6 @@ void modifier_rows(Session& s) {
   group("user score function", limpid::softmax(cap), limpid::softmax(), 1.3, 1.15);
 }
 
-/// Relevance (generic relevance's row, c_j = sum_i w_i part(A_ij dA_ij)) emitted beside the gradients.
-void explain_rows(Session& s) {
-  for (Index n : {1024, 4096}) {
-    const auto p = make_problem<float>(1, n, 64, false);
-    auto o = ours<float>(limpid::softmax(), p);
-    Matrix<float> weights = Matrix<float>::Constant(1, n, 1 / static_cast<float>(n)), relevance(1, n);
-    Group g;
-    g.add(candidate("without", [o] { o->backward(); }));
-    g.add(candidate("with", [&, o] { o->backward(weights, relevance); }));
-    g.run(s.effort);
-    s.add("The explanation row emitted inside backward, over backward alone", sized(n), g.over("with", "without"),
-          Better::smaller, 1.10, 1.05);
-  }
-}
-
 // ---- decoding ----
 
 void decoding_rows(Session& s) {
@@ -351,7 +336,6 @@ std::vector<Section> attention_sections() {
           {"threads", thread_rows},
           {"layout", layout_rows},
           {"modifiers", modifier_rows},
-          {"explain", explain_rows},
           {"decode", decoding_rows},
           {"error", error_rows},
           {"memory", memory_rows},

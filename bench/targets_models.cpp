@@ -1,14 +1,13 @@
 // limpid: the targets of whole models: beside PyTorch and ONNX Runtime, on two threads, decoding, training
 // SPDX-License-Identifier: MIT
-#include <ctime>
 #include <limpid/model/bert.hpp>
 #include <limpid/model/llama.hpp>
-#include <limpid/model/vit.hpp>
 #include <memory>
 #include <utility>
 
 #include "../examples/vit.hpp"
 #include "allocation.hpp"
+#include "models.hpp"
 #include "peers/process.hpp"
 #include "session.hpp"
 
@@ -18,42 +17,6 @@ namespace {
 using limpid::model::ModelCall;
 
 // ---- models of random weights: speed does not depend on them ----
-
-/// A checkpoint in memory.
-class File {
- public:
-  void add(const std::string& name, std::vector<Index> shape, bool ones = false) {
-    Matrix<float> values(1, 1);
-    Index size = 1;
-    for (const Index extent : shape) size *= extent;
-    values.resize(1, size);
-    fill_normal(values, static_cast<unsigned>(++count_));
-    values *= 0.02f;
-    if (ones) values.setOnes();
-    limpid::io::Tensor tensor = limpid::io::Tensor::from(values);
-    tensor.shape = std::move(shape);
-    file_.tensors[name] = std::move(tensor);
-  }
-  void linear(const std::string& name, Index out, Index in, bool bias = true) {
-    add(name + ".weight", {out, in});
-    if (bias) add(name + ".bias", {out});
-  }
-  void norm(const std::string& name, Index width) {
-    add(name + ".weight", {width}, true);
-    add(name + ".bias", {width});
-  }
-  /// Good for as long as this object lives.
-  limpid::io::Checkpoint checkpoint() {
-    bytes_ = limpid::io::serialize_safetensors(file_);
-    file_ = {};
-    return {bytes_.data(), bytes_.size(), "model"};
-  }
-
- private:
-  limpid::io::Safetensors file_;
-  std::vector<std::byte> bytes_;
-  int count_ = 0;
-};
 
 /// BERT of MiniLM's shape.
 struct Text {
@@ -88,37 +51,6 @@ struct Text {
   }
 };
 
-/// A ViT of DINOv2-small's shape.
-struct Image {
-  static constexpr Index layers = 12, width = 384, heads = 6, mlp = 1536, patch = 14, across = 16;
-  File file;
-  limpid::model::Vit<float> model;
-
-  Image() : model(made(file).checkpoint(), {.heads = heads}) { model.pack(); }
-  static File& made(File& f) {
-    f.add("patch_embed.proj.weight", {width, 3, patch, patch});
-    f.add("patch_embed.proj.bias", {width});
-    f.add("cls_token", {1, 1, width});
-    f.add("pos_embed", {1, across * across + 1, width});
-    for (Index l = 0; l < layers; ++l) {
-      const std::string block = "blocks." + std::to_string(l) + ".";
-      for (const char* norm : {"norm1", "norm2"}) f.norm(block + norm, width);
-      f.linear(block + "attn.qkv", 3 * width, width);
-      f.linear(block + "attn.proj", width, width);
-      f.linear(block + "mlp.fc1", mlp, width);
-      f.linear(block + "mlp.fc2", width, mlp);
-      for (const char* scale : {"ls1.gamma", "ls2.gamma"}) f.add(block + scale, {width}, true);
-    }
-    f.norm("norm", width);
-    return f;
-  }
-  Matrix<float> pixels() const {
-    Matrix<float> out(across * patch * across * patch, 3);
-    fill_normal(out, 1);
-    return out;
-  }
-};
-
 /// A decoder in the way of LLaMA.
 struct Decoder {
   static constexpr Index layers = 8, width = 512, heads = 8, mlp = 1376, words = 1024;
@@ -144,21 +76,6 @@ struct Decoder {
 };
 
 // ---- the peers ----
-
-/// Seconds of this thread. With one thread nothing else is at work, and what else the machine does stays out.
-double thread_now() {
-  timespec t{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
-template <class F>
-Candidate on_this_thread(std::string name, F f) {
-  return {std::move(name), [f](long calls) mutable {
-            const double start = thread_now();
-            for (long i = 0; i < calls; ++i) f();
-            return thread_now() - start;
-          }};
-}
 
 /// peers/torch_models.py by the first Python that has torch 2.
 class Models {
@@ -204,23 +121,6 @@ class Models {
 };
 
 const std::vector<std::string> inference{"eager", "compiled", "onnx", "onnx-fused"}, training{"eager", "compiled"};
-
-/// The time of `ours` over that of the fastest peer.
-void row_over_fastest(Session& s, const std::string& section, const std::string& name, Candidate ours,
-                      const std::vector<Candidate>& peers, Bound bound) {
-  if (peers.empty()) return;
-  Group g;
-  g.add(std::move(ours));
-  for (const Candidate& peer : peers) g.add(peer);
-  g.run(s.effort);
-  const std::string* fastest = &peers.front().name;
-  std::string note = short_number(1e3 * g["ours"].median()) + " ms; ";
-  for (const Candidate& peer : peers) {
-    if (g[peer.name].median() < g[*fastest].median()) fastest = &peer.name;
-    note += (&peer == &peers.front() ? "" : ", ") + peer.name + " " + short_number(1e3 * g[peer.name].median());
-  }
-  s.add(section, name, ratio(g["ours"], g[*fastest]), Better::smaller, bound.must, bound.aim, note);
-}
 
 // ---- one thread ----
 
