@@ -1,7 +1,7 @@
 // limpid: the translation unit of somebody who uses an encoder, compiled by the bench to see how long that takes
 // SPDX-License-Identifier: MIT
-#ifdef LIMPID_BENCH_COMPILED  // with the optional target limpid::compiled
-#include <limpid/compiled.hpp>
+#ifdef LIMPID_BENCH_COMPILED  // with the optional target limpid::compiled_models
+#include <limpid/compiled_models.hpp>
 #endif
 #include <limpid/model/bert.hpp>
 

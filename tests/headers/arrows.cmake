@@ -4,7 +4,7 @@ cmake_minimum_required(VERSION 3.21)
 
 # What the files of a room include besides each other and the standard library, of which threads are for exec/ alone.
 set(threads thread mutex shared_mutex condition_variable future)
-set(core version.hpp Eigen sched.h)
+set(core version.hpp Eigen sched.h sys)
 set(engine core emmintrin.h immintrin.h)
 set(score core engine)
 set(call core engine)
@@ -17,6 +17,7 @@ set(io core nlohmann png.h zlib.h fcntl.h sys unistd.h)
 set(model core engine score call op layer explain io)
 set(limpid.hpp core engine score call op layer explain check version.hpp)
 set(compiled.hpp limpid.hpp)
+set(compiled_models.hpp model)
 
 file(GLOB_RECURSE headers RELATIVE ${INCLUDE} ${INCLUDE}/*.hpp)
 foreach(header IN LISTS headers)

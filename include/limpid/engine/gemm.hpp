@@ -30,6 +30,17 @@ struct StoreInside {
         p[l] = add ? p[l] + part[l] : (first ? first[lane + l] + part[l] : part[l]);
     }
   }
+  /// The same of N vectors. What is added to is far away, as gradients of weights are: the rows of the next tile are
+  /// asked for (of 16 rows 0.75 of the time, of 128 0.97; Zen 4).
+  template <int N>
+  LIMPID_INLINE void row(Index r, Index lane, const typename P::V* acc) const {
+    if constexpr (P::lanes >= line_of<S>) {
+      LIMPID_UNROLL(4)
+      for (int v = 0; v < N; ++v) P::prefetch(out + lane + v * P::lanes, (r + P::tile_rows) * ld);
+    }
+    LIMPID_UNROLL(4)
+    for (int v = 0; v < N; ++v) (*this)(r, lane + v * P::lanes, acc[v]);
+  }
 };
 
 /// Columns of B, or of its transpose, packed side by side. Those of a whole inner sum are kept for a worker's next task

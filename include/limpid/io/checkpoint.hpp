@@ -190,36 +190,7 @@ class Checkpoint {
   /// A file.safetensors; an index, whose name ends in .json, with its shards beside it; or a folder that holds
   /// model.safetensors.index.json or model.safetensors. A shard may have tensors beyond the index's list: they count
   /// too, unless the list has that name in another shard.
-  explicit Checkpoint(const std::string& path) : name_(detail::checked_path(path)) {
-    namespace fs = std::filesystem;
-    std::error_code ignored;
-    fs::path file(path);
-    if (fs::is_directory(file, ignored)) {
-      file /= "model.safetensors.index.json";
-      if (!fs::exists(file, ignored)) file = fs::path(path) / "model.safetensors";
-      name_ = file.string();
-    }
-    if (file.extension() != ".json") {
-      add_file(name_, nullptr, 0);
-      return;
-    }
-    detail::Source source(name_);
-    if (source.size() > detail::most_header)
-      detail::fail(name_, "has " + std::to_string(source.size()) + " bytes, wanted at most " +
-                              std::to_string(detail::most_header));
-    std::string text(source.size(), ' ');
-    source.read(0, text.data(), text.size());
-    if (text.find('\0') != std::string::npos) detail::fail(name_, "has a NUL, wanted JSON");
-    detail::ShardIndex index(name_);
-    nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &index);
-    if (!index.found) detail::fail(name_, "has no weight_map, wanted an index of safetensors files");
-    for (std::size_t i = 0; i < index.shards.size(); ++i)
-      add_file((file.parent_path() / index.shards[i]).string(), &index, i);
-    for (const auto& [tensor, shard] : index.shard_of)
-      if (!has(tensor))
-        detail::fail(name_, "names the tensor " + detail::in_quotes(tensor, 80) + " of " +
-                                detail::in_quotes(index.shards[shard]) + ", which does not have it");
-  }
+  explicit Checkpoint(const std::string& path) : name_(detail::checked_path(path)) { open(path); }
 
   /// A file that lies in memory, which must outlive this and all that is read from it.
   Checkpoint(const std::byte* data, std::size_t size, const std::string& name = "checkpoint") : name_(name) {
@@ -352,6 +323,9 @@ class Checkpoint {
     mutable std::atomic<bool> asked{false};
   };
 
+  /// A template, so that limpid::compiled_models can hold it, as the two that read tensors.
+  template <class Unused = void>
+  void open(const std::string& path);
   void add_file(const std::string& path, const detail::ShardIndex* index, std::size_t shard) {
     const auto file = std::make_shared<const detail::Mapping>(path);
     detail::Source source(file->data(), file->size(), path);
@@ -434,6 +408,38 @@ class Checkpoint {
   std::map<std::string, std::string> metadata_;
   std::map<std::string, Entry> tensors_;
 };
+
+template <class Unused>
+void Checkpoint::open(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  fs::path file(path);
+  if (fs::is_directory(file, ignored)) {
+    file /= "model.safetensors.index.json";
+    if (!fs::exists(file, ignored)) file = fs::path(path) / "model.safetensors";
+    name_ = file.string();
+  }
+  if (file.extension() != ".json") {
+    add_file(name_, nullptr, 0);
+    return;
+  }
+  detail::Source source(name_);
+  if (source.size() > detail::most_header)
+    detail::fail(name_, "has " + std::to_string(source.size()) + " bytes, wanted at most " +
+                            std::to_string(detail::most_header));
+  std::string text(source.size(), ' ');
+  source.read(0, text.data(), text.size());
+  if (text.find('\0') != std::string::npos) detail::fail(name_, "has a NUL, wanted JSON");
+  detail::ShardIndex index(name_);
+  detail::parse_json(text, index);
+  if (!index.found) detail::fail(name_, "has no weight_map, wanted an index of safetensors files");
+  for (std::size_t i = 0; i < index.shards.size(); ++i)
+    add_file((file.parent_path() / index.shards[i]).string(), &index, i);
+  for (const auto& [tensor, shard] : index.shard_of)
+    if (!has(tensor))
+      detail::fail(name_, "names the tensor " + detail::in_quotes(tensor, 80) + " of " +
+                              detail::in_quotes(index.shards[shard]) + ", which does not have it");
+}
 
 /// Puts an input and what the model made of it into a file, so that the file can prove itself wherever it is read: as
 /// tensors proof.input and proof.output, which metadata names under limpid.proof.input and limpid.proof.output (other

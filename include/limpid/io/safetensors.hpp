@@ -78,6 +78,12 @@ inline std::size_t entry_bytes(std::string_view type) {
   return 0;
 }
 
+/// A JSON text, event by event. A template, so that limpid::compiled_models can hold it.
+template <class Events>
+void parse_json(const std::string& text, Events& events) {
+  nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &events);
+}
+
 /// What nlohmann's parser tells of a header, put straight into the file it describes: no tree is made of it, which
 /// would take thirty times its size. Throws FormatError at the first fault of the text.
 class SafetensorsHeader {
@@ -276,7 +282,7 @@ inline SafetensorsContents read_contents(Source& source, bool all_types) {
   contents.start = 8 + text.size();
   const std::size_t room = size - contents.start;
   SafetensorsHeader header(name, room, all_types, contents);
-  nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &header);
+  parse_json(text, header);
   auto& places = header.places;
   for (const auto& place : places) check_stored(header, place->first, place->second, room);
   std::sort(places.begin(), places.end(), [](const auto& a, const auto& b) {
@@ -307,8 +313,10 @@ inline Safetensors read_safetensors(Source& source) {
   return file;
 }
 
-/// The header of a file, padded, and the tensors in the order in which they follow it.
-inline std::pair<std::string, std::vector<const Tensor*>> safetensors_header(const Safetensors& file) {
+/// The header of a file, padded, and the tensors in the order in which they follow it. Writing is of templates, so that
+/// who only reads files need not compile it.
+template <class Json>
+std::pair<std::string, std::vector<const Tensor*>> safetensors_header(const Safetensors& file) {
   std::vector<std::pair<std::string, const Tensor*>> order;
   for (const auto& [key, tensor] : file.tensors) {
     tensor.check("safetensors: " + in_quotes(key));
@@ -322,7 +330,7 @@ inline std::pair<std::string, std::vector<const Tensor*>> safetensors_header(con
   if (file.metadata.size() > most_metadata)
     fail("safetensors", "found " + std::to_string(file.metadata.size()) + " metadata strings, wanted at most " +
                             std::to_string(most_metadata));
-  nlohmann::json header = nlohmann::json::object();
+  Json header = Json::object();
   if (!file.metadata.empty()) header["__metadata__"] = file.metadata;
   std::vector<const Tensor*> tensors;
   std::size_t reached = 0;
@@ -336,7 +344,7 @@ inline std::pair<std::string, std::vector<const Tensor*>> safetensors_header(con
   std::string text;
   try {
     text = header.dump();
-  } catch (const nlohmann::json::exception& problem) {
+  } catch (const typename Json::exception& problem) {
     fail("safetensors", std::string("a name or metadata string is not UTF-8 (") + problem.what() + ")");
   }
   text.resize((text.size() + 7) / 8 * 8, ' ');
@@ -372,8 +380,9 @@ inline Safetensors read_safetensors(const std::string& path) {
 /// The bytes of a safetensors file. The header is padded so that the data starts at a multiple of 8; wide types come
 /// first, so that every tensor is aligned to its type. Throws FormatError for a tensor whose bytes are not its shape's,
 /// and for more than parse_safetensors reads.
-inline std::vector<std::byte> serialize_safetensors(const Safetensors& file) {
-  const auto [header, tensors] = detail::safetensors_header(file);
+template <class Json = nlohmann::json>
+std::vector<std::byte> serialize_safetensors(const Safetensors& file) {
+  const auto [header, tensors] = detail::safetensors_header<Json>(file);
   std::vector<std::byte> bytes;
   detail::append(bytes, header.data(), header.size());
   for (const Tensor* tensor : tensors) detail::append(bytes, tensor->bytes.data(), tensor->bytes.size());
@@ -382,8 +391,9 @@ inline std::vector<std::byte> serialize_safetensors(const Safetensors& file) {
 
 /// Writes a safetensors file beside the path and renames it, so that a failure leaves what was there. Throws
 /// FormatError naming the path.
-inline void write_safetensors(const std::string& path, const Safetensors& file) {
-  const auto [header, tensors] = detail::safetensors_header(file);
+template <class Json = nlohmann::json>
+void write_safetensors(const std::string& path, const Safetensors& file) {
+  const auto [header, tensors] = detail::safetensors_header<Json>(file);
   detail::Replacement out(path);
   out.write(header.data(), header.size());
   for (const Tensor* tensor : tensors) out.write(tensor->bytes);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../core/large_pages.hpp"
 #include "../engine/gemm.hpp"
 #include "layer.hpp"
 
@@ -16,6 +17,23 @@ struct LinearGrads {
   Gradient<S> x{}, w{}, b{};
 };
 
+namespace detail {
+
+/// Room for the panels of a weight, and its panels, as linear() reads them.
+template <class S>
+Index packed_size(const Weight<S>& w) {
+  return panels_size<Native<S>>(w.inputs(), w.outputs());
+}
+template <class S>
+void pack_weight(const Weight<S>& w, S* to) {
+  if (w.order == WeightOrder::out_in)
+    pack_panels<Native<S>, true>(View<S>(w), to);
+  else
+    pack_panels<Native<S>, false>(View<S>(w), to);
+}
+
+}  // namespace detail
+
 /// A weight for inference: brought into the order in which linear() reads it once, instead of in every call, for as
 /// much memory again. The bits of a result are the same. It looks at w, which has to outlive it and must not change.
 ///     limpid::PackedWeight<float> packed(limpid::out_in(w));
@@ -24,13 +42,8 @@ template <class S>
 class PackedWeight {
  public:
   PackedWeight() = default;
-  explicit PackedWeight(const Weight<S>& w) : weight_(w) {
-    using P = detail::Native<S>;
-    panels_.resize(1, detail::panels_size<P>(w.inputs(), w.outputs()));
-    if (w.order == WeightOrder::out_in)
-      detail::pack_panels<P, true>(View<S>(w), panels_.data());
-    else
-      detail::pack_panels<P, false>(View<S>(w), panels_.data());
+  explicit PackedWeight(const Weight<S>& w) : weight_(w), panels_(static_cast<std::size_t>(detail::packed_size<S>(w))) {
+    detail::pack_weight<S>(w, panels_.data());
   }
   /// Good for as long as this object stays where it is.
   Weight<S> weight() const {
@@ -41,7 +54,7 @@ class PackedWeight {
 
  private:
   Weight<S> weight_;
-  Mat<S> panels_;
+  detail::LargeVector<S> panels_;
 };
 
 namespace detail {

@@ -95,80 +95,14 @@ struct Mlp {
   void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
-    using P = detail::Native<S>;
-    const MutView<S> out(std::forward<Out>(out_));
-    check<S>("mlp", in);
-    detail::check_out<S>("mlp", "out", out, in.x.rows, in.w2.outputs());
-    detail::refuse_overlaps("mlp", detail::arrays({{"out", out}}), detail::fields_of(in));
-    const detail::ForwardScope<Saved<S>> scope("mlp", call);
-    const Index n = in.x.rows, width = in.w1.outputs();
-    // what is not kept has room for some rows alone
-    const Index most = detail::MlpRows::most(n);
-    const MutView<S> all_hidden = scope.room(&Saved<S>::hidden, scope.saved ? n : most, width);
-    const MutView<S> all_gate = gated ? scope.room(&Saved<S>::gate, scope.saved ? n : most, width) : MutView<S>();
-    const MutView<S> all_a = scope.saved ? scope.arena.template matrix<S>(most, width) : all_hidden;
-    scope.context.as_head(flop<S>(in), [&](const detail::Context& shared) {
-      detail::MlpRows::visit(n, [&](Index r0, Index rows) {
-        const auto part = [&](MutView<S> all) { return all.block(scope.saved ? r0 : 0, 0, rows, width); };
-        const View<S> x = in.x.block(r0, 0, rows, in.x.cols);
-        const MutView<S> hidden = part(all_hidden), gate = gated ? part(all_gate) : MutView<S>();
-        const MutView<S> a = all_a.block(0, 0, rows, width);
-        detail::linear_in<P>(shared, x, in.w1, in.b1, hidden);
-        if (gated) detail::linear_in<P>(shared, x, in.w3, in.b3, gate);
-        detail::for_rows(shared, rows, [&](Index first, Index last) {
-          for (Index i = first; i < last; ++i)
-            detail::activate_row<P>(activation, hidden.row(i), gated ? gate.row(i) : nullptr, a.row(i), width);
-        });
-        detail::linear_in<P>(shared, a, in.w2, in.b2, out.block(r0, 0, rows, out.cols));
-      });
-    });
-    scope.done();
+    forward_to<S>(in, MutView<S>(std::forward<Out>(out_)), call);
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
   template <class S, class Dout>
   void backward(const std::type_identity_t<Args<S>>& in, MlpSaved<S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const LayerCall& call = {}) const {
-    using P = detail::Native<S>;
-    const View<S> dout(std::forward<Dout>(dout_));
-    const detail::SavedTurn saved_turn(&saved, false, "mlp");
-    check<S>("mlp", in);
-    detail::check_out<S>("mlp", "dout", dout, in.x.rows, in.w2.outputs());
-    check_gradients<S>("mlp", in, grad);
-    check_saved<S>("mlp", in, saved);
-    detail::refuse_gradient_overlaps("mlp", in, dout, grad);
-    const detail::LayerScope scope(call);
-    const Index n = in.x.rows, width = in.w1.outputs();
-    const Index most = detail::MlpRows::most(n);
-    const auto room = [&] { return scope.arena.template matrix<S>(most, width); };
-    const MutView<S> all_a = room(), all_dh = room(), all_dg = gated ? room() : MutView<S>();
-    const View<S> all_hidden(saved.hidden), all_gate(saved.gate);
-    scope.context.as_head(2 * flop<S>(in), [&](const detail::Context& shared) {
-      detail::MlpRows::visit(n, [&](Index r0, Index rows) {
-        const bool add = call.accumulate;
-        const auto of = [&](Gradient<S> g) { return r0 > 0 && g.given() ? limpid::add(g.view()) : g; };
-        const auto part = [&](View<S> all) { return all.block(r0, 0, rows, all.cols); };
-        const auto here = [&](MutView<S> all) { return all.block(0, 0, rows, width); };
-        const View<S> x = part(in.x), dy = part(dout), hidden = part(all_hidden);
-        const View<S> gate = gated ? part(all_gate) : View<S>();
-        const MutView<S> a = here(all_a), dh = here(all_dh), dg = gated ? here(all_dg) : MutView<S>();
-        Gradient<S> dx = grad.x;
-        if (dx.given()) dx = Gradient<S>(grad.x.view().block(r0, 0, rows, in.x.cols), grad.x.way);
-        detail::linear_backward_in<P>(shared, a, in.w2, dy, {dh, {}, {}}, false, false);  // da
-        detail::for_rows(shared, rows, [&](Index first, Index last) {
-          for (Index i = first; i < last; ++i)
-            if (gated)
-              detail::activate_gated_backward_row<P>(activation, hidden.row(i), gate.row(i), dh.row(i), a.row(i),
-                                                     dh.row(i), dg.row(i), width);
-            else
-              detail::activate_backward_row<P>(activation, hidden.row(i), dh.row(i), a.row(i), dh.row(i), width);
-        });
-        detail::linear_backward_in<P>(shared, a, in.w2, dy, {{}, of(grad.w2), of(grad.b2)}, false, add);
-        detail::linear_backward_in<P>(shared, x, in.w1, dh, {dx, of(grad.w1), of(grad.b1)}, add, add);
-        if (gated)
-          detail::linear_backward_in<P>(shared, x, in.w3, dg, {dx.view(), of(grad.w3), of(grad.b3)}, true, add);
-      });
-    });
+    backward_from<S>(in, saved, View<S>(std::forward<Dout>(dout_)), grad, call);
   }
 
   /// Shapes and numbers of the inputs, raised in the name of a layer.
@@ -209,11 +143,92 @@ struct Mlp {
 
  private:
   template <class S>
+  void forward_to(const Args<S>& in, MutView<S> out, const LayerForward<Saved<S>>& call) const;
+  template <class S>
+  void backward_from(const Args<S>& in, Saved<S>& saved, View<S> dout, const Grads<S>& grad,
+                     const LayerCall& call) const;
+  template <class S>
   double flop(const Args<S>& in) const {
     return 2.0 * double(in.x.rows) * double(in.w1.outputs()) *
            (double(in.x.cols) * (gated ? 2 : 1) + double(in.w2.outputs()));
   }
 };
+
+// Outside of the class, where a template is not inline: limpid::compiled_models holds them.
+
+template <class S>
+void Mlp::forward_to(const Args<S>& in, MutView<S> out, const LayerForward<Saved<S>>& call) const {
+  using P = detail::Native<S>;
+  check<S>("mlp", in);
+  detail::check_out<S>("mlp", "out", out, in.x.rows, in.w2.outputs());
+  detail::refuse_overlaps("mlp", detail::arrays({{"out", out}}), detail::fields_of(in));
+  const detail::ForwardScope<Saved<S>> scope("mlp", call);
+  const Index n = in.x.rows, width = in.w1.outputs();
+  // what is not kept has room for some rows alone
+  const Index most = detail::MlpRows::most(n);
+  const MutView<S> all_hidden = scope.room(&Saved<S>::hidden, scope.saved ? n : most, width);
+  const MutView<S> all_gate = gated ? scope.room(&Saved<S>::gate, scope.saved ? n : most, width) : MutView<S>();
+  const MutView<S> all_a = scope.saved ? scope.arena.template matrix<S>(most, width) : all_hidden;
+  scope.context.as_head(flop<S>(in), [&](const detail::Context& shared) {
+    detail::MlpRows::visit(n, [&](Index r0, Index rows) {
+      const auto part = [&](MutView<S> all) { return all.block(scope.saved ? r0 : 0, 0, rows, width); };
+      const View<S> x = in.x.block(r0, 0, rows, in.x.cols);
+      const MutView<S> hidden = part(all_hidden), gate = gated ? part(all_gate) : MutView<S>();
+      const MutView<S> a = all_a.block(0, 0, rows, width);
+      detail::linear_in<P>(shared, x, in.w1, in.b1, hidden);
+      if (gated) detail::linear_in<P>(shared, x, in.w3, in.b3, gate);
+      detail::for_rows(shared, rows, [&](Index first, Index last) {
+        for (Index i = first; i < last; ++i)
+          detail::activate_row<P>(activation, hidden.row(i), gated ? gate.row(i) : nullptr, a.row(i), width);
+      });
+      detail::linear_in<P>(shared, a, in.w2, in.b2, out.block(r0, 0, rows, out.cols));
+    });
+  });
+  scope.done();
+}
+
+template <class S>
+void Mlp::backward_from(const Args<S>& in, Saved<S>& saved, View<S> dout, const Grads<S>& grad,
+                        const LayerCall& call) const {
+  using P = detail::Native<S>;
+  const detail::SavedTurn saved_turn(&saved, false, "mlp");
+  check<S>("mlp", in);
+  detail::check_out<S>("mlp", "dout", dout, in.x.rows, in.w2.outputs());
+  check_gradients<S>("mlp", in, grad);
+  check_saved<S>("mlp", in, saved);
+  detail::refuse_gradient_overlaps("mlp", in, dout, grad);
+  const detail::LayerScope scope(call);
+  const Index n = in.x.rows, width = in.w1.outputs();
+  const Index most = detail::MlpRows::most(n);
+  const auto room = [&] { return scope.arena.template matrix<S>(most, width); };
+  const MutView<S> all_a = room(), all_dh = room(), all_dg = gated ? room() : MutView<S>();
+  const View<S> all_hidden(saved.hidden), all_gate(saved.gate);
+  scope.context.as_head(2 * flop<S>(in), [&](const detail::Context& shared) {
+    detail::MlpRows::visit(n, [&](Index r0, Index rows) {
+      const bool add = call.accumulate;
+      const auto of = [&](Gradient<S> g) { return r0 > 0 && g.given() ? limpid::add(g.view()) : g; };
+      const auto part = [&](View<S> all) { return all.block(r0, 0, rows, all.cols); };
+      const auto here = [&](MutView<S> all) { return all.block(0, 0, rows, width); };
+      const View<S> x = part(in.x), dy = part(dout), hidden = part(all_hidden);
+      const View<S> gate = gated ? part(all_gate) : View<S>();
+      const MutView<S> a = here(all_a), dh = here(all_dh), dg = gated ? here(all_dg) : MutView<S>();
+      Gradient<S> dx = grad.x;
+      if (dx.given()) dx = Gradient<S>(grad.x.view().block(r0, 0, rows, in.x.cols), grad.x.way);
+      detail::linear_backward_in<P>(shared, a, in.w2, dy, {dh, {}, {}}, false, false);  // da
+      detail::for_rows(shared, rows, [&](Index first, Index last) {
+        for (Index i = first; i < last; ++i)
+          if (gated)
+            detail::activate_gated_backward_row<P>(activation, hidden.row(i), gate.row(i), dh.row(i), a.row(i),
+                                                   dh.row(i), dg.row(i), width);
+          else
+            detail::activate_backward_row<P>(activation, hidden.row(i), dh.row(i), a.row(i), dh.row(i), width);
+      });
+      detail::linear_backward_in<P>(shared, a, in.w2, dy, {{}, of(grad.w2), of(grad.b2)}, false, add);
+      detail::linear_backward_in<P>(shared, x, in.w1, dh, {dx, of(grad.w1), of(grad.b1)}, add, add);
+      if (gated) detail::linear_backward_in<P>(shared, x, in.w3, dg, {dx.view(), of(grad.w3), of(grad.b3)}, true, add);
+    });
+  });
+}
 
 /// The MLP of LLaMA: silu, gated.
 inline Mlp swiglu() { return {Activation::silu, true}; }

@@ -155,44 +155,7 @@ struct MultiHead {
   void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
-    const MutView<S> out(std::forward<Out>(out_));
-    check<S>(name, in, call.batch);
-    detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
-    detail::refuse_out_overlaps(name, op, in, out);
-    check_operator<S>(in, call.batch);
-    const detail::ForwardScope<Saved<S>> scope(name, call);
-    const View<S> c = source<S>(in);
-    const auto room = [&](Mat<S> Saved<S>::*field, View<S> of, const Weight<S>& w) {
-      return scope.room(field, of.rows, w.outputs());
-    };
-    const MutView<S> q = room(&Saved<S>::q, in.x, in.wq), k = room(&Saved<S>::k, c, in.wk);
-    const MutView<S> v = room(&Saved<S>::v, c, in.wv);
-    const bool apart = qk_norm_eps && scope.saved;  // else the norms work in place
-    const MutView<S> q_plain = apart ? room(&Saved<S>::q_plain, in.x, in.wq) : q;
-    const MutView<S> k_plain = apart ? room(&Saved<S>::k_plain, c, in.wk) : k;
-    scope.context.as_head(projection_flop<S>(in), [&](const detail::Context& shared) {
-      detail::linear_in<detail::Native<S>>(shared, in.x, in.wq, in.bq, q_plain);
-      detail::linear_in<detail::Native<S>>(shared, c, in.wk, in.bk, k_plain);
-      detail::linear_in<detail::Native<S>>(shared, c, in.wv, in.bv, v);
-      if (!qk_norm_eps) return;
-      normed<S>(shared, q_plain, in.gamma_q, q, heads, scope.part(&Saved<S>::q_norm));
-      normed<S>(shared, k_plain, in.gamma_k, k, groups(), scope.part(&Saved<S>::k_norm));
-    });
-    const MutView<S> o = scope.room(&Saved<S>::o, in.x.rows, head_width<S>(in));
-    limpid::forward(op, qkv(q, k, v), o,
-                    {call.batch, heads, kv_heads, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
-    View<S> passed = o;
-    if (in.wg.given()) {
-      const MutView<S> z = room(&Saved<S>::gate, in.x, in.wg);
-      const MutView<S> to = scope.saved ? scope.arena.template matrix<S>(o.rows, o.cols) : o;  // o is kept as it is
-      scope.context.as_head(gate_flop<S>(in), [&](const detail::Context& shared) {
-        detail::linear_in<detail::Native<S>>(shared, in.x, in.wg, in.bg, z);
-        detail::gate_heads<S>(shared, z, o, to);
-      });
-      passed = to;
-    }
-    project<S>(scope.context, in, passed, out);
-    scope.done();
+    forward_to<S>(in, MutView<S>(std::forward<Out>(out_)), call);
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call.
@@ -200,60 +163,7 @@ struct MultiHead {
   void backward(const std::type_identity_t<Args<S>>& in, MultiHeadSaved<Op, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad,
                 const std::type_identity_t<BackwardCall<S>>& call = {}) const {
-    using P = detail::Native<S>;
-    const View<S> dout(std::forward<Dout>(dout_));
-    const detail::SavedTurn saved_turn(&saved, false, name);
-    check<S>(name, in, 1);
-    detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
-    check_gradients<S>(name, in, grad);
-    check_saved<S>(name, in, saved);
-    detail::check_asked<S>(name, call, saved.attention.dims, saved.o.cols());
-    detail::refuse_gradient_overlaps(name, op, in, dout, grad, call);
-    const detail::LayerScope scope(call);
-    const detail::Context& context = scope.context;
-    Arena& arena = scope.arena;
-    const auto room = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
-    View<S> d_o = dout, passed = saved.o;
-    MutView<S> d, dz;  // of the heads' output, of the gate before its sigmoid
-    if (in.wo.given() || in.wg.given()) d = room(saved.o), d_o = d;
-    if (in.wo.given())
-      detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {d, {}, {}}, false, false);
-    else if (in.wg.given())
-      detail::copy<S>(dout, d);
-    if (in.wg.given()) {
-      const MutView<S> gated = room(saved.o);
-      dz = room(saved.gate);
-      detail::gate_heads_backward<S>(context, saved.gate, saved.o, gated, d, dz);
-      passed = gated;
-    }
-    const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v);
-    limpid::backward(op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv),
-                     {false, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part,
-                      call.heads_gradient});
-    context.as_head(2 * projection_flop<S>(in), [&](const detail::Context& shared) {
-      const bool add = call.accumulate;
-      if (in.wo.given())  // out = o wo + bo, o gated
-        detail::linear_backward_in<P>(shared, passed, in.wo, dout, {{}, grad.wo, grad.bo}, false, add);
-      if (qk_norm_eps) {  // q = norm(q_plain), k = norm(k_plain)
-        const auto back = [&](const Mat<S>& plain, View<S> gamma, const RmsNormSaved<S>& norm, MutView<S> d,
-                              const Gradient<S>& dgamma, Index count) {
-          const MutView<S> rows = detail::by_heads(d, count);
-          detail::norm_backward_in<P>(shared, NormKind::rms, detail::by_heads(View<S>(plain), count), gamma,
-                                      View<S>(norm.statistics), View<S>(rows), {rows, dgamma, {}}, false, add);
-        };
-        back(saved.q_plain, in.gamma_q, saved.q_norm, dq, grad.gamma_q, heads);
-        back(saved.k_plain, in.gamma_k, saved.k_norm, dk, grad.gamma_k, groups());
-      }
-      // q = x wq + bq, k = c wk + bk, v = c wv + bv
-      const bool cross = in.context.given();
-      const View<S> c = source<S>(in);
-      const Gradient<S> dx_of_k = cross ? grad.context : Gradient<S>(grad.x.view());
-      detail::linear_backward_in<P>(shared, in.x, in.wq, dq, {grad.x, grad.wq, grad.bq}, add, add);
-      detail::linear_backward_in<P>(shared, c, in.wk, dk, {dx_of_k, grad.wk, grad.bk}, cross ? add : true, add);
-      detail::linear_backward_in<P>(shared, c, in.wv, dv, {dx_of_k.view(), grad.wv, grad.bv}, true, add);
-      if (in.wg.given())  // z = x wg + bg
-        detail::linear_backward_in<P>(shared, in.x, in.wg, dz, {grad.x.view(), grad.wg, grad.bg}, true, add);
-    });
+    backward_from<S>(in, saved, View<S>(std::forward<Dout>(dout_)), grad, call);
   }
 
   /// out from the heads' output o, the last step of forward, shapes checked.
@@ -348,6 +258,11 @@ struct MultiHead {
   }
 
  private:
+  template <class S>
+  void forward_to(const Args<S>& in, MutView<S> out, const LayerForward<Saved<S>>& call) const;
+  template <class S>
+  void backward_from(const Args<S>& in, Saved<S>& saved, View<S> dout, const Grads<S>& grad,
+                     const BackwardCall<S>& call) const;
   Index groups() const { return kv_heads == 0 ? heads : kv_heads; }
   /// What keys and values are made from.
   template <class S>
@@ -385,6 +300,109 @@ struct MultiHead {
     return in.wv.outputs() / groups() * heads;
   }
 };
+
+// Outside of the class, where a template is not inline: limpid::compiled_models holds them.
+
+template <class Op>
+template <class S>
+void MultiHead<Op>::forward_to(const Args<S>& in, MutView<S> out, const LayerForward<Saved<S>>& call) const {
+  check<S>(name, in, call.batch);
+  detail::check_out<S>(name, "out", out, in.x.rows, out_width<S>(in));
+  detail::refuse_out_overlaps(name, op, in, out);
+  check_operator<S>(in, call.batch);
+  const detail::ForwardScope<Saved<S>> scope(name, call);
+  const View<S> c = source<S>(in);
+  const auto room = [&](Mat<S> Saved<S>::*field, View<S> of, const Weight<S>& w) {
+    return scope.room(field, of.rows, w.outputs());
+  };
+  const MutView<S> q = room(&Saved<S>::q, in.x, in.wq), k = room(&Saved<S>::k, c, in.wk);
+  const MutView<S> v = room(&Saved<S>::v, c, in.wv);
+  const bool apart = qk_norm_eps && scope.saved;  // else the norms work in place
+  const MutView<S> q_plain = apart ? room(&Saved<S>::q_plain, in.x, in.wq) : q;
+  const MutView<S> k_plain = apart ? room(&Saved<S>::k_plain, c, in.wk) : k;
+  scope.context.as_head(projection_flop<S>(in), [&](const detail::Context& shared) {
+    detail::linear_in<detail::Native<S>>(shared, in.x, in.wq, in.bq, q_plain);
+    detail::linear_in<detail::Native<S>>(shared, c, in.wk, in.bk, k_plain);
+    detail::linear_in<detail::Native<S>>(shared, c, in.wv, in.bv, v);
+    if (!qk_norm_eps) return;
+    normed<S>(shared, q_plain, in.gamma_q, q, heads, scope.part(&Saved<S>::q_norm));
+    normed<S>(shared, k_plain, in.gamma_k, k, groups(), scope.part(&Saved<S>::k_norm));
+  });
+  const MutView<S> o = scope.room(&Saved<S>::o, in.x.rows, head_width<S>(in));
+  limpid::forward(op, qkv(q, k, v), o,
+                  {call.batch, heads, kv_heads, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
+  View<S> passed = o;
+  if (in.wg.given()) {
+    const MutView<S> z = room(&Saved<S>::gate, in.x, in.wg);
+    const MutView<S> to = scope.saved ? scope.arena.template matrix<S>(o.rows, o.cols) : o;  // o is kept as it is
+    scope.context.as_head(gate_flop<S>(in), [&](const detail::Context& shared) {
+      detail::linear_in<detail::Native<S>>(shared, in.x, in.wg, in.bg, z);
+      detail::gate_heads<S>(shared, z, o, to);
+    });
+    passed = to;
+  }
+  project<S>(scope.context, in, passed, out);
+  scope.done();
+}
+
+template <class Op>
+template <class S>
+void MultiHead<Op>::backward_from(const Args<S>& in, Saved<S>& saved, View<S> dout, const Grads<S>& grad,
+                                  const BackwardCall<S>& call) const {
+  using P = detail::Native<S>;
+  const detail::SavedTurn saved_turn(&saved, false, name);
+  check<S>(name, in, 1);
+  detail::check_out<S>(name, "dout", dout, in.x.rows, out_width<S>(in));
+  check_gradients<S>(name, in, grad);
+  check_saved<S>(name, in, saved);
+  detail::check_asked<S>(name, call, saved.attention.dims, saved.o.cols());
+  detail::refuse_gradient_overlaps(name, op, in, dout, grad, call);
+  const detail::LayerScope scope(call);
+  const detail::Context& context = scope.context;
+  Arena& arena = scope.arena;
+  const auto room = [&](const Mat<S>& m) { return arena.matrix<S>(m.rows(), m.cols()); };
+  View<S> d_o = dout, passed = saved.o;
+  MutView<S> d, dz;  // of the heads' output, of the gate before its sigmoid
+  if (in.wo.given() || in.wg.given()) d = room(saved.o), d_o = d;
+  if (in.wo.given())
+    detail::linear_backward_in<P>(context, saved.o, in.wo, dout, {d, {}, {}}, false, false);
+  else if (in.wg.given())
+    detail::copy<S>(dout, d);
+  if (in.wg.given()) {
+    const MutView<S> gated = room(saved.o);
+    dz = room(saved.gate);
+    detail::gate_heads_backward<S>(context, saved.gate, saved.o, gated, d, dz);
+    passed = gated;
+  }
+  const MutView<S> dq = room(saved.q), dk = room(saved.k), dv = room(saved.v);
+  limpid::backward(
+      op, qkv(saved.q, saved.k, saved.v), saved.attention, d_o, grads(dq, dk, dv),
+      {false, scope.workspace, scope.executor, call.relevance_weights, call.relevance, call.part, call.heads_gradient});
+  context.as_head(2 * projection_flop<S>(in), [&](const detail::Context& shared) {
+    const bool add = call.accumulate;
+    if (in.wo.given())  // out = o wo + bo, o gated
+      detail::linear_backward_in<P>(shared, passed, in.wo, dout, {{}, grad.wo, grad.bo}, false, add);
+    if (qk_norm_eps) {  // q = norm(q_plain), k = norm(k_plain)
+      const auto back = [&](const Mat<S>& plain, View<S> gamma, const RmsNormSaved<S>& norm, MutView<S> d,
+                            const Gradient<S>& dgamma, Index count) {
+        const MutView<S> rows = detail::by_heads(d, count);
+        detail::norm_backward_in<P>(shared, NormKind::rms, detail::by_heads(View<S>(plain), count), gamma,
+                                    View<S>(norm.statistics), View<S>(rows), {rows, dgamma, {}}, false, add);
+      };
+      back(saved.q_plain, in.gamma_q, saved.q_norm, dq, grad.gamma_q, heads);
+      back(saved.k_plain, in.gamma_k, saved.k_norm, dk, grad.gamma_k, groups());
+    }
+    // q = x wq + bq, k = c wk + bk, v = c wv + bv
+    const bool cross = in.context.given();
+    const View<S> c = source<S>(in);
+    const Gradient<S> dx_of_k = cross ? grad.context : Gradient<S>(grad.x.view());
+    detail::linear_backward_in<P>(shared, in.x, in.wq, dq, {grad.x, grad.wq, grad.bq}, add, add);
+    detail::linear_backward_in<P>(shared, c, in.wk, dk, {dx_of_k, grad.wk, grad.bk}, cross ? add : true, add);
+    detail::linear_backward_in<P>(shared, c, in.wv, dv, {dx_of_k.view(), grad.wv, grad.bv}, true, add);
+    if (in.wg.given())  // z = x wg + bg
+      detail::linear_backward_in<P>(shared, in.x, in.wg, dz, {grad.x.view(), grad.wg, grad.bg}, true, add);
+  });
+}
 
 /// multi_head(softmax(causal()), 8), multi_head(twicing(), 8, 2): see MultiHead.
 template <class Op>

@@ -298,38 +298,7 @@ struct TransformerBlock {
   void forward(const Args<detail::ScalarOf<Out>>& in, Out&& out_,
                const LayerForward<Saved<detail::ScalarOf<Out>>>& call = {}) const {
     using S = detail::ScalarOf<Out>;
-    const MutView<S> out(std::forward<Out>(out_));
-    check<S>(in, out, "out", call.batch);
-    detail::refuse_out_overlaps(detail::block_name, op, in, out);
-    if constexpr (crosses) detail::refuse_out_overlaps(detail::block_name, cross_op, in, out);
-    check_operators<S>(in, call.batch);
-    const detail::ForwardScope<Saved<S>> scope(detail::block_name, call);
-    using Round = detail::SurroundingsSaved<S>;
-    const Index rows = in.x.rows, cols = in.x.cols;
-    const auto step = [&](View<S> x, bool last, Mat<S> Saved<S>::*kept, Round Saved<S>::*round,
-                          const detail::Surroundings<View<S>>& p, auto&& f) -> View<S> {
-      const MutView<S> to = last ? out : scope.room(kept, rows, cols);
-      residual().template forward<S>(scope, x, p, to, scope.part(round), f);
-      return to;
-    };
-    View<S> x =
-        step(in.x, !crosses && !options.mlp, &Saved<S>::attended, &Saved<S>::round_attention,
-             round_attention<View<S>>(in), [&](View<S> h, MutView<S> r) {
-               attention().forward(attention_args<View<S>>(in, h), r,
-                                   {call.batch, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
-             });
-    if constexpr (crosses)
-      x = step(x, !options.mlp, &Saved<S>::crossed, &Saved<S>::round_cross, round_cross<View<S>>(in),
-               [&](View<S> h, MutView<S> r) {
-                 cross().forward(cross_args<View<S>>(in, h, in.context), r,
-                                 {call.batch, scope.part(&Saved<S>::cross), scope.workspace, scope.executor});
-               });
-    if (options.mlp)
-      step(x, true, nullptr, &Saved<S>::round_mlp, round_mlp<View<S>>(in), [&](View<S> h, MutView<S> r) {
-        options.mlp->forward(mlp_args<View<S>>(in, h), r,
-                             {1, scope.part(&Saved<S>::mlp), scope.workspace, scope.executor});
-      });
-    scope.done();
+    forward_to<S>(in, MutView<S>(std::forward<Out>(out_)), call);
   }
 
   /// Gradients of everything that grad names, from dout; saved comes from the forward call. cross_call: what it asks
@@ -338,48 +307,7 @@ struct TransformerBlock {
   void backward(const std::type_identity_t<Args<S>>& in, TransformerBlockSaved<Op, CrossOp, S>& saved, Dout&& dout_,
                 const std::type_identity_t<Grads<S>>& grad, const std::type_identity_t<BackwardCall<S>>& call = {},
                 const std::type_identity_t<BackwardCall<S>>& cross_call = {}) const {
-    const View<S> dout(std::forward<Dout>(dout_));
-    const detail::SavedTurn saved_turn(&saved, false, detail::block_name);
-    check_backward<S>(in, saved, dout, grad, call, cross_call);
-    const detail::LayerScope scope(call);
-    Arena& arena = scope.arena;
-    const Index rows = in.x.rows, cols = in.x.cols;
-    const bool add = call.accumulate, direct = grad.x.given() && !grad.x.adds(add);
-    const auto room = [&] { return arena.matrix<S>(rows, cols); };
-    const MutView<S> dx = direct ? grad.x.view() : room();
-    View<S> d = dout;
-    if (options.mlp) {
-      const MutView<S> to = room();
-      residual().template backward<S>(scope, crosses ? View<S>(saved.crossed) : View<S>(saved.attended),
-                                      round_mlp<View<S>>(in), saved.round_mlp, d, round_mlp<Gradient<S>>(grad), to, add,
-                                      [&](View<S> h, View<S> dr, MutView<S> dh) {
-                                        options.mlp->template backward<S>(mlp_args<View<S>>(in, h), saved.mlp, dr,
-                                                                          mlp_args<Gradient<S>>(grad, overwrite(dh)),
-                                                                          {add, scope.workspace, scope.executor});
-                                      });
-      d = to;
-    }
-    if constexpr (crosses) {
-      const MutView<S> to = room();
-      residual().template backward<S>(
-          scope, saved.attended, round_cross<View<S>>(in), saved.round_cross, d, round_cross<Gradient<S>>(grad), to,
-          add, [&](View<S> h, View<S> dr, MutView<S> dh) {
-            cross().template backward<S>(cross_args<View<S>>(in, h, in.context), saved.cross, dr,
-                                         cross_args<Gradient<S>>(grad, overwrite(dh), grad.context),
-                                         {add, scope.workspace, scope.executor, cross_call.relevance_weights,
-                                          cross_call.relevance, cross_call.part, cross_call.heads_gradient});
-          });
-      d = to;
-    }
-    residual().template backward<S>(
-        scope, in.x, round_attention<View<S>>(in), saved.round_attention, d, round_attention<Gradient<S>>(grad), dx,
-        add, [&](View<S> h, View<S> dr, MutView<S> dh) {
-          attention().template backward<S>(attention_args<View<S>>(in, h), saved.attention, dr,
-                                           attention_args<Gradient<S>>(grad, overwrite(dh)),
-                                           {add, scope.workspace, scope.executor, call.relevance_weights,
-                                            call.relevance, call.part, call.heads_gradient});
-        });
-    if (grad.x.given() && !direct) detail::copy_or_add<S>(dx, grad.x.view(), true);
+    backward_from<S>(in, saved, View<S>(std::forward<Dout>(dout_)), grad, call, cross_call);
   }
 
   /// All that a backward call may refuse, before anything is written.
@@ -464,6 +392,11 @@ struct TransformerBlock {
   }
 
  private:
+  template <class S>
+  void forward_to(const Args<S>& in, MutView<S> out, const LayerForward<Saved<S>>& call) const;
+  template <class S>
+  void backward_from(const Args<S>& in, Saved<S>& saved, View<S> dout, const Grads<S>& grad,
+                     const BackwardCall<S>& call, const BackwardCall<S>& cross_call) const;
   detail::Residual residual() const { return {options.place, options.norm, options.eps}; }
 
   template <class T, class From>
@@ -583,6 +516,93 @@ struct TransformerBlock {
     if constexpr (crosses) refuse(cross_op);
   }
 };
+
+// Outside of the class, where a template is not inline: limpid::compiled_models holds them.
+
+template <class Op, class CrossOp>
+template <class S>
+void TransformerBlock<Op, CrossOp>::forward_to(const Args<S>& in, MutView<S> out,
+                                               const LayerForward<Saved<S>>& call) const {
+  check<S>(in, out, "out", call.batch);
+  detail::refuse_out_overlaps(detail::block_name, op, in, out);
+  if constexpr (crosses) detail::refuse_out_overlaps(detail::block_name, cross_op, in, out);
+  check_operators<S>(in, call.batch);
+  const detail::ForwardScope<Saved<S>> scope(detail::block_name, call);
+  using Round = detail::SurroundingsSaved<S>;
+  const Index rows = in.x.rows, cols = in.x.cols;
+  const auto step = [&](View<S> x, bool last, Mat<S> Saved<S>::*kept, Round Saved<S>::*round,
+                        const detail::Surroundings<View<S>>& p, auto&& f) -> View<S> {
+    const MutView<S> to = last ? out : scope.room(kept, rows, cols);
+    residual().template forward<S>(scope, x, p, to, scope.part(round), f);
+    return to;
+  };
+  View<S> x =
+      step(in.x, !crosses && !options.mlp, &Saved<S>::attended, &Saved<S>::round_attention,
+           round_attention<View<S>>(in), [&](View<S> h, MutView<S> r) {
+             attention().forward(attention_args<View<S>>(in, h), r,
+                                 {call.batch, scope.part(&Saved<S>::attention), scope.workspace, scope.executor});
+           });
+  if constexpr (crosses)
+    x = step(x, !options.mlp, &Saved<S>::crossed, &Saved<S>::round_cross, round_cross<View<S>>(in),
+             [&](View<S> h, MutView<S> r) {
+               cross().forward(cross_args<View<S>>(in, h, in.context), r,
+                               {call.batch, scope.part(&Saved<S>::cross), scope.workspace, scope.executor});
+             });
+  if (options.mlp)
+    step(x, true, nullptr, &Saved<S>::round_mlp, round_mlp<View<S>>(in), [&](View<S> h, MutView<S> r) {
+      options.mlp->forward(mlp_args<View<S>>(in, h), r,
+                           {1, scope.part(&Saved<S>::mlp), scope.workspace, scope.executor});
+    });
+  scope.done();
+}
+
+template <class Op, class CrossOp>
+template <class S>
+void TransformerBlock<Op, CrossOp>::backward_from(const Args<S>& in, Saved<S>& saved, View<S> dout,
+                                                  const Grads<S>& grad, const BackwardCall<S>& call,
+                                                  const BackwardCall<S>& cross_call) const {
+  const detail::SavedTurn saved_turn(&saved, false, detail::block_name);
+  check_backward<S>(in, saved, dout, grad, call, cross_call);
+  const detail::LayerScope scope(call);
+  Arena& arena = scope.arena;
+  const Index rows = in.x.rows, cols = in.x.cols;
+  const bool add = call.accumulate, direct = grad.x.given() && !grad.x.adds(add);
+  const auto room = [&] { return arena.matrix<S>(rows, cols); };
+  const MutView<S> dx = direct ? grad.x.view() : room();
+  View<S> d = dout;
+  if (options.mlp) {
+    const MutView<S> to = room();
+    residual().template backward<S>(scope, crosses ? View<S>(saved.crossed) : View<S>(saved.attended),
+                                    round_mlp<View<S>>(in), saved.round_mlp, d, round_mlp<Gradient<S>>(grad), to, add,
+                                    [&](View<S> h, View<S> dr, MutView<S> dh) {
+                                      options.mlp->template backward<S>(mlp_args<View<S>>(in, h), saved.mlp, dr,
+                                                                        mlp_args<Gradient<S>>(grad, overwrite(dh)),
+                                                                        {add, scope.workspace, scope.executor});
+                                    });
+    d = to;
+  }
+  if constexpr (crosses) {
+    const MutView<S> to = room();
+    residual().template backward<S>(scope, saved.attended, round_cross<View<S>>(in), saved.round_cross, d,
+                                    round_cross<Gradient<S>>(grad), to, add, [&](View<S> h, View<S> dr, MutView<S> dh) {
+                                      cross().template backward<S>(
+                                          cross_args<View<S>>(in, h, in.context), saved.cross, dr,
+                                          cross_args<Gradient<S>>(grad, overwrite(dh), grad.context),
+                                          {add, scope.workspace, scope.executor, cross_call.relevance_weights,
+                                           cross_call.relevance, cross_call.part, cross_call.heads_gradient});
+                                    });
+    d = to;
+  }
+  residual().template backward<S>(
+      scope, in.x, round_attention<View<S>>(in), saved.round_attention, d, round_attention<Gradient<S>>(grad), dx, add,
+      [&](View<S> h, View<S> dr, MutView<S> dh) {
+        attention().template backward<S>(attention_args<View<S>>(in, h), saved.attention, dr,
+                                         attention_args<Gradient<S>>(grad, overwrite(dh)),
+                                         {add, scope.workspace, scope.executor, call.relevance_weights, call.relevance,
+                                          call.part, call.heads_gradient});
+      });
+  if (grad.x.given() && !direct) detail::copy_or_add<S>(dx, grad.x.view(), true);
+}
 
 /// transformer_block(softmax(), {.heads = 6, .eps = 1e-6}), transformer_block(rope(twicing(causal()), {.layout =
 /// RopeLayout::half}), {.heads = 8, .kv_heads = 2, .eps = 1e-5, .norm = NormKind::rms, .mlp = swiglu()}): see

@@ -151,50 +151,7 @@ class Bert {
   template <class Op>
   using Saved = BertSaved<Op, S>;
 
-  Bert(const io::Checkpoint& file, const BertOptions& options) : options_(options) {
-    detail::Loader<S> load(file, parameters);
-    const std::string prefix =
-        load.prefix({"", "bert.", "albert.", "roberta.", "model."}, detail::bert_embeddings().front().name);
-    const std::string group = prefix + "encoder.albert_layer_groups.#.albert_layers.0.";
-    const bool albert = file.has(load.numbered(group, 0) + detail::albert_block().front().name);
-    const std::string blocks = albert ? group : prefix + "encoder.layer.#.";
-    const detail::NameTable& table = albert ? detail::albert_block() : detail::bert_block();
-    const std::string mapping = prefix + "encoder.embedding_hidden_mapping_in.";
-    const Index count = load.count(blocks + table.front().name);
-
-    load.want(prefix, detail::bert_embeddings());
-    if (albert) load.want(mapping, {{"", "weight", ""}, {"", "bias", ""}});
-    for (Index l = 0; l < std::max(count, Index(1)); ++l) load.want(load.numbered(blocks, l), table);
-    load.require();
-    stack_.layers = options.layers == 0 && !albert ? count : options.layers;
-    if (stack_.layers < 1 || stack_.layers % count != 0 || (!albert && stack_.layers != count))
-      io::detail::fail(file.name(), "found " + std::to_string(count) + " blocks and options of " +
-                                        std::to_string(options.layers) + " layers, wanted " +
-                                        (albert ? "layers, a multiple of the blocks" : "as many, or 0"));
-
-    load.read(prefix, detail::bert_embeddings(), [&](const std::string& role, const Slot& slot) {
-      (role == "words"    ? words_
-       : role == "places" ? places_
-       : role == "types"  ? types_
-       : role == "gamma"  ? gamma_
-                          : beta_) = slot;
-    });
-    if (options.first_place < 0 || options.first_place >= places_.rows)
-      limpid::detail::raise("bert: first_place is " + std::to_string(options.first_place) + ", wanted it in [0, " +
-                            std::to_string(places_.rows) + "), the places of the checkpoint");
-    if (albert) {
-      map_ = load.take(mapping + "weight", "De");
-      map_bias_ = load.take(mapping + "bias", "D");
-    } else {
-      load.extents['D'] = load.extents['e'];
-    }
-    detail::check_heads(file, load.extents['D'], options.heads);
-    for (Index l = 0; l < count; ++l) stack_.blocks.push_back(load.block(load.numbered(blocks, l), table));
-    file.skip(prefix + "embeddings.position_ids");  // 0, 1, 2 ..., which some files carry
-    unused = file.unused();
-    stack_.options.heads = options.heads, stack_.options.eps = options.eps;
-    stack_.options.place = NormPlace::post, stack_.options.mlp = Mlp{options.activation};
-  }
+  Bert(const io::Checkpoint& file, const BertOptions& options);
 
   Parameters<S> parameters;
   std::vector<std::string> unused;  ///< tensors of the file that this model does not know
@@ -213,26 +170,7 @@ class Bert {
   /// ids and types: batch items of n tokens, one after another; types may be empty: 0.
   template <class Op>
   void forward(const Op& op, const std::vector<Index>& ids, const std::vector<Index>& types, BertSaved<Op, S>& saved,
-               const ModelCall& call = {}) const {
-    detail::check_ids("bert", "ids", ids, call.batch, vocabulary(), "the vocabulary");
-    const auto count = static_cast<Index>(ids.size()), n = count / call.batch;
-    if (!types.empty()) detail::check_ids("bert", "types", types, call.batch, types_.rows, "the types");
-    if (!types.empty() && types.size() != ids.size())
-      limpid::detail::raise("bert: found " + std::to_string(types.size()) + " types, wanted " + std::to_string(count) +
-                            ", one a token, or none");
-    if (n > places_.rows - options_.first_place)
-      limpid::detail::raise("bert: found " + std::to_string(n) + " tokens an item, wanted at most " +
-                            std::to_string(places_.rows - options_.first_place) + ", the places of the checkpoint" +
-                            (options_.first_place != 0 ? " from first_place on" : ""));
-    stack_.check(op, parameters, count, call.batch);
-    saved.ids = ids, saved.types = types, saved.batch = call.batch;
-    if (types.empty()) saved.types.assign(ids.size(), 0);
-    saved.sum.resize(count, words_.cols);
-    embed(parameters(words_), saved.ids, saved.sum, {false, call.workspace, call.executor});
-    embed(parameters(types_), saved.types, saved.sum, {true, call.workspace, call.executor});
-    embed(parameters(places_), places(call.batch, n), saved.sum, {true, call.workspace, call.executor});
-    from_sums(op, saved, call);
-  }
+               const ModelCall& call = {}) const;
   /// The same from sums of embeddings, (batch n) x their width: saved.sum of a call by ids, or what integrated gradients
   /// and SmoothGrad make of it. Their tables have no gradient then, and backward throws where gradients are wanted.
   template <class Op>
@@ -266,68 +204,148 @@ class Bert {
  private:
   template <class Op, class Asked>
   void run_backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidden, ParameterGradients<S>* gradients,
-                    MutView<S> dembeddings, Asked* asked, const ModelCall& call) const {
-    const Index count = saved.hidden.rows(), n = count / saved.batch;
-    if (dhidden.rows != count || dhidden.cols != width())
-      limpid::detail::raise("bert: the gradient of hidden is " +
-                            limpid::detail::shape_text(dhidden.rows, dhidden.cols) + ", wanted " +
-                            limpid::detail::shape_text(count, width()));
-    if (dembeddings.given() && (dembeddings.rows != count || dembeddings.cols != words_.cols))
-      limpid::detail::raise("bert: the gradient of embeddings is " +
-                            limpid::detail::shape_text(dembeddings.rows, dembeddings.cols) + ", wanted " +
-                            limpid::detail::shape_text(count, words_.cols));
-    detail::check_gradient_list("bert", gradients, parameters);
-    stack_.check_kept(op, parameters, saved.stack);
-    detail::check_asked("bert", op, asked, saved.batch, n);
-    if (gradients != nullptr && saved.ids.empty())
-      limpid::detail::raise("bert: gradients of parameters after a call by sums of embeddings, wanted one by ids");
-    const auto gradient = [&](const Slot& slot) {
-      return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
-    };
-    const LayerCall inner{false, call.workspace, call.executor};
-    Mat<S> d = stack_.backward(op, parameters, saved.stack, Mat<S>(dhidden.map()), gradients, asked, call);
-    const bool input = asked != nullptr && detail::asks_for_input(asked);
-    if (gradients == nullptr && !dembeddings.given() && !input) return;
-    if (map_.given()) {
-      Mat<S> dmapped(count, words_.cols);
-      linear_backward(View<S>(saved.embedded), out_in(parameters(map_)), View<S>(d),
-                      {overwrite(dmapped), gradient(map_), gradient(map_bias_)}, inner);
-      d = std::move(dmapped);
-    }
-    Mat<S> dsum(count, words_.cols);
-    layer_norm_backward(View<S>(saved.sum), parameters(gamma_), saved.norm, View<S>(d),
-                        {overwrite(dsum), gradient(gamma_), gradient(beta_)}, inner);
-    if (dembeddings.given()) dembeddings.map() = dsum;
-    if (input) detail::tell_input(asked, saved.sum, dsum, 0);
-    if (gradients == nullptr) return;
-    embed_backward(saved.ids, dsum, gradient(words_));
-    embed_backward(saved.types, dsum, gradient(types_));
-    embed_backward(places(saved.batch, n), dsum, gradient(places_));
-  }
+                    MutView<S> dembeddings, Asked* asked, const ModelCall& call) const;
 
   std::vector<Index> places(Index batch, Index n) const { return detail::places_of(batch, n, options_.first_place); }
 
   template <class Op>
-  void from_sums(const Op& op, BertSaved<Op, S>& saved, const ModelCall& call) const {
-    const Index count = saved.sum.rows();
-    saved.embedded.resize(count, words_.cols);
-    layer_norm(saved.sum, parameters(gamma_), parameters(beta_), saved.embedded,
-               {options_.eps, &saved.norm, call.workspace, call.executor});
-    Mat<S> x;
-    if (map_.given()) {
-      x.resize(count, width());
-      linear(View<S>(saved.embedded), out_in(parameters(map_)), parameters(map_bias_), x,
-             {false, call.workspace, call.executor});
-    } else {
-      x = saved.embedded;
-    }
-    saved.hidden = stack_.forward(op, parameters, std::move(x), saved.stack, call);
-  }
+  void from_sums(const Op& op, BertSaved<Op, S>& saved, const ModelCall& call) const;
 
   BertOptions options_;
   detail::Stack<S> stack_;
   Slot words_, places_, types_, gamma_, beta_, map_, map_bias_;
 };
+
+// Outside of the class, where a template is not inline: limpid::compiled_models holds them.
+
+template <class S>
+Bert<S>::Bert(const io::Checkpoint& file, const BertOptions& options) : options_(options) {
+  detail::Loader<S> load(file, parameters);
+  const std::string prefix =
+      load.prefix({"", "bert.", "albert.", "roberta.", "model."}, detail::bert_embeddings().front().name);
+  const std::string group = prefix + "encoder.albert_layer_groups.#.albert_layers.0.";
+  const bool albert = file.has(load.numbered(group, 0) + detail::albert_block().front().name);
+  const std::string blocks = albert ? group : prefix + "encoder.layer.#.";
+  const detail::NameTable& table = albert ? detail::albert_block() : detail::bert_block();
+  const std::string mapping = prefix + "encoder.embedding_hidden_mapping_in.";
+  const Index count = load.count(blocks + table.front().name);
+
+  load.want(prefix, detail::bert_embeddings());
+  if (albert) load.want(mapping, {{"", "weight", ""}, {"", "bias", ""}});
+  for (Index l = 0; l < std::max(count, Index(1)); ++l) load.want(load.numbered(blocks, l), table);
+  load.require();
+  stack_.layers = options.layers == 0 && !albert ? count : options.layers;
+  if (stack_.layers < 1 || stack_.layers % count != 0 || (!albert && stack_.layers != count))
+    io::detail::fail(file.name(), "found " + std::to_string(count) + " blocks and options of " +
+                                      std::to_string(options.layers) + " layers, wanted " +
+                                      (albert ? "layers, a multiple of the blocks" : "as many, or 0"));
+
+  load.read(prefix, detail::bert_embeddings(), [&](const std::string& role, const Slot& slot) {
+    (role == "words"    ? words_
+     : role == "places" ? places_
+     : role == "types"  ? types_
+     : role == "gamma"  ? gamma_
+                        : beta_) = slot;
+  });
+  if (options.first_place < 0 || options.first_place >= places_.rows)
+    limpid::detail::raise("bert: first_place is " + std::to_string(options.first_place) + ", wanted it in [0, " +
+                          std::to_string(places_.rows) + "), the places of the checkpoint");
+  if (albert) {
+    map_ = load.take(mapping + "weight", "De");
+    map_bias_ = load.take(mapping + "bias", "D");
+  } else {
+    load.extents['D'] = load.extents['e'];
+  }
+  detail::check_heads(file, load.extents['D'], options.heads);
+  for (Index l = 0; l < count; ++l) stack_.blocks.push_back(load.block(load.numbered(blocks, l), table));
+  file.skip(prefix + "embeddings.position_ids");  // 0, 1, 2 ..., which some files carry
+  unused = file.unused();
+  stack_.options.heads = options.heads, stack_.options.eps = options.eps;
+  stack_.options.place = NormPlace::post, stack_.options.mlp = Mlp{options.activation};
+}
+
+template <class S>
+template <class Op>
+void Bert<S>::forward(const Op& op, const std::vector<Index>& ids, const std::vector<Index>& types,
+                      BertSaved<Op, S>& saved, const ModelCall& call) const {
+  detail::check_ids("bert", "ids", ids, call.batch, vocabulary(), "the vocabulary");
+  const auto count = static_cast<Index>(ids.size()), n = count / call.batch;
+  if (!types.empty()) detail::check_ids("bert", "types", types, call.batch, types_.rows, "the types");
+  if (!types.empty() && types.size() != ids.size())
+    limpid::detail::raise("bert: found " + std::to_string(types.size()) + " types, wanted " + std::to_string(count) +
+                          ", one a token, or none");
+  if (n > places_.rows - options_.first_place)
+    limpid::detail::raise("bert: found " + std::to_string(n) + " tokens an item, wanted at most " +
+                          std::to_string(places_.rows - options_.first_place) + ", the places of the checkpoint" +
+                          (options_.first_place != 0 ? " from first_place on" : ""));
+  stack_.check(op, parameters, count, call.batch);
+  saved.ids = ids, saved.types = types, saved.batch = call.batch;
+  if (types.empty()) saved.types.assign(ids.size(), 0);
+  saved.sum.resize(count, words_.cols);
+  embed(parameters(words_), saved.ids, saved.sum, {false, call.workspace, call.executor});
+  embed(parameters(types_), saved.types, saved.sum, {true, call.workspace, call.executor});
+  embed(parameters(places_), places(call.batch, n), saved.sum, {true, call.workspace, call.executor});
+  from_sums(op, saved, call);
+}
+
+template <class S>
+template <class Op, class Asked>
+void Bert<S>::run_backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidden, ParameterGradients<S>* gradients,
+                           MutView<S> dembeddings, Asked* asked, const ModelCall& call) const {
+  const Index count = saved.hidden.rows(), n = count / saved.batch;
+  if (dhidden.rows != count || dhidden.cols != width())
+    limpid::detail::raise("bert: the gradient of hidden is " + limpid::detail::shape_text(dhidden.rows, dhidden.cols) +
+                          ", wanted " + limpid::detail::shape_text(count, width()));
+  if (dembeddings.given() && (dembeddings.rows != count || dembeddings.cols != words_.cols))
+    limpid::detail::raise("bert: the gradient of embeddings is " +
+                          limpid::detail::shape_text(dembeddings.rows, dembeddings.cols) + ", wanted " +
+                          limpid::detail::shape_text(count, words_.cols));
+  detail::check_gradient_list("bert", gradients, parameters);
+  stack_.check_kept(op, parameters, saved.stack);
+  detail::check_asked("bert", op, asked, saved.batch, n);
+  if (gradients != nullptr && saved.ids.empty())
+    limpid::detail::raise("bert: gradients of parameters after a call by sums of embeddings, wanted one by ids");
+  const auto gradient = [&](const Slot& slot) {
+    return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
+  };
+  const LayerCall inner{false, call.workspace, call.executor};
+  Mat<S> d = stack_.backward(op, parameters, saved.stack, Mat<S>(dhidden.map()), gradients, asked, call);
+  const bool input = asked != nullptr && detail::asks_for_input(asked);
+  if (gradients == nullptr && !dembeddings.given() && !input) return;
+  if (map_.given()) {
+    Mat<S> dmapped(count, words_.cols);
+    linear_backward(View<S>(saved.embedded), out_in(parameters(map_)), View<S>(d),
+                    {overwrite(dmapped), gradient(map_), gradient(map_bias_)}, inner);
+    d = std::move(dmapped);
+  }
+  Mat<S> dsum(count, words_.cols);
+  layer_norm_backward(View<S>(saved.sum), parameters(gamma_), saved.norm, View<S>(d),
+                      {overwrite(dsum), gradient(gamma_), gradient(beta_)}, inner);
+  if (dembeddings.given()) dembeddings.map() = dsum;
+  if (input) detail::tell_input(asked, saved.sum, dsum, 0);
+  if (gradients == nullptr) return;
+  embed_backward(saved.ids, dsum, gradient(words_));
+  embed_backward(saved.types, dsum, gradient(types_));
+  embed_backward(places(saved.batch, n), dsum, gradient(places_));
+}
+
+template <class S>
+template <class Op>
+void Bert<S>::from_sums(const Op& op, BertSaved<Op, S>& saved, const ModelCall& call) const {
+  const Index count = saved.sum.rows();
+  saved.embedded.resize(count, words_.cols);
+  layer_norm(saved.sum, parameters(gamma_), parameters(beta_), saved.embedded,
+             {options_.eps, &saved.norm, call.workspace, call.executor});
+  Mat<S> x;
+  if (map_.given()) {
+    x.resize(count, width());
+    linear(View<S>(saved.embedded), out_in(parameters(map_)), parameters(map_bias_), x,
+           {false, call.workspace, call.executor});
+  } else {
+    x = saved.embedded;
+  }
+  saved.hidden = stack_.forward(op, parameters, std::move(x), saved.stack, call);
+}
 
 }  // namespace model
 

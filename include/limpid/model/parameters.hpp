@@ -61,7 +61,10 @@ struct ParameterGradients {
 
   ParameterGradients() = default;
   explicit ParameterGradients(const Parameters<S>& parameters) {
-    for (const Parameter<S>& one : parameters.list) list.push_back(Mat<S>::Zero(one.value.rows(), one.value.cols()));
+    for (const Parameter<S>& one : parameters.list) list.emplace_back(one.value.rows(), one.value.cols());
+    for (const Mat<S>& one : list)  // all of them before the first is written: together they are large
+      limpid::detail::ask_for_large_pages(one.data(), static_cast<std::size_t>(one.size()) * sizeof(S));
+    set_zero();
   }
   void set_zero() {
     for (Mat<S>& one : list) one.setZero();

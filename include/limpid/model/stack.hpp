@@ -50,21 +50,31 @@ struct Stack {
   std::vector<TransformerBlockArgs<Slot>> blocks;
   Index layers = 0;
   TransformerBlockOptions options;
-  std::vector<PackedWeight<S>> packed;  ///< of every weight of every block, in the order of visit_parameters; or none
+  limpid::detail::LargeVector<S> panels;  ///< of every weight of every block, one after another; or none
+  std::vector<Index> starts;              ///< where those of each are, in the order of visit_parameters; -1: none
 
   const TransformerBlockArgs<Slot>& block(Index layer) const { return blocks[number(layer)]; }
 
   void pack(const Parameters<S>& parameters) {
-    packed.clear();
+    std::vector<Weight<S>> weights;
     for (const TransformerBlockArgs<Slot>& one : blocks) {
       TransformerBlockArgs<View<S>> like;
       TransformerBlockArgs<Slot>::visit_parameters(
           [&](const char*, const Slot& slot, auto& field) {
             if constexpr (std::is_same_v<std::remove_cvref_t<decltype(field)>, Weight<S>>)
-              packed.push_back(slot.given() ? PackedWeight<S>(out_in(parameters(slot))) : PackedWeight<S>());
+              weights.push_back(slot.given() ? out_in(parameters(slot)) : Weight<S>());
           },
           one, like);
     }
+    starts.clear();
+    Index size = 0;
+    for (const Weight<S>& w : weights) {
+      starts.push_back(w.given() ? size : -1);
+      size += w.given() ? limpid::detail::packed_size<S>(w) : 0;
+    }
+    panels.resize(static_cast<std::size_t>(size));
+    for (std::size_t i = 0; i < weights.size(); ++i)
+      if (weights[i].given()) limpid::detail::pack_weight<S>(weights[i], panels.data() + starts[i]);
   }
 
   /// What the blocks and the operator refuse of so many tokens, asked before anything is written.
@@ -145,12 +155,13 @@ struct Stack {
   /// The parameters of a layer, its weights [out, in] as checkpoints have them.
   TransformerBlockArgs<View<S>> arguments(const Parameters<S>& parameters, Index layer) const {
     TransformerBlockArgs<View<S>> out;
-    std::size_t place = number(layer) * (packed.size() / blocks.size());
+    std::size_t place = number(layer) * (starts.size() / blocks.size());
     TransformerBlockArgs<Slot>::visit_parameters(
         [&](const char*, const Slot& slot, auto& to) {
           if constexpr (std::is_same_v<std::remove_cvref_t<decltype(to)>, Weight<S>>) {
             if (slot.given()) to = out_in(parameters(slot));
-            if (!packed.empty()) to.panels = packed[place++].weight().panels;
+            if (!starts.empty() && starts[place] >= 0) to.panels = panels.data() + starts[place];
+            ++place;
           } else if (slot.given()) {
             to = parameters(slot);
           }

@@ -172,57 +172,7 @@ class Vit {
   template <class Op>
   using Saved = VitSaved<Op, S>;
 
-  Vit(const io::Checkpoint& file, const VitOptions& options) : options_(options) {
-    detail::Loader<S> load(file, parameters);
-    const detail::VitNames* names = nullptr;
-    std::string prefix;
-    for (const auto& family : detail::vit_families()) {
-      prefix = load.prefix(family.prefixes, family.patch_weight);
-      const std::string first = prefix + load.numbered(family.blocks, 0) + family.table.front().name;
-      if (!file.has(prefix + family.patch_weight) || !file.has(first)) continue;
-      names = &family;
-      break;
-    }
-    if (names == nullptr) names = &detail::vit_families().front(), prefix.clear();
-    stack_.layers = load.count(prefix + names->blocks + names->table.front().name);
-    for (const char* name :
-         {names->patch_weight, names->class_token, names->positions, names->norm_weight, names->norm_bias})
-      load.want(prefix, {{"", name, ""}});
-    for (Index l = 0; l < std::max(stack_.layers, Index(1)); ++l)
-      load.want(prefix + load.numbered(names->blocks, l), names->table);
-    load.require();
-
-    const auto optional = [&](const std::string& name, const char* shape) {
-      return file.has(name) ? load.take(name, shape) : Slot();
-    };
-    patch_ = load.take(prefix + names->patch_weight, "Dcpp");
-    channels_ = load.extents['c'], side_ = load.extents['p'];
-    const Index width = load.extents['D'];
-    detail::check_heads(file, width, options.heads);
-    load.extents['P'] = 3 * width, load.extents['d'] = width / options.heads;
-    patch_bias_ = optional(prefix + names->patch_bias, "D");
-    class_ = load.take(prefix + names->class_token, "D");
-    registers_ = optional(prefix + names->registers, "RD");
-    positions_ = load.take(prefix + names->positions, "ND");
-    const Index places = load.extents['N'];
-    const auto root = [](Index n) { return static_cast<Index>(std::llround(std::sqrt(static_cast<double>(n)))); };
-    class_places_ = root(places) * root(places) == places ? 0 : 1;
-    grid_ = root(places - class_places_);
-    if (grid_ < 1 || grid_ * grid_ != places - class_places_)
-      io::detail::fail(file.name() + ": " + io::detail::in_quotes(prefix + names->positions, 80),
-                       "found " + std::to_string(places) + " places, wanted a square number, or one more");
-    for (Index l = 0; l < stack_.layers; ++l)
-      stack_.blocks.push_back(load.block(prefix + load.numbered(names->blocks, l), names->table));
-    norm_ = load.take(prefix + names->norm_weight, "D"), norm_bias_ = load.take(prefix + names->norm_bias, "D");
-    for (const char* head : names->heads) {
-      head_ = optional(std::string(head) + ".weight", "VD");
-      if (head_.given()) head_bias_ = optional(std::string(head) + ".bias", "V");
-    }
-    for (const char* name : names->unused) file.skip(prefix + name);
-    unused = file.unused();
-    stack_.options.heads = options.heads, stack_.options.eps = options.eps;
-    if (stack_.blocks.front().gamma_q.given()) stack_.options.qk_norm_eps = options.eps;
-  }
+  Vit(const io::Checkpoint& file, const VitOptions& options);
 
   Parameters<S> parameters;
   std::vector<std::string> unused;  ///< tensors of the file that this model does not know
@@ -245,38 +195,7 @@ class Vit {
   /// image (batch rows cols) x channels, a pixel a row, normalised as the checkpoint wants it (io::normalised).
   template <class Op>
   void forward(const Op& op, View<S> image, Index rows, Index cols, VitSaved<Op, S>& saved,
-               const ModelCall& call = {}) const {
-    const ImagePatches cut = check_image(rows, cols, image, call.batch, "image");
-    const Index n = cut.tokens(), all = n + first_patch(), pixels = rows * cols;
-    stack_.check(op, parameters, call.batch * all, call.batch);
-    saved.rows = cut.rows_of_patches(), saved.cols = cut.cols_of_patches();
-    saved.patches.resize(call.batch * n, channels_ * side_ * side_);
-    const LayerCall inner{false, call.workspace, call.executor};
-    for (Index b = 0; b < call.batch; ++b)
-      patches(cut, image.block(b * pixels, 0, pixels, image.cols),
-              MutView<S>(saved.patches.data() + b * n * saved.patches.cols(), n, saved.patches.cols(),
-                         saved.patches.cols()),
-              inner);
-    Mat<S> embedded(saved.patches.rows(), width());
-    linear(View<S>(saved.patches), out_in(parameters(patch_)), parameters(patch_bias_), embedded, inner);
-    const View<S> table = parameters(positions_);
-    const Mat<S> places = resize_positions<S>(options_.positions, table.block(class_places_, 0, grid_ * grid_, width()),
-                                              grid_, grid_, saved.rows, saved.cols);
-    embed(places, detail::places_of(call.batch, n), embedded, {true, call.workspace, call.executor});
-    Mat<S> first(first_patch(), width()), x(call.batch * all, width());
-    first.row(0) = parameters(class_).map();
-    if (class_places_ != 0) first.row(0) += table.map().row(0);
-    if (registers_.given()) first.bottomRows(registers_.rows) = parameters(registers_).map();
-    prepend(first, embedded, x, call.batch);
-    saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
-    saved.tokens.resize(saved.last.rows(), width());
-    layer_norm(saved.last, parameters(norm_), parameters(norm_bias_), saved.tokens,
-               {options_.eps, &saved.norm, call.workspace, call.executor});
-    saved.pooled = pool(saved.tokens, pool_weights(call.batch, n));
-    saved.logits.resize(call.batch, classes());
-    if (head_.given())
-      linear(View<S>(saved.pooled), out_in(parameters(head_)), parameters(head_bias_), saved.logits, inner);
-  }
+               const ModelCall& call = {}) const;
 
   /// Backwards from the gradients of logits and of tokens, either of which may be without entries: gradients are added
   /// to, dimage ((batch rows cols) x channels) is overwritten, relevance gets its row; what is null or empty is not
@@ -328,63 +247,7 @@ class Vit {
   }
   template <class Op, class Asked>
   void run_backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits, View<S> dtokens,
-                    ParameterGradients<S>* gradients, MutView<S> dimage, Asked* asked, const ModelCall& call) const {
-    const Index n = saved.rows * saved.cols, all = n + first_patch();
-    const Index batch = n == 0 ? 0 : saved.patches.rows() / n;
-    const auto gradient = [&](const Slot& slot) {
-      return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
-    };
-    const auto fits = [&](const char* name, View<S> found, Index rows, Index cols) {
-      if (found.given() && (found.rows != rows || found.cols != cols))
-        limpid::detail::raise(std::string("vit: ") + name + " is " +
-                              limpid::detail::shape_text(found.rows, found.cols) + ", wanted " +
-                              limpid::detail::shape_text(rows, cols));
-    };
-    fits("the gradient of logits", dlogits, batch, classes());
-    fits("the gradient of tokens", dtokens, batch * all, width());
-    fits("the gradient of the image", dimage, batch * n * side_ * side_, channels_);
-    detail::check_gradient_list("vit", gradients, parameters);
-    stack_.check_kept(op, parameters, saved.stack);
-    detail::check_asked("vit", op, asked, batch, all);
-    if (!dlogits.given() && !dtokens.given())
-      limpid::detail::raise("vit: found no gradient of logits or tokens, wanted one of them to go back from");
-    const LayerCall inner{false, call.workspace, call.executor};
-    Mat<S> d = Mat<S>::Zero(batch * all, width());
-    if (dtokens.given()) d = dtokens.map();
-    if (dlogits.given() && head_.given()) {
-      Mat<S> dpooled(batch, width());
-      linear_backward(View<S>(saved.pooled), out_in(parameters(head_)), dlogits,
-                      {overwrite(dpooled), gradient(head_), gradient(head_bias_)}, inner);
-      d += pool_backward(pool_weights(batch, n), dpooled);
-    }
-    Mat<S> dx(d.rows(), d.cols());
-    layer_norm_backward(View<S>(saved.last), parameters(norm_), saved.norm, View<S>(d),
-                        {overwrite(dx), gradient(norm_), gradient(norm_bias_)}, inner);
-    d = stack_.backward(op, parameters, saved.stack, std::move(dx), gradients, asked, call);
-    const bool input = dimage.given() || (asked != nullptr && detail::asks_for_input(asked));
-    if (gradients == nullptr && !input) return;
-    Mat<S> dembedded(batch * n, width()), dfirst(first_patch(), width());
-    prepend_backward(first_patch(), d, gradients != nullptr ? overwrite(dfirst) : Gradient<S>(), dembedded, batch);
-    if (gradients != nullptr) {
-      (*gradients)(class_).map() += dfirst.row(0);
-      if (class_places_ != 0) (*gradients)(positions_).map().row(0) += dfirst.row(0);
-      if (registers_.given()) (*gradients)(registers_).map() += dfirst.bottomRows(registers_.rows);
-      Mat<S> dplaces(n, width());
-      embed_backward(detail::places_of(batch, n), dembedded, dplaces);
-      (*gradients)(positions_).map().bottomRows(grid_ * grid_) +=
-          resize_positions_backward<S>(options_.positions, View<S>(dplaces), grid_, grid_, saved.rows, saved.cols);
-    }
-    Mat<S> dpatches(input ? batch * n : 0, saved.patches.cols());
-    linear_backward(View<S>(saved.patches), out_in(parameters(patch_)), View<S>(dembedded),
-                    {input ? overwrite(dpatches) : Gradient<S>(), gradient(patch_), gradient(patch_bias_)}, inner);
-    if (input && asked != nullptr) detail::tell_input(asked, saved.patches, dpatches, first_patch());
-    if (!dimage.given()) return;
-    const ImagePatches cut = cut_of(saved.rows * side_, saved.cols * side_);
-    const Index pixels = cut.rows * cut.cols;
-    for (Index b = 0; b < batch; ++b)
-      patches_backward(cut, View<S>(dpatches).block(b * n, 0, n, dpatches.cols()),
-                       dimage.block(b * pixels, 0, pixels, channels_), inner);
-  }
+                    ParameterGradients<S>* gradients, MutView<S> dimage, Asked* asked, const ModelCall& call) const;
 
   ImagePatches cut_of(Index rows, Index cols) const { return {rows, cols, side_, side_, PatchBorder::none}; }
   ImagePatches check_image(Index rows, Index cols, View<S> image, Index batch, const char* name) const {
@@ -411,6 +274,158 @@ class Vit {
   Slot patch_, patch_bias_, class_, registers_, positions_, norm_, norm_bias_, head_, head_bias_;
   Index channels_ = 0, side_ = 0, class_places_ = 0, grid_ = 0;
 };
+
+// Outside of the class, where a template is not inline: limpid::compiled_models holds them.
+
+template <class S>
+Vit<S>::Vit(const io::Checkpoint& file, const VitOptions& options) : options_(options) {
+  detail::Loader<S> load(file, parameters);
+  const detail::VitNames* names = nullptr;
+  std::string prefix;
+  for (const auto& family : detail::vit_families()) {
+    prefix = load.prefix(family.prefixes, family.patch_weight);
+    const std::string first = prefix + load.numbered(family.blocks, 0) + family.table.front().name;
+    if (!file.has(prefix + family.patch_weight) || !file.has(first)) continue;
+    names = &family;
+    break;
+  }
+  if (names == nullptr) names = &detail::vit_families().front(), prefix.clear();
+  stack_.layers = load.count(prefix + names->blocks + names->table.front().name);
+  for (const char* name :
+       {names->patch_weight, names->class_token, names->positions, names->norm_weight, names->norm_bias})
+    load.want(prefix, {{"", name, ""}});
+  for (Index l = 0; l < std::max(stack_.layers, Index(1)); ++l)
+    load.want(prefix + load.numbered(names->blocks, l), names->table);
+  load.require();
+
+  const auto optional = [&](const std::string& name, const char* shape) {
+    return file.has(name) ? load.take(name, shape) : Slot();
+  };
+  patch_ = load.take(prefix + names->patch_weight, "Dcpp");
+  channels_ = load.extents['c'], side_ = load.extents['p'];
+  const Index width = load.extents['D'];
+  detail::check_heads(file, width, options.heads);
+  load.extents['P'] = 3 * width, load.extents['d'] = width / options.heads;
+  patch_bias_ = optional(prefix + names->patch_bias, "D");
+  class_ = load.take(prefix + names->class_token, "D");
+  registers_ = optional(prefix + names->registers, "RD");
+  positions_ = load.take(prefix + names->positions, "ND");
+  const Index places = load.extents['N'];
+  const auto root = [](Index n) { return static_cast<Index>(std::llround(std::sqrt(static_cast<double>(n)))); };
+  class_places_ = root(places) * root(places) == places ? 0 : 1;
+  grid_ = root(places - class_places_);
+  if (grid_ < 1 || grid_ * grid_ != places - class_places_)
+    io::detail::fail(file.name() + ": " + io::detail::in_quotes(prefix + names->positions, 80),
+                     "found " + std::to_string(places) + " places, wanted a square number, or one more");
+  for (Index l = 0; l < stack_.layers; ++l)
+    stack_.blocks.push_back(load.block(prefix + load.numbered(names->blocks, l), names->table));
+  norm_ = load.take(prefix + names->norm_weight, "D"), norm_bias_ = load.take(prefix + names->norm_bias, "D");
+  for (const char* head : names->heads) {
+    head_ = optional(std::string(head) + ".weight", "VD");
+    if (head_.given()) head_bias_ = optional(std::string(head) + ".bias", "V");
+  }
+  for (const char* name : names->unused) file.skip(prefix + name);
+  unused = file.unused();
+  stack_.options.heads = options.heads, stack_.options.eps = options.eps;
+  if (stack_.blocks.front().gamma_q.given()) stack_.options.qk_norm_eps = options.eps;
+}
+
+template <class S>
+template <class Op>
+void Vit<S>::forward(const Op& op, View<S> image, Index rows, Index cols, VitSaved<Op, S>& saved,
+                     const ModelCall& call) const {
+  const ImagePatches cut = check_image(rows, cols, image, call.batch, "image");
+  const Index n = cut.tokens(), all = n + first_patch(), pixels = rows * cols;
+  stack_.check(op, parameters, call.batch * all, call.batch);
+  saved.rows = cut.rows_of_patches(), saved.cols = cut.cols_of_patches();
+  saved.patches.resize(call.batch * n, channels_ * side_ * side_);
+  const LayerCall inner{false, call.workspace, call.executor};
+  for (Index b = 0; b < call.batch; ++b)
+    patches(
+        cut, image.block(b * pixels, 0, pixels, image.cols),
+        MutView<S>(saved.patches.data() + b * n * saved.patches.cols(), n, saved.patches.cols(), saved.patches.cols()),
+        inner);
+  Mat<S> embedded(saved.patches.rows(), width());
+  linear(View<S>(saved.patches), out_in(parameters(patch_)), parameters(patch_bias_), embedded, inner);
+  const View<S> table = parameters(positions_);
+  const Mat<S> places = resize_positions<S>(options_.positions, table.block(class_places_, 0, grid_ * grid_, width()),
+                                            grid_, grid_, saved.rows, saved.cols);
+  embed(places, detail::places_of(call.batch, n), embedded, {true, call.workspace, call.executor});
+  Mat<S> first(first_patch(), width()), x(call.batch * all, width());
+  first.row(0) = parameters(class_).map();
+  if (class_places_ != 0) first.row(0) += table.map().row(0);
+  if (registers_.given()) first.bottomRows(registers_.rows) = parameters(registers_).map();
+  prepend(first, embedded, x, call.batch);
+  saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
+  saved.tokens.resize(saved.last.rows(), width());
+  layer_norm(saved.last, parameters(norm_), parameters(norm_bias_), saved.tokens,
+             {options_.eps, &saved.norm, call.workspace, call.executor});
+  saved.pooled = pool(saved.tokens, pool_weights(call.batch, n));
+  saved.logits.resize(call.batch, classes());
+  if (head_.given())
+    linear(View<S>(saved.pooled), out_in(parameters(head_)), parameters(head_bias_), saved.logits, inner);
+}
+
+template <class S>
+template <class Op, class Asked>
+void Vit<S>::run_backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits, View<S> dtokens,
+                          ParameterGradients<S>* gradients, MutView<S> dimage, Asked* asked,
+                          const ModelCall& call) const {
+  const Index n = saved.rows * saved.cols, all = n + first_patch();
+  const Index batch = n == 0 ? 0 : saved.patches.rows() / n;
+  const auto gradient = [&](const Slot& slot) {
+    return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
+  };
+  const auto fits = [&](const char* name, View<S> found, Index rows, Index cols) {
+    if (found.given() && (found.rows != rows || found.cols != cols))
+      limpid::detail::raise(std::string("vit: ") + name + " is " + limpid::detail::shape_text(found.rows, found.cols) +
+                            ", wanted " + limpid::detail::shape_text(rows, cols));
+  };
+  fits("the gradient of logits", dlogits, batch, classes());
+  fits("the gradient of tokens", dtokens, batch * all, width());
+  fits("the gradient of the image", dimage, batch * n * side_ * side_, channels_);
+  detail::check_gradient_list("vit", gradients, parameters);
+  stack_.check_kept(op, parameters, saved.stack);
+  detail::check_asked("vit", op, asked, batch, all);
+  if (!dlogits.given() && !dtokens.given())
+    limpid::detail::raise("vit: found no gradient of logits or tokens, wanted one of them to go back from");
+  const LayerCall inner{false, call.workspace, call.executor};
+  Mat<S> d = Mat<S>::Zero(batch * all, width());
+  if (dtokens.given()) d = dtokens.map();
+  if (dlogits.given() && head_.given()) {
+    Mat<S> dpooled(batch, width());
+    linear_backward(View<S>(saved.pooled), out_in(parameters(head_)), dlogits,
+                    {overwrite(dpooled), gradient(head_), gradient(head_bias_)}, inner);
+    d += pool_backward(pool_weights(batch, n), dpooled);
+  }
+  Mat<S> dx(d.rows(), d.cols());
+  layer_norm_backward(View<S>(saved.last), parameters(norm_), saved.norm, View<S>(d),
+                      {overwrite(dx), gradient(norm_), gradient(norm_bias_)}, inner);
+  d = stack_.backward(op, parameters, saved.stack, std::move(dx), gradients, asked, call);
+  const bool input = dimage.given() || (asked != nullptr && detail::asks_for_input(asked));
+  if (gradients == nullptr && !input) return;
+  Mat<S> dembedded(batch * n, width()), dfirst(first_patch(), width());
+  prepend_backward(first_patch(), d, gradients != nullptr ? overwrite(dfirst) : Gradient<S>(), dembedded, batch);
+  if (gradients != nullptr) {
+    (*gradients)(class_).map() += dfirst.row(0);
+    if (class_places_ != 0) (*gradients)(positions_).map().row(0) += dfirst.row(0);
+    if (registers_.given()) (*gradients)(registers_).map() += dfirst.bottomRows(registers_.rows);
+    Mat<S> dplaces(n, width());
+    embed_backward(detail::places_of(batch, n), dembedded, dplaces);
+    (*gradients)(positions_).map().bottomRows(grid_ * grid_) +=
+        resize_positions_backward<S>(options_.positions, View<S>(dplaces), grid_, grid_, saved.rows, saved.cols);
+  }
+  Mat<S> dpatches(input ? batch * n : 0, saved.patches.cols());
+  linear_backward(View<S>(saved.patches), out_in(parameters(patch_)), View<S>(dembedded),
+                  {input ? overwrite(dpatches) : Gradient<S>(), gradient(patch_), gradient(patch_bias_)}, inner);
+  if (input && asked != nullptr) detail::tell_input(asked, saved.patches, dpatches, first_patch());
+  if (!dimage.given()) return;
+  const ImagePatches cut = cut_of(saved.rows * side_, saved.cols * side_);
+  const Index pixels = cut.rows * cut.cols;
+  for (Index b = 0; b < batch; ++b)
+    patches_backward(cut, View<S>(dpatches).block(b * n, 0, n, dpatches.cols()),
+                     dimage.block(b * pixels, 0, pixels, channels_), inner);
+}
 
 }  // namespace model
 
