@@ -16,8 +16,7 @@ inline namespace LIMPID_ABI {
 
 /// What an Explanation is to collect.
 struct ExplanationOptions {
-  /// Parts of A o dA, a row of relevance for each. The first comes with the backward pass (2 to 5 % of it); each other
-  /// one costs a pass over the scores more, about a third of the attention's backward. Empty: no relevance.
+  /// Parts of A o dA, a row of relevance for each, which come with the backward pass. Empty: no relevance.
   std::vector<Part> relevance{Part::pos};
   std::optional<RolloutOptions> rollout{};  ///< the row of attention rollout, with these options
   bool heads = false;                       ///< the importance of every head of every layer
@@ -66,7 +65,7 @@ struct ExplanationOptions {
 /// the operator: sum E o dout V^T where out = E V.
 ///
 /// Asking changes no bit of outputs and gradients. Memory: a few numbers a token and item, and one layer's gradient of
-/// its heads' output, (B n) x (H dv), with `heads` or more than one part; nothing n x n. One call at a time, another
+/// its heads' output, (B n) x (H dv), with `heads`; nothing n x n. One call at a time, another
 /// one meanwhile throws ShapeError; several may read. What throws, before or on its way, leaves the answers as they were.
 /// Error in double: within 1e-10 of dense formulas, and no bit from Relevance, Rollout and head_importance, as tests
 /// assert; in float the row of relevance within 2e-6 of double, of its largest entry, over 12 layers of noise and on
@@ -118,8 +117,7 @@ class Explanation {
   /// One layer, of self attention: in and saved as its forward call had them, out its heads' output, (B n) x (H dv).
   /// pass runs its backward pass, limpid::backward or that of a layer round the operator, with the call it is given or
   /// one that asks the same. Throws ShapeError where the saved state is empty, or of another batch or number of tokens
-  /// than what was started with, out has another shape, and where more than one part is asked of an operator whose
-  /// modifiers collect gradients, which would collect them once a part.
+  /// than what was started with, and where out has another shape.
   template <class Op>
   void layer(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved,
              const std::type_identity_t<View<S>>& out, Pass pass, const LayerCall& call = {}) {
@@ -129,38 +127,38 @@ class Explanation {
     const Dims& d = saved.dims;
     if (d.n != d.m)
       detail::raise(name + (": explained is a map " + detail::shape_text(d.n, d.m) + ", wanted self attention"));
-    check(name, op, d.batch, d.n);
+    check(name, d.batch, d.n);
     const Index batch = start_.rows(), n = start_.cols();
     if (out.rows != batch * n || out.cols % d.heads != 0)
       detail::raise(name +
                     (": the heads' output to explain is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
                      detail::text_of(batch * n) + " rows and columns of " + detail::text_of(d.heads) + " heads"));
     const std::size_t parts = relevance_.size();
-    const S none = S(std::numeric_limits<double>::quiet_NaN());  // a pass that does not hand on what it is told shows
-    emitted_.resize(parts);
-    Mat<S> weights;
-    const auto ask = [&](std::size_t part) {
-      BackwardCall<S> asked;
-      asked.workspace = call.workspace, asked.executor = call.executor;
-      if (part >= parts) return asked;
-      weights = start_ + relevance_[part];
-      emitted_[part].setConstant(batch, n, none);
-      asked.relevance_weights = weights, asked.relevance = emitted_[part], asked.part = options_.relevance[part];
-      return asked;
+    const Index each = parts > 1 ? 4 : 1;  // rows of an item: of more parts than one all are made, in one go
+    const auto row_of = [&](Index item, std::size_t part) {
+      return each * item + (each == 1 ? 0 : static_cast<Index>(options_.relevance[part]));
     };
-    BackwardCall<S> first = ask(0);
-    if (options_.heads || parts > 1) {
-      heads_gradient_.setConstant(out.rows, out.cols, none);
-      first.heads_gradient = heads_gradient_;
+    const S none = S(std::numeric_limits<double>::quiet_NaN());  // a pass that does not hand on what it is told shows
+    BackwardCall<S> ask;
+    ask.workspace = call.workspace, ask.executor = call.executor;
+    if (parts > 0) {
+      weights_.setZero(each * batch, n), emitted_.setConstant(each * batch, n, none);
+      for (std::size_t p = 0; p < parts; ++p)
+        for (Index b = 0; b < batch; ++b) weights_.row(row_of(b, p)) = start_.row(b) + relevance_[p].row(b);
+      ask.relevance_weights = weights_, ask.relevance = emitted_, ask.part = options_.relevance.front();
     }
-    pass(first);
-    for (std::size_t p = 1; p < parts; ++p) limpid::backward(op, in, saved, View<S>(heads_gradient_), {}, ask(p));
+    if (options_.heads) {
+      heads_gradient_.setConstant(out.rows, out.cols, none);
+      ask.heads_gradient = heads_gradient_;
+    }
+    pass(ask);
     Mat<S> heads;
     if (options_.heads) heads = head_importance(out, heads_gradient_, d.heads, batch);
     for (std::size_t b = 0; b < rollout_.size(); ++b)
       rollout_[b].layer(op, in, saved,
                         {.item = static_cast<Index>(b), .workspace = call.workspace, .executor = call.executor});
-    for (std::size_t p = 0; p < parts; ++p) relevance_[p] += emitted_[p];
+    for (std::size_t p = 0; p < parts; ++p)
+      for (Index b = 0; b < batch; ++b) relevance_[p].row(b) += emitted_.row(row_of(b, p));
     if (options_.heads) heads_.push_back(std::move(heads));
     ++layers_;
   }
@@ -195,15 +193,11 @@ class Explanation {
     }
   }
 
-  /// What layer() refuses of an operator and so many items and tokens, raised in the name of what asks it first.
-  template <class Op>
-  void check(detail::Name name, const Op& op, Index batch, Index n) const {
+  /// What layer() refuses of so many items and tokens, raised in the name of what asks it first.
+  void check(detail::Name name, Index batch, Index n) const {
     if (start_.rows() != batch || start_.cols() != n)
       detail::raise(name + (": an explanation started with rows " + detail::shape_text(start_.rows(), start_.cols()) +
                             ", wanted " + detail::shape_text(batch, n)));
-    if (options_.relevance.size() > 1 && op.modifiers().wants_gradient())
-      detail::raise(name + (": " + std::to_string(options_.relevance.size()) +
-                            " parts of relevance are asked of modifiers that collect gradients, wanted one part"));
   }
 
   const ExplanationOptions& options() const { return options_; }
@@ -261,9 +255,10 @@ class Explanation {
 
   ExplanationOptions options_;
   Mat<S> start_, heads_gradient_, gradient_, times_input_;
-  std::vector<Mat<S>> relevance_, emitted_;  // a part each
-  std::vector<Rollout<S>> rollout_;          // an item each
-  std::vector<Mat<S>> heads_;                // a layer each, the last one first
+  Mat<S> weights_, emitted_;
+  std::vector<Mat<S>> relevance_;    // a part each
+  std::vector<Rollout<S>> rollout_;  // an item each
+  std::vector<Mat<S>> heads_;        // a layer each, the last one first
   detail::Count layers_;
   mutable detail::Turn turn_;
 };

@@ -321,7 +321,7 @@ struct AotStack {
                 std::type_identity_t<Explanation<S>>& why, const LayerCall& call = {}) const {
     if (!saved.layers.empty()) {
       const Dims& d = saved.layers.front().attention.attention.dims;
-      why.check("aot stack", layer.op, d.batch, d.n);
+      why.check("aot stack", d.batch, d.n);
     }
     run_backward<S>(
         std::forward<X>(x_), layers, saved, std::forward<Dout>(dout_), dx, gradients,

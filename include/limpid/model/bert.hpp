@@ -302,7 +302,7 @@ void Bert<S>::run_backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidde
                           limpid::detail::shape_text(count, words_.cols));
   detail::check_gradient_list("bert", gradients, parameters);
   stack_.check_kept(op, parameters, saved.stack);
-  detail::check_asked("bert", op, asked, saved.batch, n);
+  detail::check_asked("bert", asked, saved.batch, n);
   if (gradients != nullptr && saved.ids.empty())
     limpid::detail::raise("bert: gradients of parameters after a call by sums of embeddings, wanted one by ids");
   const auto gradient = [&](const Slot& slot) {

@@ -393,7 +393,7 @@ class Llama {
                             limpid::detail::shape_text(count, width()));
     detail::check_gradient_list("llama", gradients, parameters);
     stack_.check_kept(op, parameters, saved.stack);
-    detail::check_asked("llama", op, asked, saved.batch, count / saved.batch);
+    detail::check_asked("llama", asked, saved.batch, count / saved.batch);
     const auto gradient = [&](const Slot& slot) {
       return gradients != nullptr ? add((*gradients)(slot)) : Gradient<S>();
     };

@@ -206,13 +206,13 @@ void check_row(const char* model, const RelevanceRow<S>* row, Index batch, Index
   if (row->rest.size() != 0) fits("rest", row->rest);
 }
 /// The same of an Explanation, and that it has not gone through other layers.
-template <class Op, class S>
-void check_asked(const char* model, const Op&, const RelevanceRow<S>* row, Index batch, Index n) {
+template <class S>
+void check_asked(const char* model, const RelevanceRow<S>* row, Index batch, Index n) {
   check_row(model, row, batch, n);
 }
-template <class Op, class S>
-void check_asked(const char* model, const Op& op, const Explanation<S>* why, Index batch, Index n) {
-  why->check(model, op, batch, n);
+template <class S>
+void check_asked(const char* model, const Explanation<S>* why, Index batch, Index n) {
+  why->check(model, batch, n);
   if (why->layers() != 0)
     limpid::detail::raise(std::string(model) + ": an explanation that has gone through " +
                           limpid::detail::text_of(why->layers()) + " layers, wanted one that is started anew");

@@ -386,7 +386,7 @@ void Vit<S>::run_backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits,
   fits("the gradient of the image", dimage, batch * n * side_ * side_, channels_);
   detail::check_gradient_list("vit", gradients, parameters);
   stack_.check_kept(op, parameters, saved.stack);
-  detail::check_asked("vit", op, asked, batch, all);
+  detail::check_asked("vit", asked, batch, all);
   if (!dlogits.given() && !dtokens.given())
     limpid::detail::raise("vit: found no gradient of logits or tokens, wanted one of them to go back from");
   const LayerCall inner{false, call.workspace, call.executor};
