@@ -350,6 +350,10 @@ TEST_CASE("A local mask that keeps all is no mask; documents that are sorted are
   close(local(limpid::documents(std::vector<Index>(60, 3))), plain);
   const Mat<bool> all = Mat<bool>::Constant(8, 3, true);
   close(local(limpid::blocks(all, 8, 20)), plain);
+  const Index largest = std::numeric_limits<Index>::max();
+  close(local(limpid::neighbourhood({6, 10}, {largest, largest}, {.stride = {largest, 1, 1}})), plain);
+  const Mat<bool> one = Mat<bool>::Constant(1, 1, true);
+  close(local(limpid::blocks(one, largest, largest)), plain);
   const auto lengths = [&](const std::vector<Index>& count, const suite::Fields<double>& of) {
     return run<Entry>(softmax(limpid::key_lengths(count)), s, of);
   };
@@ -448,6 +452,28 @@ TEST_CASE("Local masks refuse what does not fit, in one sentence, before anythin
   refuses(neighbourhood({4, 6}, {3, 3}, {.border = Border::mirror}) & causal(),
           "op: a mirrored border beside a mask of intervals, wanted clip or shift there");
 
+  const std::string asked =
+      "op: a mirrored border in a window that another mask asks pair by pair, wanted clip or shift there";
+  const auto mirror = neighbourhood({4, 6}, {3, 4}, {.border = Border::mirror});
+  const auto clip = neighbourhood({4, 6}, {3, 3});
+  accepts(mirror & clip);
+  accepts(chain(mirror, clip | documents(L(24, 1))));
+  refuses(clip & mirror, asked);
+  refuses(clip & limpid::mask([](const At&) { return true; }) & mirror, asked);
+  refuses(chain(clip, mirror), asked);
+  refuses(mirror | clip, asked);
+  refuses(clip | mirror, asked);
+  refuses(!mirror, asked);
+  refuses(!(mirror & clip), asked);
+  refuses(chain(clip, !mirror), asked);
+
+  const Index largest = std::numeric_limits<Index>::max(), entries = limpid::detail::most_entries;
+  accepts(neighbourhood({4, 6}, {largest, 3}));
+  accepts(neighbourhood({4, 6}, {largest, 3}, {.border = Border::mirror, .stride = {largest, 1, 1}, .causal = {true}}));
+  refuses(neighbourhood({4, 6}, {3, largest}, {.border = Border::mirror}),
+          "op: neighbourhood: the window of axis 1 is " + std::to_string(largest) + ", wanted at most " +
+              std::to_string(entries / 3) + ", as keys of a mirrored border count as often as a window has them");
+
   accepts(packed(L{0, 0, 24}, L{0, 24, 24}));
   refuses(packed(L{}), "op: packed: cu_q is empty, wanted offsets from 0");
   refuses(packed(L{1, 24}), "op: packed: cu_q begins with 1, wanted offsets from 0");
@@ -469,6 +495,8 @@ TEST_CASE("Local masks refuse what does not fit, in one sentence, before anythin
   const Mat<bool> kept = Mat<bool>::Constant(3, 4, true);
   accepts(limpid::blocks(kept, 8, 6));
   accepts(limpid::blocks(kept, 11, 7));
+  refuses(limpid::blocks(kept, largest, largest),
+          "op: blocks' mask is 3 x 4, wanted 1 x 1, or as many rows for each item, or head of an item");
   refuses(limpid::blocks(kept, 12, 6),
           "op: blocks' mask is 3 x 4, wanted 2 x 4, or as many rows for each item, or head of an item");
   refuses(limpid::blocks(kept, 8, 0), "op: blocks: bq is 8 and bk 0, wanted at least 1");
@@ -534,7 +562,10 @@ TEST_CASE("A neighbourhood and packed sequences keep the pairs of their definiti
       const std::size_t b = sequence(i, {0, 2, 7, 13}), c = sequence(j, {0, 4, 4, 12});
       const std::vector<Index> last_q{1, 6, 12}, last_k{3, 3, 11};
       CHECK(packed.keep({.q = i, .k = j, .n = 13, .m = 12}) == (b == c));
-      CHECK(causal_too.keep({.q = i, .k = j, .n = 13, .m = 12}) == (b == c && last_k[b] - j >= last_q[b] - i));
+      const bool both = b == c && last_k[b] - j >= last_q[b] - i;
+      CHECK(causal_too.keep({.q = i, .k = j, .n = 13, .m = 12}) == both);
+      CHECK((causal_too | !packed).keep({.q = i, .k = j, .n = 13, .m = 12}) == (both || b != c));
+      CHECK((!causal_too).keep({.q = i, .k = j, .n = 13, .m = 12}) == !both);
     }
 
   const auto ids = limpid::documents(std::vector<Index>{1, 2, 1, 5, 5, 6});

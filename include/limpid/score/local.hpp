@@ -89,9 +89,10 @@ inline Index gathered_rows_of(Index panel) { return (256 / panel > 0 ? 256 / pan
 ///     dilation  the same among the places of i's residue class alone
 ///
 /// Hassani et al. 2023, arXiv 2204.07143, and 2209.15001 (dilation); stride 2504.16922; clip and mirror as image filters
-/// have them (Buades, Coll, Morel 2005). A mirrored border is refused beside masks of intervals, and the entropy of a
-/// row takes a key that counts twice for two. ShapeError: a window, stride, dilation or length that is no such number,
-/// and n or m that are not those of the grid.
+/// have them (Buades, Coll, Morel 2005). A mirrored border is refused beside masks of intervals and where another mask
+/// asks it pair by pair (|, !, a window that is not the first to say blocks), and the entropy of a row takes a key that
+/// counts twice for two. ShapeError: a window, stride, dilation or length that is no such number, more than 2^40 keys of a
+/// mirrored border, and n or m that are not those of the grid.
 struct Neighbourhood : Modifier {
   static constexpr bool is_mask = true, irregular = true, gathers = true, windows = true;
   std::array<detail::NeighbourAxis, 3> axes;
@@ -363,6 +364,7 @@ inline Neighbourhood neighbourhood(std::initializer_list<Index> grid, std::initi
     if (to.problem.empty()) to.problem = "neighbourhood: " + what;
   };
   if (options.global < 0) fails("global is " + text(options.global) + ", wanted 0 or more");
+  Index most = detail::most_entries;  // keys of a query
   for (std::size_t x = 0; x < grid.size(); ++x) {
     auto& a = to.axes[x];
     a = {grid.begin()[x], window.begin()[x], options.dilation[x], options.stride[x], options.causal[x], options.border};
@@ -378,8 +380,14 @@ inline Neighbourhood neighbourhood(std::initializer_list<Index> grid, std::initi
       fails("the window" + axis + " is " + text(a.window) + ", wanted at most " + text(a.length / a.dilation) +
             (a.dilation > 1 ? ", the places of a residue class of the axis" : ", the places of the axis") +
             ", as it is shifted");
-    if (a.border == Border::clip || (a.border == Border::mirror && a.causal))
-      a.window = std::min(a.window, 2 * a.length);
+    if (a.border == Border::clip || (a.border == Border::mirror && a.causal)) {
+      if (a.window / 2 >= a.length) a.window = 2 * a.length, a.stride = std::min(a.stride, a.window);
+    } else if (a.border == Border::mirror) {
+      if (a.window > most)
+        fails("the window" + axis + " is " + text(a.window) + ", wanted at most " + text(most) +
+              ", as keys of a mirrored border count as often as a window has them");
+      most /= a.window;
+    }
   }
   return to;
 }
@@ -574,14 +582,15 @@ struct Blocks : Modifier {
   bool repeats_keys() const { return false; }
 
   Index plan_size(const At&, Index) const { return 0; }
-  Index plan(const At& at, Index panel, Index*) const { return count(at.n, bq) * pieces(panel); }
+  Index plan(const At& at, Index panel, Index*) const { return count(at.n, bq) * pieces(at.n, panel); }
   template <class S>
   PairBlock<S> block(const At& at, Index panel, const Index*, Index b) const {
     PairBlock<S> to;
     const Interval rows = queries(at, panel, b);
     to.queries = rows.end - rows.begin;
     for (Index j = 0; j < kept.cols; ++j)
-      if (to.queries > 0 && kept(row_of(at, b / pieces(panel)), j)) to.keys += std::min(at.m, (j + 1) * bk) - j * bk;
+      if (to.queries > 0 && kept(row_of(at, b / pieces(at.n, panel)), j))
+        to.keys += std::min(at.m, (j + 1) * bk) - j * bk;
     to.free = to.keys;
     return to;
   }
@@ -590,7 +599,7 @@ struct Blocks : Modifier {
     std::iota(to.q, to.q + to.queries, queries(at, panel, b).begin);
     Index* k = to.k;
     for (Index j = 0; j < kept.cols; ++j)
-      if (to.queries > 0 && kept(row_of(at, b / pieces(panel)), j))
+      if (to.queries > 0 && kept(row_of(at, b / pieces(at.n, panel)), j))
         for (Index key = j * bk; key < std::min(at.m, (j + 1) * bk); ++key) *k++ = key;
   }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
@@ -605,11 +614,13 @@ struct Blocks : Modifier {
   }
 
  private:
-  static Index count(Index n, Index b) { return (n + b - 1) / b; }
-  Index pieces(Index panel) const { return count(bq, detail::gathered_rows_of(panel)); }
+  static Index count(Index n, Index b) { return n / b + (n % b != 0); }
+  /// Of a block's queries, of n in all.
+  Index pieces(Index n, Index panel) const { return count(std::min(bq, n), detail::gathered_rows_of(panel)); }
   Interval queries(const At& at, Index panel, Index b) const {
-    const Index rows = detail::gathered_rows_of(panel), first = b / pieces(panel) * bq + b % pieces(panel) * rows;
-    return {std::min(first, at.n), std::min({first + rows, (b / pieces(panel) + 1) * bq, at.n})};
+    const Index rows = detail::gathered_rows_of(panel),
+                first = b / pieces(at.n, panel) * bq + b % pieces(at.n, panel) * rows;
+    return {std::min(first, at.n), std::min({first + rows, (b / pieces(at.n, panel) + 1) * bq, at.n})};
   }
   Index row_of(const At& a, Index block) const {
     const Index rows = count(a.all_rows(), bq);

@@ -102,10 +102,11 @@ inline MaskMatrix mask_matrix(View<bool> keep) {
 
 namespace detail {
 
-/// The pairs a mask keeps, whatever kind it is: where it says both, those of its interval that keep() keeps.
+/// The pairs a mask keeps, whatever kind it is: where it says both, those of its interval that keep() keeps. keep() of
+/// one that gathers asks for the intervals itself, at places of the mask's own.
 template <class M>
 bool mask_keeps(const M& m, const At& a) {
-  if constexpr (M::intervals && (M::irregular || !own_keep<M>())) {
+  if constexpr (M::intervals && !M::gathers && (M::irregular || !own_keep<M>())) {
     const Interval in = m.interval(a);
     if (a.k < in.begin || a.k >= in.end) return false;
   }
@@ -168,6 +169,10 @@ struct AndMask : AndBase<A, B> {
     if (x == Cover::none || y == Cover::none) return Cover::none;
     return x == Cover::all && y == Cover::all ? Cover::all : Cover::some;
   }
+  void check(const char* op, Index b, Index h, Index n, Index m) const {
+    Base::check(op, b, h, n, m);
+    if constexpr (A::gathers) refuse_repeated_keys(op, this->b);
+  }
 };
 
 template <class A, class B>
@@ -179,6 +184,10 @@ struct OrMask : TwoMasks<A, B> {
     const Cover x = this->a.cover(at, q0, q1, k0, k1), y = this->b.cover(at, q0, q1, k0, k1);
     if (x == Cover::all || y == Cover::all) return Cover::all;
     return x == Cover::none && y == Cover::none ? Cover::none : Cover::some;
+  }
+  void check(const char* op, Index b, Index h, Index n, Index m) const {
+    TwoMasks<A, B>::check(op, b, h, n, m);
+    refuse_repeated_keys(op, this->a), refuse_repeated_keys(op, this->b);
   }
 };
 
@@ -193,7 +202,10 @@ struct NotMask : Modifier {
     const Cover x = a.cover(at, q0, q1, k0, k1);
     return x == Cover::some ? x : (x == Cover::all ? Cover::none : Cover::all);
   }
-  void check(const char* op, Index b, Index h, Index n, Index m) const { a.check(op, b, h, n, m); }
+  void check(const char* op, Index b, Index h, Index n, Index m) const {
+    a.check(op, b, h, n, m);
+    refuse_repeated_keys(op, a);
+  }
 };
 
 }  // namespace detail

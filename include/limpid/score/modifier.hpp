@@ -178,6 +178,20 @@ const auto& leading_of(const M& m) {
 
 }  // namespace detail
 
+namespace detail {
+
+/// Of a mask that others ask pair by pair, and which so counts no key twice.
+template <class M>
+void refuse_repeated_keys(const char* op, const M& m) {
+  if constexpr (M::gathers)
+    if (leading_of(m).repeats_keys())
+      raise(std::string(op) +
+            ": a mirrored border in a window that another mask asks pair by pair, wanted clip or shift "
+            "there");
+}
+
+}  // namespace detail
+
 /// Modifiers one after the other. The engine sees only this.
 template <class... M>
 struct Chain {
@@ -419,6 +433,9 @@ struct Chain {
   }
   void check(const char* op, Index b, Index h, Index n, Index m) const {
     each([&](const auto& part) { part.check(op, b, h, n, m); });
+    each_at([&](const auto& part, Index place) {
+      if (place != Index(leader)) detail::refuse_repeated_keys(op, part);
+    });
     if constexpr (gathers && intervals)
       if (leading().repeats_keys())
         detail::raise(std::string(op) + ": a mirrored border beside a mask of intervals, wanted clip or shift there");
