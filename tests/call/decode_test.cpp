@@ -7,6 +7,7 @@
 #include <limpid/op/bilateral.hpp>
 #include <limpid/op/differential.hpp>
 #include <limpid/op/differential_gated.hpp>
+#include <limpid/op/mssa.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/pid.hpp>
 #include <limpid/op/sigmoid.hpp>
@@ -95,16 +96,16 @@ bool same_bits(const Mat<S>& a, const Mat<S>& b) {  // or NaN in both
          ((a.array() == b.array()) || (a.array().isNaN() && b.array().isNaN())).all();
 }
 
-/// Every item beside one call of its own over keys in one array.
-template <class S, class Op>
+/// Every item beside one call of its own over keys in one array. give(in): fields of queries and parameters besides.
+template <class S, class Op, class Give>
 void same_as_one_array(const Op& op, const Store<S>& store, Index n, Index heads, Index q_width, bool asks,
-                       limpid::ExecutorRef executor = {}) {
+                       limpid::ExecutorRef executor, const Give& give) {
   using In = limpid::Inputs<Op, S>;
   suite::Random random(5);
   const Index batch = store.lengths.cols(), width = heads * store.v_width;
   const Mat<S> q = suite::random_matrix<S>(random, batch * n, heads * q_width, -2, 2);
   In in;
-  in.q = View<S>(q);
+  in.q = View<S>(q), give(in);
   Mat<S> out = Mat<S>::Constant(batch * n, width, S(9)), lse, map;
   constexpr bool has_lse = limpid::detail::has_lse<Op>;
   const Index item = batch - 1, head = heads - 1;
@@ -120,7 +121,12 @@ void same_as_one_array(const Op& op, const Store<S>& store, Index n, Index heads
   for (Index b = 0; b < batch; ++b) {
     const auto i = static_cast<std::size_t>(b);
     In own = in;
-    own.q = View<S>(q).block(b * n, 0, n, q.cols()), own.k = View<S>(store.k[i]), own.v = View<S>(store.v[i]);
+    In::visit(
+        [&](const char*, limpid::Role role, View<S>& of) {
+          if (role == limpid::Role::query && of.given()) of = of.block(b * n, 0, n, of.cols);
+        },
+        own);
+    own.k = View<S>(store.k[i]), own.v = View<S>(store.v[i]);
     Mat<S> want(n, width), want_lse, want_map;
     limpid::forward(op, own, want,
                     {.heads = heads,
@@ -134,6 +140,11 @@ void same_as_one_array(const Op& op, const Store<S>& store, Index n, Index heads
     if (asks && has_lse) CHECK(same_bits<S>(lse.middleRows(b * heads, heads), want_lse));
     if (asks && b == item) CHECK(same_bits(map, want_map));
   }
+}
+template <class S, class Op>
+void same_as_one_array(const Op& op, const Store<S>& store, Index n, Index heads, Index q_width, bool asks,
+                       limpid::ExecutorRef executor = {}) {
+  same_as_one_array(op, store, n, heads, q_width, asks, executor, [](auto&) {});
 }
 
 }  // namespace
@@ -177,6 +188,92 @@ TEMPLATE_TEST_CASE("Every operator over keys that are not its queries reads page
   }
 }
 
+TEMPLATE_TEST_CASE("Two maps and PID over pages have the bits of keys in one array, whatever the size of pages", "",
+                   float, double) {
+  using S = TestType;
+  limpid::ThreadPool pool(3);
+  suite::Random random(12);
+  const Index heads = 4;
+  for (const Layout layout : {Layout::rows_first, Layout::beside})
+    for (const Index rows : {1, 16, 1024, 5000}) {
+      const Store<S> store({1300, 300, 9, 1041}, 2, rows, 64, 48, layout);
+      for (const Index n : {1, 2, 3, 8, 9})
+        for (const bool asks : {false, true}) {
+          const Mat<S> state = suite::random_matrix<S>(random, 4 * n, heads * 48),
+                       other = suite::random_matrix<S>(random, 4 * n, heads * 48),
+                       logits = suite::random_matrix<S>(random, 4 * n, heads, -3, 3),
+                       gamma = suite::random_matrix<S>(random, heads, 48);
+          const auto check = [&](const auto& op, Index q_width, const auto& give) {
+            same_as_one_array(op, store, n, heads, q_width, asks, asks ? limpid::ExecutorRef() : pool, give);
+          };
+          const auto nothing = [](auto&) {};
+          const auto of_queries = [&](auto& in) { in.z = View<S>(logits), in.gamma = View<S>(gamma); };
+          check(limpid::differential(), 64, nothing);
+          check(limpid::differential(limpid::window(200, 0)), 128, nothing);  // one key for both branches
+          check(limpid::differential_gated(), 64, of_queries);
+          check(limpid::pid(), 64, nothing);
+          check(limpid::pid(limpid::causal()), 64,
+                [&](auto& in) { in.reference = View<S>(state), in.v_prev = View<S>(other); });
+        }
+    }
+}
+
+TEMPLATE_TEST_CASE("A gate that is not finite shows over pages where a row keeps a key, and not where it keeps none",
+                   "", float, double) {
+  using S = TestType;
+  const Store<S> store({300, 300}, 1, 16, 64, 48, Layout::padded);
+  Mat<S> logits = Mat<S>::Ones(4, 2);
+  logits(0, 0) = logits(1, 1) = logits(3, 0) = std::numeric_limits<S>::quiet_NaN();
+  const auto some = limpid::mask([](const limpid::At& a) { return a.q != 1 || a.batch == 1; });
+  for (const bool asks : {false, true}) {
+    same_as_one_array(limpid::differential_gated(), store, 2, 2, 64, asks, {},
+                      [&](auto& in) { in.z = View<S>(logits); });
+    Mat<S> q = Mat<S>::Ones(4, 128), out(4, 96), lse;
+    limpid::DifferentialGatedArgs<View<S>> in;
+    in.q = q, in.z = logits;
+    limpid::decode(limpid::differential_gated(some), in, store.pages, out,
+                   {.batch = 2, .heads = 2, .kv_heads = 1, .lse = asks ? &lse : nullptr});
+    CHECK(!out.row(0).leftCols(48).array().isFinite().any());
+    CHECK((out.row(1).array() == 0).all());
+    CHECK(out.row(0).rightCols(48).allFinite());
+    CHECK(out.row(2).allFinite());
+    CHECK(!out.row(3).leftCols(48).array().isFinite().any());
+    CHECK(out.row(3).rightCols(48).allFinite());
+  }
+}
+
+TEMPLATE_TEST_CASE("MSSA takes pages of one pool for its cache", "", float, double) {
+  using S = TestType;
+  Store<S> store({700, 23, 300}, 2, 16, 32, 32, Layout::heads_first);
+  suite::Random random(3);
+  const Index n = 3, heads = 2;
+  const Mat<S> y = suite::random_matrix<S>(random, 3 * n, heads * 32, -2, 2);
+  const auto check = [&](const auto& op) {
+    limpid::MssaArgs<View<S>> in;
+    in.y = y;
+    Pages<S> pages = store.pages;
+    Mat<S> out = Mat<S>::Constant(3 * n, heads * 32, S(9)), lse;
+    CHECK(error_of([&] { limpid::decode(op, in, pages, out, {.batch = 3, .heads = heads}); }) ==
+          "mssa: k and v of the pages are two pools, wanted one, as keys are the values");
+    CHECK((out.array() == S(9)).all());
+    pages.v = pages.k;
+    limpid::decode(op, in, pages, out, {.batch = 3, .heads = heads, .lse = &lse});
+    for (Index b = 0; b < 3; ++b) {
+      const Mat<S> own = y.middleRows(b * n, n);
+      Mat<S> want(n, heads * 32), want_lse;
+      in.y = own, in.cache = store.k[static_cast<std::size_t>(b)];
+      limpid::forward(op, in, want, {.heads = heads, .lse = &want_lse});
+      CHECK(same_bits<S>(out.middleRows(b * n, n), want));
+      CHECK(same_bits<S>(lse.middleRows(b * heads, heads), want_lse));
+    }
+    in.y = y, in.cache = y;
+    CHECK(error_of([&] { limpid::decode(op, in, pages, out, {.batch = 3, .heads = heads}); }) ==
+          "mssa: cache is given beside pages, wanted one of them");
+  };
+  check(limpid::mssa());
+  check(limpid::mssa(limpid::causal(), {.phi = limpid::Phi::threshold, .tau = 0.01}));
+}
+
 TEMPLATE_TEST_CASE("What is not finite in a page shows where it counts, and not where it is masked", "", float,
                    double) {
   using S = TestType;
@@ -191,6 +288,11 @@ TEMPLATE_TEST_CASE("What is not finite in a page shows where it counts, and not 
         same_as_one_array(limpid::softmax(), store, 1, 2, 16, false);
         same_as_one_array(limpid::softmax(limpid::window(200, 0)), store, 2, 2, 16, false);
         same_as_one_array(limpid::softmax(third), store, 3, 2, 16, false);
+        Store<S> wide({400}, 1, 16, 64, 16, Layout::padded);
+        wide.put(key, j, 3, number);
+        same_as_one_array(limpid::differential(), wide, 1, 2, 64, false);
+        same_as_one_array(limpid::differential(limpid::window(200, 0)), wide, 2, 2, 64, false);
+        same_as_one_array(limpid::differential_gated(third), wide, 3, 2, 64, false);
       }
 }
 
@@ -199,9 +301,18 @@ TEST_CASE("Pages that are read where they lie take no memory for all keys") {
   const Mat<float> q = Mat<float>::Ones(1, 32);
   Mat<float> out(1, 32);
   limpid::Workspace workspace;
-  limpid::decode(limpid::softmax(), limpid::QKV<View<float>>{.q = q}, store.pages, out, {.workspace = &workspace});
+  const auto check = [&](const auto& op) {
+    limpid::Inputs<std::remove_cvref_t<decltype(op)>, float> in;
+    in.q = q;
+    limpid::decode(op, in, store.pages, out, {.workspace = &workspace});
+    INFO(op.name);
+    if (limpid::detail::Native<float>::lanes > 1) CHECK(workspace.bytes() < 8192 * 32 * sizeof(float) / 4);
+  };
+  check(limpid::softmax());
+  check(limpid::differential());
+  check(limpid::differential_gated(limpid::causal()));
+  check(limpid::pid());
   same_as_one_array(limpid::softmax(), Store<float>({600}, 1, 16, 32, 32, Layout::padded), 1, 2, 32, false);
-  if (limpid::detail::Native<float>::lanes > 1) CHECK(workspace.bytes() < 8192 * 32 * sizeof(float) / 4);
 }
 
 TEST_CASE("Positions beside keys are those of the first keys of every item") {

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include <array>
 #include <limits>
+#include <limpid/exec/thread_pool.hpp>
 #include <limpid/limpid.hpp>
 #include <stdexcept>
 #include <vector>
@@ -41,6 +42,59 @@ double decoding_error(const Op& op, Index n, const suite::Sizes& s, limpid::Exec
   return error;
 }
 
+/// Pages of four rows that stand in any order, heads x rows x (d + dv), values beside keys. What is in no row is NaN.
+template <class S>
+struct PagedTexts {
+  static constexpr Index rows = 4;
+  suite::Sizes s;
+  Mat<S> pool;
+  Mat<Index> table, lengths;
+  limpid::Pages<S> pages;
+
+  PagedTexts(const suite::Sizes& sizes, Index n) : s(sizes) {
+    const Index each = (n + rows - 1) / rows, count = s.batch * each, width = s.d + s.dv;
+    pool = Mat<S>::Constant(count, s.kv_heads * rows * width, std::numeric_limits<S>::quiet_NaN());
+    table.resize(s.batch, each), lengths = Mat<Index>::Zero(s.batch, 1);
+    for (Index p = 0; p < count; ++p) table(p % s.batch, p / s.batch) = (p * 7 + 3) % count;
+    REQUIRE(count % 7 != 0);
+    pages.k = {pool.data(), count, rows, s.d, pool.cols(), rows * width, width};
+    pages.v = {pool.data() + s.d, count, rows, s.dv, pool.cols(), rows * width, width};
+    pages.table = limpid::View<Index>(table), pages.lengths = limpid::View<Index>(lengths);
+  }
+  void append(const Mat<S>& k, const Mat<S>& v) {
+    for (Index b = 0; b < s.batch; ++b) {
+      const Index i = lengths(b, 0)++;
+      for (Index g = 0; g < s.kv_heads; ++g) {
+        S* row = pool.row(table(b, i / rows)).data() + (g * rows + i % rows) * (s.d + s.dv);
+        for (Index c = 0; c < s.d; ++c) row[c] = k(b, g * s.d + c);
+        for (Index c = 0; c < s.dv; ++c) row[s.d + c] = v(b, g * s.dv + c);
+      }
+    }
+  }
+};
+/// Tokens from pages beside tokens that are given: every bit.
+template <class S, class Op>
+void same_over_pages(const Op& op, Index n, const suite::Sizes& s, limpid::ExecutorRef executor = {}) {
+  suite::Random random(5);
+  Cache<Op, S> cache(op, {.batch = s.batch, .heads = s.heads, .kv_heads = s.kv_heads}), paged = cache;
+  for (int text = 0; text < 2; ++text, cache.clear(), paged.clear()) {
+    PagedTexts<S> texts(s, n);
+    for (Index i = 0; i < n; ++i) {
+      const auto q = suite::random_matrix<S>(random, s.batch, s.heads * s.d, -2, 2);
+      const auto k = suite::random_matrix<S>(random, s.batch, s.kv_heads * s.d, -2, 2);
+      const auto v = suite::random_matrix<S>(random, s.batch, s.kv_heads * s.dv);
+      Mat<S> out(s.batch, s.heads * s.dv), expected = out;
+      texts.append(k, v);
+      limpid::Inputs<Op, S> token;
+      token.q = limpid::View<S>(q);
+      paged.step(token, texts.pages, out, executor);
+      cache.step(qkv(q, k, v), expected);
+      REQUIRE(out == expected);
+      REQUIRE(paged.size() == i + 1);
+    }
+  }
+}
+
 const suite::Sizes one{.d = 8, .dv = 5}, many{.d = 6, .dv = 4, .heads = 4, .kv_heads = 2, .batch = 3};
 
 }  // namespace
@@ -60,6 +114,101 @@ TEST_CASE("decoding works over other maps, with ALiBi, with windows, and with to
   CHECK(decoding_error(twicing(near, {.order = 2}), 40, many) < 1e-13);
   const auto even = limpid::mask([](const limpid::At& a) { return (a.position() + a.k) % 2 == 0 && a.k > 2; });
   CHECK(decoding_error(twicing(causal() & even), 40, many) < 1e-13);
+}
+
+TEMPLATE_TEST_CASE("decoding over pages has the bits of tokens that are given", "", float, double) {
+  using S = TestType;
+  const Mat<S> slopes = limpid::alibi_slopes<S>(4), logits = Mat<S>::Constant(1, 4, S(0.5));
+  limpid::ThreadPool pool(3);
+  same_over_pages<S>(twicing(causal()), 150, one);
+  same_over_pages<S>(twicing(causal()), 43, many, pool);
+  same_over_pages<S>(twicing(causal(), {.order = 0}), 20, one);
+  same_over_pages<S>(twicing(limpid::chain(causal(), limpid::sink(logits)), {.order = 3, .alpha = 0.7}), 19, many);
+  same_over_pages<S>(twicing(limpid::nlm(causal())), 43, many);
+  same_over_pages<S>(twicing(limpid::chain(limpid::window(9, 0), limpid::alibi(slopes))), 43, many);
+}
+
+TEST_CASE("the decoding cache refuses pages that do not fit, and is as it was before") {
+  const suite::Sizes s{.d = 4, .dv = 3, .heads = 2, .kv_heads = 2, .batch = 2};
+  const auto op = twicing(causal());
+  Cache<decltype(op), double> cache(op, {.batch = 2, .heads = 2});
+  PagedTexts<double> texts(s, 9);
+  suite::Random random(5);
+  const auto rows = [&](Index cols) { return suite::random_matrix<double>(random, 2, cols); };
+  const Mat<double> q = rows(8), k = rows(8), v = rows(6);
+  Mat<double> out = Mat<double>::Constant(2, 6, 7);
+  limpid::QKV<limpid::View<double>> token;
+  token.q = limpid::View<double>(q);
+  const auto refused = [&](const std::string& text, auto change) {
+    limpid::Pages<double> pages = texts.pages;
+    auto own = token;
+    const Mat<double> before = out;
+    const Index size = cache.size();
+    change(pages, own);
+    CHECK(suite::error_of([&] { cache.step(own, pages, out); }) == "twicing cache: " + text);
+    CHECK(out == before);
+    CHECK(cache.size() == size);
+  };
+  const auto as_it_is = [](auto&, auto&) {};
+  for (int step = 0; step < 5; ++step) {
+    texts.append(rows(8), rows(6));
+    const Index length = step + 1, first = texts.table(1, 0), last = texts.table(0, step / 4);
+    texts.table(1, 0) = 6;
+    refused("page 0 of item 1 is number 6, wanted 0 to 5, as the pool has 6", as_it_is);
+    texts.table(1, 0) = first, texts.table(0, step / 4) = -1;
+    refused("page " + std::to_string(step / 4) + " of item 0 is number -1, wanted 0 to 5, as the pool has 6", as_it_is);
+    texts.table(0, step / 4) = last, texts.lengths(1, 0) = length + 1;
+    refused("item 1 of the pages has " + std::to_string(length + 1) + " keys, wanted " + std::to_string(length) +
+                ", the tokens so far and this one",
+            as_it_is);
+    texts.lengths(1, 0) = length;
+    refused("k is given beside pages, wanted one of them", [&](auto&, auto& own) { own.k = limpid::View<double>(k); });
+    refused("v is given beside pages, wanted one of them", [&](auto&, auto& own) { own.v = limpid::View<double>(v); });
+    if (step > 0)
+      refused("v of the pages has width 2, wanted 3 as the first token's", [](auto& p, auto&) { p.v.width = 2; });
+    CHECK(suite::error_of([&] {
+            auto pages = texts.pages;
+            pages.k.width = 3;
+            cache.step(token, pages, out);
+          }) == "twicing: q has width 4 a head and k has 3, wanted the same (2 heads, 2 key heads)");
+    limpid::MutView<double> over(texts.pool.data(), 2, 6, 6);
+    CHECK(suite::error_of([&] { cache.step(token, texts.pages, over); }) ==
+          "twicing: out shares memory with k of the pages, wanted memory of its own");
+    CHECK(cache.size() == step);
+    cache.step(token, texts.pages, out);
+    CHECK(suite::error_of([&] { cache.step(qkv(q, k, v), out); }) ==
+          "twicing cache: k has 8 columns, wanted 0 as the first token's");
+  }
+  Cache<decltype(op), double> given(op, {.batch = 2, .heads = 2});
+  PagedTexts<double> fresh(s, 9);
+  given.step(qkv(q, k, v), out);
+  fresh.append(k, v), fresh.append(k, v);
+  CHECK(suite::error_of([&] { given.step(token, fresh.pages, out); }) ==
+        "twicing cache: k has 0 columns, wanted 8 as the first token's");
+  given.clear();  // and the next text may be in pages
+  fresh.lengths.setOnes();
+  given.step(token, fresh.pages, out);
+  fresh.lengths.setConstant(2);
+  given.step(token, fresh.pages, out);
+  CHECK(given.size() == 2);
+}
+
+TEST_CASE("a second text in the decoding cache may lack what the first one had") {
+  const auto op = twicing(limpid::nlm(causal()));
+  Cache<decltype(op), double> cache(op), fresh(op);
+  suite::Random random(2);
+  const Mat<double> x = suite::random_matrix<double>(random, 3, 4), place = suite::random_matrix<double>(random, 1, 2);
+  Mat<double> out(1, 4), wanted(1, 4);
+  for (Index i = 0; i < 6; ++i) {
+    if (i == 3) cache.clear();
+    const Mat<double> row = x.row(i % 3);
+    limpid::NlmArgs<limpid::View<double>> token = qkv(row, row, row);
+    if (i < 3) token.pq = token.pk = limpid::View<double>(place);
+    cache.step(token, out);
+    if (i < 3) continue;
+    fresh.step(token, wanted);
+    CHECK(out == wanted);
+  }
 }
 
 TEST_CASE("decoding has the digits of scores whose biases are all the lowest number") {

@@ -67,6 +67,12 @@ void check_pool(Name op, const char* what, const PagePool<S>& pool, Index kv_hea
 }
 
 template <class S>
+bool same_pool(const PagePool<S>& a, const PagePool<S>& b) {
+  return a.data == b.data && a.width == b.width && a.page_stride == b.page_stride && a.head_stride == b.head_stride &&
+         a.row_stride == b.row_stride;
+}
+
+template <class S>
 void check_pages(Name op, const Pages<S>& pages, const Dims& d) {
   check_pool(op, "k", pages.k, d.kv_heads), check_pool(op, "v", pages.v, d.kv_heads);
   if (pages.k.rows != pages.v.rows || pages.k.pages != pages.v.pages)
@@ -91,12 +97,22 @@ void check_pages(Name op, const Pages<S>& pages, const Dims& d) {
   }
 }
 
-inline bool is_paged(std::string_view field) { return field == "k" || field == "v"; }
+/// Whether an operator says that its one field of keys holds the values, too.
+template <class Op>
+constexpr bool keys_are_values() {
+  if constexpr (requires { Op::keys_are_values; }) return Op::keys_are_values;
+  return false;
+}
+/// one_array: of keys and values.
+inline bool is_paged(std::string_view field, Role role, bool one_array) {
+  return one_array ? role == Role::key : field == "k" || field == "v";
+}
 
-inline void refuse_keys(Name op, FieldList fields) {
+inline void refuse_keys(Name op, FieldList fields, bool one_array) {
   fields([&](const FieldShape& v) {
     if (v.role != Role::key || !v.given) return;
-    if (is_paged(v.name)) raise(op + (std::string(": ") + v.name + " is given beside pages, wanted one of them"));
+    if (is_paged(v.name, v.role, one_array))
+      raise(op + (std::string(": ") + v.name + " is given beside pages, wanted one of them"));
     raise(op + (std::string(": ") + v.name + " is given, rows of keys that pages do not hold, wanted none"));
   });
 }
@@ -108,8 +124,8 @@ Inputs<Op, S> with_keys(Inputs<Op, S> in, const Pages<S>& pages, const Dims& d) 
       [&](const char* field, Role role, View<S>& v) {
         if (role == Role::key_side) {
           if (v.rows > d.m) v = v.block(0, 0, d.m, v.cols);
-        } else if (is_paged(field)) {
-          const PagePool<S>& pool = std::string_view(field) == "k" ? pages.k : pages.v;
+        } else if (is_paged(field, role, keys_are_values<Op>())) {
+          const PagePool<S>& pool = std::string_view(field) == "v" ? pages.v : pages.k;
           v = {pool.data, d.batch * d.m, d.kv_heads * pool.width, pool.row_stride};
         }
       },
@@ -127,11 +143,15 @@ constexpr bool reads_pages() {
 template <class P, class Op, class S = typename P::Scalar>
 void decode_with(const Op& op, const Inputs<Op, S>& in, const Pages<S>& pages, MutView<S> out,
                  const Call<Op, S>& call) {
-  static_assert(has_qkv<Op, S>(), "limpid: keys and values in pages are for an operator of q, k and v");
+  constexpr bool one_array = keys_are_values<Op>();
+  static_assert(has_qkv<Op, S>() || one_array,
+                "limpid: keys and values in pages are for an operator of q, k and v, or one whose keys are values");
   const Name name = operator_name(op);
-  refuse_keys(name, shapes_of(in));
+  refuse_keys(name, shapes_of(in), one_array);
   Dims d = dims_of(name, shapes_of(in), call.batch, call.heads, call.kv_heads);
   check_pages(name, pages, d);
+  if (one_array && !same_pool(pages.k, pages.v))
+    raise(name + ": k and v of the pages are two pools, wanted one, as keys are the values");
   if (call.saved) raise(name + (": saved is given with pages, wanted none: backward is for keys in one array"));
   if (call.lse && !has_lse<Op>) raise(name + ": lse is asked for, but its weights are not divided by a row's sum");
   if (call.lse && call.lse == call.map) raise(name + ": lse and map are one matrix, wanted two");
@@ -165,13 +185,19 @@ void decode_with(const Op& op, const Inputs<Op, S>& in, const Pages<S>& pages, M
     const auto rows_of = [&](const PagePool<S>& pool) {
       return View<S>(pool.data + g * pool.head_stride, own_dims.m, pool.width, pool.row_stride);
     };
-    head.k = rows_of(pages.k), head.v = rows_of(pages.v);
     const At at = at_head(own_dims, b, h);
     if constexpr (reads_pages<Op>())
-      if (!call.map || b != call.item || h != call.head)
+      if (!call.map || b != call.item || h != call.head) {
+        head.k = rows_of(pages.k), head.v = rows_of(pages.v);
         return forward_head<InPages<P>>(op, Pass<InPages<P>>{context.with(table), at}, head, out, call);
-    head.k = copied_pages(context, table, table.k_stride, head.k);
-    head.v = copied_pages(context, table, table.v_stride, head.v);
+      }
+    const View<S> k = copied_pages(context, table, table.k_stride, rows_of(pages.k));
+    const View<S> v = one_array ? k : copied_pages(context, table, table.v_stride, rows_of(pages.v));
+    Inputs<Op, S>::visit(
+        [&](const char* field, Role role, View<S>& of) {
+          if (is_paged(field, role, one_array)) of = std::string_view(field) == "v" ? v : k;
+        },
+        head);
     forward_head<P>(op, Pass<P>{context, at}, head, out, call);
   });
 }
@@ -181,11 +207,12 @@ void decode_with(const Op& op, const Inputs<Op, S>& in, const Pages<S>& pages, M
 /// out = op(in) for a few queries of every item over keys and values that lie in pages: the same to the last bit as
 /// forward over each item's keys in one array, masks, biases and positions as there with m the item's own number of
 /// keys. in has everything but k and v; what stands beside keys (pk of nlm) is the same for all items, a row for each
-/// key of the longest. call as forward's, but saved, as there is no backward pass. Softmax of dot products, masked or
-/// not, reads pages where they lie when queries are few and neither lse nor map is asked for; all else works on a copy
-/// of one head's keys and values, O(m (d + dv)) memory a worker. Throws ShapeError, before anything is
-/// written, as forward does, and where k or v is given, a number of a page is not one of the pool's, an item has more
-/// keys than its row of the table has room for, or pools, table and lengths do not fit each other.
+/// key of the longest. For mssa, whose cache is keys and values, k and v are one pool. call as forward's, but saved, as
+/// there is no backward pass. Softmax of dot products, pid over it and the operators of two maps, masked or not, read
+/// pages where they lie when queries are few and neither lse nor map is asked for; all else works on a copy of one
+/// head's keys and values, O(m (d + dv)) memory a worker. Throws ShapeError, before anything is written, as forward
+/// does, and where k or v is given, a number of a page is not one of the pool's, an item has more keys than its row of
+/// the table has room for, or pools, table and lengths do not fit each other.
 template <class Op, class Out>
 void decode(const Op& op, const Inputs<Op, detail::ScalarOf<Out>>& in, const Pages<detail::ScalarOf<Out>>& pages,
             Out&& out, const Call<Op, detail::ScalarOf<Out>>& call = {}) {

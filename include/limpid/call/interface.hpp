@@ -35,8 +35,10 @@
 //                                             without it that of `score`, if there is one
 //     reads(f)                                optional: f(NamedArray) of arrays it looks at besides its inputs, which
 //                                             no result may lie over
-//     reads_pages                             optional, true where only `smooth`, once, reads k and v: then decode
-//                                             does not copy them
+//     reads_pages                             optional, true where only `smooth` or `smooth_both`, once, reads k and v,
+//                                             or, where pass.context.pages(), copied_pages: then decode copies none
+//     keys_are_values                         optional, true of an operator without k and v whose one field of keys is
+//                                             both: decode takes pages of one pool for it
 //     score, inner                            optional fields: its family of scores, or the operator it goes round,
 //                                             whose checks(field) are asked. The library's operators have one of them.
 //

@@ -81,12 +81,13 @@ void for_pages(const KeyPages& pages, Index page_stride, View<S> v, Index begin,
   }
 }
 
+/// Rows from `start` on, side by side.
 template <class S>
-View<S> copied_pages(const Context& context, const KeyPages& pages, Index page_stride, View<S> v) {
-  const MutView<S> to = context.arena().matrix<S>(v.rows, v.cols);
-  for_rows(context, v.rows, [&](Index begin, Index end) {
-    for_pages(pages, page_stride, v, begin, end, [&](const View<S>& rows, Index first) {
-      for (Index r = 0; r < rows.rows; ++r) copy_row<Native<S>>(rows.row(r), to.row(first + r), v.cols);
+View<S> copied_pages(const Context& context, const KeyPages& pages, Index page_stride, View<S> v, Index start = 0) {
+  const MutView<S> to = context.arena().matrix<S>(v.rows - start, v.cols);
+  for_rows(context, to.rows, [&](Index begin, Index end) {
+    for_pages(pages, page_stride, v, start + begin, start + end, [&](const View<S>& rows, Index first) {
+      for (Index r = 0; r < rows.rows; ++r) copy_row<Native<S>>(rows.row(r), to.row(first - start + r), v.cols);
     });
   });
   return to;

@@ -38,6 +38,7 @@ struct Mssa {
   Phi phi = Phi::softmax;
   double tau = 0;
   const char* name = "mssa";
+  static constexpr bool keys_are_values = true;
 
   template <class T>
   using Args = MssaArgs<T>;

@@ -154,6 +154,7 @@ struct PidController {
 template <class Score>
 struct Pid : OverScores<Score> {
   PidOptions options;
+  static constexpr bool reads_pages = Softmax<Score>::reads_pages;
   using OverScores<Score>::score;
   using OverScores<Score>::name;
 
@@ -165,7 +166,7 @@ struct Pid : OverScores<Score> {
     T lse, average;  // average = A V: the delta of the softmax must not see the controller
     template <class F, class... K>
     static void visit(F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 2, true, k.lse...);
+      f(Kept::stat, 2, false, k.lse...);
       f(Kept::rows, head.v.cols, false, k.average...);
     }
   };
@@ -212,7 +213,10 @@ struct Pid : OverScores<Score> {
   void forward(const Pass<P>& pass, const Args<View<S>>& in, MutView<S> out, const Keep<MutView<S>>& keep) const {
     const auto prepared = score.prepare(pass.arena(), in, pass.at);
     engine::smooth<P>(pass.context, prepared.scores, in.v, out, engine::lse_of(keep.lse), keep.average);
-    detail::PidController<S>(options, in).template add_to<P>(out);
+    Args<View<S>> own = in;  // of the controller, which looks at the last values
+    if (const detail::KeyPages* pages = pass.context.pages(); pages != nullptr && in.reference.given())
+      own.v = detail::copied_pages(pass.context, *pages, pages->v_stride, in.v, in.v.rows - in.q.rows);
+    detail::PidController<S>(options, own).template add_to<P>(out);
   }
 
   template <class P, class S = typename P::Scalar>

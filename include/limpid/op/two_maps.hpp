@@ -168,6 +168,7 @@ struct TwoMaps {
   TwoMapOptions options;
   const char* name;
 
+  static constexpr bool reads_pages = true;
   template <class T>
   using Args = typename Mix::template Args<T>;
 
@@ -176,7 +177,7 @@ struct TwoMaps {
     T lse, first, second;  // lse of both maps; A1 V and A2 V
     template <class F, class... K>
     static void visit(F&& f, const auto& head, K&&... k) {
-      f(Kept::stat, 4, true, k.lse...);
+      f(Kept::stat, 4, false, k.lse...);
       f(Kept::rows, head.v.cols, false, k.first...);
       f(Kept::rows, head.v.cols, false, k.second...);
     }
@@ -216,8 +217,13 @@ struct TwoMaps {
     const auto maps = scores<S>(in, pass.at);
     const MutView<S> o1 = keep.first.given() ? keep.first : out;
     const MutView<S> o2 = keep.second.given() ? keep.second : arena.template matrix<S>(out.rows, out.cols);
-    engine::smooth_both<P>(pass.context, maps, in.v, o1, engine::lse_of(keep.lse, 0), o2, engine::lse_of(keep.lse, 1));
-    const auto w = weights<S>(arena, in, View<S>(keep.lse));
+    // a row without keys is zeros, which only weights that are not finite would show in: it counts by 0
+    auto w = weights<S>(arena, in, {});
+    MutView<S> lse = keep.lse;
+    if (!lse.given() && !(detail::row_is_finite(w.first, out.rows) && detail::row_is_finite(w.second, out.rows)))
+      lse = arena.template matrix<S>(4, out.rows);
+    engine::smooth_both<P>(pass.context, maps, in.v, o1, engine::lse_of(lse, 0), o2, engine::lse_of(lse, 1));
+    if (lse.given()) w = weights<S>(arena, in, View<S>(lse));
     const detail::RmsNorm<P> norm(arena, out.cols, in.gamma, options);
     detail::for_rows(pass.context, out.rows, [&](Index begin, Index end) {
       const auto rows = [&](const auto& v) { return v.block(begin, 0, end - begin, v.cols); };
@@ -360,15 +366,15 @@ struct TwoMaps {
   static bool empty(View<S> lse, Index b, Index i) {
     return lse(2 * b, i) == -detail::minus_infinity<S>();  // see detail::lse_of
   }
-  /// Row weights; zero where a map's row keeps no key, whatever the gate of such a row holds.
+  /// Row weights; where the log-sum-exp is given, zero where a map's row keeps no key, whatever its gate holds.
   template <class S, class In>
   detail::RowWeights<S> weights(Arena& arena, const In& in, View<S> lse) const {
     const Index n = in.q.rows;
     const auto given = Mix::template weights<S>(in, options);
     S *first = arena.take<S>(n), *second = arena.take<S>(n);
     for (Index i = 0; i < n; ++i) {
-      first[i] = empty(lse, 0, i) ? S(0) : given.first(i);
-      second[i] = empty(lse, 1, i) ? S(0) : given.second(i);
+      first[i] = lse.given() && empty(lse, 0, i) ? S(0) : given.first(i);
+      second[i] = lse.given() && empty(lse, 1, i) ? S(0) : given.second(i);
     }
     return {first, second};
   }
