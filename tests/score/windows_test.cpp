@@ -5,6 +5,7 @@
 #include <functional>
 #include <limpid/exec/thread_pool.hpp>
 #include <limpid/op/differential.hpp>
+#include <limpid/op/differential_gated.hpp>
 #include <limpid/op/sigmoid.hpp>
 #include <limpid/op/softmax.hpp>
 #include <limpid/op/twicing.hpp>
@@ -131,19 +132,41 @@ TEST_CASE("A window of several sweeps, the later ones with the log-sum-exp known
     as_dense<double>(mask, {143, 2, 16, 10}, 1e-13, [](const auto& m) { return limpid::twicing(m); });
 }
 
+TEMPLATE_TEST_CASE(
+    "Windows of two maps and windows with sinks go line by line, with the same bits for any number of workers.", "",
+    float, double) {
+  using S = TestType;
+  const double most = 20 * double(std::numeric_limits<S>::epsilon());
+  const auto wide = limpid::neighbourhood({19, 41}, {5, 7});
+  Mat<S> logits = Mat<S>::Constant(1, 2, S(0.75));
+  logits(0, 1) = S(-2);
+  const auto with_sink = [&](const auto& mask) { return limpid::softmax(limpid::chain(mask, limpid::sink(logits))); };
+  const auto two = [](const auto& mask) { return limpid::differential(mask); };
+  as_dense<S>(wide, {19 * 41, 2, 16, 10}, most, with_sink);
+  as_dense<S>(wide, {19 * 41, 2, 10, 16, 2}, 4 * most, two);
+  as_dense<S>(limpid::neighbourhood({9, 41}, {5, 7}, {.border = limpid::Border::shift, .causal = {true}}),
+              {9 * 41, 2, 16, 16, 2}, 4 * most,
+              [&](const auto& mask) { return limpid::differential_gated(limpid::chain(mask, limpid::sink(logits))); });
+  logits(0, 0) = std::numeric_limits<S>::infinity(), logits(0, 1) = -logits(0, 0);
+  as_dense<S>(wide, {19 * 41, 2, 16, 10}, most, with_sink);
+}
+
 TEST_CASE("What is not finite shows in the windows that see it, and in no others.") {
   const Shape s{19 * 21, 1, 16, 16};
   const auto near = limpid::neighbourhood({19, 21}, {3, 5});
   const Mat<bool> kept = pairs_of(near, s.n);
   const auto dense = limpid::mask_matrix(kept);
   for (const bool accumulate : {false, true})
-    for (int which = 0; which < 4; ++which) {
+    for (int which = 0; which < 6; ++which) {
       CAPTURE(accumulate, which);
       std::array<Mat<double>, 4> in{numbers<double>(s.n, 16, 1), numbers<double>(s.n, 16, 2),
                                     numbers<double>(s.n, 16, 3), numbers<double>(s.n, 16, 4)};
-      in[std::size_t(which)](200, 3) = std::numeric_limits<double>::quiet_NaN();
+      const bool two = which > 3;  // maps, of which the second one has it
+      if (two) in[0] = numbers<double>(s.n, 32, 5), in[1] = numbers<double>(s.n, 32, 6);
+      in[std::size_t(which % 4)](200, two ? 19 : 3) = std::numeric_limits<double>::quiet_NaN();
       const auto results = [&](const auto& op) {
-        Results<double> r{Mat<double>(s.n, 16), Mat<double>::Ones(s.n, 16), Mat<double>::Ones(s.n, 16),
+        const Index width = in[0].cols();
+        Results<double> r{Mat<double>(s.n, 16), Mat<double>::Ones(s.n, width), Mat<double>::Ones(s.n, width),
                           Mat<double>::Ones(s.n, 16)};
         limpid::Saved<std::remove_cvref_t<decltype(op)>, double> saved;
         limpid::forward(op, limpid::qkv(in[0], in[1], in[2]), r.out, {.saved = &saved});
@@ -151,7 +174,10 @@ TEST_CASE("What is not finite shows in the windows that see it, and in no others
                          {.accumulate = accumulate});
         return r;
       };
-      const Results<double> found = results(limpid::softmax(near)), wanted = results(limpid::softmax(dense));
+      const auto of = [&](const auto& mask) {
+        return two ? results(limpid::differential(mask)) : results(limpid::softmax(mask));
+      };
+      const Results<double> found = of(near), wanted = of(dense);
       for (const auto field : {&Results<double>::out, &Results<double>::dq, &Results<double>::dk, &Results<double>::dv})
         for (Index i = 0; i < (found.*field).size(); ++i) {
           const double a = (found.*field).data()[i], b = (wanted.*field).data()[i];
@@ -177,9 +203,12 @@ TEST_CASE("A sink gets its gradient where a window is beside it.") {
     run<double>(limpid::softmax(limpid::chain(mask, limpid::sink(logits, d))), {143, 2, 16, 16}, false);
     return d;
   };
-  const Mat<double> found = gradient(window),
-                    wanted = gradient(limpid::mask(std::function([](const At&a) { return window.keep(a); })));
-  CHECK(double((found - wanted).cwiseAbs().maxCoeff()) <= 1e-13 * (1 + double(wanted.cwiseAbs().maxCoeff())));
+  const Mat<double> wanted = gradient(limpid::mask(std::function([](const At& a) { return window.keep(a); })));
+  const auto as_wanted = [&](const Mat<double>& found) {
+    CHECK(double((found - wanted).cwiseAbs().maxCoeff()) <= 1e-13 * (1 + double(wanted.cwiseAbs().maxCoeff())));
+  };
+  as_wanted(gradient(window));                                                 // by line
+  as_wanted(gradient(window & limpid::key_lengths(std::vector<Index>{143})));  // block by block
   CHECK(wanted.norm() > 0.1);
 }
 

@@ -529,8 +529,11 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
   using S = typename P::Scalar;
   ArenaScope scope(context.arena());
   const auto& first = plan.maps[0].scores;
-  if constexpr (M == 1 && goes_by_lines<P, Mods>())
-    if (pulls_listed(plan, true) && pull_lines<P>(context, plan)) return;
+  if constexpr (goes_by_lines<P, Mods>())
+    if (pulls_listed(plan, true) && pull_lines<P, M>(context, plan)) {
+      if constexpr (Mods::sinks) add_sink_gradients(plan, collected);
+      return;
+    }
   const GatherPlan<P, Mods> blocks(context.arena(), first);
   Order& order = *context.arena().template take<Order>(1);
   const Index m = first.m(), size = first.gradient_size();

@@ -216,17 +216,10 @@ class PullLines {
   Interval planes_, all_;
 };
 
-/// Whether it was done: not where something is not finite, as keys that are masked must not show.
+/// One map; false where something is not finite.
 template <class P, class Mods>
-bool pull_lines(const Context& context, const BackwardPlan<typename P::Scalar, Mods, 1>& plan) {
-  using S = typename P::Scalar;
-  const auto& map = plan.maps[0];
-  const auto& mask = map.scores.mods->leading();
-  const Index grids = mask.grids(P::lanes, panel_of<P>);
-  if (grids == 0) return false;
-  if (plan.accumulate_q || plan.accumulate_k || plan.accumulate_v)  // else all is written again
-    for (const View<S>& rows : {map.scores.q, map.scores.k, plan.left, plan.right, plan.x})
-      if (!all_finite<P>(context, rows)) return false;
+bool pull_lines_of(const Context& context, const BackwardPlan<typename P::Scalar, Mods, 1>& plan, Index grids) {
+  const auto& mask = plan.maps[0].scores.mods->leading();
   for (Index number = 0; number < grids; ++number) {
     Arena& arena = context.arena();
     ArenaScope scope(arena);
@@ -244,6 +237,30 @@ bool pull_lines(const Context& context, const BackwardPlan<typename P::Scalar, M
       });
     });
     if (!finite) return false;
+  }
+  return true;
+}
+
+/// Maps one after the other. Whether it was done: not where something is not finite, as keys that are masked must not
+/// show.
+template <class P, int M, class Mods>
+bool pull_lines(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan) {
+  using S = typename P::Scalar;
+  const Index grids = plan.maps[0].scores.mods->leading().grids(P::lanes, panel_of<P>);
+  if (grids == 0) return false;
+  const auto fine = [&](const View<S>& rows) { return all_finite<P>(context, rows); };
+  if (plan.accumulate_q || plan.accumulate_k || plan.accumulate_v) {  // else all is written again
+    if (!fine(plan.left) || !fine(plan.right) || !fine(plan.x)) return false;
+    for (const auto& map : plan.maps)
+      if (!fine(map.scores.q) || !fine(map.scores.k)) return false;
+  }
+  for (int t = 0; t < M; ++t) {
+    BackwardPlan<S, Mods, 1> one;
+    one.maps[0] = plan.maps[t];
+    one.left = plan.left, one.right = plan.right, one.x = plan.x, one.dv = plan.dv;
+    one.accumulate_q = plan.accumulate_q, one.accumulate_k = plan.accumulate_k;
+    one.accumulate_v = plan.accumulate_v || t > 0;
+    if (!pull_lines_of<P>(context, one, grids)) return false;
   }
   return true;
 }

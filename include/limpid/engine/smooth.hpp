@@ -369,8 +369,10 @@ void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar
 template <class P, bool Online, std::size_t M, class Mods>
 void smooth_gathered(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
   using S = typename P::Scalar;
-  if constexpr (M == 1 && goes_by_lines<P, Mods>())
-    if (smooth_lines<P, Online>(context, maps[0])) return;
+  if constexpr (goes_by_lines<P, Mods>())
+    if (std::all_of(maps.begin(), maps.end(),
+                    [&](const auto& map) { return smooth_lines<P, Online, Mods>(context, map); }))
+      return;
   ArenaScope scope(context.arena());
   const GatherPlan<P, Mods> plan(context.arena(), maps[0].scores);
   // What is finite, or hidden from none, needs no looking through, and keys that a panel reads once no copy.
@@ -423,20 +425,22 @@ void smooth_in_pages(const Context& context, std::array<SmoothMap<typename P::Sc
   using Plain = typename P::Plain;
   const KeyPages& pages = *context.pages();
   ArenaScope scope(context.arena());
-  if constexpr (Plain::lanes > 1 && M == 1 && are_normalised<Mods> && !Mods::gathers) {
-    auto& [scores, x, out, known, lse, copy] = maps[0];
-    scores.settle(context.arena());
-    if (!lse.given() && !copy.given() && decodes<Plain>(maps) &&
-        (!scores.can_mask() || (pages_are_finite<Plain>(context, pages, pages.k_stride, scores.k) &&
-                                pages_are_finite<Plain>(context, pages, pages.v_stride, x) &&
-                                (!Mods::per_pair || all_finite<Plain>(context, scores.q)))))
-      return smooth_decode<Plain>(context, maps, RowsOfPages{pages});
+  const View<typename P::Scalar> values = maps[0].x;
+  const auto same_values = [&](const auto& map) { return &map != &maps[0] && map.x.data == values.data; };
+  if constexpr (Plain::lanes > 1 && are_normalised<Mods> && !Mods::gathers) {
+    for (auto& map : maps) map.scores.settle(context.arena());
+    bool in_place = decodes<Plain>(maps);
+    for (const auto& map : maps)
+      in_place = in_place && !map.lse.given() && !map.copy.given() &&
+                 (!map.scores.can_mask() ||
+                  (pages_are_finite<Plain>(context, pages, pages.k_stride, map.scores.k) &&
+                   (same_values(map) || pages_are_finite<Plain>(context, pages, pages.v_stride, map.x)) &&
+                   (!Mods::per_pair || all_finite<Plain>(context, map.scores.q))));
+    if (in_place) return smooth_decode<Plain>(context, maps, RowsOfPages{pages});
   }
-  View<typename P::Scalar> values = maps[0].x;
   for (auto& map : maps) {
     map.scores.k = copied_pages(context, pages, pages.k_stride, map.scores.k);
-    map.x =
-        &map != &maps[0] && map.x.data == values.data ? maps[0].x : copied_pages(context, pages, pages.v_stride, map.x);
+    map.x = same_values(map) ? maps[0].x : copied_pages(context, pages, pages.v_stride, map.x);
   }
   smooth_any<Plain, Online, M, Mods>(context, maps);
 }

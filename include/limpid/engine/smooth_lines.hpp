@@ -134,8 +134,11 @@ class SmoothLines {
     for (Index g = 0; g < count_; ++g) {
       each_query(g, [&](Index l, Index row) {
         if constexpr (Online) {
-          alpha_[l] = map_.scores.one_over(sum_[l], top_[l]);
-          if (map_.lse.given()) map_.lse.top[row] = top_[l], map_.lse.inverse[row] = alpha_[l];
+          S total = sum_[l], top = top_[l];
+          const S shrink = map_.scores.add_sink(row, row, top, total), inverse = map_.scores.one_over(total, top);
+          alpha_[l] = Mods::sinks ? inverse * shrink : inverse;
+          if (map_.lse.given())
+            map_.scores.store_lse(map_.lse, row, row, total == S(0) ? -minus_infinity<S>() : top, inverse);
         } else {
           alpha_[l] = map_.known.inverse[row];
         }

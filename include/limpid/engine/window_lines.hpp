@@ -196,7 +196,7 @@ constexpr bool goes_by_lines() {
   if constexpr (Mods::gathers)
     return std::remove_cvref_t<decltype(std::declval<const typename ModifiersOf<Mods>::type&>().leading())>::windows &&
            P::lanes > 1 && are_normalised<Mods> && !are_distances<Mods> && !Mods::intervals &&
-           !Mods::irregular_besides && !Mods::per_pair && !Mods::per_key && !Mods::sinks;
+           !Mods::irregular_besides && !Mods::per_pair && !Mods::per_key;
   return false;
 }
 
