@@ -1,35 +1,37 @@
-// limpid: why a vision transformer sees in an image what it sees: several methods side by side, and where every token
-// looks, as one HTML file, a CSV and a line each.
+// limpid: why a model says what it says of an image, a text or a reaction: several methods side by side, and where every
+// token looks, as one HTML file, a CSV and a line each.
 // SPDX-License-Identifier: MIT
 //
-//     explain [IMAGE.png] [--number K] [--class C] [--methods NAME ...] [--out FOLDER]
+//     explain [IMAGE.png] [--number K] [--class C]
+//     explain --dinov2 [PHOTOGRAPH.png]
+//     explain --text SENTENCE [--text2 SENTENCE]
+//     explain --reaction SMILES [--atom K]                 all of them: [--methods NAME ...] [--out FOLDER]
 //
-// The model is the small one of Fashion-MNIST that travels (examples/train.cpp makes it), the image one of its test
-// images unless a PNG is given; or, with --dinov2, DINOv2-small, where examples/fetch_models has fetched it, of a
-// photograph: it has no classes, and what is explained is the length of its class token. No map is ever held: each
-// method goes through what the forward pass saved.
+// An image: the model is the small one of Fashion-MNIST that travels (examples/train.cpp makes it), the image one of its
+// test images unless a PNG is given; or, with --dinov2, DINOv2-small of a photograph: it has no classes, and what is
+// explained is the length of its class token. A text: MiniLM, and which tokens made two sentences alike. A reaction:
+// RXNMapper, which travels, and why an atom of the product, the least sure one unless another is named, is taken for
+// that atom of the reactants. DINOv2 and MiniLM are there where examples/fetch_models has fetched them. No map is ever
+// held: each method goes through what the forward pass saved.
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <functional>
 #include <limpid/exec/thread_pool.hpp>
 #include <limpid/explain/input_gradients.hpp>
-#include <limpid/explain/rollout.hpp>
-#include <limpid/explain/views.hpp>
 #include <limpid/io/idx.hpp>
 #include <limpid/io/resize.hpp>
 #include <limpid/model/vit.hpp>
 #include <stdexcept>
 #include <thread>
 
-#include "explain_report.hpp"
+#include "explain_methods.hpp"
+#include "explain_text.hpp"
 
 namespace {
 
 using limpid::Index, limpid::Mat, limpid::MutView, limpid::Part, limpid::View;
 using limpid::io::Image;
+using report::number;
 using Op = decltype(limpid::softmax());
 using Vit = limpid::model::Vit<float>;
 
@@ -91,56 +93,39 @@ struct Subject {
       out(i / image.cols / vit.patch(), i % image.cols / vit.patch()) += entries.row(i).sum();
     return out;
   }
-  auto attention_in(std::size_t l) const {
-    const auto& a = saved.stack.blocks[l].attention;
-    return limpid::qkv(a.q, a.k, a.v);
+  /// The class token, as the row of weights that an explanation starts from.
+  Mat<float> start() const {
+    Mat<float> row = Mat<float>::Zero(1, saved.tokens.rows());
+    row(0, 0) = 1;
+    return row;
   }
 };
 
-/// A method: its name, what it does in a few words, and a number for every patch.
-struct Method {
-  const char *name, *about;
-  std::function<Mat<float>(Subject&)> run;
-};
-
 Mat<float> relevance(Subject& s, Part part) {
-  limpid::model::RelevanceRow<float> row{Mat<float>::Zero(1, s.saved.tokens.rows()), {}, part};
-  row.start(0, 0) = 1;
+  limpid::model::RelevanceRow<float> row{s.start(), {}, part};
   s.backward(s.saved, {}, &row);
   return s.of_tokens(row.rest);
 }
 
-std::vector<Method> methods() {
+std::vector<report::Method<Subject>> methods() {
   return {
       {"raw attention", "the class token's row of the last layer, mean over heads",
        [](Subject& s) {
-         const std::size_t last = s.saved.stack.blocks.size() - 1;
-         Mat<float> sum = Mat<float>::Zero(1, s.saved.tokens.rows()), row = sum;
-         for (Index h = 0; h < s.heads; ++h) {
-           limpid::map_block(s.op, s.attention_in(last), s.saved.stack.blocks[last].attention.attention, 0, 0, row,
-                             {.head = h, .executor = s.executor});
-           sum += row / static_cast<float>(s.heads);
-         }
-         return s.of_tokens(sum);
+         return s.of_tokens(report::attention_row(s.op, s.saved.stack.blocks.back(), s.start(),
+                                                  report::first_numbers(s.heads), s.executor));
        }},
       {"rollout", "maps of all layers multiplied, half of each the skip connection",
-       [](Subject& s) {
-         limpid::Rollout<float> rollout;
-         rollout.start(s.saved.tokens.rows(), 0);
-         for (std::size_t l = s.saved.stack.blocks.size(); l-- > 0;)
-           rollout.layer(s.op, s.attention_in(l), s.saved.stack.blocks[l].attention.attention,
-                         {.executor = s.executor});
-         return s.of_tokens(rollout.rows());
-       }},
+       [](Subject& s) { return s.of_tokens(report::rollout_row(s.op, s.saved.stack.blocks, s.start(), s.executor)); }},
       {"relevance", "maps times their gradients, what is positive, through all layers",
        [](Subject& s) { return relevance(s, Part::pos); }},
       {"relevance, signed", "the same with both signs", [](Subject& s) { return relevance(s, Part::signed_); }},
       {"gradient x input", "pixels times the score's gradient, summed over a patch",
        [](Subject& s) { return s.of_pixels(limpid::gradient_times_input(s.model(), View<float>(s.pixels)).entries); }},
       {"integrated gradients", "16 steps from an image without contrast",
-       [](Subject& s) {
+       [](Subject& s) -> report::Found {
          const Mat<float> flat = s.pixels.colwise().mean().replicate(s.pixels.rows(), 1);
-         return s.of_pixels(limpid::integrated_gradients(s.model(), View<float>(s.pixels), 16, flat).entries);
+         const auto found = limpid::integrated_gradients(s.model(), View<float>(s.pixels), 16, flat);
+         return {s.of_pixels(found.entries), report::completeness(found)};
        }},
       {"SmoothGrad", "the gradient squared, mean of 16 noisy images",
        [](Subject& s) {
@@ -175,113 +160,99 @@ void read_photograph(Subject& s, const std::string& path) {
   s.pixels = limpid::io::normalised<float>(s.image, {0.485, 0.456, 0.406}, {0.229, 0.224, 0.225});
 }
 
-std::string text(const char* format, double value) {
-  char out[64];
-  std::snprintf(out, sizeof out, format, value);
-  return out;
-}
-
-}  // namespace
-
-int main(int argc, char** argv) try {
-  const std::string fetched = LIMPID_EXAMPLES "/../build/models/dinov2";
-  std::string path, folder = "explain-report";
-  std::vector<std::string> only;
-  Index number = 0, label = -1;
-  bool photograph = false;
-  CLI::App app("Why a vision transformer sees in an image what it sees.");
-  app.add_option("IMAGE", path, "a PNG file; without one a test image of Fashion-MNIST, or the astronaut");
-  app.add_option("--number", number, "which of the 32 test images that travel")->check(CLI::Range(0, 31));
-  app.add_option("--class", label, "what to explain in place of the answer, 0 to 9")->check(CLI::Range(0, 9));
-  app.add_option("--methods", only, "some of the methods, by name");
-  app.add_flag("--dinov2", photograph, "DINOv2-small and a photograph");
-  app.add_option("--out", folder, "folder for report.html and patches.csv")->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& help) {
-    return app.exit(help);
-  }
-  std::vector<Method> chosen;
-  for (Method& m : methods())
-    if (only.empty() || std::find(only.begin(), only.end(), m.name) != only.end()) chosen.push_back(std::move(m));
-  for (const std::string& name : only) {
-    std::string known;
-    bool found = false;
-    for (const Method& m : methods())
-      known += (known.empty() ? "" : ", ") + std::string(m.name), found |= name == m.name;
-    if (!found) throw CLI::ValidationError("--methods", "found '" + name + "', wanted of " + known);
-  }
-  if (photograph && label >= 0) throw CLI::ValidationError("--class", "wanted none of DINOv2, which has no classes");
-  if (photograph && !std::filesystem::exists(fetched + "/model.safetensors")) {
-    std::fprintf(stderr, "explain: the weights are not there; examples/fetch_models dinov2 fetches them (90 MB)\n");
-    return 77;  // left out, to ctest
-  }
-  const limpid::io::Checkpoint file(photograph ? fetched : LIMPID_EXAMPLES "/data/vit/vit.safetensors");
+/// What one of the models of images makes of one.
+report::Report of_image(bool photograph, const std::string& weights, const std::string& path, Index which, Index label,
+                        const std::vector<std::string>& names, const std::string& folder,
+                        limpid::ExecutorRef executor) {
+  const auto chosen = report::chosen(methods(), names);
+  const limpid::io::Checkpoint file(weights);
   const Index heads = photograph ? 6 : 4;
   const Vit vit(file, {.heads = heads});
-  limpid::ThreadPool pool(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
   Subject s{vit, heads, Image(1, 1, 1), {}};
-  s.executor = pool;
+  s.executor = executor;
   if (photograph)
     read_photograph(s, path.empty() ? LIMPID_EXAMPLES "/data/photographs/astronaut.png" : path);
   else
-    read_fashion(s, file, path, number);
+    read_fashion(s, file, path, which);
   std::filesystem::create_directories(folder);
 
-  using clock = std::chrono::steady_clock;
-  const auto since = [](clock::time_point start) {
-    return std::chrono::duration<double, std::milli>(clock::now() - start).count();
-  };
-  auto start = clock::now();
-  s.forward(s.pixels, s.saved);
-  const double forward_ms = since(start);
+  const report::Taken forward = report::taken_by([&] { s.forward(s.pixels, s.saved); });
   report::Report r;
   r.image = s.image, r.rows = s.rows(), r.cols = s.cols(), r.before = vit.first_patch();
+  r.layer = vit.layers() - 1, r.unit = r.rows / 2 * r.cols + r.cols / 2;
   r.title = photograph ? "DINOv2-small" : "A vision transformer of Fashion-MNIST";
   if (!photograph) {
     Index answer = 0;
     s.saved.logits.row(0).maxCoeff(&answer);
     s.label = label < 0 ? answer : label;
     const Mat<float> e = (s.saved.logits.array() - s.saved.logits.maxCoeff()).exp().matrix();
-    r.answer =
-        std::string("It is taken for: ") + kinds[answer] + text(", %.1f %%", 100.0 * double(e(0, answer) / e.sum()));
-    if (s.label != answer)
-      r.answer +=
-          std::string(". Explained: ") + kinds[s.label] + text(", %.1f %%", 100.0 * double(e(0, s.label) / e.sum()));
+    const auto share = [&](Index of) { return kinds[of] + number(", %.1f %%", 100.0 * double(e(0, of) / e.sum())); };
+    r.answer = "It is taken for: " + share(answer);
+    if (s.label != answer) r.answer += ". Explained: " + share(s.label);
+    r.more = std::string("orange: for ") + kinds[s.label], r.less = std::string("blue: against ") + kinds[s.label];
   } else {
-    r.answer = "Explained: the length of the class token, " + text("%.1f", double(s.score(s.saved)));
+    r.answer = "Explained: the length of the class token, " + number("%.1f", double(s.score(s.saved)));
+    r.more = "orange: makes it longer", r.less = "blue: makes it shorter";
   }
   std::printf("%s\n", r.answer.c_str());
+  report::run(chosen, s, r);
+  const Index n = s.saved.tokens.rows();
+  r.looks = {report::looks_of(s.op, s.saved.stack.blocks, heads, n)};
+  report::add_facts(r, vit.layers(), heads, forward);
+  return r;
+}
 
-  std::ofstream csv(folder + "/patches.csv");
-  csv << "method,row,col,value\n";
-  for (const Method& m : chosen) {
-    start = clock::now();
-    report::Heat heat{m.name, m.about, m.run(s), 0};
-    heat.milliseconds = since(start);
-    Index y = 0, x = 0;
-    heat.values.maxCoeff(&y, &x);
-    std::printf("%-22s most at patch %2d, %2d   %7.1f ms\n", m.name, int(y), int(x), heat.milliseconds);
-    for (Index i = 0; i < heat.values.size(); ++i)
-      csv << m.name << ',' << i / r.cols << ',' << i % r.cols << ',' << heat.values.data()[i] << '\n';
-    r.heats.push_back(std::move(heat));
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const std::string models = LIMPID_EXAMPLES "/../build/models/";
+  std::string path, folder = "explain-report", reaction;
+  std::vector<std::string> names, sentences(2);
+  Index which = 0, label = -1, atom = 0;
+  bool photograph = false;
+  CLI::App app("Why a model says what it says of an image, a text or a reaction.");
+  const auto image =
+      app.add_option("IMAGE", path, "a PNG file; without one a test image of Fashion-MNIST, or the astronaut");
+  const auto of_number =
+      app.add_option("--number", which, "which of the 32 test images that travel")->check(CLI::Range(0, 31));
+  const auto of_class =
+      app.add_option("--class", label, "what to explain in place of the answer, 0 to 9")->check(CLI::Range(0, 9));
+  const auto dinov2 = app.add_flag("--dinov2", photograph, "DINOv2-small and a photograph");
+  const auto text = app.add_option("--text", sentences[0], "a sentence, for MiniLM");
+  const auto text2 = app.add_option("--text2", sentences[1], "another: what makes the two alike")->needs(text);
+  const auto smiles = app.add_option("--reaction", reaction, "SMILES, reactants>>products, for RXNMapper");
+  app.add_option("--atom", atom, "which atom of the product, as they are numbered; without it the least sure")
+      ->check(CLI::Range(1, 511))
+      ->needs(smiles);
+  app.add_option("--methods", names, "some of the methods, by name");
+  app.add_option("--out", folder, "folder for report.html and patches.csv or tokens.csv")->capture_default_str();
+  for (const auto& of_image : {image, of_number, of_class, dinov2})
+    text->excludes(of_image), smiles->excludes(of_image);
+  text->excludes(smiles);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
   }
-  if (!csv.flush()) throw std::runtime_error(folder + "/patches.csv: cannot be written");
+  if (photograph && label >= 0) throw CLI::ValidationError("--class", "wanted none of DINOv2, which has no classes");
+  const auto missing = [&](const std::string& model, const char* size) {
+    const bool none = !std::filesystem::exists(models + model + "/model.safetensors");
+    if (none)
+      std::fprintf(stderr, "explain: the weights are not there; examples/fetch_models %s fetches them (%s)\n",
+                   model.c_str(), size);
+    return none;
+  };
+  if ((photograph && missing("dinov2", "90 MB")) || (*text && missing("minilm", "83 MB")))
+    return 77;  // left out, to ctest
+  if (!*text2) sentences.resize(1);
+  limpid::ThreadPool pool(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
 
-  const Index n = s.saved.tokens.rows(), layers = vit.layers();
-  report::Looks looks(layers, heads, n);
-  for (std::size_t l = 0; l < s.saved.stack.blocks.size(); ++l)
-    for (Index h = 0; h < heads; ++h) {
-      const auto top = limpid::top_keys(s.op, s.attention_in(l), s.saved.stack.blocks[l].attention.attention,
-                                        looks.each(), {.head = h});
-      looks.add(top.keys, top.weights);
-    }
-  r.looks = looks.json();
-  r.facts = {{"tokens", std::to_string(n)},
-             {"layers, heads", std::to_string(layers) + ", " + std::to_string(heads)},
-             {"forward", text("%.1f ms", forward_ms)},
-             {"all maps and gradients of them would take",
-              text("%.1f MiB", double(2 * layers * heads * n * n) * 4 / (1 << 20)) + "; none was held"}};
+  const report::Report r =
+      *text     ? text_report::of_sentences(sentences, names, models + "minilm", folder, pool)
+      : *smiles ? text_report::of_reaction(reaction, atom, names, LIMPID_EXAMPLES "/data/rxnmapper", folder, pool)
+                : of_image(photograph, photograph ? models + "dinov2" : LIMPID_EXAMPLES "/data/vit/vit.safetensors",
+                           path, which, label, names, folder, pool);
+  report::write_csv(folder + (r.lines.empty() ? "/patches.csv" : "/tokens.csv"), r);
   const std::string out = folder + "/report.html";
   const std::size_t size = report::write(out, r);
   std::printf("report: %s (%.1f MB)\n", std::filesystem::absolute(out).lexically_normal().c_str(), double(size) / 1e6);

@@ -3,23 +3,20 @@
 //
 //     sentences [SENTENCE ...] [--model FOLDER] [--picture FILE]
 //
-// MiniLM (Wang, Wei, Dong, Bao, Yang, Zhou 2020, arXiv 2002.10957) as sentence-transformers trained it to embed
-// sentences (all-MiniLM-L6-v2): a BERT of 6 layers, the mean of its tokens made one long; the product of two embeddings
-// is the cosine. Why two are alike: each token's relevance to that cosine, gradients times attention maps multiplied
-// through all layers (Chefer, Gur and Wolf 2021, arXiv 2103.15679), summed over the tokens of a word. Weights:
-// examples/fetch_models minilm.
+// By MiniLM, of which minilm.hpp tells. Why two are alike: each token's relevance to the cosine of their embeddings,
+// gradients times attention maps multiplied through all layers (Chefer, Gur and Wolf 2021, arXiv 2103.15679), summed
+// over the tokens of a word.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <deque>
 #include <filesystem>
 #include <fstream>
-#include <limpid/model/bert.hpp>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "wordpiece.hpp"
+#include "minilm.hpp"
 
 namespace {
 
@@ -28,36 +25,24 @@ using limpid::Mat;
 using limpid::View;
 using Operator = decltype(limpid::softmax());
 
-constexpr std::size_t most_tokens = 256;  // as long as what it was trained on
-
 /// A sentence, its embedding and what the way back to its words needs.
 struct Sentence {
   std::string text;
   wordpiece::Text parts;
   limpid::model::Bert<float>::Saved<Operator> saved;
-  Mat<float> mean, embedding;  // 1 x D, before and after it is made one long
+  Mat<float> embedding;  // 1 x D
 
   Sentence(const std::string& written, const wordpiece::Tokenizer& tokenizer, const limpid::model::Bert<float>& bert)
-      : text(written), parts(tokenizer(written)) {
-    if (parts.words.empty()) throw std::invalid_argument("found the sentence '" + text + "', wanted words");
-    if (parts.ids.size() > most_tokens)
-      throw std::invalid_argument("a sentence has " + std::to_string(parts.ids.size()) + " tokens, wanted at most " +
-                                  std::to_string(most_tokens));
+      : text(written), parts(minilm::read(written, tokenizer)) {
     bert.forward(limpid::softmax(), parts.ids, {}, saved);
-    mean = limpid::model::pool(saved.hidden, weights());
-    embedding = limpid::model::unit_rows(mean);
-  }
-  Mat<float> weights() const {
-    const auto n = std::ssize(parts.ids);
-    return Mat<float>::Constant(1, n, 1 / float(n));
+    embedding = minilm::embedding(saved.hidden);
   }
 };
 
 /// The share of each word of `of` in how alike it is to another: relevance, over that of all its words.
 std::vector<double> shares(const limpid::model::Bert<float>& bert, Sentence& of, const Sentence& other) {
-  const Mat<float> dmean = limpid::model::unit_rows_backward(of.mean, other.embedding);
-  const Mat<float> dhidden = limpid::model::pool_backward(of.weights(), dmean);
-  limpid::model::RelevanceRow<float> relevance{of.weights()};
+  const Mat<float> dhidden = minilm::likeness_backward(of.saved.hidden, other.embedding);
+  limpid::model::RelevanceRow<float> relevance{minilm::mean_of(dhidden.rows())};
   bert.backward(limpid::softmax(), of.saved, View<float>(dhidden), nullptr, {}, &relevance);
   std::vector<double> out(of.parts.words.size());
   double sum = 0;
@@ -185,7 +170,7 @@ int main(int argc, char** argv) try {
              "We sat on the bank of the river with a picnic.",  "They had lunch by the water and watched the boats.",
              "Her old dog is afraid of thunder and fireworks.", "Loud noises in a storm make many pets hide."};
   const limpid::io::Checkpoint file(folder);
-  const limpid::model::Bert<float> bert(file, {.heads = 12});
+  const limpid::model::Bert<float> bert(file, {.heads = minilm::heads});
   const wordpiece::Tokenizer tokenizer(folder + "/vocab.txt");
   std::deque<Sentence> all;
   for (const std::string& text : texts) all.emplace_back(text, tokenizer, bert);

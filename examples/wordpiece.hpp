@@ -174,7 +174,8 @@ inline char32_t plain(char32_t c) {
 /// of its own; a token belongs to one of them, [CLS] in front and [SEP] in the end to none: -1.
 struct Text {
   std::vector<std::ptrdiff_t> ids, word;
-  std::vector<std::string> words;  ///< as they stand in the text
+  std::vector<std::string> words;   ///< as they stand in the text
+  std::vector<std::string> pieces;  ///< the tokens, as the vocabulary has them
 };
 
 /// The tokenizer of BERT (Devlin et al. 2018, arXiv 1810.04805) for models in lower case: control characters left out,
@@ -192,9 +193,16 @@ class Tokenizer {
       if (ids_.count(token) == 0) throw std::runtime_error(path + " lacks " + token);
   }
 
+  /// The number of a token. Throws std::runtime_error for one that the vocabulary lacks.
+  std::ptrdiff_t id(const std::string& token) const {
+    const auto found = ids_.find(token);
+    if (found == ids_.end()) throw std::runtime_error("the vocabulary lacks " + token);
+    return found->second;
+  }
+
   /// Throws std::invalid_argument for bytes that are not UTF-8.
   Text operator()(const std::string& text) const {
-    Text out{{ids_.at("[CLS]")}, {-1}, {}};
+    Text out{{ids_.at("[CLS]")}, {-1}, {}, {"[CLS]"}};
     std::u32string word;
     std::size_t begin = 0, end = 0;
     const auto finish = [&] {
@@ -222,13 +230,13 @@ class Tokenizer {
       if (alone) finish();
     }
     finish();
-    out.ids.push_back(ids_.at("[SEP]")), out.word.push_back(-1);
+    out.ids.push_back(ids_.at("[SEP]")), out.word.push_back(-1), out.pieces.push_back("[SEP]");
     return out;
   }
 
  private:
   void add(const std::u32string& word, const std::string& as_written, Text& to) const {
-    std::vector<std::ptrdiff_t> pieces;
+    std::vector<std::pair<std::string, std::ptrdiff_t>> pieces;
     for (std::size_t start = 0, end; start < word.size() && word.size() <= 100; start = end) {
       auto found = ids_.end();
       for (end = word.size(); end > start; --end) {
@@ -241,11 +249,13 @@ class Tokenizer {
         pieces.clear();
         break;
       }
-      pieces.push_back(found->second);
+      pieces.push_back(*found);
     }
-    if (pieces.empty()) pieces.push_back(ids_.at("[UNK]"));
-    to.ids.insert(to.ids.end(), pieces.begin(), pieces.end());
-    to.word.insert(to.word.end(), pieces.size(), static_cast<std::ptrdiff_t>(to.words.size()));
+    if (pieces.empty()) pieces.push_back(*ids_.find("[UNK]"));
+    for (const auto& [piece, id] : pieces) {
+      to.pieces.push_back(piece), to.ids.push_back(id);
+      to.word.push_back(static_cast<std::ptrdiff_t>(to.words.size()));
+    }
     to.words.push_back(as_written);
   }
 
