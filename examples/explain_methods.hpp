@@ -167,7 +167,7 @@ inline void add_facts(Report& r, Index layers, Index heads, const Taken& forward
   r.facts = {{"tokens", tokens},
              {"layers, heads", std::to_string(layers) + ", " + std::to_string(heads)},
              {"forward", number("%.1f ms", forward.milliseconds)},
-             {"all maps and gradients of them would take", number("%.1f MiB", maps) + "; none was held"}};
+             {"all maps and gradients would take", number("%.1f MiB", maps) + "; none was held"}};
 }
 
 }  // namespace report

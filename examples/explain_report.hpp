@@ -131,7 +131,7 @@ canvas#look { width: 392px; } .row { display: flex; gap: 26px; align-items: flex
 .token.joined { margin-left: 0; } .token.joined, .token.mark { font-size: 14px; } .token.mark { color: #555; font-size: 11px; }
 .token.framed { border-color: #222; border-style: dashed; } .token.kept { border: 2px solid #000; padding: 0 1px; line-height: 19px; }
 .token sub { font-size: 9px; margin-left: 1px; vertical-align: -4px; line-height: 0; }
-div#look { flex: 1 1 auto; max-width: 790px; } div#look .token { cursor: pointer; } #controls { flex: 0 0 400px; }
+div#look { flex: 1 1 auto; max-width: 750px; } div#look .token { cursor: pointer; } #controls { flex: 0 0 440px; } td:first-child { white-space: nowrap; }
 label { display: block; margin: 6px 0; } input[type=range] { width: 240px; vertical-align: middle; }
 table { border-collapse: collapse; font-size: 13px; } td { padding: 1px 12px 1px 0; vertical-align: top; }
 #says { font-variant-numeric: tabular-nums; min-height: 3em; }
