@@ -7,7 +7,7 @@ cmake_minimum_required(VERSION 3.21)
 file(REMOVE_RECURSE ${folder})
 function(explained)
   execute_process(COMMAND ${program} ${ARGN} --out ${folder} RESULT_VARIABLE status OUTPUT_VARIABLE printed
-    ERROR_VARIABLE said TIMEOUT 120)
+    ERROR_VARIABLE said TIMEOUT 280)
   if(NOT status EQUAL 0 OR printed MATCHES "nan")
     message(FATAL_ERROR "explain ${ARGN} ended with ${status}\n${printed}${said}")
   endif()
