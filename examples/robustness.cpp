@@ -223,28 +223,11 @@ struct Part {
   std::vector<double> accuracies;
 };
 
-/// A number among the words of a part.
-template <class Number>
-Number number_in(const Safetensors& file, const std::string& path, const char* name) {
-  Number value{};
-  if (!read(file.meta(name), value))
-    throw FormatError(path + ": its '" + name + "' is '" + file.meta(name) + "', wanted a number");
-  return value;
-}
-
 /// Tests the weights of a file again.
 Part tested(const std::string& path, const LabelledImages& tests, limpid::ThreadPool& pool) {
-  const Safetensors file = limpid::io::read_safetensors(path);
-  Settings settings = settings_of(file, path);
-  settings.batch = 1;  // that of its training is of no matter here
-  if (vits().count(settings.op) == 0)
-    throw FormatError(path + ": its operator is '" + settings.op + "', wanted one of `train --help`");
-  const Spread spread{number_in<double>(file, path, "pixel mean"), number_in<double>(file, path, "pixel deviation")};
-  check_settings(settings, tests, tests, path);
-  const auto model = vits().at(settings.op)(shape_of(settings, tests));
-  Mat<float> w = Mat<float>::Zero(1, model->parameters().size());
-  read_parameters(file, path, "", limpid::io::DType::f16, model->parameters(), w);
-  return {settings.op, settings.seed, model->parameters().count(), Tester(*model, w, spread, tests, pool).accuracies()};
+  const Trained t(path, tests);
+  return {t.settings.op, t.settings.seed, t.model->parameters().count(),
+          Tester(*t.model, t.w, t.spread, tests, pool).accuracies()};
 }
 
 /// Mean over seeds, and their standard deviation.

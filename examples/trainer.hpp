@@ -150,6 +150,15 @@ inline Settings settings_of(const Safetensors& file, const std::string& path) {
   return settings;
 }
 
+/// A number among the words of a file.
+template <class Number>
+Number number_in(const Safetensors& file, const std::string& path, const char* name) {
+  Number value{};
+  if (!read(file.meta(name), value))
+    throw FormatError(path + ": its '" + name + "' is '" + file.meta(name) + "', wanted a number");
+  return value;
+}
+
 /// An option for every setting but those named.
 inline std::map<std::string, CLI::Option*> add_options(CLI::App& app, Settings& settings,
                                                        const std::vector<std::string>& but = {}) {
@@ -208,6 +217,28 @@ inline VitShape shape_of(const Settings& settings, const LabelledImages& images)
   return {images.rows,     images.cols,    settings.patch, settings.width,
           settings.layers, settings.heads, settings.mlp,   classes};
 }
+
+/// A model of robustness: what it was trained with, and its weights, which its file has in F16.
+struct Trained {
+  Settings settings;
+  Spread spread;
+  std::unique_ptr<Model<float>> model;
+  Mat<float> w;
+
+  /// Throws FormatError for a file that is none, and where its patches do not fit these images.
+  Trained(const std::string& path, const LabelledImages& tests) {
+    const Safetensors file = limpid::io::read_safetensors(path);
+    settings = settings_of(file, path);
+    settings.batch = 1;  // that of its training is of no matter here
+    if (vits().count(settings.op) == 0)
+      throw FormatError(path + ": its operator is '" + settings.op + "', wanted one of `train --help`");
+    spread = {number_in<double>(file, path, "pixel mean"), number_in<double>(file, path, "pixel deviation")};
+    check_settings(settings, tests, tests, path);
+    model = vits().at(settings.op)(shape_of(settings, tests));
+    w = Mat<float>::Zero(1, model->parameters().size());
+    read_parameters(file, path, "", limpid::io::DType::f16, model->parameters(), w);
+  }
+};
 
 /// Images of a task: so many that a layer's arrays stay in a core's cache, and as many in each.
 inline Index images_of_task(Index batch) {

@@ -16,12 +16,22 @@ struct VitShape {
   Index pixels() const { return patch * patch; }
 };
 
+/// The maps of a layer's attention, those of pictures one below the other and of each its heads, (images heads tokens) x
+/// tokens, and the gradients of the logits' sum, weighted by dlogits, with respect to them. Maps are the effective ones,
+/// of which entries may be negative: what takes the values to the heads' output, before a norm of heads where there is
+/// one.
+template <class S>
+struct LayerMaps {
+  Mat<S> a, g;
+};
+
 /// What one thread works with, for so many images at a time; the same memory call after call.
 template <class S>
 struct Room {
   Mat<S> patches;          ///< (images patches) x pixels, row by row of the grid: the input
   Mat<S> logits, dlogits;  ///< images x classes
   std::vector<int> labels;
+  std::vector<LayerMaps<S>>* maps = nullptr;  ///< where backward puts them, a layer each; of models in float alone
 
   Room(const VitShape& s, Index images)
       : patches(images * s.patches(), s.pixels()),

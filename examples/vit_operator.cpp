@@ -1,5 +1,6 @@
 // limpid: the vision transformer of the examples over the operators of LIMPID_VIT_UNIT, a list of vit.hpp's.
 // SPDX-License-Identifier: MIT
+#include <limpid/explain/correction.hpp>
 #include <limpid/layer/aot.hpp>
 #include <limpid/layer/boosting_block.hpp>
 #include <limpid/layer/crate.hpp>
@@ -60,6 +61,81 @@ struct Step {
   bool keep;
   limpid::Workspace* workspace;
 };
+
+/// What a layer is asked for beside its gradients: where its maps go (null: nowhere), and its output projection.
+template <class S>
+struct Watch {
+  LayerMaps<S>* maps = nullptr;
+  View<S> wo{};
+};
+/// Those of float alone: the models in double are there to have their gradients checked.
+template <class S>
+constexpr bool watches = std::is_same_v<S, float>;
+
+/// dy, the gradient with respect to what a two-map operator's norm makes of rows h of A v,
+/// (1 - lambda_init) h / sqrt(mean(h^2) + eps), becomes that with respect to h.
+template <class S>
+void undo_head_norm(const limpid::TwoMapOptions& options, const Mat<S>& h, const MutView<S>& dy) {
+  if (options.norm == limpid::HeadNorm::none) return;
+  const S width = S(h.cols()), factor = S(1 - options.lambda_init);
+  for (Index i = 0; i < h.rows(); ++i) {
+    const S square = 1 / (h.row(i).squaredNorm() / width + S(options.eps));
+    S along = 0;
+    for (Index c = 0; c < h.cols(); ++c) along += h(i, c) * dy(i, c);
+    for (Index c = 0; c < h.cols(); ++c)
+      dy(i, c) = factor * std::sqrt(square) * (dy(i, c) - h(i, c) * along * square / width);
+  }
+}
+
+/// Effective maps and the gradients with respect to them, from dz, that of what the output projection gave.
+template <class Op, class S>
+void put_maps(const Op& op, const std::type_identity_t<limpid::Inputs<Op, S>>& in, limpid::Saved<Op, S>& saved,
+              const std::type_identity_t<View<S>>& dz, const Watch<S>& watch) {
+  const limpid::Dims d = saved.dims;
+  const Index n = d.n, count = d.batch * d.heads;
+  Mat<S>&a = watch.maps->a, &g = watch.maps->g, dout(dz.rows, watch.wo.rows);
+  limpid::linear(dz, limpid::out_in(watch.wo), View<S>(), dout);
+  a.resize(count * n, n), g.resize(count * n, n);
+  for (Index t = 0; t < count; ++t) {
+    const limpid::HeadCall call{.head = t % d.heads, .item = t / d.heads};
+    limpid::map_block(op, in, saved, 0, 0, a.middleRows(t * n, n), call);
+    if constexpr (requires { op.options.norm; }) {
+      const Index width = dout.cols() / d.heads;
+      const Mat<S> h = a.middleRows(t * n, n) * in.v.block(call.item * n, call.head * width, n, width).map();
+      undo_head_norm<S>(op.options, h, MutView<S>(dout).block(call.item * n, call.head * width, n, width));
+    }
+    limpid::gradient_block(op, in, saved, dout, 0, 0, g.middleRows(t * n, n), call);
+  }
+}
+
+// The maps of a block of the library, from dout, the gradient of what it gave.
+
+template <class Op, class Args, class S>
+void watch_block(const limpid::TransformerBlock<Op>& block, const Args& in,
+                 limpid::TransformerBlockSaved<Op, limpid::NoCross, S>& saved, const Mat<S>& dout,
+                 const Watch<S>& watch, const limpid::LayerCall& call) {
+  Mat<S> h(dout.rows(), dout.cols()), dh = h, dz = h;  // back through the MLP
+  limpid::layer_norm(saved.attended, in.gamma2, in.beta2, h, {.eps = eps, .workspace = call.workspace});
+  limpid::Mlp().template backward<S>({.x = h, .w1 = in.w1, .b1 = in.b1, .w2 = in.w2, .b2 = in.b2}, saved.mlp, dout,
+                                     {.x = dh}, call);
+  limpid::layer_norm_backward(saved.attended, in.gamma2, saved.round_mlp.norm, dh, {.x = dz}, call);
+  dz += dout;
+  auto& kept = saved.attention;
+  put_maps(block.op, limpid::qkv(kept.q, kept.k, kept.v), kept.attention, dz, watch);
+}
+template <class Op, class Args, class S>
+void watch_block(const limpid::Aot<Op>& block, const Args&, limpid::AotSaved<Op, S>& saved, const Mat<S>& dout,
+                 const Watch<S>& watch, const limpid::LayerCall&) {
+  put_maps(block.op, {.y = saved.attention.y}, saved.attention.attention, dout, watch);
+}
+template <class Op, class Args, class S>
+void watch_block(const limpid::Crate<Op>& block, const Args& in, limpid::CrateSaved<Op, S>& saved, const Mat<S>& dout,
+                 const Watch<S>& watch, const limpid::LayerCall& call) {
+  Mat<S> dz(dout.rows(), dout.cols());  // back through the ISTA step
+  block.ista.template backward<S>({.x = saved.h, .dictionary = in.dictionary, .gamma = in.gamma2, .beta = in.beta2},
+                                  saved.sparsify, dout, {.x = dz}, call);
+  put_maps(block.op, {.y = saved.compress.attention.y}, saved.compress.attention.attention, dz, watch);
+}
 
 // What makes the block of a layer, 0 and on, of each name: a transformer block over an operator, of AoT or of CRATE.
 struct OfShape {
@@ -154,6 +230,7 @@ class Blocks {
   template <class S>
   struct Kept {
     std::vector<typename Block::template Saved<S>> layers;
+    Watch<S> watch;
     Kept(const VitShape& shape, Index) : layers(static_cast<std::size_t>(shape.layers)) {}
   };
 
@@ -170,6 +247,8 @@ class Blocks {
   void backward(std::size_t l, const Args<S>& in, Kept<S>& kept, const Mat<S>& dout, const Grads<S>& grads,
                 const Step& step) const {
     const limpid::LayerCall call{.workspace = step.workspace};
+    if constexpr (watches<S>)
+      if (kept.watch.maps) watch_block(blocks_[l], in, kept.layers[l], dout, kept.watch, call);
     blocks_[l].template backward<S>(in, kept.layers[l], dout, grads, call);
   }
 
@@ -233,6 +312,11 @@ struct gated : OneLayer<gated> {
   limpid::TwoMapLayer<decltype(limpid::differential_gated())> layer() const {
     return limpid::two_map_layer(limpid::differential_gated(), shape.heads);
   }
+  template <class S>
+  void maps(std::size_t, Saved<S>& saved, View<S> dz, const Watch<S>& watch) const {
+    put_maps(limpid::differential_gated(), {.q = saved.q, .k = saved.k, .v = saved.v, .z = saved.z}, saved.attention,
+             dz, watch);
+  }
   template <class T, class From>
   static limpid::TwoMapLayerArgs<T> fields(const From& from, T x) {
     return {.x = x,
@@ -284,6 +368,20 @@ struct pid {
     limpid::linear_backward(h, in.wk, shared.dk, {limpid::add(dh), grads.wk, grads.bk}, call);
     limpid::linear_backward(h, in.wv, shared.dv, {limpid::add(dh), grads.wv, grads.bv}, call);
   }
+  /// The stack keeps what it saved to itself: of the map of q and k, and what the controller adds on its diagonal.
+  template <class S>
+  void maps(std::size_t l, Saved<S>& saved, View<S> dz, const Watch<S>& watch) const {
+    limpid::Saved<decltype(limpid::softmax()), S> plain;
+    Mat<S> o(dz.rows, dz.cols);
+    const auto in = limpid::qkv(saved.q, saved.k, saved.v);
+    limpid::forward(limpid::softmax(), in, o,
+                    {.batch = dz.rows / shape.tokens(), .heads = shape.heads, .saved = &plain});
+    put_maps(limpid::softmax(), in, plain, dz, watch);
+    const limpid::PidOptions gains;
+    const S own = l == 0 ? S(0) : S(gains.lambda_p + gains.lambda_i + gains.lambda_d);
+    Mat<S>& a = watch.maps->a;
+    for (Index i = 0; i < a.rows(); ++i) a(i, i % a.cols()) -= own;
+  }
 };
 
 /// Softmax attention in a boosting residual, whose estimate goes from the attention of a layer to that of the next; tau
@@ -300,6 +398,10 @@ struct boosting_block : OneLayer<boosting_block> {
   }
   limpid::MultiHead<decltype(limpid::softmax())> layer() const {
     return limpid::multi_head(limpid::softmax(), shape.heads);
+  }
+  template <class S>
+  void maps(std::size_t, Saved<S>& saved, View<S> dz, const Watch<S>& watch) const {
+    put_maps(limpid::softmax(), limpid::qkv(saved.q, saved.k, saved.v), saved.attention, dz, watch);
   }
   template <class T, class From>
   static limpid::MultiHeadArgs<T> fields(const From& from, T x) {
@@ -364,6 +466,7 @@ class Sublayers {
   struct Kept {
     std::vector<Layer<S>> layers;
     typename Attention::template Shared<S> shared;
+    Watch<S> watch;
     Mat<S> dattended, destimate[2];
     Kept(const VitShape& shape, Index images) : layers(static_cast<std::size_t>(shape.layers)), shared(shape, images) {}
   };
@@ -415,6 +518,8 @@ class Sublayers {
     }
     layer.attention.backward(residual<S>(l, in, kept), in.gamma1, kept.dattended, dnext, around, grads.gamma1,
                              grads.beta1, call, [&](View<S> h, View<S> dz, MutView<S> dh) {
+                               if constexpr (watches<S>)
+                                 if (kept.watch.maps) attention_.maps(l, layer.attention_saved, dz, kept.watch);
                                attention_.template backward<S>(in, h, dz, dh, grads, layer.attention_saved, kept.shared,
                                                                call);
                              });
@@ -485,6 +590,12 @@ class Vit : public Model<S> {
     for (std::size_t l = count(); l-- > 0;) {
       auto grads = fields<typename Layers::template Grads<S>>(gradient, l);
       grads.x = room.dbefore;
+      if (room.maps) {
+        room.maps->resize(count());
+        room.kept.watch = {&(*room.maps)[l], parameters_.view(w, prefix(l) + "wo")};
+      } else {
+        room.kept.watch = {};
+      }
       layers_.template backward<S>(l, layer(w, l, room), room.kept, room.dx, grads, {images, true, &room.workspace});
       room.dx.swap(room.dbefore);
     }

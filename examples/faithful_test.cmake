@@ -1,0 +1,36 @@
+# limpid: scores of explanations on images that travel: maps fit the gradients of the weights, and any number of threads and
+# any interruption give the same bits.
+# SPDX-License-Identifier: MIT
+# Arguments: program; data, the folder of the images; folder, in which files are made.
+cmake_minimum_required(VERSION 3.21)
+
+file(REMOVE_RECURSE ${folder})
+file(MAKE_DIRECTORY ${folder}/images)
+foreach(kind IN ITEMS images-idx3 labels-idx1)
+  configure_file(${data}/fashion-mnist-200-${kind}-ubyte.gz ${folder}/images/t10k-${kind}-ubyte.gz COPYONLY)
+endforeach()
+
+include(${CMAKE_CURRENT_LIST_DIR}/programs.cmake)
+
+run(${program} --data images --images 4 --check)
+string(REGEX MATCHALL "maps and their gradients within" checked "${printed}")
+list(LENGTH checked count)
+if(NOT count EQUAL 10)
+  message(SEND_ERROR "wanted the maps of ten models checked:\n${printed}")
+endif()
+set(small --data images --images 8 --limits 4 --models softmax crate --methods relevance SmoothGrad)
+run(${program} ${small} --threads 1 --out one)
+run(${program} ${small} --models crate --threads 2 --out two)
+run(${program} ${small} --threads 2 --out two)
+foreach(name IN ITEMS softmax.safetensors crate.safetensors faithful.csv curves.csv faithful.gp)
+  same(one/${name} two/${name})
+endforeach()
+if(printed MATCHES "rollout" OR NOT printed MATCHES "all models: .*. random  .*. relevance  .*. SmoothGrad  .*Random is ")
+  message(SEND_ERROR "wanted random, the two methods asked for and what became of random:\n${printed}")
+endif()
+# A part of other images is not taken for these.
+execute_process(COMMAND ${program} ${small} --seed 2 --out one WORKING_DIRECTORY ${folder} RESULT_VARIABLE status
+  OUTPUT_QUIET ERROR_VARIABLE said)
+if(status EQUAL 0 OR NOT said MATCHES "softmax.safetensors: found 8 images, .*seed 1.*wanted 8 images, .*seed 2.*begins anew")
+  message(SEND_ERROR "a part of another seed: ended with ${status} and said\n${said}")
+endif()
