@@ -37,6 +37,8 @@ constexpr std::array<Metric, 8> metrics{{
     {"NAOPC", "mean fall of p over 1 ... all patches removed, 0 and 1 being what a greedy search reaches (2408.08137)",
      true},
 }};
+constexpr std::array<const char*, 11> colors{"#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7",
+                                             "#7f3c8d", "#8c564b", "#999999", "#bcbd22", "#000000"};
 constexpr std::size_t naopc = metrics.size() - 1;
 
 /// What was found of a model: a row a group, the metrics of every method; curves, of every method a row of p over
@@ -301,7 +303,7 @@ class Report {
         data += text("%.4f %.5f\n", static_cast<double>(i) / steps, last.curves(Index(2 * m), i));
       data += "end\n";
       curves += (m == 0 ? "plot $curve" : ", $curve") + number + " with lines lw 2 " +
-                (m == 0 ? "dt 2 lc 'black'" : "lc " + number) + " title '" + name + "'";
+                (m == 0 ? "dt 2 lc 'black'" : std::string("lc '") + colors[m - 1] + "'") + " title '" + name + "'";
       if (m > 0) tics += (m > 1 ? ", '" : "'") + name + "' -" + number;
     }
     for (std::size_t f = 0; f < all_.size(); ++f) {
@@ -313,11 +315,11 @@ class Report {
         data += text("%.5f %.3f %.5f %.5f\n", above.mean, 0.07 * place - double(m), above.low, above.high);
       }
       data += "end\n";
-      areas += (f == 0 ? "plot " : ", ") + name + " using 1:2:3:4 with xerrorbars pt 7 ps 0.4 lc " +
-               std::to_string(f + 1) + " title '" + all_[f].model + "' noenhanced";
+      areas += (f == 0 ? "plot " : ", ") + name + " using 1:2:3:4 with xerrorbars pt 7 ps 0.4 lc '" +
+               (f + 1 < all_.size() ? colors[f] : colors.back()) + "' title '" + all_[f].model + "' noenhanced";
     }
     return R"(# Draws faithful.png: gnuplot faithful.gp
-set terminal pngcairo size 1200,520 font 'sans,10'
+set terminal pngcairo size 960,440 font 'sans,10'
 set output 'faithful.png'
 )" + data +
            R"(set multiplot layout 1,2
@@ -327,9 +329,10 @@ set xlabel 'fraction of patches removed, the most relevant first'
 set ylabel 'probability of the class'
 set title ')" +
            last.model + "' noenhanced\n" + curves + R"(
-set title 'area under that curve, less that of random patches: left of 0 is better'
+set title 'area under that curve less that of random: left of 0 is better'
 set xlabel 'difference, 95 % interval'
 unset ylabel
+set xtics 0.2
 set key outside right center reverse Left
 set arrow from 0, graph 0 to 0, graph 1 nohead lw 2
 )" + "set yrange [-" +
