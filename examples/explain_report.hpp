@@ -219,10 +219,10 @@ function tokensIn(element) { // every token as a span that knows its unit
 }
 function paintTokens(element, values, marked) {
   if (!element.firstChild) tokensIn(element);
-  const most = largest(values);
+  const most = looks.map((_, part) => largest(values.filter((v, i) => units[i].part === part)));
   for (const s of element.querySelectorAll('.token')) {
-    const i = +s.dataset.unit, v = values[i];
-    s.style.background = colour(v, most); s.style.color = v < 0 && opacity(v, most) > 0.5 ? '#fff' : '';
+    const i = +s.dataset.unit, v = values[i], own = most[units[i].part];
+    s.style.background = colour(v, own); s.style.color = v < 0 && opacity(v, own) > 0.5 ? '#fff' : '';
     s.classList.toggle('kept', i === marked); s.title = v.toPrecision(3);
   }
 }
@@ -257,7 +257,7 @@ if (image) {
     paint(make('div', row), m.values, -1);
   }
 }
-$('scale').textContent = `Every method has its own scale: its largest number has the full colour. Methods without signs have orange alone. Point at a ${image ? 'patch' : 'token'} for its number.`;
+$('scale').textContent = `Every method ${looks.length > 1 ? 'and sentence ' : ''}has its own scale: its largest number has the full colour. Methods without signs have orange alone. Point at a ${image ? 'patch' : 'token'} for its number.`;
 
 function rowOf(part, layer, head, token) { // its keys and weights
   const { each, tokens, bytes: all } = looks[part], size = 2 + 3 * each, at = ((layer * heads + head) * tokens + token) * size;

@@ -58,6 +58,20 @@ if(NOT count EQUAL 281 OR NOT rows MATCHES "\"relevance, signed\",1,0,\"C\",")  
   message(FATAL_ERROR "tokens.csv has ${count} lines, wanted 281")
 endif()
 
+# Two sentences, where the weights were fetched; a word in pieces, and marks that CSV and HTML know.
+execute_process(COMMAND ${program} --text "A <b>\"bank\"</b>, indefatigably." --text2 "Money, lent." --methods relevance rollout
+  --out ${folder}/text RESULT_VARIABLE status OUTPUT_VARIABLE printed ERROR_VARIABLE said TIMEOUT 120)
+if(status EQUAL 77)
+  message(STATUS "no weights of MiniLM: no sentences were explained")
+else()
+  file(STRINGS ${folder}/text/tokens.csv rows)
+  file(READ ${folder}/text/report.html page)
+  if(NOT status EQUAL 0 OR NOT printed MATCHES "^Explained: the cosine of the two sentences, 0[.][0-9]+, [^\n]*\nrollout .*\nrelevance "
+      OR NOT rows MATCHES "rollout\",0,3,\"b\",[^;]*;\"rollout\",0,4,\">\",[^;]*;\"rollout\",0,5,\"\"\"\"," OR page MATCHES "\"text\":\"<\"")
+    message(FATAL_ERROR "the sentences' report ended with ${status}\n${printed}${said}${rows}")
+  endif()
+endif()
+
 if(NOT browser)
   message(STATUS "no browser: the report was not opened")
   return()
