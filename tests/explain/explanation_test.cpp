@@ -25,7 +25,7 @@ using M = Mat<double>;
 
 constexpr Part parts[] = {Part::pos, Part::neg, Part::abs, Part::signed_};
 const limpid::ExplanationOptions everything{
-    {Part::pos, Part::neg, Part::abs, Part::signed_}, limpid::RolloutOptions{.residual = 0.4}, true, true};
+    {Part::pos, Part::signed_, Part::neg, Part::abs}, limpid::RolloutOptions{.residual = 0.4}, true, true};
 
 template <class S = double>
 Mat<S> random(Index rows, Index cols, std::uint64_t seed, double size = 1) {
