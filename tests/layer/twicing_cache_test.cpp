@@ -42,32 +42,33 @@ double decoding_error(const Op& op, Index n, const suite::Sizes& s, limpid::Exec
   return error;
 }
 
-/// Pages of four rows that stand in any order, heads x rows x (d + dv), values beside keys. What is in no row is NaN.
+/// Pages of four rows that stand in any order, heads x rows x width, of keys and of values. What is in no row is NaN.
 template <class S>
 struct PagedTexts {
   static constexpr Index rows = 4;
   suite::Sizes s;
-  Mat<S> pool;
+  Mat<S> keys, values;
   Mat<Index> table, lengths;
   limpid::Pages<S> pages;
 
   PagedTexts(const suite::Sizes& sizes, Index n) : s(sizes) {
-    const Index each = (n + rows - 1) / rows, count = s.batch * each, width = s.d + s.dv;
-    pool = Mat<S>::Constant(count, s.kv_heads * rows * width, std::numeric_limits<S>::quiet_NaN());
+    const Index each = (n + rows - 1) / rows, count = s.batch * each;
+    keys = Mat<S>::Constant(count, s.kv_heads * rows * s.d, std::numeric_limits<S>::quiet_NaN());
+    values = Mat<S>::Constant(count, s.kv_heads * rows * s.dv, keys(0, 0));
     table.resize(s.batch, each), lengths = Mat<Index>::Zero(s.batch, 1);
     for (Index p = 0; p < count; ++p) table(p % s.batch, p / s.batch) = (p * 7 + 3) % count;
     REQUIRE(count % 7 != 0);
-    pages.k = {pool.data(), count, rows, s.d, pool.cols(), rows * width, width};
-    pages.v = {pool.data() + s.d, count, rows, s.dv, pool.cols(), rows * width, width};
+    pages.k = {keys.data(), count, rows, s.d, keys.cols(), rows * s.d, s.d};
+    pages.v = {values.data(), count, rows, s.dv, values.cols(), rows * s.dv, s.dv};
     pages.table = limpid::View<Index>(table), pages.lengths = limpid::View<Index>(lengths);
   }
   void append(const Mat<S>& k, const Mat<S>& v) {
     for (Index b = 0; b < s.batch; ++b) {
       const Index i = lengths(b, 0)++;
       for (Index g = 0; g < s.kv_heads; ++g) {
-        S* row = pool.row(table(b, i / rows)).data() + (g * rows + i % rows) * (s.d + s.dv);
-        for (Index c = 0; c < s.d; ++c) row[c] = k(b, g * s.d + c);
-        for (Index c = 0; c < s.dv; ++c) row[s.d + c] = v(b, g * s.dv + c);
+        const Index page = table(b, i / rows), row = g * rows + i % rows;
+        keys.block(page, row * s.d, 1, s.d) = k.block(b, g * s.d, 1, s.d);
+        values.block(page, row * s.dv, 1, s.dv) = v.block(b, g * s.dv, 1, s.dv);
       }
     }
   }
@@ -171,7 +172,7 @@ TEST_CASE("the decoding cache refuses pages that do not fit, and is as it was be
             pages.k.width = 3;
             cache.step(token, pages, out);
           }) == "twicing: q has width 4 a head and k has 3, wanted the same (2 heads, 2 key heads)");
-    limpid::MutView<double> over(texts.pool.data(), 2, 6, 6);
+    limpid::MutView<double> over(texts.keys.data(), 2, 6, 6);
     CHECK(suite::error_of([&] { cache.step(token, texts.pages, over); }) ==
           "twicing: out shares memory with k of the pages, wanted memory of its own");
     CHECK(cache.size() == step);

@@ -197,19 +197,24 @@ TEST_CASE("So does a window of two maps, of weights without a sum, beside other 
 }
 
 TEST_CASE("A sink gets its gradient where a window is beside it.") {
-  const Mat<double> logits = Mat<double>::Constant(1, 2, 0.5);
+  Mat<double> logits = Mat<double>::Constant(1, 2, 0.5);
   const auto gradient = [&](const auto& mask) {
     Mat<double> d = Mat<double>::Zero(1, 2);
     run<double>(limpid::softmax(limpid::chain(mask, limpid::sink(logits, d))), {143, 2, 16, 16}, false);
     return d;
   };
-  const Mat<double> wanted = gradient(limpid::mask(std::function([](const At& a) { return window.keep(a); })));
-  const auto as_wanted = [&](const Mat<double>& found) {
-    CHECK(double((found - wanted).cwiseAbs().maxCoeff()) <= 1e-13 * (1 + double(wanted.cwiseAbs().maxCoeff())));
-  };
-  as_wanted(gradient(window));                                                 // by line
-  as_wanted(gradient(window & limpid::key_lengths(std::vector<Index>{143})));  // block by block
-  CHECK(wanted.norm() > 0.1);
+  for (const double first : {0.5, std::numeric_limits<double>::infinity()}) {  // which leaves nothing to be given
+    CAPTURE(first);
+    logits(0, 0) = first;
+    const Mat<double> wanted = gradient(limpid::mask(std::function([](const At& a) { return window.keep(a); })));
+    const auto as_wanted = [&](const Mat<double>& found) {
+      CHECK(double((found - wanted).cwiseAbs().maxCoeff()) <= 1e-13 * (1 + double(wanted.cwiseAbs().maxCoeff())));
+    };
+    as_wanted(gradient(window));                                                 // by line
+    as_wanted(gradient(window & limpid::key_lengths(std::vector<Index>{143})));  // block by block
+    CHECK(std::abs(wanted(0, 1)) > 0.1);
+    CHECK((wanted(0, 0) == 0) == std::isinf(first));
+  }
 }
 
 TEST_CASE("Packed sequences and windows with global tokens, which have keys beyond one block.") {
