@@ -36,20 +36,24 @@ class Context {
 
   /// task(t, arena) for every t in [0, count), not from inside a task; what a task takes from the arena is given back
   /// when it ends.
-  template <class Task>
-  void run(Index count, Task&& task) const {
-    run(
-        count, [](Arena& arena) { return &arena; },
-        [&](Arena* arena, Index t) {
-          ArenaScope scope(*arena);
-          task(t, *arena);
-        });
+  void run(Index count, FunctionRef<void(Index, Arena&)> task) const {
+    run_loop(count, [&](Loop& loop, Arena& arena) {
+      for (Index t = loop.next(); t >= 0; t = loop.next()) {
+        const ArenaScope scope(arena);
+        task(t, arena);
+      }
+    });
   }
   /// task(state, t), where state is made by make(arena) once for every worker that takes part.
   template <class Make, class Task>
   void run(Index count, Make&& make, Task&& task) const {
-    const auto body = loop_body(make, task);
-    run_loop(count, body);
+    run_loop(count, [&](Loop& loop, Arena& arena) {
+      Index t = loop.next();
+      if (t < 0) return;
+      const ArenaScope scope(arena);
+      auto&& state = make(arena);
+      for (; t >= 0; t = loop.next()) task(state, t);
+    });
   }
   void run_loop(Index count, Loop::Body body) const {
     if (count <= 0) return;
@@ -84,8 +88,7 @@ class Context {
 
 /// f(first row, last row) over blocks of rows, spread as the context says. 1024 rows are work for sixteen; chosen by
 /// bench/run scaling (gated, twicing), not swept.
-template <class F>
-void for_rows(const Context& context, Index rows, F&& f) {
+inline void for_rows(const Context& context, Index rows, FunctionRef<void(Index, Index)> f) {
   constexpr Index step = 64;
   context.run((rows + step - 1) / step, [&](Index t, Arena&) { f(t * step, std::min(rows, (t + 1) * step)); });
 }

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "../version.hpp"
+#include "inline.hpp"
 
 namespace limpid {
 inline namespace LIMPID_ABI {
@@ -19,14 +19,18 @@ class FunctionRef<R(A...)> {
  public:
   FunctionRef() = default;
   template <class F>
-  requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>) FunctionRef(F&& f)  // NOLINT: implicit on purpose
-      : object_(const_cast<void*>(static_cast<const void*>(&f))), call_([](void* object, A... a) -> R {
-          return (*static_cast<std::remove_reference_t<F>*>(object))(static_cast<A>(a)...);
-        }) {}
+  LIMPID_INLINE FunctionRef(F&& f)  // NOLINT: implicit on purpose
+      requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>)
+      : object_(const_cast<void*>(static_cast<const void*>(&f))), call_(&call<std::remove_reference_t<F>>) {}
 
   R operator()(A... a) const { return call_(object_, static_cast<A>(a)...); }
 
  private:
+  template <class F>  // no lambda, which is three functions for each F where nothing is inlined
+  static R call(void* object, A... a) {
+    return (*static_cast<F*>(object))(static_cast<A>(a)...);
+  }
+
   void* object_ = nullptr;
   R (*call_)(void*, A...) = nullptr;
 };

@@ -48,7 +48,7 @@ struct alignas(64) Order {
 /// cost its user's compiler one function each.
 class Loop {
  public:
-  /// Runs tasks of a loop that is handed out for as long as there are some: what loop_body makes of a task.
+  /// Runs tasks of a loop that is handed out for as long as there are some: what Context::run makes of a task.
   using Body = FunctionRef<void(Loop&, Arena&)>;
 
   Loop(Index count, Body body, const std::atomic<bool>* stopped = nullptr, TaskTrace* trace = nullptr)
@@ -72,18 +72,6 @@ class Loop {
   TaskTrace* const trace_;
   std::atomic<Index> next_{0};
 };
-
-/// task(state, t) as the body of a loop, state = make(arena) once a worker that takes part.
-template <class Make, class Task>
-auto loop_body(Make& make, Task& task) {
-  return [&make, &task](Loop& loop, Arena& arena) {
-    Index t = loop.next();
-    if (t < 0) return;
-    const ArenaScope scope(arena);
-    auto&& state = make(arena);
-    for (; t >= 0; t = loop.next()) task(state, t);
-  };
-}
 
 /// The work of one call: a number of heads, each run as plain code by one worker, with loops inside.
 ///

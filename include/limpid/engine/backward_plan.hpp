@@ -27,7 +27,7 @@ struct BackwardMap {
 /// Everything of a pull_back that does not change from task to task.
 template <class S, class Mods, int M>
 struct BackwardPlan {
-  std::array<BackwardMap<S, Mods>, M> maps;
+  Few<BackwardMap<S, Mods>, M> maps;
   View<S> left, right;  // dA = left right^T
   View<S> x;            // dV = (sum_t weight_t A_t)^T x; empty: not wanted
   MutView<S> dv;

@@ -11,7 +11,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 
 #include "../core/context.hpp"
 #include "pack.hpp"
@@ -684,7 +683,7 @@ bool decodes(const Maps& maps) {
 }
 
 template <class P, std::size_t M, class Mods, class Source>
-void smooth_decode(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps,
+void smooth_decode(const Context& context, const Few<SmoothMap<typename P::Scalar, Mods>, M>& maps,
                    const Source& source) {
   const auto& scores = maps[0].scores;
   const Interval seen = scores.key_range(0, scores.n());

@@ -53,7 +53,7 @@ class Guard {
   using Map = Scores<S, Mods>;
 
   /// All maps are of the same pairs. Whatever is not finite is replaced in them and in the arrays.
-  Guard(const Context& context, const std::array<Map*, M>& maps, const SweepArrays<S>& arrays = {}) : map_(maps[0]) {
+  Guard(const Context& context, const Few<Map*, M>& maps, const SweepArrays<S>& arrays = {}) : map_(maps[0]) {
     Arena& arena = context.arena();
     bool can_mask = false;
     for (Map* map : maps) map->settle(arena), can_mask = can_mask || map->can_mask();
@@ -147,7 +147,7 @@ class Guard {
     return as_given;
   }
 
-  static Bad bad(const std::array<Guarded<S>, M>& rows, const Guarded<S>& beside, Index i) {
+  static Bad bad(const Few<Guarded<S>, M>& rows, const Guarded<S>& beside, Index i) {
     for (const auto& v : rows)
       if (!v.row_is_fine(i)) return Bad::weights;
     return beside.row_is_fine(i) ? Bad::nothing : Bad::sums;
@@ -169,7 +169,7 @@ class Guard {
   }
 
   const Map* map_;
-  std::array<Guarded<S>, M> q_, k_;
+  Few<Guarded<S>, M> q_, k_;
   Guarded<S> left_, right_, x_;
   Bad* rows_ = nullptr;  // null: all that was looked through is finite
   Index* keys_ = nullptr;

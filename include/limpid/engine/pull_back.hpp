@@ -386,7 +386,7 @@ class PullTasks {
   bool far_ = false, collects_ = false, tallies_ = false;
   bool gathered_ = false;  // something for the block of keys: dk_ and dv_ hold sums
   Index loaded_ = -1, task_ = 0, k0_ = 0, nk_ = 0, after_ = 0;
-  std::array<std::optional<KeyPanel<P>>, M> keys_;
+  Few<std::optional<KeyPanel<P>>, M> keys_;
   S *right_t_, *weights_[M], *ds_[M], *raw_[M], *dk_[M], *q_copy_[M], *keys_off_[M], *dbias_[M];
   S *total_, *da_, *emitted_, *dv_, *x_copy_, *collected_;
   S *near_ds_ = nullptr, *taken_ = nullptr;  // of near pairs, and sums over the others' of a key
@@ -421,7 +421,7 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
   ArenaScope scope(arena);
   const Index n = plan.left.rows;
   const PullCut<P> cut(plan.maps[0].scores);
-  std::array<Scores<S, Mods>*, M> maps;
+  Few<Scores<S, Mods>*, M> maps;
   for (std::size_t t = 0; t < M; ++t) maps[t] = &plan.maps[t].scores;
   const Guard<P, Mods, M> guard(context, maps,
                                 {.right = &plan.right, .left = &plan.left, .x = plan.dv.given() ? &plan.x : nullptr});

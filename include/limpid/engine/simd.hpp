@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../core/inline.hpp"
 #include "tuning.hpp"
 
 #if defined(__GNUC__) && !defined(LIMPID_NO_SIMD)
@@ -26,15 +27,6 @@
 #endif
 #endif
 
-#if defined(__GNUC__)
-#define LIMPID_INLINE [[gnu::always_inline]] inline
-#define LIMPID_NOINLINE [[gnu::noinline]]
-#define LIMPID_RESTRICT __restrict__
-#else
-#define LIMPID_INLINE inline
-#define LIMPID_NOINLINE
-#define LIMPID_RESTRICT
-#endif
 #if defined(__clang__)
 #define LIMPID_UNROLL(n) _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)

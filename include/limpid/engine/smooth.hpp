@@ -322,7 +322,7 @@ void copy_results(const Context& context, const Maps& maps) {
 
 /// One map, or several over the same values: these then go through the keys together, a block of values serving all.
 template <class P, bool Online, std::size_t M, class Mods>
-void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
+void smooth_rows(const Context& context, Few<SmoothMap<typename P::Scalar, Mods>, M> maps) {
   using Block = SmoothBlock<P, Online, Mods>;
   constexpr Index step = SmoothBlocks<P>::queries, keys = SmoothBlocks<P>::keys;
   const Index n = maps[0].scores.n(), blocks = (n + step - 1) / step;
@@ -367,7 +367,7 @@ void smooth_rows(const Context& context, std::array<SmoothMap<typename P::Scalar
 
 /// The same block by block.
 template <class P, bool Online, std::size_t M, class Mods>
-void smooth_gathered(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
+void smooth_gathered(const Context& context, const Few<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
   using S = typename P::Scalar;
   if constexpr (goes_by_lines<P, Mods>())
     if (std::all_of(maps.begin(), maps.end(),
@@ -416,12 +416,12 @@ void smooth_gathered(const Context& context, const std::array<SmoothMap<typename
 }
 
 template <class P, bool Online, std::size_t M, class Mods>
-void smooth_any(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps);
+void smooth_any(const Context& context, const Few<SmoothMap<typename P::Scalar, Mods>, M>& maps);
 
 /// Of keys and values in pages: a decode reads them where they lie, if nothing else has to; else they are copied side
 /// by side.
 template <class P, bool Online, std::size_t M, class Mods>
-void smooth_in_pages(const Context& context, std::array<SmoothMap<typename P::Scalar, Mods>, M> maps) {
+void smooth_in_pages(const Context& context, Few<SmoothMap<typename P::Scalar, Mods>, M> maps) {
   using Plain = typename P::Plain;
   const KeyPages& pages = *context.pages();
   ArenaScope scope(context.arena());
@@ -446,7 +446,7 @@ void smooth_in_pages(const Context& context, std::array<SmoothMap<typename P::Sc
 }
 
 template <class P, bool Online, std::size_t M, class Mods>
-void smooth_any(const Context& context, const std::array<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
+void smooth_any(const Context& context, const Few<SmoothMap<typename P::Scalar, Mods>, M>& maps) {
   if constexpr (in_pages<P>)
     smooth_in_pages<P, Online, M, Mods>(context, maps);
   else if constexpr (Mods::gathers)
@@ -467,7 +467,7 @@ void smooth(const Context& context, const Scores<typename P::Scalar, Mods>& scor
 
 /// The same for two maps over the same values in one pass over the keys.
 template <class P, class Mods>
-void smooth_both(const Context& context, const std::array<Scores<typename P::Scalar, Mods>, 2>& scores,
+void smooth_both(const Context& context, const Few<Scores<typename P::Scalar, Mods>, 2>& scores,
                  View<typename P::Scalar> x, MutView<typename P::Scalar> first, Lse<typename P::Scalar> first_lse,
                  MutView<typename P::Scalar> second, Lse<typename P::Scalar> second_lse) {
   smooth_any<P, true, 2, Mods>(

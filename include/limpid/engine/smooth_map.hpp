@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <array>
-
 #include "scores.hpp"
 
 namespace limpid {
@@ -26,10 +24,10 @@ struct SmoothMap {
 template <class Maps, class F>
 auto each_map(Maps& maps, F&& f) {
   using Result = decltype(f(maps[0]));
-  if constexpr (std::tuple_size_v<std::remove_const_t<Maps>> == 1)
-    return std::array<Result, 1>{f(maps[0])};
+  if constexpr (Maps::count == 1)
+    return Few<Result, 1>{f(maps[0])};
   else
-    return std::array<Result, 2>{f(maps[0]), f(maps[1])};
+    return Few<Result, 2>{f(maps[0]), f(maps[1])};
 }
 
 }  // namespace detail

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
@@ -348,7 +347,7 @@ struct TwoMaps {
     return in.k.cols != in.q.cols;
   }
   template <class S, class In>
-  std::array<detail::Scores<S, Mods>, 2> scores(const In& in, const At& at) const {
+  detail::Few<detail::Scores<S, Mods>, 2> scores(const In& in, const At& at) const {
     const Index d = in.q.cols / 2;
     const S c = detail::scale_of<S>(options.scale, d);
     const auto branch = [&](Index b) {

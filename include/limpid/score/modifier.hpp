@@ -444,7 +444,11 @@ struct Chain {
  private:
   template <class F>
   LIMPID_INLINE void each(F&& f) const {
-    std::apply([&](const auto&... m) { (f(m), ...); }, parts);
+    each_of(f, std::index_sequence_for<M...>());
+  }
+  template <class F, std::size_t... I>  // std::apply would be four functions for each f where nothing is inlined
+  LIMPID_INLINE void each_of([[maybe_unused]] F& f, std::index_sequence<I...>) const {
+    (f(std::get<I>(parts)), ...);
   }
   template <class F>
   LIMPID_INLINE void each_at(F&& f) const {
@@ -567,20 +571,39 @@ constexpr bool check_modifier() {
 
 }  // namespace detail
 
+namespace detail {
+
+template <class M>
+inline constexpr bool is_chain = requires(const M& m) {
+  m.parts;
+};
+
+}  // namespace detail
+
 /// Modifiers in a row; a chain may hold chains.
 template <class... M>
 auto chain(const M&... m) {
-  const auto parts = [](const auto& one) {
-    using One = std::remove_cvref_t<decltype(one)>;
-    if constexpr (requires { one.parts; })
-      return one.parts;
-    else if constexpr (detail::check_modifier<One>())
-      return std::make_tuple(one);
-    else
-      return std::tuple<>();
-  };
-  auto all = std::tuple_cat(parts(m)...);
-  return std::apply([](auto... part) { return Chain<decltype(part)...>{{part...}}; }, all);
+  if constexpr ((detail::is_chain<M> || ...)) {
+    const auto parts = [](const auto& one) {
+      using One = std::remove_cvref_t<decltype(one)>;
+      if constexpr (detail::is_chain<One>)
+        return one.parts;
+      else if constexpr (detail::check_modifier<One>())
+        return std::make_tuple(one);
+      else
+        return std::tuple<>();
+    };
+    auto all = std::tuple_cat(parts(m)...);
+    return std::apply([](auto... part) { return Chain<decltype(part)...>{{part...}}; }, all);
+  } else if constexpr ((detail::check_modifier<M>() && ...)) {
+    return Chain<M...>{{m...}};
+  } else {
+    return Chain<>();
+  }
+}
+template <class... M>
+Chain<M...> chain(const Chain<M...>& one) {
+  return one;
 }
 inline Chain<> chain() { return {}; }
 
