@@ -88,8 +88,7 @@ class Context {
 
 /// f(first row, last row) over blocks of rows, spread as the context says. 1024 rows are work for sixteen; chosen by
 /// bench/run scaling (gated, twicing), not swept.
-inline void for_rows(const Context& context, Index rows, FunctionRef<void(Index, Index)> f) {
-  constexpr Index step = 64;
+inline void for_rows(const Context& context, Index rows, FunctionRef<void(Index, Index)> f, Index step = 64) {
   context.run((rows + step - 1) / step, [&](Index t, Arena&) { f(t * step, std::min(rows, (t + 1) * step)); });
 }
 

@@ -17,6 +17,8 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
+inline constexpr std::size_t large_page = std::size_t(1) << 21;
+
 /// Asks for pages of 2 MiB for memory that nobody has written to yet; the system gives them or not. Of those a core of
 /// Zen 4 reads 28 GB/s in a virtual machine, of pages of 4 KiB 16 to 18: it fetches ahead within a page alone, and has
 /// to look each of them up.
@@ -36,7 +38,7 @@ inline void ask_for_large_pages(const void* data, std::size_t bytes) {
 template <class T>
 struct LargePages {
   using value_type = T;
-  static constexpr std::size_t page = std::size_t(1) << 21, line = 64;
+  static constexpr std::size_t page = large_page, line = 64;
 
   LargePages() = default;
   template <class U>

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "large_pages.hpp"
 #include "matrix.hpp"
 
 namespace limpid {
@@ -79,6 +80,7 @@ class Arena {
   static Block fresh(std::size_t size) {
     Block b;
     b.data.reset(static_cast<std::byte*>(::operator new(size, std::align_val_t(line))));
+    if (size >= detail::large_page) detail::ask_for_large_pages(b.data.get(), size);
     b.size = size;
     return b;
   }

@@ -62,6 +62,9 @@ struct GemmBlocks {
 
 /// Rows of a task of a layer norm. Chosen, not measured.
 inline constexpr Index rows_of_task = 256;
+/// Entries of a task that activates: some 4 us, so that 16 rows of an MLP of 1536 are work for two. By the simulation of
+/// bench/scaling.cpp, not swept.
+inline constexpr Index activated_entries = 12288;
 /// Columns of a task that sums over rows, a bias's gradient. Chosen, not measured.
 inline constexpr Index columns_of_task = 192;
 /// Rows of a map that looks inside make at a time: few, as they are m wide. Chosen, not measured.

@@ -56,6 +56,10 @@ namespace detail {
 /// of a product (GemmBlocks), so that gradients of weights are summed as those of all rows at once.
 struct MlpRows {
   static constexpr Index step = GemmBlocks::depth;
+  /// Rows of a task that activates, of such a width.
+  static Index activated(Index width) {
+    return std::clamp<Index>(activated_entries / std::max<Index>(1, width), 1, 64);
+  }
   static Index most(Index n) { return n < 2 * step ? n : std::max(step, n - (n / step - 1) * step); }
   /// f(first row, rows), the last ones with what is left over.
   template <class F>
@@ -177,10 +181,13 @@ void Mlp::forward_to(const Args<S>& in, MutView<S> out, const LayerForward<Saved
       const MutView<S> a = all_a.block(0, 0, rows, width);
       detail::linear_in<P>(shared, x, in.w1, in.b1, hidden);
       if (gated) detail::linear_in<P>(shared, x, in.w3, in.b3, gate);
-      detail::for_rows(shared, rows, [&](Index first, Index last) {
-        for (Index i = first; i < last; ++i)
-          detail::activate_row<P>(activation, hidden.row(i), gated ? gate.row(i) : nullptr, a.row(i), width);
-      });
+      detail::for_rows(
+          shared, rows,
+          [&](Index first, Index last) {
+            for (Index i = first; i < last; ++i)
+              detail::activate_row<P>(activation, hidden.row(i), gated ? gate.row(i) : nullptr, a.row(i), width);
+          },
+          detail::MlpRows::activated(width));
       detail::linear_in<P>(shared, a, in.w2, in.b2, out.block(r0, 0, rows, out.cols));
     });
   });
@@ -215,14 +222,17 @@ void Mlp::backward_from(const Args<S>& in, Saved<S>& saved, View<S> dout, const 
       Gradient<S> dx = grad.x;
       if (dx.given()) dx = Gradient<S>(grad.x.view().block(r0, 0, rows, in.x.cols), grad.x.way);
       detail::linear_backward_in<P>(shared, a, in.w2, dy, {dh, {}, {}}, false, false);  // da
-      detail::for_rows(shared, rows, [&](Index first, Index last) {
-        for (Index i = first; i < last; ++i)
-          if (gated)
-            detail::activate_gated_backward_row<P>(activation, hidden.row(i), gate.row(i), dh.row(i), a.row(i),
-                                                   dh.row(i), dg.row(i), width);
-          else
-            detail::activate_backward_row<P>(activation, hidden.row(i), dh.row(i), a.row(i), dh.row(i), width);
-      });
+      detail::for_rows(
+          shared, rows,
+          [&](Index first, Index last) {
+            for (Index i = first; i < last; ++i)
+              if (gated)
+                detail::activate_gated_backward_row<P>(activation, hidden.row(i), gate.row(i), dh.row(i), a.row(i),
+                                                       dh.row(i), dg.row(i), width);
+              else
+                detail::activate_backward_row<P>(activation, hidden.row(i), dh.row(i), a.row(i), dh.row(i), width);
+          },
+          detail::MlpRows::activated(width));
       detail::linear_backward_in<P>(shared, a, in.w2, dy, {{}, of(grad.w2), of(grad.b2)}, false, add);
       detail::linear_backward_in<P>(shared, x, in.w1, dh, {dx, of(grad.w1), of(grad.b1)}, add, add);
       if (gated) detail::linear_backward_in<P>(shared, x, in.w3, dg, {dx.view(), of(grad.w3), of(grad.b3)}, true, add);
