@@ -83,7 +83,7 @@ void write_picture(const std::string& path, Index from, Index to, double radius)
        << "set colorbox\nset cbtics\nset cbrange [" << -radius << ':' << radius << "]\n"
        << "plot 'pixels.csv' skip 1 using 2:1:5 with image\n"
        << "set title 'logits'\nset size noratio\nset autoscale\nset tics\nset grid\nset xlabel 'step'\n"
-          "set key outside bottom center horizontal\n"
+          "set key right top\n"
        << "plot for [c=0:9] 'path.csv' skip 1 using 1:(column(c+2)) with lines lw 1 lc '#bbbbbb' notitle, \\\n"
        << "  'path.csv' skip 1 using 1:" << from + 2 << " with lines lw 3 lc '#0072b2' title '" << kinds[from]
        << "', \\\n  'path.csv' skip 1 using 1:" << to + 2 << " with lines lw 3 lc '#d55e00' title '" << kinds[to]
