@@ -319,16 +319,19 @@ class Report {
                (f + 1 < all_.size() ? colors[f] : colors.back()) + "' title '" + all_[f].model + "' noenhanced";
     }
     return R"(# Draws faithful.png: gnuplot faithful.gp
-set terminal pngcairo size 960,440 font 'sans,10'
+set terminal pngcairo size 960,420 font 'sans,10'
 set output 'faithful.png'
 )" + data +
-           R"(set multiplot layout 1,2
+           R"(set multiplot
+set size 0.42, 1
 set grid
 set key top right
 set xlabel 'fraction of patches removed, the most relevant first'
 set ylabel 'probability of the class'
 set title ')" +
            last.model + "' noenhanced\n" + curves + R"(
+set size 0.58, 1
+set origin 0.42, 0
 set title 'area under that curve less that of random: left of 0 is better'
 set xlabel 'difference, 95 % interval'
 unset ylabel
