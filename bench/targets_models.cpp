@@ -246,6 +246,13 @@ void decoder_rows(Session& s) {
     limpid::Workspace workspace;
     limpid::model::LlamaCache<float> cache;
     decoder.model.step(op, Text::ids(n), cache, {.workspace = &workspace});
+    // the weights that a step reads, on large pages as it has them: from others a core reads less
+    limpid::detail::LargeVector<float> weights;
+    weights.reserve(static_cast<std::size_t>(decoder.model.parameters.size()));
+    for (const auto& one : decoder.model.parameters.list)
+      if (one.name != "model.embed_tokens.weight")
+        weights.insert(weights.end(), one.value.view().data,
+                       one.value.view().data + one.value.rows() * one.value.cols());
     double bytes = 0;
     const auto read = [&](const float* from, Index count) {
       volatile std::uint64_t seen = read_bytes(from, static_cast<std::size_t>(count) * sizeof(float));
@@ -254,8 +261,7 @@ void decoder_rows(Session& s) {
     };
     const auto read_all = [&] {
       bytes = 0;
-      for (const auto& one : decoder.model.parameters.list)
-        if (one.name != "model.embed_tokens.weight") read(one.value.view().data, one.value.rows() * one.value.cols());
+      read(weights.data(), static_cast<Index>(weights.size()));
       for (std::size_t l = 0; l < cache.k.size(); ++l)
         for (const auto* of : {&cache.k[l], &cache.v[l]})
           for (Index g = 0; g < Decoder::heads; ++g)

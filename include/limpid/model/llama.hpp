@@ -295,6 +295,7 @@ class Llama {
                               ", wanted at least " + limpid::detail::shape_text(groups * before, head));
       if (room < all || to.cols() != head) {
         Mat<S> more(groups * wanted, head);
+        limpid::detail::ask_for_large_pages(more.data(), static_cast<std::size_t>(more.size()) * sizeof(S));
         for (Index g = 0; g < groups && before > 0; ++g)
           more.middleRows(g * wanted, before) = to.middleRows(g * room, before);
         to = std::move(more);
