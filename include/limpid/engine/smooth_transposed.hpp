@@ -65,7 +65,7 @@ class TransposedTasks {
   /// One column of the product, lanes along keys: of few columns whole vectors would be padding for the most part. The
   /// same sums in the same order, so the same bits.
   void add_column(Index q0, Index nq, Index nk, Index c, Index stride, bool gathered) {
-    constexpr Index most = 4;  // chains of multiply-adds at a time
+    constexpr Index most = 4;           // chains of multiply-adds at a time
     static_assert(ld % P::lanes == 0);  // so that the last vector of keys lies in a row of the tile
     using V = typename P::V;
     S part[most * P::lanes];
