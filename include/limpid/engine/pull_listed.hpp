@@ -78,9 +78,8 @@ template <class P>
 struct KeySums {
   using S = typename P::Scalar;
   MutView<S> of_all;
-  S* apart = nullptr;  // keys x whole vectors; null: at once
+  S* apart = nullptr;  // keys x whole vectors, of all panels; null: at once
   S factor = S(1);
-  bool more = false;  // apart holds sums of panels before
 
   Index width() const { return padded<P>(of_all.cols); }
   /// += a b, a with a row for each of the keys [k0, k0 + nk).
@@ -88,7 +87,7 @@ struct KeySums {
     const Index features = width() / P::lanes;
     if (apart)
       product<P, Transposed::none>(nk, features, inner, a, lda, b, ldb,
-                                   StoreOrAdd<P>{apart + k0 * width(), width(), more});
+                                   StoreOrAdd<P>{apart + k0 * width(), width(), true});
     else
       product<P, Transposed::none>(nk, features, inner, a, lda, b, ldb,
                                    AddToListed<P>{of_all.data, list + k0, of_all.stride, factor});
@@ -127,7 +126,9 @@ class PullListed {
       : plan_(plan), list_(plan.maps[0].scores.block->k), keys_(plan.maps[0].scores.m()) {
     const auto sums = [&](MutView<S> of_all, S factor) {
       KeySums<P> to{of_all, nullptr, factor};
-      if (of_all.given() && !(at_once && of_all.cols % P::lanes == 0)) to.apart = arena.take<S>(keys_ * to.width());
+      if (!of_all.given() || (at_once && of_all.cols % P::lanes == 0)) return to;
+      to.apart = arena.take<S>(keys_ * to.width());
+      clear(to.apart, keys_ * to.width());
       return to;
     };
     for (int t = 0; t < M; ++t) {
@@ -148,9 +149,8 @@ class PullListed {
   void run(Index q0, Index nq) {
     q0_ = q0, nq_ = nq, vectors_ = (nq + P::lanes - 1) / P::lanes;
     load();
-    for (Index k0 = 0; k0 < keys_; k0 += Blocks::keys) add_keys(k0, std::min(Blocks::keys, keys_ - k0));
-    for (auto& dk : dk_) dk.more = true;
-    dv_.more = true;
+    const Interval seen = plan_.maps[0].scores.key_range(q0, q0 + nq);  // of the block's keys by this panel
+    for (Index k0 = seen.begin; k0 < seen.end; k0 += Blocks::keys) add_keys(k0, std::min(Blocks::keys, seen.end - k0));
     for (int t = 0; t < M; ++t) {
       const auto& map = plan_.maps[t];
       std::fill(scale_, scale_ + width, map.scores.scale);
