@@ -83,6 +83,7 @@ class Config {
         {"swish", Activation::silu}};
     if (!has("hidden_act")) return of;
     std::vector<std::string> names;
+    names.reserve(known.size());
     for (const auto& one : known) names.push_back(one.first);
     one_of("hidden_act", names);
     std::string name;
