@@ -3,11 +3,14 @@
 #pragma once
 
 #include <ctime>
+#include <iostream>
 #include <limpid/model/vit.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "peers/process.hpp"
 #include "session.hpp"
 
 namespace bench {
@@ -102,21 +105,37 @@ Candidate on_this_thread(std::string name, F f) {
           }};
 }
 
-/// The time of `ours` over that of the fastest peer.
+/// Starts a script of peers/ by the first Python that has torch 2, and says so, or that there is none.
+inline bool start_torch(Process& process, const std::string& script) {
+  for (const std::string& python : Process::pythons(LIMPID_BENCH_SOURCE)) {
+    if (!process.start(python, LIMPID_BENCH_SOURCE "/peers/" + script)) continue;
+    if (const std::string hello = process.line(); hello.rfind("torch", 0) == 0) {
+      std::cerr << "  peers: " << hello << '\n';
+      return true;
+    }
+    process.close();
+  }
+  std::cerr << "  torch 2 not found (pip install torch; LIMPID_BENCH_PYTHON names its python): skipped\n";
+  return false;
+}
+
+/// The time of `ours` over that of the fastest peer; told: what the row says behind the times; effort: the session's
+/// where none is given.
 inline void row_over_fastest(Session& s, const std::string& section, const std::string& name, Candidate ours,
-                             const std::vector<Candidate>& peers, Bound bound) {
+                             const std::vector<Candidate>& peers, Bound bound, const std::string& told = {},
+                             const std::optional<Effort>& effort = {}) {
   if (peers.empty()) return;
   Group g;
   g.add(std::move(ours));
   for (const Candidate& peer : peers) g.add(peer);
-  g.run(s.effort);
+  g.run(effort.value_or(s.effort));
   const std::string* fastest = &peers.front().name;
   std::string note = short_number(1e3 * g["ours"].median()) + " ms; ";
   for (const Candidate& peer : peers) {
     if (g[peer.name].median() < g[*fastest].median()) fastest = &peer.name;
     note += (&peer == &peers.front() ? "" : ", ") + peer.name + " " + short_number(1e3 * g[peer.name].median());
   }
-  s.add(section, name, ratio(g["ours"], g[*fastest]), Better::smaller, bound.must, bound.aim, note);
+  s.add(section, name, ratio(g["ours"], g[*fastest]), Better::smaller, bound.must, bound.aim, note + told);
 }
 
 }  // namespace bench

@@ -14,7 +14,6 @@
 #include "memory.hpp"
 #include "models.hpp"
 #include "operators.hpp"
-#include "peers/process.hpp"
 
 namespace bench {
 namespace {
@@ -216,19 +215,8 @@ class TorchExplanations {
  public:
   explicit TorchExplanations(const Explanations& ours)
       : folder_(std::filesystem::temp_directory_path() / ("limpid-bench-" + std::to_string(getpid()))) {
-    for (const std::string& python : Process::pythons(LIMPID_BENCH_SOURCE)) {
-      if (!process_.start(python, LIMPID_BENCH_SOURCE "/peers/torch_explanations.py")) continue;
-      if (const std::string hello = process_.line(); hello.rfind("torch", 0) == 0) {
-        std::cerr << "  peers: " << hello << '\n';
-        there_ = true;
-        break;
-      }
-      process_.close();
-    }
-    if (!there_) {
-      std::cerr << "  torch 2 not found (pip install torch; LIMPID_BENCH_PYTHON names its python): skipped\n";
-      return;
-    }
+    there_ = start_torch(process_, "torch_explanations.py");
+    if (!there_) return;
     std::filesystem::create_directories(folder_);
     const auto write = [&](const char* name, const void* data, std::size_t bytes) {
       std::ofstream(folder_ / name, std::ios::binary)
@@ -318,21 +306,11 @@ void peer_rows(Session& s) {
     call();
     std::string note;
     const std::vector<Candidate> peers = torch.candidates(what, ways, ours->found, note);
-    if (peers.empty()) return;
-    Group g;
-    g.add(on_this_thread("ours", call));
-    for (const Candidate& peer : peers) g.add(peer);
-    g.run(effort);
-    const std::string* fastest = &peers.front().name;
-    std::string times = short_number(g["ours"].median()) + " s; ";
-    for (const Candidate& peer : peers) {
-      if (g[peer.name].median() < g[*fastest].median()) fastest = &peer.name;
-      times += (&peer == &peers.front() ? "" : ", ") + peer.name + " " + short_number(g[peer.name].median());
-    }
-    s.add(
+    row_over_fastest(
+        s,
         "Explanations of an image, ViT of 12 layers x 384, 257 tokens, one thread, time over PyTorch's with stored "
         "maps",
-        name, ratio(g["ours"], g[*fastest]), Better::smaller, bound.must, bound.aim, times + "; " + note);
+        name, on_this_thread("ours", call), peers, bound, "; " + note, effort);
   };
   row("once", "raw attention, rollout, relevance of four parts, gradient x input", {"one"}, {none, none}, s.effort,
       [&] { ours->once(); });

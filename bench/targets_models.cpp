@@ -8,7 +8,6 @@
 #include "../examples/vit.hpp"
 #include "allocation.hpp"
 #include "models.hpp"
-#include "peers/process.hpp"
 #include "session.hpp"
 
 namespace bench {
@@ -103,21 +102,10 @@ class Models {
   }
 
  private:
-  Models() {
-    for (const std::string& python : Process::pythons(LIMPID_BENCH_SOURCE)) {
-      if (!process_.start(python, LIMPID_BENCH_SOURCE "/peers/torch_models.py")) continue;
-      if (const std::string hello = process_.line(); hello.rfind("torch", 0) == 0) {
-        std::cerr << "  peers: " << hello << '\n';
-        there_ = true;
-        return;
-      }
-      process_.close();
-    }
-    std::cerr << "  torch 2 not found (pip install torch; LIMPID_BENCH_PYTHON names its python): skipped\n";
-  }
+  Models() : there_(start_torch(process_, "torch_models.py")) {}
 
   Process process_;
-  bool there_ = false;
+  bool there_;
 };
 
 const std::vector<std::string> inference{"eager", "compiled", "onnx", "onnx-fused"}, training{"eager", "compiled"};

@@ -19,9 +19,10 @@ namespace detail {
 
 inline constexpr std::size_t large_page = std::size_t(1) << 21;
 
-/// Asks for pages of 2 MiB for memory that nobody has written to yet; the system gives them or not. Of those a core of
-/// Zen 4 reads 28 GB/s in a virtual machine, of pages of 4 KiB 16 to 18: it fetches ahead within a page alone, and has
-/// to look each of them up.
+/// Asks for pages of 2 MiB for memory that nobody has written to yet; the system gives them or not. A core fetches ahead
+/// within a page alone, and has to look each of them up: what is read from end to end, as weights are in decoding, comes
+/// some 1.5 times as fast (Zen 4 in a virtual machine, one thread; `bench/run targets --only 'model decode'` says what it
+/// reads here; transparent_hugepage at never is the other side).
 inline void ask_for_large_pages(const void* data, std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t page = 4096;

@@ -183,6 +183,7 @@ template <class P>
 bool all_finite(View<typename P::Scalar> v) {
   using S = typename P::Scalar;
   constexpr int G = P::strands, sums = 4;  // of one row as many sums side by side: in one chain each would wait
+  static_assert(G <= sums);
   const Index strand = v.rows / G;
   // a zero that the compiler cannot see: with -fno-signed-zeros it would leave out x * 0
   const typename P::V nought = P::pin(P::set(S(0)));

@@ -65,8 +65,8 @@ struct ExplanationOptions {
 /// the operator: sum E o dout V^T where out = E V.
 ///
 /// Asking changes no bit of outputs and gradients. Memory: a few numbers a token and item, and one layer's gradient of
-/// its heads' output, (B n) x (H dv), with `heads`; nothing n x n. One call at a time, another
-/// one meanwhile throws ShapeError; several may read. What throws, before or on its way, leaves the answers as they were.
+/// its heads' output, (B n) x (H dv), with `heads`; nothing n x n. One call at a time, another one meanwhile throws
+/// ShapeError; several may read. What throws, before or on its way, leaves the answers as they were.
 /// Error in double: within 1e-10 of dense formulas, and no bit from Relevance, Rollout and head_importance, as tests
 /// assert; in float the row of relevance within 2e-6 of double, of its largest entry, over 12 layers of noise and on
 /// MiniLM and DINOv2 (found 1e-6), within 4e-6 on RXNMapper, whose gradients have no more digits (found 2.4e-6).
