@@ -72,21 +72,6 @@ struct Watch {
 template <class S>
 constexpr bool watches = std::is_same_v<S, float>;
 
-/// dy, the gradient with respect to what a two-map operator's norm makes of rows h of A v,
-/// (1 - lambda_init) h / sqrt(mean(h^2) + eps), becomes that with respect to h.
-template <class S>
-void undo_head_norm(const limpid::TwoMapOptions& options, const Mat<S>& h, const MutView<S>& dy) {
-  if (options.norm == limpid::HeadNorm::none) return;
-  const S width = S(h.cols()), factor = S(1 - options.lambda_init);
-  for (Index i = 0; i < h.rows(); ++i) {
-    const S square = 1 / (h.row(i).squaredNorm() / width + S(options.eps));
-    S along = 0;
-    for (Index c = 0; c < h.cols(); ++c) along += h(i, c) * dy(i, c);
-    for (Index c = 0; c < h.cols(); ++c)
-      dy(i, c) = factor * std::sqrt(square) * (dy(i, c) - h(i, c) * along * square / width);
-  }
-}
-
 /// Effective maps and the gradients with respect to them, from dz, that of what the output projection gave.
 template <class Op, class S>
 void put_maps(const Op& op, const std::type_identity_t<limpid::Inputs<Op, S>>& in, limpid::Saved<Op, S>& saved,
@@ -99,11 +84,6 @@ void put_maps(const Op& op, const std::type_identity_t<limpid::Inputs<Op, S>>& i
   for (Index t = 0; t < count; ++t) {
     const limpid::HeadCall call{.head = t % d.heads, .item = t / d.heads};
     limpid::map_block(op, in, saved, 0, 0, a.middleRows(t * n, n), call);
-    if constexpr (requires { op.options.norm; }) {
-      const Index width = dout.cols() / d.heads;
-      const Mat<S> h = a.middleRows(t * n, n) * in.v.block(call.item * n, call.head * width, n, width).map();
-      undo_head_norm<S>(op.options, h, MutView<S>(dout).block(call.item * n, call.head * width, n, width));
-    }
     limpid::gradient_block(op, in, saved, dout, 0, 0, g.middleRows(t * n, n), call);
   }
 }

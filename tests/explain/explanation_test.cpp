@@ -379,6 +379,14 @@ TEST_CASE("explanation: layers of two maps, of MSSA, AoT, CRATE and boosting blo
     CHECK(grad.x == plain.x);
     CHECK(grad.wk == plain.wk);
     check(why, layer.op, args, saved.attention, saved.y, gradient);
+    for (Index item = 0; item < 2; ++item) {  // row by row, back through the heads' norm
+      M first(2, n), last(n - 2, n), all(n, n);
+      const limpid::HeadCall call{.item = item};
+      limpid::corrected_rows(layer.op, args, saved.attention, gradient, 0, first, {.part = Part::neg}, call);
+      limpid::corrected_rows(layer.op, args, saved.attention, gradient, 2, last, {.part = Part::neg}, call);
+      all << first, last;
+      CHECK(distance(product(M(start.row(item)), all), M(why.relevance(Part::neg).row(item))) < 1e-13);
+    }
   }
   limpid::AotArgs<M> p;
   p.u = random(8, 8, 8), p.wo = random(8, 8, 9), p.eta = M::Constant(1, 1, 0.5);

@@ -30,6 +30,8 @@
 //     apply(pass, in, keep, x, out)           out = E x, E the (effective) map; x m x c, out n x c, overwritten
 //     apply_transposed(pass, in, keep, g, out)      out = E^T g
 //     map_block(pass, in, keep, q0, k0, out)  the block of E from (q0, k0), as large as out
+//     map_gradient(pass, in, keep, q0, dout)  optional, where the output is a function of h = E v: rows q0 and on of dh
+//                                             from these rows of dout, for looks at dE
 //     entropy(pass, in, keep, out)            optional: of every row, in nats, where rows are distributions
 //     complete_lse(context, head, at, lse)    optional: adds to a log-sum-exp that is shown what forward left out;
 //                                             without it that of `score`, if there is one

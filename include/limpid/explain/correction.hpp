@@ -113,15 +113,16 @@ Mat<S> corrected_map(const HeadMaps<S>& maps, const Correction& correction = {})
   return out;
 }
 
-/// A block of dy/dA of one head, out(i, j) = dout_(q0 + i) . v_(k0 + j): what the operator's effective map A, out = A
-/// v, does to the explained number y. dout: the gradient of y with respect to A v, (B n) x (H dv). 2 dv flop an entry.
-/// Throws ShapeError for other shapes and for a block outside the map.
+/// A block of dy/dA of one head, out(i, j) = dh_(q0 + i) . v_(k0 + j): what the operator's effective map A, h = A v,
+/// does to the explained number y. dout: the gradient of y with respect to the operator's output, (B n) x (H dv), as
+/// its backward pass gets it; dh is dout, but of operators that norm h, differential and gated, where it is taken back
+/// through the norm. 2 dv flop an entry. Throws ShapeError for other shapes and for a block outside the map.
 template <class Op, class S, class Dout, class Out>
 void gradient_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Dout&& dout_,
                     Index q0, Index k0, Out&& out, const HeadCall& call = {}) {
   const View<S> dout(std::forward<Dout>(dout_));
   const MutView<S> to(std::forward<Out>(out));
-  detail::look_inside(op, in, saved, call, to, [&](const auto& pass, const auto& head, const auto&) {
+  detail::look_inside(op, in, saved, call, to, [&](const auto& pass, const auto& head, const auto& keep) {
     const At& at = pass.at;
     if (q0 < 0 || k0 < 0 || to.rows > at.n - q0 || to.cols > at.m - k0)
       detail::raise(detail::operator_name(op) + ": gradient block " + detail::shape_text(to.rows, to.cols) + " at " +
@@ -131,10 +132,11 @@ void gradient_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in,
     const View<S> v = detail::values_of(head);
     if (dout.rows != d.batch * at.n || dout.cols != d.heads * v.cols)
       detail::raise(detail::operator_name(op) + ": dout is " + detail::shape_text(dout.rows, dout.cols) + ", wanted " +
-                    detail::shape_text(d.batch * at.n, d.heads * v.cols) + ", the gradient of A v");
-    detail::linear_in<detail::Native<S>>(pass.context,
-                                         dout.block(call.item * at.n + q0, call.head * v.cols, to.rows, v.cols),
-                                         out_in(v.block(k0, 0, to.cols, v.cols)), {}, to);
+                    detail::shape_text(d.batch * at.n, d.heads * v.cols) + ", the gradient of the output");
+    View<S> dh = dout.block(call.item * at.n + q0, call.head * v.cols, to.rows, v.cols);
+    if constexpr (requires { op.map_gradient(pass, head, keep, q0, dh); })
+      dh = op.map_gradient(pass, head, keep, q0, dh);
+    detail::linear_in<detail::Native<S>>(pass.context, dh, out_in(v.block(k0, 0, to.cols, v.cols)), {}, to);
   });
 }
 

@@ -240,16 +240,8 @@ struct TwoMaps {
     const auto w = weights<S>(arena, in, keep.lse);
 
     View<S> dh = dout;
-    if (options.norm == HeadNorm::rms) {  // Y = norm(H)
-      const MutView<S> h = arena.template matrix<S>(n, dout.cols);
-      detail::for_rows(pass.context, n, [&](Index begin, Index end) {
-        const auto rows = [&](const auto& v) { return v.block(begin, 0, end - begin, v.cols); };
-        detail::weighted_difference<P>(w.first + begin, rows(keep.first), w.second + begin, rows(keep.second), rows(h));
-      });
-      detail::RmsNorm<P>(arena, dout.cols, in.gamma, options).backward(pass.context, h, dout, grad.gamma, [&](Index i) {
-        return empty(keep.lse, 0, i) && empty(keep.lse, 1, i);
-      });
-      dh = h;
+    if (options.norm == HeadNorm::rms) {
+      dh = through_norm(pass, in, keep, w, 0, dout, grad.gamma);
     } else if (!detail::row_is_finite(w.first, n) || !detail::row_is_finite(w.second, n)) {
       dh = without_bad_weights<S>(arena, w, dout);
     }
@@ -331,6 +323,13 @@ struct TwoMaps {
     const auto w = weights<S>(pass.arena(), in, keep.lse);
     detail::weighted_difference<P>(w.first + q0, out, w.second + q0, second, out);
   }
+  /// The gradient with respect to H, rows q0 and on of it, of dout, these rows of that with respect to Y.
+  template <class P, class S = typename P::Scalar>
+  View<S> map_gradient(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, Index q0,
+                       View<S> dout) const {
+    if (options.norm == HeadNorm::none) return dout;
+    return through_norm(pass, in, keep, weights<S>(pass.arena(), in, keep.lse), q0, dout, {});
+  }
   /// Of one of the two maps: the rows of their difference are no distributions.
   template <class P, class S = typename P::Scalar>
   void entropy(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep, S* out) const {
@@ -359,6 +358,22 @@ struct TwoMaps {
                                      at};
     };
     return {branch(0), branch(1)};
+  }
+
+  /// Rows q0 and on of dH from those of dY: Y = norm(H), H = w1 o O1 - w2 o O2. dgamma may be empty.
+  template <class P, class S = typename P::Scalar>
+  View<S> through_norm(const Pass<P>& pass, const Args<View<S>>& in, const Keep<View<S>>& keep,
+                       const detail::RowWeights<S>& w, Index q0, View<S> dy, MutView<S> dgamma) const {
+    const MutView<S> h = pass.arena().template matrix<S>(dy.rows, dy.cols);
+    detail::for_rows(pass.context, dy.rows, [&](Index begin, Index end) {
+      const auto rows = [&](const auto& v) { return v.block(q0 + begin, 0, end - begin, v.cols); };
+      detail::weighted_difference<P>(w.first + q0 + begin, rows(keep.first), w.second + q0 + begin, rows(keep.second),
+                                     h.block(begin, 0, end - begin, h.cols));
+    });
+    detail::RmsNorm<P>(pass.arena(), dy.cols, in.gamma, options).backward(pass.context, h, dy, dgamma, [&](Index i) {
+      return empty(keep.lse, 0, q0 + i) && empty(keep.lse, 1, q0 + i);
+    });
+    return h;
   }
 
   template <class S>
