@@ -162,12 +162,9 @@ class Decoder : public Model {
       parameters.view(gradient, llama_.parameters.list[i].name).map() = own.gradients.list[i];
   }
   std::function<Mat<S>(Index)> reader() const override {
-    if constexpr (Attention::cached)
-      return [this, cache = limpid::model::LlamaCache<S>()](Index letter) mutable {
-        return llama_.step(limpid::softmax(limpid::causal()), {letter}, cache);
-      };
-    else
-      return again(*this);
+    return [this, op = Attention::of(llama_), cache = llama_.cache(Attention::of(llama_))](Index letter) mutable {
+      return llama_.step(op, {letter}, cache);
+    };
   }
 
  private:
@@ -175,11 +172,9 @@ class Decoder : public Model {
   Llama llama_;
 };
 struct Softmax {
-  static constexpr bool cached = true;
   static auto of(const limpid::model::Llama<S>& model) { return model.attention(); }
 };
 struct Twicing {
-  static constexpr bool cached = false;
   static auto of(const limpid::model::Llama<S>& model) {
     return limpid::rope(limpid::twicing(limpid::causal()), model.rope());
   }

@@ -336,6 +336,31 @@ TEST_CASE("a copy of the decoding cache holds the tokens so far and goes on by i
   CHECK(step(moved, x, 0) == step(wanted, x, 0));
 }
 
+TEST_CASE("tokens taken back from the decoding cache leave the first ones as they were") {
+  const Index n = 20;
+  suite::Random random(9);
+  const auto q = suite::random_matrix<double>(random, n, 4), k = suite::random_matrix<double>(random, n, 4);
+  const auto v = suite::random_matrix<double>(random, n, 3);
+  const auto op = twicing(causal(), {.order = 2});
+  Cache<decltype(op), double> cache(op);
+  CHECK(cache.op().order == 2);
+  Mat<double> outs[2] = {Mat<double>(n, 3), Mat<double>(n, 3)};
+  for (Mat<double>& all : outs) {
+    for (Index i = cache.size(); i < n; ++i) {
+      const Mat<double> qi = q.row(i), ki = k.row(i), vi = v.row(i);
+      cache.step(qkv(qi, ki, vi), all.middleRows(i, 1));
+    }
+    CHECK_THROWS_WITH(cache.truncate(n + 1),
+                      "twicing cache: truncate was asked for 21 tokens, wanted 0 to 20, those held");
+    CHECK_THROWS_WITH(cache.truncate(-1),
+                      "twicing cache: truncate was asked for -1 tokens, wanted 0 to 20, those held");
+    CHECK(cache.size() == n);
+    cache.truncate(7);
+    CHECK(cache.size() == 7);
+  }
+  CHECK(outs[1].bottomRows(n - 7) == outs[0].bottomRows(n - 7));
+}
+
 TEST_CASE("the decoding cache refuses numbers of heads, items and tokens that make no sense") {
   const auto op = twicing(causal());
   const Index most = std::numeric_limits<Index>::max(), least = std::numeric_limits<Index>::min();

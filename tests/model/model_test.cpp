@@ -5,13 +5,16 @@
 #include <array>
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <limpid/explain/explanation.hpp>
 #include <limpid/model/bert.hpp>
 #include <limpid/model/llama.hpp>
 #include <limpid/model/vit.hpp>
+#include <limpid/op/nlm.hpp>
 #include <limpid/op/twicing.hpp>
 #include <limpid/score/biases.hpp>
+#include <limpid/score/sink.hpp>
 
 #include "support/catch.hpp"
 #include "support/files.hpp"
@@ -528,6 +531,87 @@ TEST_CASE("llama: the next tokens from a cache have the logits that they have in
     cache.length = 0;  // anew
     CHECK((llama.step(softmax(causal()), {ids[0]}, cache) - saved.logits.row(0)).cwiseAbs().maxCoeff() < 1e-13);
   }
+}
+
+TEST_CASE("llama: over twicing, the next tokens have the logits that they have in the whole text", "[model]") {
+  const Mat<double> sinks = Mat<double>::Constant(1, 4, 0.5);
+  const auto check = [&](const auto& inner, Index heads, const RopeOptions* positions = nullptr) {
+    const Memory memory(weights(llama_like(heads == 2)));
+    const Llama<double> llama(memory.file, {.heads = heads, .eps = 1e-5, .base = 100});
+    const bool turned_by_op = positions != nullptr;
+    const RopeOptions turned = turned_by_op ? *positions : llama.rope();
+    const auto op = rope(inner, turned);
+    auto saved = llama.saved(op);
+    llama.forward(op, ids, saved);
+    auto cache = llama.cache(op);
+    Index at = 0;
+    const auto follow = [&](auto& from, Index n) {
+      const std::vector<Index> next(ids.begin() + at, ids.begin() + at + n);
+      const Mat<double> logits = turned_by_op ? llama.step(op, next, from) : llama.step(inner, next, from);
+      REQUIRE(logits.rows() == n);
+      CHECK((logits - saved.logits.middleRows(at, n)).cwiseAbs().maxCoeff() < 1e-12);
+    };
+    for (const Index n : {3, 1, 1, 2, 1}) follow(cache, n), at += n;
+    CHECK(cache.length == at);
+    at = 5, cache.length = 5;  // the last three taken back, and read again in a copy and here
+    auto copy = cache;
+    follow(copy, 1), follow(cache, 3), at = 6, follow(copy, 2);
+    at = 0, cache.length = 0;  // anew
+    follow(cache, 2);
+  };
+  const RopeOptions halves{.layout = RopeLayout::half, .base = 50, .amplitude = 1.5}, wide{.base = 50},
+      narrow{.rotary = 2, .width = 2, .q_offset = 3, .k_offset = 1};
+  check(twicing(causal()), 2);
+  check(twicing(causal(), {.order = 2, .alpha = 0.7}), 4);
+  check(twicing(chain(window(2, 0), sink(sinks))), 4, &halves);
+  check(twicing(nlm(causal())), 2, &wide);
+  check(softmax(causal()), 2, &halves);
+  check(softmax(causal()), 2, &narrow);
+
+  const Memory memory(weights(llama_like(true)));
+  const Llama<double> llama(memory.file, {.heads = 4, .eps = 1e-5});
+  // what is refused, or thrown in the second layer, leaves the cache as it was
+  int asked = 0, last = 1 << 20;
+  const std::function<bool(const At&)> past = [&](const At& a) {
+    if (++asked > last) throw std::runtime_error("asked too often");
+    return a.k <= a.position();
+  };
+  const auto op = twicing(mask(past));
+  auto cache = llama.cache(op);
+  const Mat<double> wanted = llama.step(op, ids, cache);
+  cache.length = 0, asked = 0;
+  llama.step(op, {ids[0], ids[1]}, cache);
+  last = asked + 14;  // of 2 layers with 4 heads each
+  CHECK(suite::error_of([&] { llama.step(op, {ids[2]}, cache); }) == "asked too often");
+  CHECK(cache.length == 2);
+  last = 1 << 20;
+  const auto other = twicing(mask(past), {.order = 2}), weaker = twicing(mask(past), {.alpha = 0.5});
+  CHECK(suite::error_of([&] { llama.step(other, {1}, cache); }) ==
+        "llama: twicing has order 2 and alpha 1, wanted 1 and 1 as the cache's first step");
+  CHECK(contains(suite::error_of([&] { llama.step(weaker, {1}, cache); }), "order 1 and alpha 0.5, wanted 1 and 1"));
+  const Mat<double> rest = llama.step(op, {ids.begin() + 2, ids.end()}, cache);
+  CHECK((rest - wanted.bottomRows(6)).cwiseAbs().maxCoeff() < 1e-12);
+  auto anew = cache;
+  anew.length = 0;
+  llama.step(other, ids, anew);
+  cache.residuals[1].truncate(3);
+  CHECK(suite::error_of([&] { llama.step(op, {1}, cache); }) ==
+        "twicing cache: truncate was asked for 8 tokens, wanted 0 to 3, those held");
+  cache.residuals.pop_back();
+  CHECK(contains(suite::error_of([&] { llama.step(op, {1}, cache); }), "has residuals of 1 layers, wanted 2"));
+  // positions of a whole text are none of a text that grows
+  const Mat<double> places = Mat<double>::Zero(8, 1);
+  LlamaCache<double> plain;
+  const auto placed = [&](const RopeOptions& options) {
+    return suite::error_of([&] { llama.step(rope(softmax(causal()), options), ids, plain); });
+  };
+  CHECK(
+      contains(placed({.k_positions = places}), "llama: the operator gives positions of queries or keys, wanted off"));
+  CHECK(
+      contains(placed({.q_positions = places}), "llama: the operator gives positions of queries or keys, wanted off"));
+  CHECK(placed({.width = 3}) == "llama: rope's width is 3, wanted a divisor of the head's 2");
+  CHECK(contains(placed({.rotary = 4}), "llama: rotary is 4, wanted an even number, at most the width 2"));
+  CHECK(plain.length == 0);
 }
 
 TEST_CASE("llama: options from a config.json, positions as they say", "[model]") {

@@ -41,6 +41,8 @@
 //                                             or, where pass.context.pages(), copied_pages: then decode copies none
 //     keys_are_values                         optional, true of an operator without k and v whose one field of keys is
 //                                             both: decode takes pages of one pool for it
+//     needs_whole_map                         optional, true where a row of the result is made of other rows of the map:
+//                                             such an operator wants n = m, and no token is decoded alone
 //     score, inner                            optional fields: its family of scores, or the operator it goes round,
 //                                             whose checks(field) are asked. The library's operators have one of them.
 //

@@ -39,10 +39,16 @@ class TwicingCache {
 
   /// Tokens held.
   Index size() const { return size_; }
+  const Op& op() const { return op_; }
   /// Forgets them; memory is kept.
-  void clear() {
+  void clear() { truncate(0); }
+  /// Forgets all but the first ones, whose rows need no later token. Throws ShapeError where it has fewer.
+  void truncate(Index tokens) {
     const detail::SavedTurn turn = take_turn();
-    size_ = 0;
+    if (tokens < 0 || tokens > size_)
+      detail::raise(detail::Name(op_.name) + (" cache: truncate was asked for " + detail::text_of(tokens) +
+                                              " tokens, wanted 0 to " + detail::text_of(size_) + ", those held"));
+    size_ = tokens;
   }
   /// Makes room, so that no step up to that many tokens allocates (after the first, which learns the widths).
   void reserve(Index tokens) {

@@ -4,6 +4,7 @@
 
 #include "../call/decode.hpp"
 #include "../layer/rms_norm.hpp"
+#include "../layer/twicing_cache.hpp"
 #include "../op/rope.hpp"
 #include "../op/softmax.hpp"
 #include "../score/masks.hpp"
@@ -39,11 +40,17 @@ struct LlamaSaved {
 };
 
 /// The keys, turned already, and the values of the tokens that a text has so far, for every layer of a Llama: of each
-/// key head `length` rows and room for more, one head below the other, so that a head is read as a stream.
-template <class S>
+/// key head `length` rows and room for more, one head below the other, so that a head is read as a stream. A copy goes on
+/// by itself; a smaller length takes the tokens behind it back. Llama::cache(op) gives the one that an operator wants.
+template <class S, class Op = void>
 struct LlamaCache {
   Index length = 0;  ///< tokens so far; 0 starts anew
   std::vector<Mat<S>> k, v;
+};
+/// Of twicing the residuals V - u_t besides, and the operator that they were begun with.
+template <class S, class Score>
+struct LlamaCache<S, Twicing<Score>> : LlamaCache<S> {
+  std::vector<TwicingCache<Twicing<Score>, S>> residuals;
 };
 
 /// The attention of the family: causal, rotary positions of the half layout, as the files of Hugging Face have q and k.
@@ -77,6 +84,27 @@ inline const NameTable& llama_block() {
                                {"b2", "mlp.down_proj.bias", "D", true}};
   return table;
 }
+
+/// Whether an operator turns q and k, and what it does with them then: a cache has keys that are turned.
+template <class Op>
+struct Turned {
+  using Inner = Op;
+  static constexpr bool turns = false;
+};
+template <class Op>
+struct Turned<Rope<Op>> {
+  using Inner = Op;
+  static constexpr bool turns = true;
+};
+/// The second parameter of an operator's LlamaCache.
+template <class Op>
+struct CacheOf {
+  using Type = void;
+};
+template <class Score>
+struct CacheOf<Twicing<Score>> {
+  using Type = Twicing<Score>;
+};
 
 /// rope_scaling of a config.json; context: how long a text may be, which some files mean where they do not say
 /// original.
@@ -246,93 +274,43 @@ class Llama {
     linear(View<S>(saved.hidden), head_weight(), View<S>(), saved.logits, {false, call.workspace, call.executor});
   }
 
-  /// The next tokens of one text, one or more: the logits of each, n x vocabulary, from the keys and values of the
-  /// cache, to which theirs are added. op is the attention without its rotary positions, softmax(causal()): q and k are
-  /// turned as rope() says, each token by its place in the text. The numbers are forward's, but for rounding. The cache
-  /// doubles its room when that is full. Throws ShapeError as forward does, with the cache as it was.
+  /// An empty cache for steps over an operator.
   template <class Op>
-  Mat<S> step(const Op& op, const std::vector<Index>& ids, LlamaCache<S>& cache, const ModelCall& call = {}) const {
-    detail::check_ids("llama", "ids", ids, 1, vocabulary(), "the vocabulary");
-    const auto n = static_cast<Index>(ids.size());
-    const Index before = cache.length, all = before + n, heads = options_.heads, groups = stack_.options.kv_heads;
-    const auto count = static_cast<std::size_t>(layers());
-    if (before < 0 || (before > 0 && (cache.k.size() != count || cache.v.size() != count)))
-      limpid::detail::raise("llama: the cache is of " + std::to_string(cache.k.size()) + " layers, wanted " +
-                            std::to_string(count));
-    check_length(all);
-    cache.k.resize(count), cache.v.resize(count);
-    const LayerCall inner{false, call.workspace, call.executor};
-    Mat<S> x(n, width()), h(n, width()), sum(n, width());
-    embed(parameters(words_), ids, x, inner);
-    const auto norm = [&](View<S> gamma) {
-      rms_norm(x, gamma, h, {options_.eps, nullptr, call.workspace, call.executor});
-    };
-    const auto project = [&](const Mat<S>& from, const Weight<S>& w, View<S> b) {
-      Mat<S> out(n, w.outputs());
-      linear(from, w, b, out, inner);
-      return out;
-    };
-    const auto turn = [&](Mat<S>& rows, View<S> gamma, Index of) {
-      const Index head = rows.cols() / of;
-      if (stack_.options.qk_norm_eps) {
-        const Mat<S> plain = rows;
-        rms_norm(View<S>(plain.data(), n * of, head, head), gamma, MutView<S>(rows.data(), n * of, head, head),
-                 {*stack_.options.qk_norm_eps, nullptr, call.workspace, call.executor});
-      }
-      rope_rotate(rows, rows,
-                  {.layout = RopeLayout::half,
-                   .rotary = 2 * turn_.values.cols(),
-                   .heads = of,
-                   .first = static_cast<double>(before),
-                   .frequencies = turn_.values,
-                   .amplitude = turn_.amplitude});
-    };
-    // of each head its rows, which lie behind those of the cache from now on
-    const auto append = [&](Mat<S>& to, const Mat<S>& rows) {
-      const Index head = rows.cols() / groups, room = to.rows() / groups, wanted = std::max(all, 2 * before);
-      if (before > 0 && (room < before || to.cols() != head))
-        limpid::detail::raise("llama: the cache holds " + limpid::detail::shape_text(to.rows(), to.cols()) +
-                              ", wanted at least " + limpid::detail::shape_text(groups * before, head));
-      if (room < all || to.cols() != head) {
-        Mat<S> more(groups * wanted, head);
-        limpid::detail::ask_for_large_pages(more.data(), static_cast<std::size_t>(more.size()) * sizeof(S));
-        for (Index g = 0; g < groups && before > 0; ++g)
-          more.middleRows(g * wanted, before) = to.middleRows(g * room, before);
-        to = std::move(more);
-      }
-      const Index each = to.rows() / groups;
-      for (Index g = 0; g < groups; ++g) to.middleRows(g * each + before, n) = rows.middleCols(g * head, head);
-      return PagePool<S>{to.data(), 1, all, head, to.size(), each * head, head};
-    };
-    const Mat<Index> page = Mat<Index>::Zero(1, 1), length = Mat<Index>::Constant(1, 1, all);
-    for (Index l = 0; l < layers(); ++l) {
-      const TransformerBlockArgs<View<S>> block = stack_.arguments(parameters, l);
-      const auto place = static_cast<std::size_t>(l);
-      norm(block.gamma1);
-      Mat<S> q = project(h, block.wq, block.bq), k = project(h, block.wk, block.bk);
-      turn(q, block.gamma_q, heads), turn(k, block.gamma_k, groups);
-      const Pages<S> pages{append(cache.k[place], k), append(cache.v[place], project(h, block.wv, block.bv)), page,
-                           length};
-      Mat<S> o(n, block.wo.inputs());
-      Inputs<Op, S> in;
-      in.q = q;
-      decode(op, in, pages, o, {1, heads, groups, nullptr, call.workspace, call.executor});
-      if (block.wg.given()) {
-        const Mat<S> gate = project(h, block.wg, block.bg);
-        limpid::detail::with_context(inner,
-                                     [&](const auto& context) { limpid::detail::gate_heads<S>(context, gate, o, o); });
-      }
-      x += project(o, block.wo, block.bo);
-      norm(block.gamma2);
-      MlpArgs<View<S>> mlp;
-      mlp.x = h, mlp.w1 = block.w1, mlp.w2 = block.w2, mlp.w3 = block.w3;
-      mlp.b1 = block.b1, mlp.b2 = block.b2, mlp.b3 = block.b3;
-      stack_.options.mlp->forward(mlp, sum, {1, nullptr, call.workspace, call.executor});
-      x += sum;
+  auto cache(const Op&) const {
+    return LlamaCache<S, typename detail::CacheOf<typename detail::Turned<Op>::Inner>::Type>();
+  }
+  /// The next tokens of one text, one or more: the logits of each, n x vocabulary, from the keys and values of the
+  /// cache, to which theirs are added. op is forward's, as attention() is, or that without its rotary positions,
+  /// softmax(causal()): q and k are then turned as rope() says, each token by its place in the text. The numbers are
+  /// forward's, but for rounding. The cache doubles its room when that is full.
+  ///
+  ///     auto cache = llama.cache(op);
+  ///     llama.step(op, prompt, cache);                                   // logits of what follows each token
+  ///     llama.step(op, {id}, cache);
+  ///
+  /// Over twicing the residuals of earlier tokens are kept, too (TwicingCache, which says what modifiers may look at):
+  /// H order d more numbers a token and layer. Tokens of a prompt then go one after another through the attention, and
+  /// the modifiers are those of the first step. An operator that needs the whole map otherwise does not compile. Throws
+  /// ShapeError as forward does, for positions that an operator gives, and for twicing of another order or alpha than
+  /// the cache's; the cache is as it was.
+  template <class Op, class Cached>
+  Mat<S> step(const Op& op, const std::vector<Index>& ids, LlamaCache<S, Cached>& cache,
+              const ModelCall& call = {}) const {
+    using Inner = typename detail::Turned<Op>::Inner;
+    using Wanted = typename detail::CacheOf<Inner>::Type;
+    constexpr bool once = !detail::Turned<Inner>::turns;
+    constexpr bool alone = !limpid::detail::needs_whole_map<Inner>() || !std::is_void_v<Wanted>;
+    constexpr bool cached = std::is_same_v<Cached, Wanted>;
+    static_assert(once, "limpid: a step turns q and k once, and here is a rope round a rope");
+    static_assert(!once || alone, "limpid: no token of this operator is decoded alone, as it needs the whole map");
+    static_assert(!once || !alone || cached, "limpid: this operator wants another cache, as cache(op) gives it");
+    if constexpr (once && alone && cached) {
+      if constexpr (detail::Turned<Op>::turns)
+        return step_turned(op.inner, op.options, ids, cache, call);
+      else
+        return step_turned(op, rope(), ids, cache, call);
     }
-    norm(parameters(norm_));
-    cache.length = all;
-    return project(h, head_weight(), View<S>());
+    return {};
   }
 
   /// Backwards from the gradient of logits: gradients are added to, dembeddings ((batch n) x D) gets the gradient of
@@ -369,6 +347,144 @@ class Llama {
   }
 
  private:
+  /// step() over an operator whose q and k are turned.
+  template <class Op, class Cached>
+  Mat<S> step_turned(const Op& op, const RopeOptions& turned, const std::vector<Index>& ids,
+                     LlamaCache<S, Cached>& cache, const ModelCall& call) const {
+    detail::check_ids("llama", "ids", ids, 1, vocabulary(), "the vocabulary");
+    const auto n = static_cast<Index>(ids.size());
+    const Index before = cache.length, all = before + n, heads = options_.heads, groups = stack_.options.kv_heads;
+    const auto count = static_cast<std::size_t>(layers());
+    if (before < 0 || (before > 0 && (cache.k.size() != count || cache.v.size() != count)))
+      limpid::detail::raise("llama: the cache is of " + std::to_string(cache.k.size()) + " layers, wanted " +
+                            std::to_string(count));
+    check_length(all);
+    check_turned(turned);
+    if constexpr (!std::is_void_v<Cached>) begin_residuals(op, cache);
+    cache.k.resize(count), cache.v.resize(count);
+    const LayerCall inner{false, call.workspace, call.executor};
+    Mat<S> x(n, width()), h(n, width()), sum(n, width());
+    embed(parameters(words_), ids, x, inner);
+    const auto norm = [&](View<S> gamma) {
+      rms_norm(x, gamma, h, {options_.eps, nullptr, call.workspace, call.executor});
+    };
+    const auto project = [&](const Mat<S>& from, const Weight<S>& w, View<S> b) {
+      Mat<S> out(n, w.outputs());
+      linear(from, w, b, out, inner);
+      return out;
+    };
+    const auto turn = [&](Mat<S>& rows, View<S> gamma, Index of, double first) {
+      const Index head = rows.cols() / of;
+      if (stack_.options.qk_norm_eps) {
+        const Mat<S> plain = rows;
+        rms_norm(View<S>(plain.data(), n * of, head, head), gamma, MutView<S>(rows.data(), n * of, head, head),
+                 {*stack_.options.qk_norm_eps, nullptr, call.workspace, call.executor});
+      }
+      rope_rotate(rows, rows,
+                  {.layout = turned.layout,
+                   .base = turned.base,
+                   .rotary = turned.rotary,
+                   .heads = turned.width == 0 ? of : rows.cols() / turned.width,
+                   .first = first + static_cast<double>(before),
+                   .frequencies = turned.frequencies,
+                   .amplitude = turned.amplitude});
+    };
+    // of each head its rows, which lie behind those of the cache from now on
+    const auto append = [&](Mat<S>& to, const Mat<S>& rows) {
+      const Index head = rows.cols() / groups, room = to.rows() / groups, wanted = std::max(all, 2 * before);
+      if (before > 0 && (room < before || to.cols() != head))
+        limpid::detail::raise("llama: the cache holds " + limpid::detail::shape_text(to.rows(), to.cols()) +
+                              ", wanted at least " + limpid::detail::shape_text(groups * before, head));
+      if (room < all || to.cols() != head) {
+        Mat<S> more(groups * wanted, head);
+        limpid::detail::ask_for_large_pages(more.data(), static_cast<std::size_t>(more.size()) * sizeof(S));
+        for (Index g = 0; g < groups && before > 0; ++g)
+          more.middleRows(g * wanted, before) = to.middleRows(g * room, before);
+        to = std::move(more);
+      }
+      const Index each = to.rows() / groups;
+      for (Index g = 0; g < groups; ++g) to.middleRows(g * each + before, n) = rows.middleCols(g * head, head);
+      return PagePool<S>{to.data(), 1, all, head, to.size(), each * head, head};
+    };
+    const Mat<Index> page = Mat<Index>::Zero(1, 1), length = Mat<Index>::Constant(1, 1, all);
+    for (Index l = 0; l < layers(); ++l) {
+      const TransformerBlockArgs<View<S>> block = stack_.arguments(parameters, l);
+      const auto place = static_cast<std::size_t>(l);
+      norm(block.gamma1);
+      Mat<S> q = project(h, block.wq, block.bq), k = project(h, block.wk, block.bk);
+      turn(q, block.gamma_q, heads, turned.q_offset.value_or(0)), turn(k, block.gamma_k, groups, turned.k_offset);
+      const Pages<S> pages{append(cache.k[place], k), append(cache.v[place], project(h, block.wv, block.bv)), page,
+                           length};
+      Mat<S> o(n, block.wo.inputs());
+      if constexpr (!std::is_void_v<Cached>) {
+        step_residuals(cache.residuals[place], q, pages, o, call.executor);
+      } else {
+        Inputs<Op, S> in;
+        in.q = q;
+        decode(op, in, pages, o, {1, heads, groups, nullptr, call.workspace, call.executor});
+      }
+      if (block.wg.given()) {
+        const Mat<S> gate = project(h, block.wg, block.bg);
+        limpid::detail::with_context(inner,
+                                     [&](const auto& context) { limpid::detail::gate_heads<S>(context, gate, o, o); });
+      }
+      x += project(o, block.wo, block.bo);
+      norm(block.gamma2);
+      MlpArgs<View<S>> mlp;
+      mlp.x = h, mlp.w1 = block.w1, mlp.w2 = block.w2, mlp.w3 = block.w3;
+      mlp.b1 = block.b1, mlp.b2 = block.b2, mlp.b3 = block.b3;
+      stack_.options.mlp->forward(mlp, sum, {1, nullptr, call.workspace, call.executor});
+      x += sum;
+    }
+    norm(parameters(norm_));
+    cache.length = all;
+    return project(h, head_weight(), View<S>());
+  }
+
+  /// That an operator's positions are those of a text that grows, and fit the heads.
+  void check_turned(const RopeOptions& turned) const {
+    const Index head = stack_.blocks.front().wq.rows / options_.heads, w = turned.width == 0 ? head : turned.width;
+    if (turned.q_positions.given() || turned.k_positions.given())
+      limpid::detail::raise(
+          "llama: the operator gives positions of queries or keys, wanted offsets, as tokens of a "
+          "step stand where the text has come to");
+    if (w < 0 || head % w != 0)
+      limpid::detail::raise("llama: rope's width is " + std::to_string(w) + ", wanted a divisor of the head's " +
+                            std::to_string(head));
+    limpid::detail::check_rotary("llama", turned.rotary, w);
+  }
+  /// Residuals as long as the cache.
+  template <class Op>
+  void begin_residuals(const Op& op, LlamaCache<S, Op>& cache) const {
+    auto& residuals = cache.residuals;
+    const auto count = static_cast<std::size_t>(layers());
+    if (cache.length == 0) {
+      residuals.clear(), residuals.reserve(count);
+      for (std::size_t l = 0; l < count; ++l)
+        residuals.emplace_back(op, DecodeOptions{1, options_.heads, stack_.options.kv_heads});
+    } else if (residuals.size() != count) {
+      limpid::detail::raise("llama: the cache has residuals of " + std::to_string(residuals.size()) +
+                            " layers, wanted " + std::to_string(count));
+    } else if (const Op& begun = residuals.front().op(); begun.order != op.order || begun.alpha != op.alpha) {
+      limpid::detail::raise(std::string("llama: ") + op.name + " has order " + std::to_string(op.order) +
+                            " and alpha " + limpid::detail::number_text(op.alpha) + ", wanted " +
+                            std::to_string(begun.order) + " and " + limpid::detail::number_text(begun.alpha) +
+                            " as the cache's first step");
+    }
+    for (auto& one : residuals) one.truncate(cache.length);
+  }
+  /// Tokens of one layer, whose keys and values lie in pages, one after another.
+  template <class Op>
+  static void step_residuals(TwicingCache<Op, S>& residuals, const Mat<S>& q, Pages<S> pages, Mat<S>& out,
+                             ExecutorRef executor) {
+    for (Index i = 0; i < q.rows(); ++i) {
+      const Mat<Index> so_far = Mat<Index>::Constant(1, 1, residuals.size() + 1);
+      pages.lengths = so_far;
+      Inputs<Op, S> token;
+      token.q = View<S>(q).block(i, 0, 1, q.cols());
+      residuals.step(token, pages, MutView<S>(out).block(i, 0, 1, out.cols()), executor);
+    }
+  }
   template <class Op, class Start, class Asked>
   void explain_id(const Op& op, LlamaSaved<Op, S>& saved, Index id, const Start& begin, Asked& asked,
                   const ModelCall& call) const {

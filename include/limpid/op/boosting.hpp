@@ -44,6 +44,7 @@ struct Boosting : OverScores<Score> {
   template <class T>
   using Keep = detail::RecurrenceKeep<T>;
 
+  static constexpr bool needs_whole_map = true;
   Index steps() const { return options.steps; }
   template <class In>
   void check(const Dims& dims, const In& head) const {

@@ -25,6 +25,7 @@ struct Twicing : OverScores<Score> {
   template <class T>
   using Keep = detail::RecurrenceKeep<T>;
 
+  static constexpr bool needs_whole_map = true;
   Index steps() const { return order; }
   template <class In>
   void check(const Dims& dims, const In& head) const {
