@@ -15,6 +15,7 @@
 #include <limpid/op/twicing.hpp>
 #include <limpid/score/biases.hpp>
 #include <limpid/score/sink.hpp>
+#include <optional>
 
 #include "support/catch.hpp"
 #include "support/files.hpp"
@@ -423,6 +424,221 @@ TEST_CASE("bert: prefixes and the names that were released first", "[model]") {
   CHECK(found.second == std::vector<std::string>{"bert.pooler.dense.bias"});
 }
 
+TEST_CASE("bert: the names of DistilBERT, which has no types, and of ELECTRA, whose embeddings may be mapped",
+          "[model]") {
+  const auto run = [](const Bert<double>& bert, const std::vector<Index>& kinds) {
+    auto saved = bert.saved(softmax());
+    bert.forward(softmax(), ids, kinds, saved, {.batch = 2});
+    return saved.hidden;
+  };
+  io::Safetensors file = weights(bert_like()), distilled, electra;
+  file.tensors["embeddings.token_type_embeddings.weight"] = io::Tensor::from(Mat<double>(Mat<double>::Zero(2, 6)));
+  const std::vector<std::pair<std::string, std::string>> names{{"encoder.layer.", "transformer.layer."},
+                                                               {"attention.self.query", "attention.q_lin"},
+                                                               {"attention.self.key", "attention.k_lin"},
+                                                               {"attention.self.value", "attention.v_lin"},
+                                                               {"attention.output.dense", "attention.out_lin"},
+                                                               {"attention.output.LayerNorm", "sa_layer_norm"},
+                                                               {"intermediate.dense", "ffn.lin1"},
+                                                               {"output.dense", "ffn.lin2"},
+                                                               {"output.LayerNorm", "output_layer_norm"}};
+  for (const auto& [name, tensor] : file.tensors) {
+    std::string to = name;
+    for (const auto& [a, b] : names) to = replaced(to, a, b);
+    if (!contains(name, "token_type")) distilled.tensors["distilbert." + to] = tensor;
+    electra.tensors["electra." + name] = tensor;
+  }
+  const Memory plain(file), of_distilled(distilled), of_electra(electra);
+  const Mat<double> wanted = run({plain.file, {.heads = 2}}, {});
+  Bert<double> distil(of_distilled.file, {.heads = 2, .layers = 2});
+  CHECK(distil.unused.empty());
+  CHECK(run(distil, {}) == wanted);
+  CHECK(run(distil, std::vector<Index>(8, 0)) == wanted);
+  CHECK(suite::error_of([&] { run(distil, types); }) == "bert: types[2] is 1, wanted it in [0, 1), the types");
+  CHECK(run({of_electra.file, {.heads = 2}}, types) == wanted);
+  const Mat<double> d = some(8, 6, 1);
+  const auto gradients_of = [&](Bert<double>& bert) {
+    auto saved = bert.saved(softmax());
+    bert.forward(softmax(), ids, {}, saved, {.batch = 2});
+    ParameterGradients<double> gradients(bert.parameters);
+    bert.backward(softmax(), saved, d, &gradients, {}, nullptr, {.batch = 2});
+    check_gradients(bert, gradients, [&](const auto& model) { return inner(run(model, {}), d); });
+  };
+  gradients_of(distil);
+  // the same from embeddings of other widths: a map that puts zeros behind them
+  Mat<double> map = Mat<double>::Zero(6, 6);
+  for (Index i = 0; i < 6; ++i) map(i, 5 - i) = 1;
+  const auto turned = [&](const std::string& name) {
+    io::Tensor& one = electra.tensors["electra.embeddings." + name];
+    std::vector<double> values = one.values<double>();
+    for (auto row = values.begin(); row != values.end(); row += 6) std::reverse(row, row + 6);
+    one = io::Tensor::from(values, one.shape);
+  };
+  for (const char* name :
+       {"word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"})
+    turned(name);
+  electra.tensors["electra.embeddings_project.weight"] = io::Tensor::from(map);
+  electra.tensors["electra.embeddings_project.bias"] = io::Tensor::from(std::vector<double>(6, 0), {6});
+  const Memory of_mapped(electra);
+  Bert<double> mapped(of_mapped.file, {.heads = 2});
+  CHECK(mapped.unused.empty());
+  CHECK((run(mapped, {}) - wanted).cwiseAbs().maxCoeff() < 1e-13);
+  gradients_of(mapped);
+  electra.tensors.erase("electra.embeddings_project.bias");
+  const Memory half(electra);
+  CHECK(contains(suite::error_of([&] { Bert<double>(half.file, {.heads = 2}); }),
+                 "lacks 1 of 39 tensors: 'electra.embeddings_project.bias'"));
+}
+
+TEST_CASE("vit: a distilled DeiT, two heads, and a head that reads the mean of the patches besides", "[model]") {
+  const Mat<double> image = some(72, 3, 0);
+  const ModelCall call{.batch = 2};
+  const auto run = [&](const Vit<double>& vit) {
+    auto saved = vit.saved(softmax());
+    vit.forward(softmax(), image, 6, 6, saved, call);
+    return saved;
+  };
+  const auto every_gradient = [&](Vit<double>& vit) {
+    const auto saved_of = run(vit);
+    auto saved = saved_of;
+    const Mat<double> dlogits = some(2, 5, 2), dtokens = some(saved.tokens.rows(), 6, 3);
+    ParameterGradients<double> gradients(vit.parameters);
+    vit.backward(softmax(), saved, dlogits, dtokens, &gradients, {}, nullptr, call);
+    check_gradients(vit, gradients, [&](const auto& model) {
+      const auto other = run(model);
+      return inner(other.logits, dlogits) + inner(other.tokens, dtokens);
+    });
+  };
+  // the same as a register that has its place added already
+  const io::Safetensors with_register = weights(timm({.registers = 1}));
+  io::Safetensors file = with_register;
+  const Mat<double> token = file.at("reg_token").matrix<double>(), places = file.at("pos_embed").matrix<double>();
+  Mat<double> more(11, 6);
+  more << places.row(0), some(1, 6, 8), places.bottomRows(9);
+  const Mat<double> distilled = token - more.row(1);
+  file.tensors.erase("reg_token");
+  file.tensors["dist_token"] = io::Tensor::from(distilled), file.tensors["pos_embed"] = io::Tensor::from(more);
+  const Memory plain(with_register), of_one(file);
+  const auto wanted = run({plain.file, {.heads = 2}});
+  const Vit<double> one(of_one.file, {.heads = 2});
+  CHECK(one.first_patch() == 2);
+  CHECK(one.unused.empty());
+  CHECK((run(one).tokens - wanted.tokens).cwiseAbs().maxCoeff() < 1e-13);
+  CHECK((run(one).logits - wanted.logits).cwiseAbs().maxCoeff() < 1e-13);
+  // two heads
+  const Mat<double> second = some(5, 6, 4);
+  file.tensors["head_dist.weight"] = io::Tensor::from(second);
+  file.tensors["head_dist.bias"] = io::Tensor::from(std::vector<double>{1, 2, 3, 4, 5}, {5});
+  const Memory of_two(file);
+  Vit<double> two(of_two.file, {.heads = 2});
+  CHECK(two.classes() == 5);
+  auto saved = run(two);
+  CHECK(saved.pooled.cols() == 12);
+  for (Index b = 0; b < 2; ++b) {
+    const Mat<double> its =
+        wanted.tokens.row(11 * b + 1) * second.transpose() + (Mat<double>(1, 5) << 1, 2, 3, 4, 5).finished();
+    CHECK((saved.logits.row(b) - (wanted.logits.row(b) + its) / 2).cwiseAbs().maxCoeff() < 1e-13);
+  }
+  CHECK(two.explain(softmax(), saved, 1, call).start.leftCols(3) ==
+        (Mat<double>(2, 3) << 0.5, 0.5, 0, 0.5, 0.5, 0).finished());
+  every_gradient(two);
+  // Hugging Face's names: of a student's head, and of both
+  io::Safetensors renamed = hugging_face(file, false, "deit."), both;
+  const auto moved = [](io::Safetensors tensors, const std::string& from, const std::string& to) {
+    auto node = tensors.tensors.extract(from);
+    node.key() = to;
+    tensors.tensors.insert(std::move(node));
+    return tensors;
+  };
+  renamed = moved(renamed, "deit.dist_token", "deit.embeddings.distillation_token");
+  both = renamed;
+  for (const std::string part : {".weight", ".bias"}) {
+    both = moved(both, "deit.head_dist" + part, "distillation_classifier" + part);
+    both = moved(both, "classifier" + part, "cls_classifier" + part);
+  }
+  const Memory of_student(renamed), of_both(both);
+  CHECK(run({of_both.file, {.heads = 2}}).logits == saved.logits);
+  CHECK(run({of_student.file, {.heads = 2}}).logits == run(one).logits);
+  // a head of the class token and the mean of the patches
+  io::Safetensors wide = weights(timm());
+  const auto narrow = run({Memory(wide).file, {.heads = 2}});
+  Mat<double> head(5, 12);
+  head << wide.at("head.weight").matrix<double>(), second;
+  wide.tensors["head.weight"] = io::Tensor::from(head);
+  const Memory of_wide(wide);
+  Vit<double> wider(of_wide.file, {.heads = 2});
+  auto of_mean = run(wider);
+  CHECK(wider.classes() == 5);
+  for (Index b = 0; b < 2; ++b) {
+    const Mat<double> mean = narrow.tokens.middleRows(10 * b + 1, 9).colwise().mean();
+    CHECK((of_mean.logits.row(b) - narrow.logits.row(b) - mean * second.transpose()).cwiseAbs().maxCoeff() < 1e-13);
+    CHECK((of_mean.pooled.row(b).tail(6) - mean).cwiseAbs().maxCoeff() < 1e-13);
+  }
+  const RelevanceRow<double> why = wider.explain(softmax(), of_mean, 1, call);
+  CHECK(why.start(1, 0) == 0.5);
+  CHECK(why.start(1, 4) == Approx(1.0 / 18));
+  every_gradient(wider);
+  file.tensors["pos_embed"] = io::Tensor::from(places);
+  const Memory placeless(file);
+  CHECK(contains(suite::error_of([&] { Vit<double>(placeless.file, {.heads = 2}); }),
+                 "'pos_embed': found 10 places, wanted a square number and two more"));
+}
+
+TEST_CASE("models: tensors of a block that are not known, and blocks that are missing, are refused", "[model]") {
+  const auto said = [](io::Safetensors file, const std::string& name, auto&& load, bool remove = false) {
+    if (remove)
+      for (auto at = file.tensors.begin(); at != file.tensors.end();)
+        at = contains(at->first, name) ? file.tensors.erase(at) : std::next(at);
+    else
+      file.tensors[name] = io::Tensor::from(std::vector<double>{1, 2}, {2});
+    const Memory memory(file);
+    return suite::error_of([&] { load(memory.file); });
+  };
+  const auto vit = [](const io::Checkpoint& file) { Vit<double>(file, {.heads = 2}); };
+  const auto bert = [](const io::Checkpoint& file) { Bert<double>(file, {.heads = 2}); };
+  const auto llama = [](const io::Checkpoint& file) { Llama<double>(file, {.heads = 4, .eps = 1e-5}); };
+  const std::string why = "': found a tensor among those of the model that its formula does not have, wanted none: ";
+  const io::Safetensors of_vit = weights(timm()), of_dino = hugging_face(of_vit, true, "dinov2."),
+                        of_bert = weights(bert_like()), of_llama = weights(llama_like(true));
+  for (const std::string name : {"blocks.1.attn.q_norm.bias", "norm_pre.weight", "patch_embed.norm.weight"})
+    CHECK(contains(said(of_vit, name, vit), "m: '" + name + why));
+  CHECK(contains(said(of_dino, "dinov2.encoder.layer.0.x", vit), "m: 'dinov2.encoder.layer.0.x" + why));
+  CHECK(contains(said(of_dino, "dinov2.embeddings.x", vit), "m: 'dinov2.embeddings.x" + why));
+  CHECK(said(of_vit, "head_dist.weight", vit).empty());
+  for (const std::string name : {"encoder.layer.1.attention.self.distance_embedding.weight", "embeddings.x.weight"})
+    CHECK(contains(said(of_bert, name, bert), "m: '" + name + why));
+  CHECK(said(of_bert, "cls.predictions.bias", bert).empty());
+  CHECK(contains(said(of_llama, "model.layers.0.self_attn.sinks", llama), "m: 'model.layers.0.self_attn.sinks" + why));
+  CHECK(said(of_llama, "model.layers.0.self_attn.rotary_emb.inv_freq", llama).empty());
+  // the first block's are missing, so the second's are too many; or the second's
+  CHECK(contains(said(of_llama, "layers.0.", llama, true), "lacks 9 of "));
+  io::Safetensors gap;
+  for (const auto& [name, tensor] : of_llama.tensors) gap.tensors[replaced(name, "layers.1.", "layers.2.")] = tensor;
+  CHECK(contains(said(gap, "x", llama), "m: 'model.layers.2.input_layernorm.weight" + why));
+  const auto layers = [&](Index wanted) {
+    const Memory vits(of_vit), llamas(of_llama);
+    return std::array{
+        suite::error_of([&] { Vit<double>(vits.file, {.heads = 2, .layers = wanted}); }),
+        suite::error_of([&] { Llama<double>(llamas.file, {.heads = 4, .eps = 1e-5, .layers = wanted}); })};
+  };
+  for (const std::string& text : layers(2)) CHECK(text.empty());
+  for (const std::string& text : layers(3))
+    CHECK(text == "m: found 2 blocks and options of 3 layers, wanted as many, or 0");
+  // the head that the options want
+  const Memory tied(of_llama), own(weights(llama_like(false)));
+  const auto with = [](const Memory& memory, std::optional<bool> wanted) {
+    const Llama<double> model(memory.file, {.heads = 4, .eps = 1e-5, .tied = wanted});
+    CHECK(model.unused.empty());
+    return model.tied();
+  };
+  CHECK(with(tied, true));
+  CHECK(with(tied, {}));
+  CHECK(with(own, true));
+  CHECK(!with(own, false));
+  CHECK(!with(own, {}));
+  CHECK(contains(suite::error_of([&] { with(tied, false); }), "lacks 1 of 21 tensors: 'lm_head.weight'"));
+}
+
 TEST_CASE("bert: every gradient, of the shared block of ALBERT too", "[model]") {
   for (const bool albert : {false, true}) {
     const Memory memory(weights(albert ? albert_like() : bert_like()));
@@ -662,7 +878,13 @@ TEST_CASE("llama: options from a config.json, positions as they say", "[model]")
   // models with the same names and other formulas
   CHECK(contains(said(start + R"(, "model_type": "gemma"})"),
                  "config.json: found 'gemma' as model_type, wanted llama, mistral, qwen2 or qwen3"));
+  CHECK(contains(said(R"({"model_type": "gpt2"})"), "found 'gpt2' as model_type, wanted llama"));
   CHECK(contains(said(start + R"(, "hidden_act": "gelu"})"), "found 'gelu' as hidden_act, wanted silu or swish"));
+  CHECK(!plain.tied.has_value());
+  CHECK(plain.layers == 0);
+  const LlamaOptions tied = read(start + R"(, "tie_word_embeddings": false, "num_hidden_layers": 3})");
+  CHECK(tied.tied == false);
+  CHECK(tied.layers == 3);
   CHECK(contains(said(start + R"(, "hidden_act": 1})"), "found no text as hidden_act"));
   CHECK(read(start + R"(, "model_type": "mistral", "sliding_window": null})").window == 0);
   CHECK(read(start + R"(, "model_type": "qwen2", "sliding_window": 4, "use_sliding_window": false})").window == 0);
@@ -719,7 +941,19 @@ TEST_CASE("bert and vit: options from a config.json", "[model]") {
   CHECK(contains(said("3"), "config.json: found no JSON object"));
   CHECK(contains(said(R"({"num_attention_heads": 4})"), "lacks num_attention_heads or num_hidden_layers"));
   CHECK(contains(said(start + R"(, "model_type": "mpnet"})"),
-                 "found 'mpnet' as model_type, wanted bert, albert, roberta, xlm-roberta or camembert"));
+                 "'mpnet' as model_type, wanted bert, electra, distilbert, albert, roberta, xlm-roberta or camembert"));
+  CHECK(contains(said(R"({"model_type": "gpt2"})"), "found 'gpt2' as model_type"));
+  CHECK(contains(said(start + R"(, "is_decoder": true})"), "found true as is_decoder, wanted an encoder"));
+  CHECK(contains(said(start + R"(, "add_cross_attention": true})"), "found true as add_cross_attention, wanted an en"));
+  const BertOptions distilled = bert(R"({"model_type": "distilbert", "n_heads": 2, "n_layers": 6, "activation": "relu",
+    "num_hidden_layers": 5, "layer_norm_eps": 1, "pad_token_id": 0})");
+  CHECK(distilled.heads == 2);
+  CHECK(distilled.layers == 6);
+  CHECK(distilled.eps == 1e-12);
+  CHECK(distilled.activation == Activation::relu);
+  CHECK(distilled.first_place == 0);
+  CHECK(contains(said(R"({"model_type": "distilbert", "n_heads": 2})"), "lacks n_heads or n_layers, wanted both"));
+  CHECK(bert(start + R"(, "model_type": "electra", "pad_token_id": 0})").first_place == 0);
   CHECK(contains(said(start + R"(, "position_embedding_type": "relative_key"})"),
                  "found 'relative_key' as position_embedding_type, wanted absolute"));
   CHECK(contains(said(start + R"(, "inner_group_num": 2})"), "found 2 as inner_group_num, wanted 1"));
@@ -737,8 +971,11 @@ TEST_CASE("bert and vit: options from a config.json", "[model]") {
   CHECK(vit(R"({"num_attention_heads": 6, "model_type": "dinov2_with_registers"})").positions ==
         PositionResize::antialiased);
   CHECK(contains(suite::error_of([&] { vit("{}"); }), "lacks num_attention_heads"));
+  CHECK(vit(R"({"num_attention_heads": 6, "model_type": "deit", "num_hidden_layers": 3})").layers == 3);
+  CHECK(contains(suite::error_of([&] { vit(R"({"num_attention_heads": 6, "use_swiglu_ffn": true})"); }),
+                 "found true as use_swiglu_ffn, wanted false"));
   CHECK(contains(suite::error_of([&] { vit(R"({"num_attention_heads": 6, "model_type": "beit"})"); }),
-                 "found 'beit' as model_type, wanted vit, dinov2 or dinov2_with_registers"));
+                 "found 'beit' as model_type, wanted vit, deit, dinov2 or dinov2_with_registers"));
   CHECK(contains(suite::error_of([&] { vit(R"({"num_attention_heads": 6, "hidden_act": "quick_gelu"})"); }),
                  "found 'quick_gelu' as hidden_act, wanted gelu"));
 

@@ -1,4 +1,4 @@
-// limpid: text encoders from a checkpoint: BERT and ALBERT, under Hugging Face's names.
+// limpid: text encoders from a checkpoint: BERT and its kin, under Hugging Face's names.
 // SPDX-License-Identifier: MIT
 #pragma once
 
@@ -25,28 +25,38 @@ struct BertOptions {
 };
 
 /// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads,
-/// num_hidden_layers, layer_norm_eps, hidden_act; of RoBERTa and its kin places begin behind pad_token_id. Throws
-/// FormatError that names the file: what cannot be read, is no JSON object, lacks num_attention_heads or
-/// num_hidden_layers, or is of a model with other formulas: a model_type other than bert, albert, roberta, xlm-roberta
-/// and camembert, positions that are not a table, an ALBERT whose groups have several layers, an activation that
-/// Activation has not.
+/// num_hidden_layers, layer_norm_eps, hidden_act (of DistilBERT n_heads, n_layers, activation); of RoBERTa and its kin
+/// places begin behind pad_token_id. Throws FormatError that names the file: what cannot be read, is no JSON object, or
+/// is of a model with other formulas: a model_type other than bert, electra, distilbert, albert, roberta, xlm-roberta
+/// and camembert, a decoder, positions that are not a table, an ALBERT whose groups have several layers, an activation
+/// that Activation has not; then what lacks heads or layers.
 inline BertOptions bert_options(const std::string& path) {
   const detail::Config config(path);
   BertOptions out;
-  config.count("num_attention_heads", out.heads), config.count("num_hidden_layers", out.layers);
-  if (out.heads < 1 || out.layers < 1) config.fail("lacks num_attention_heads or num_hidden_layers, wanted both");
-  const std::vector<std::string> plain{"bert", "albert"}, padded{"roberta", "xlm-roberta", "camembert"};
+  const std::vector<std::string> plain{"bert", "electra", "distilbert", "albert"},
+      padded{"roberta", "xlm-roberta", "camembert"};
   std::vector<std::string> kinds = plain;
   kinds.insert(kinds.end(), padded.begin(), padded.end());
   config.one_of("model_type", kinds);
+  std::string kind = plain.front();
+  config.text("model_type", kind);
+  const bool distilled = kind == "distilbert";
+  const char *heads = distilled ? "n_heads" : "num_attention_heads",
+             *layers = distilled ? "n_layers" : "num_hidden_layers";
+  config.count(heads, out.heads), config.count(layers, out.layers);
+  if (out.heads < 1 || out.layers < 1) config.fail(std::string("lacks ") + heads + " or " + layers + ", wanted both");
   config.one_of("position_embedding_type", {"absolute"});
+  for (const char* name : {"is_decoder", "add_cross_attention"}) {
+    bool decoder = false;
+    config.flag(name, decoder);
+    if (decoder) config.fail("found true as " + std::string(name) + ", wanted an encoder, which has false");
+  }
   Index inner = 1, pad = 1;
   config.count("inner_group_num", inner);
   if (inner != 1) config.fail("found " + std::to_string(inner) + " as inner_group_num, wanted 1");
-  config.number("layer_norm_eps", out.eps);
-  out.activation = config.activation(out.activation);
-  std::string kind = plain.front();
-  config.text("model_type", kind), config.count("pad_token_id", pad);
+  if (!distilled) config.number("layer_norm_eps", out.eps);  // which is 1e-12 whatever a file says
+  out.activation = config.activation(out.activation, distilled ? "activation" : "hidden_act");
+  config.count("pad_token_id", pad);
   if (std::find(padded.begin(), padded.end(), kind) != padded.end()) out.first_place = pad + 1;
   return out;
 }
@@ -102,6 +112,33 @@ inline const NameTable& bert_block() {
                                {"beta2", "output.LayerNorm.bias", "D"}};
   return table;
 }
+/// DistilBERT's, which has no types.
+inline const NameTable& distilled_embeddings() {
+  static const NameTable table{{"words", "embeddings.word_embeddings.weight", "Ve"},
+                               {"places", "embeddings.position_embeddings.weight", "Ne"},
+                               {"gamma", "embeddings.LayerNorm.weight", "e"},
+                               {"beta", "embeddings.LayerNorm.bias", "e"}};
+  return table;
+}
+inline const NameTable& distilled_block() {
+  static const NameTable table{{"wq", "attention.q_lin.weight", "DD"},
+                               {"bq", "attention.q_lin.bias", "D"},
+                               {"wk", "attention.k_lin.weight", "DD"},
+                               {"bk", "attention.k_lin.bias", "D"},
+                               {"wv", "attention.v_lin.weight", "DD"},
+                               {"bv", "attention.v_lin.bias", "D"},
+                               {"wo", "attention.out_lin.weight", "DD"},
+                               {"bo", "attention.out_lin.bias", "D"},
+                               {"gamma1", "sa_layer_norm.weight", "D"},
+                               {"beta1", "sa_layer_norm.bias", "D"},
+                               {"w1", "ffn.lin1.weight", "ED"},
+                               {"b1", "ffn.lin1.bias", "E"},
+                               {"w2", "ffn.lin2.weight", "DE"},
+                               {"b2", "ffn.lin2.bias", "D"},
+                               {"gamma2", "output_layer_norm.weight", "D"},
+                               {"beta2", "output_layer_norm.bias", "D"}};
+  return table;
+}
 inline const NameTable& albert_block() {
   static const NameTable table{{"wq", "attention.query.weight", "DD"},
                                {"bq", "attention.query.bias", "D"},
@@ -124,14 +161,15 @@ inline const NameTable& albert_block() {
 
 }  // namespace detail
 
-/// BERT (Devlin et al. 2018, arXiv 1810.04805) or ALBERT (Lan et al. 2019, arXiv 1909.11942), whichever the file's
-/// names are of: post-norm blocks over
+/// BERT (Devlin et al. 2018, arXiv 1810.04805), ELECTRA (Clark et al. 2020, 2003.10555), DistilBERT (Sanh et al. 2019,
+/// 1910.01108), which has no types, or ALBERT (Lan et al. 2019, 1909.11942), whichever the file's names are of:
+/// post-norm blocks over
 ///
-///     embedded = N(words[id] + places[i] + types[type]),   of ALBERT times W_in^T + b_in
+///     embedded = N(words[id] + places[i] + types[type]),   of ALBERT, and ELECTRA if it has them, times W_in^T + b_in
 ///
-/// Prefixes bert., albert., roberta. and model. and none, and LayerNorm.gamma and .beta of files released in
-/// TensorFlow's names, are found by themselves. Token i of an item has place first_place + i. Pooler and heads of tasks
-/// are not read, and so reported in `unused`. Padding goes into the operator:
+/// Prefixes as bert. or roberta. and none, and LayerNorm.gamma and .beta of files released in TensorFlow's names, are
+/// found by themselves. Token i of an item has place first_place + i. Pooler and heads of tasks are not read, and so
+/// reported in `unused`; what is not known among embeddings and blocks is refused. Padding goes into the operator:
 ///
 ///     const limpid::io::Checkpoint file("model.safetensors");
 ///     const limpid::model::Bert<float> bert(file, {.heads = 12});   // or bert_options("config.json")
@@ -221,17 +259,23 @@ class Bert {
 template <class S>
 Bert<S>::Bert(const io::Checkpoint& file, const BertOptions& options) : options_(options) {
   detail::Loader<S> load(file, parameters);
-  const std::string prefix =
-      load.prefix({"", "bert.", "albert.", "roberta.", "model."}, detail::bert_embeddings().front().name);
-  const std::string group = prefix + "encoder.albert_layer_groups.#.albert_layers.0.";
+  const std::string prefix = load.prefix({"", "bert.", "albert.", "roberta.", "electra.", "distilbert.", "model."},
+                                         detail::bert_embeddings().front().name);
+  const std::string group = prefix + "encoder.albert_layer_groups.#.albert_layers.0.",
+                    distilled_blocks = prefix + "transformer.layer.#.";
   const bool albert = file.has(load.numbered(group, 0) + detail::albert_block().front().name);
-  const std::string blocks = albert ? group : prefix + "encoder.layer.#.";
-  const detail::NameTable& table = albert ? detail::albert_block() : detail::bert_block();
-  const std::string mapping = prefix + "encoder.embedding_hidden_mapping_in.";
+  const bool distilled = file.has(load.numbered(distilled_blocks, 0) + detail::distilled_block().front().name);
+  const std::string blocks = albert ? group : distilled ? distilled_blocks : prefix + "encoder.layer.#.";
+  const detail::NameTable& table = albert      ? detail::albert_block()
+                                   : distilled ? detail::distilled_block()
+                                               : detail::bert_block();
+  const detail::NameTable& embeddings = distilled ? detail::distilled_embeddings() : detail::bert_embeddings();
+  const std::string mapping = prefix + (albert ? "encoder.embedding_hidden_mapping_in." : "embeddings_project.");
+  const bool mapped = albert || file.has(mapping + "weight");  // of ELECTRA where its embeddings have another width
   const Index count = load.count(blocks + table.front().name);
 
-  load.want(prefix, detail::bert_embeddings());
-  if (albert) load.want(mapping, {{"", "weight", ""}, {"", "bias", ""}});
+  load.want(prefix, embeddings);
+  if (mapped) load.want(mapping, {{"", "weight", ""}, {"", "bias", ""}});
   for (Index l = 0; l < std::max(count, Index(1)); ++l) load.want(load.numbered(blocks, l), table);
   load.require();
   stack_.layers = options.layers == 0 && !albert ? count : options.layers;
@@ -240,7 +284,7 @@ Bert<S>::Bert(const io::Checkpoint& file, const BertOptions& options) : options_
                                       std::to_string(options.layers) + " layers, wanted " +
                                       (albert ? "layers, a multiple of the blocks" : "as many, or 0"));
 
-  load.read(prefix, detail::bert_embeddings(), [&](const std::string& role, const Slot& slot) {
+  load.read(prefix, embeddings, [&](const std::string& role, const Slot& slot) {
     (role == "words"    ? words_
      : role == "places" ? places_
      : role == "types"  ? types_
@@ -250,7 +294,7 @@ Bert<S>::Bert(const io::Checkpoint& file, const BertOptions& options) : options_
   if (options.first_place < 0 || options.first_place >= places_.rows)
     limpid::detail::raise("bert: first_place is " + std::to_string(options.first_place) + ", wanted it in [0, " +
                           std::to_string(places_.rows) + "), the places of the checkpoint");
-  if (albert) {
+  if (mapped) {
     map_ = load.take(mapping + "weight", "De");
     map_bias_ = load.take(mapping + "bias", "D");
   } else {
@@ -259,6 +303,7 @@ Bert<S>::Bert(const io::Checkpoint& file, const BertOptions& options) : options_
   detail::check_heads(file, load.extents['D'], options.heads);
   for (Index l = 0; l < count; ++l) stack_.blocks.push_back(load.block(load.numbered(blocks, l), table));
   file.skip(prefix + "embeddings.position_ids");  // 0, 1, 2 ..., which some files carry
+  load.refuse_unread({prefix + "embeddings", prefix + "encoder.", prefix + "transformer."});
   unused = file.unused();
   stack_.options.heads = options.heads, stack_.options.eps = options.eps;
   stack_.options.place = NormPlace::post, stack_.options.mlp = Mlp{options.activation};
@@ -270,7 +315,8 @@ void Bert<S>::forward(const Op& op, const std::vector<Index>& ids, const std::ve
                       BertSaved<Op, S>& saved, const ModelCall& call) const {
   detail::check_ids("bert", "ids", ids, call.batch, vocabulary(), "the vocabulary");
   const auto count = static_cast<Index>(ids.size()), n = count / call.batch;
-  if (!types.empty()) detail::check_ids("bert", "types", types, call.batch, types_.rows, "the types");
+  if (!types.empty())
+    detail::check_ids("bert", "types", types, call.batch, std::max(types_.rows, Index(1)), "the types");
   if (!types.empty() && types.size() != ids.size())
     limpid::detail::raise("bert: found " + std::to_string(types.size()) + " types, wanted " + std::to_string(count) +
                           ", one a token, or none");
@@ -283,7 +329,7 @@ void Bert<S>::forward(const Op& op, const std::vector<Index>& ids, const std::ve
   if (types.empty()) saved.types.assign(ids.size(), 0);
   saved.sum.resize(count, words_.cols);
   embed(parameters(words_), saved.ids, saved.sum, {false, call.workspace, call.executor});
-  embed(parameters(types_), saved.types, saved.sum, {true, call.workspace, call.executor});
+  if (types_.given()) embed(parameters(types_), saved.types, saved.sum, {true, call.workspace, call.executor});
   embed(parameters(places_), places(call.batch, n), saved.sum, {true, call.workspace, call.executor});
   from_sums(op, saved, call);
 }
@@ -325,7 +371,7 @@ void Bert<S>::run_backward(const Op& op, BertSaved<Op, S>& saved, View<S> dhidde
   if (input) detail::tell_input(asked, saved.sum, dsum, 0);
   if (gradients == nullptr) return;
   embed_backward(saved.ids, dsum, gradient(words_));
-  embed_backward(saved.types, dsum, gradient(types_));
+  if (types_.given()) embed_backward(saved.types, dsum, gradient(types_));
   embed_backward(places(saved.batch, n), dsum, gradient(places_));
 }
 

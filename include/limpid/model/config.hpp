@@ -74,20 +74,20 @@ class Config {
     }
     fail("found " + io::detail::in_quotes(found, 80) + " as " + std::string(name) + ", wanted " + all);
   }
-  /// hidden_act under the names of Hugging Face.
-  Activation activation(Activation of) const {
+  /// hidden_act, or that other entry, under the names of Hugging Face.
+  Activation activation(Activation of, const char* entry = "hidden_act") const {
     static const std::map<std::string, Activation> known{
         {"gelu", Activation::gelu},           {"gelu_new", Activation::gelu_tanh},
         {"gelu_fast", Activation::gelu_tanh}, {"gelu_pytorch_tanh", Activation::gelu_tanh},
         {"relu", Activation::relu},           {"silu", Activation::silu},
         {"swish", Activation::silu}};
-    if (!has("hidden_act")) return of;
+    if (!has(entry)) return of;
     std::vector<std::string> names;
     names.reserve(known.size());
     for (const auto& one : known) names.push_back(one.first);
-    one_of("hidden_act", names);
+    one_of(entry, names);
     std::string name;
-    text("hidden_act", name);
+    text(entry, name);
     return known.at(name);
   }
   [[noreturn]] void fail(const std::string& what) const { io::detail::fail(path_, what); }

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <optional>
+
 #include "../call/decode.hpp"
 #include "../layer/rms_norm.hpp"
 #include "../layer/twicing_cache.hpp"
@@ -24,6 +26,11 @@ struct LlamaOptions {
   Index rotary = 0;     ///< columns of a head that are turned; 0 means all
   RopeScaling scaling = {};
   Index window = 0;  ///< tokens that a token sees, itself among them; longer texts are refused; 0: all
+  Index layers = 0;  ///< that the file has to have; 0: as many as it has
+  /// True: W_head is the embedding, whatever the file has; false: it is the file's own, which has to be there. Where
+  /// neither is said it is the file's own if there is one. A base model without a head wants true: its logits say
+  /// nothing.
+  std::optional<bool> tied = {};
 };
 
 /// What a run of a Llama gives and keeps for a backward pass.
@@ -40,8 +47,9 @@ struct LlamaSaved {
 };
 
 /// The keys, turned already, and the values of the tokens that a text has so far, for every layer of a Llama: of each
-/// key head `length` rows and room for more, one head below the other, so that a head is read as a stream. A copy goes on
-/// by itself; a smaller length takes the tokens behind it back. Llama::cache(op) gives the one that an operator wants.
+/// key head `length` rows and room for more, one head below the other, so that a head is read as a stream. A copy goes
+/// on by itself; a smaller length takes the tokens behind it back. Llama::cache(op) gives the one that an operator
+/// wants.
 template <class S, class Op = void>
 struct LlamaCache {
   Index length = 0;  ///< tokens so far; 0 starts anew
@@ -133,20 +141,21 @@ inline RopeScaling read_scaling(const Config& from, Index context) {
 }  // namespace detail
 
 /// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads,
-/// rms_norm_eps, rope_theta, rope_scaling (rope_parameters in newer ones), partial_rotary_factor with head_dim or
-/// hidden_size, sliding_window where it is in use. Throws FormatError that names the file: what cannot be read, is no
-/// JSON object, lacks num_attention_heads or rms_norm_eps, has a scaling other than default, linear, llama3 and yarn,
-/// or is of a model with other formulas under the same names: a model_type other than llama, mistral, qwen2 and qwen3
-/// (Gemma's norms and Granite's factors are others), a hidden_act other than silu.
+/// num_hidden_layers, rms_norm_eps, rope_theta, rope_scaling (rope_parameters in newer ones), partial_rotary_factor
+/// with head_dim or hidden_size, tie_word_embeddings, sliding_window where it is in use. Throws FormatError that names
+/// the file: what cannot be read, is no JSON object, is of a model with other formulas under the same names, which is a
+/// model_type other than llama, mistral, qwen2 and qwen3 (Gemma's norms and Granite's factors are others), a hidden_act
+/// other than silu or a scaling other than default, linear, llama3 and yarn, or lacks num_attention_heads or
+/// rms_norm_eps.
 inline LlamaOptions llama_options(const std::string& path) {
   const detail::Config config(path);
   LlamaOptions out;
   Index context = 0, width = 0, head = 0;
   double part = 1;
-  config.count("num_attention_heads", out.heads);
+  config.one_of("model_type", {"llama", "mistral", "qwen2", "qwen3"});
+  config.count("num_attention_heads", out.heads), config.count("num_hidden_layers", out.layers);
   config.number("rms_norm_eps", out.eps);
   if (out.heads < 1 || !(out.eps >= 0)) config.fail("lacks num_attention_heads or rms_norm_eps, wanted both");
-  config.one_of("model_type", {"llama", "mistral", "qwen2", "qwen3"});
   config.one_of("hidden_act", {"silu", "swish"});
   config.count("max_position_embeddings", context);
   config.count("hidden_size", width), config.count("head_dim", head);
@@ -166,6 +175,7 @@ inline LlamaOptions llama_options(const std::string& path) {
                   " as partial_rotary_factor, wanted a part of the heads' width");
     out.rotary = static_cast<Index>(of);
   }
+  if (bool tied = false; config.has("tie_word_embeddings")) config.flag("tie_word_embeddings", tied), out.tied = tied;
   bool sliding = true;  // Qwen's files say whether their window is in use
   config.flag("use_sliding_window", sliding);
   if (sliding) config.count("sliding_window", out.window);
@@ -178,7 +188,8 @@ inline LlamaOptions llama_options(const std::string& path) {
 ///
 ///     x = embed_tokens[id],   logits = N(blocks(x)) W_head^T
 ///
-/// W_head is lm_head.weight, or the embedding itself where there is none (tied): its gradient is then of both.
+/// W_head is lm_head.weight, or the embedding itself where there is none (tied), as the options do not say otherwise:
+/// its gradient is then of both.
 /// Positions come with the operator: attention() turns by the options' base, rotary and scaling.
 ///
 ///     const limpid::io::Checkpoint file("folder");     // one file, or shards by their index
@@ -189,8 +200,9 @@ inline LlamaOptions llama_options(const std::string& path) {
 ///     const auto why = llama.explain(op, saved, id);                    // of the last token's logit of that id
 ///
 /// Throws FormatError that names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a
-/// head count that does not divide. Throws ShapeError for options that are none: eps, base, rotary, scaling. Calls
-/// throw ShapeError: ids out of the vocabulary, a text longer than the window, an operator's own reasons.
+/// head count that does not divide, tensors of a block that are not known. Throws ShapeError for options that are none:
+/// eps, base, rotary, scaling. Calls throw ShapeError: ids out of the vocabulary, a text longer than the window, an
+/// operator's own reasons.
 template <class S>
 class Llama {
  public:
@@ -206,7 +218,9 @@ class Llama {
     stack_.layers = load.count(blocks + table.front().name);
     load.want(prefix, {{"", "embed_tokens.weight", ""}, {"", "norm.weight", ""}});
     for (Index l = 0; l < std::max(stack_.layers, Index(1)); ++l) load.want(load.numbered(blocks, l), table);
+    if (options.tied == false) load.want("", {{"", "lm_head.weight", ""}});
     load.require();
+    load.check_layers(stack_.layers, options.layers);
     words_ = load.take(prefix + "embed_tokens.weight", "VD");
     const std::string first = load.numbered(blocks, 0), q = first + "self_attn.q_proj.weight";
     const Index queries = file.shape(q).empty() ? 0 : file.shape(q).front();
@@ -221,8 +235,11 @@ class Llama {
                        "found " + std::to_string(keys) + " rows, wanted a divisor of the " +
                            std::to_string(options.heads) + " heads times their width " + std::to_string(head));
     norm_ = load.take(prefix + "norm.weight", "D");
-    head_ = file.has("lm_head.weight") ? load.take("lm_head.weight", "VD") : words_;
+    head_ = file.has("lm_head.weight") && options.tied != true ? load.take("lm_head.weight", "VD") : words_;
+    if (options.tied == true) file.skip("lm_head.weight");  // the embedding again
     for (Index l = 0; l < stack_.layers; ++l) file.skip(load.numbered(blocks, l) + "self_attn.rotary_emb.inv_freq");
+    file.skip(prefix + "rotary_emb.inv_freq");
+    load.refuse_unread({prefix + "layers."});
     unused = file.unused();
     stack_.options.heads = options.heads, stack_.options.kv_heads = keys / head;
     stack_.options.eps = options.eps, stack_.options.norm = NormKind::rms;

@@ -137,6 +137,23 @@ class Loader {
     wanted_.clear();
   }
 
+  /// Refuses tensors of floats that nobody has read and whose names begin as a part of the model: they say that its
+  /// formula is another one, or that a block before them is missing, and without them the numbers would be wrong.
+  void refuse_unread(const std::vector<std::string>& parts) const {
+    for (const std::string& name : file_.unused())
+      for (const std::string& part : parts)
+        if (name.compare(0, part.size(), part) == 0 && file_.type(name).find('F') != std::string::npos)
+          io::detail::fail(file_.name() + ": " + io::detail::in_quotes(name, 80),
+                           "found a tensor among those of the model that its formula does not have, wanted none: "
+                           "the model is another one, or lacks a block before this one");
+  }
+  /// That a file has as many blocks as the options say; 0: any number.
+  void check_layers(Index found, Index wanted) const {
+    if (found < 1 || wanted < 0 || (wanted != 0 && wanted != found))
+      io::detail::fail(file_.name(), "found " + std::to_string(found) + " blocks and options of " +
+                                         std::to_string(wanted) + " layers, wanted as many, or 0");
+  }
+
   /// Reads a table and tells put(role, slot) where each role lies.
   template <class F>
   void read(const std::string& prefix, const NameTable& table, F&& put) {

@@ -19,18 +19,23 @@ struct VitOptions {
   double eps = 1e-6;  ///< what timm and DINOv2 train with; Hugging Face's ViTConfig says 1e-12 for the same weights
   enum class Pool { first, mean } pool = Pool::first;  ///< the class token, or the mean of the patches
   PositionResize positions = PositionResize::bicubic;
+  Index layers = 0;  ///< that the file has to have; 0: as many as it has
 };
 
-/// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads and
-/// layer_norm_eps, as they stand there; positions resized as that model's program does it. Throws FormatError that
-/// names the file: what cannot be read, is no JSON object, lacks num_attention_heads, or is of a model with other
-/// formulas: a model_type other than vit, dinov2 and dinov2_with_registers, a hidden_act other than gelu.
+/// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads,
+/// num_hidden_layers and layer_norm_eps, as they stand there; positions resized as that model's program does it. Throws
+/// FormatError that names the file: what cannot be read, is no JSON object, is of a model with other formulas, which is
+/// a model_type other than vit, deit, dinov2 and dinov2_with_registers, a hidden_act other than gelu or an MLP with
+/// gates, or lacks num_attention_heads.
 inline VitOptions vit_options(const std::string& path) {
   const detail::Config config(path);
   VitOptions out;
-  config.count("num_attention_heads", out.heads);
+  config.one_of("model_type", {"vit", "deit", "dinov2", "dinov2_with_registers"});
+  config.count("num_attention_heads", out.heads), config.count("num_hidden_layers", out.layers);
   if (out.heads < 1) config.fail("lacks num_attention_heads, wanted it");
-  config.one_of("model_type", {"vit", "dinov2", "dinov2_with_registers"});
+  bool gated = false;
+  config.flag("use_swiglu_ffn", gated);
+  if (gated) config.fail("found true as use_swiglu_ffn, wanted false: no MLP with gates");
   config.one_of("hidden_act", {"gelu"});
   config.number("layer_norm_eps", out.eps);
   std::string kind;
@@ -42,8 +47,8 @@ inline VitOptions vit_options(const std::string& path) {
 /// What a run of a Vit gives and keeps for a backward pass.
 template <class Op, class S>
 struct VitSaved {
-  Mat<S> tokens;  ///< after the last norm: class token, registers, patches; (batch n) x D
-  Mat<S> pooled;  ///< batch x D
+  Mat<S> tokens;  ///< after the last norm: class token, distillation token, registers, patches; (batch n) x D
+  Mat<S> pooled;  ///< batch x D, or 2 D where the head reads two of them
   Mat<S> logits;  ///< batch x classes; without columns where the checkpoint has no head
   // kept:
   Index rows = 0, cols = 0;  ///< of patches
@@ -57,9 +62,10 @@ namespace detail {
 /// The names of a family of vision transformers.
 struct VitNames {
   std::vector<std::string> prefixes;
-  const char *patch_weight, *patch_bias, *class_token, *registers, *positions, *norm_weight, *norm_bias;
-  std::vector<const char*> heads;  ///< of the names without their .weight and .bias; never prefixed
-  const char* blocks;              ///< of the block number
+  const char *patch_weight, *patch_bias, *class_token, *distillation, *registers, *positions, *norm_weight, *norm_bias;
+  /// Without their .weight and .bias; never prefixed. The second is of the distillation token; nullptr: none.
+  std::vector<std::pair<const char*, const char*>> heads;
+  const char* blocks;  ///< of the block number
   NameTable table;
   std::vector<const char*> unused;  ///< known and not needed
 };
@@ -82,11 +88,12 @@ inline VitNames hugging_face_vit(std::vector<std::string> prefixes, const NameTa
           "embeddings.patch_embeddings.projection.weight",
           "embeddings.patch_embeddings.projection.bias",
           "embeddings.cls_token",
+          "embeddings.distillation_token",
           "embeddings.register_tokens",
           "embeddings.position_embeddings",
           "layernorm.weight",
           "layernorm.bias",
-          {"classifier"},
+          {{"classifier", nullptr}, {"cls_classifier", "distillation_classifier"}},
           "encoder.layer.#.",
           std::move(table),
           std::move(unused)};
@@ -98,11 +105,12 @@ inline const std::vector<VitNames>& vit_families() {
        "patch_embed.proj.weight",
        "patch_embed.proj.bias",
        "cls_token",
+       "dist_token",
        "reg_token",
        "pos_embed",
        "norm.weight",
        "norm.bias",
-       {"head"},
+       {{"head", "head_dist"}},
        "blocks.#.",
        {{"gamma1", "norm1.weight", "D"},
         {"beta1", "norm1.bias", "D"},
@@ -146,14 +154,17 @@ inline const std::vector<VitNames>& vit_families() {
 
 }  // namespace detail
 
-/// A vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929; DINOv2, Oquab et al. 2023, arXiv 2304.07193;
-/// registers, Darcet et al. 2023, arXiv 2309.16588) as its checkpoint has it: pre-norm blocks, erf GELU, layer scale
-/// and QK norm where the file has them.
+/// A vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929; DeiT, Touvron et al. 2020, 2012.12877; DINOv2,
+/// Oquab et al. 2023, 2304.07193; registers, Darcet et al. 2023, 2309.16588) as its checkpoint has it: pre-norm blocks,
+/// erf GELU, layer scale and RMS-normed heads where the file has them.
 ///
 ///     tokens = [class; registers; patches W^T + b + positions],   logits = pooled(N(blocks(tokens))) W_head^T + b_head
 ///
 /// The table of positions has a place for the class token, or none where its rows are a square number (timm's copies of
-/// DINOv2, whose class token has its position added already); it is resized where the image has other patches. Weights
+/// DINOv2, whose class token has its position added already); it is resized where the image has other patches. A
+/// distilled DeiT has a second token with a place, and logits that are the mean of two heads, one a token, or the first
+/// one's alone. A head of 2 D columns, as DINOv2's classifiers have, reads the class token and the mean of the patches,
+/// whatever the options say. Relevance then starts with half of what each of the two reads [ours]. Weights
 /// are read in place; their names and order are in parameters.list. Any operator of q, k and v goes into a call.
 ///
 ///     const limpid::io::Checkpoint file("vit.safetensors");
@@ -162,8 +173,9 @@ inline const std::vector<VitNames>& vit_families() {
 ///     vit.forward(limpid::softmax(), pixels, 224, 224, saved);         // saved.logits
 ///     const auto why = vit.explain(limpid::softmax(), saved, label);   // why.rest: batch x n; more by an Explanation
 ///
-/// The file's names must be those of one family (timm, DINOv2, Hugging Face's ViT). Throws FormatError that names the
-/// file, the tensor, found and wanted: missing tensors all at once, other shapes, a head count that does not divide.
+/// The file's names must be those of one family (timm, DINOv2, Hugging Face's ViT and DeiT). Throws FormatError that
+/// names the file, the tensor, found and wanted: missing tensors all at once, other shapes, a head count that does not
+/// divide, tensors among those of a block or of the embeddings that are not known.
 /// Calls throw ShapeError: an image whose sides are no multiples of the patch, other channels, an operator's own
 /// reasons.
 template <class S>
@@ -184,9 +196,9 @@ class Vit {
   Index width() const { return patch_.rows; }
   Index patch() const { return side_; }
   Index channels() const { return channels_; }
-  Index classes() const { return head_.rows; }
-  /// Tokens before the patches: the class token and the registers.
-  Index first_patch() const { return 1 + (registers_.given() ? registers_.rows : 0); }
+  Index classes() const { return reads_.empty() ? 0 : reads_.front().weight.rows; }
+  /// Tokens before the patches: the class token, the distillation token and the registers.
+  Index first_patch() const { return 1 + distillation_.rows + registers_.rows; }
   template <class Op>
   Saved<Op> saved(const Op&) const {
     return {};
@@ -239,8 +251,10 @@ class Vit {
     if (label < 0 || label >= classes())
       limpid::detail::raise("vit: the class is " + std::to_string(label) + ", wanted it in [0, " +
                             std::to_string(classes()) + ")");
-    const Index batch = saved.logits.rows();
-    start(pool_weights(batch, saved.rows * saved.cols));
+    const Index batch = saved.logits.rows(), n = saved.rows * saved.cols;
+    Mat<S> weights = Mat<S>::Zero(batch, n + first_patch());
+    for (const Read& one : reads_) weights += pool_weights(one.from, batch, n) / S(double(reads_.size()));
+    start(weights);
     Mat<S> dlogits = Mat<S>::Zero(batch, classes());
     dlogits.col(label).setOnes();
     run_backward(op, saved, View<S>(dlogits), View<S>(), nullptr, MutView<S>(), &asked, call);
@@ -260,18 +274,29 @@ class Vit {
                             limpid::detail::text_of(channels_) + " channels");
     return cut;
   }
-  Mat<S> pool_weights(Index batch, Index n) const {
+  /// What a head reads: a token, or the mean of the patches.
+  struct Read {
+    Slot weight, bias;
+    Index from;
+  };
+  static constexpr Index mean_of_patches = -1;
+  Mat<S> pool_weights(Index from, Index batch, Index n) const {
     Mat<S> out = Mat<S>::Zero(batch, n + first_patch());
-    if (options_.pool == VitOptions::Pool::first)
-      out.col(0).setOnes();
-    else
+    if (from == mean_of_patches)
       out.rightCols(n).setConstant(S(1) / S(double(n)));
+    else
+      out.col(from).setOnes();
     return out;
   }
+  /// What a model without a head pools.
+  Index first_read() const { return options_.pool == VitOptions::Pool::mean ? mean_of_patches : 0; }
+  void read_head(const io::Checkpoint& file, detail::Loader<S>& load, const detail::VitNames& names);
 
   VitOptions options_;
   detail::Stack<S> stack_;
-  Slot patch_, patch_bias_, class_, registers_, positions_, norm_, norm_bias_, head_, head_bias_;
+  Slot patch_, patch_bias_, class_, distillation_, registers_, positions_, norm_, norm_bias_;
+  std::vector<Read> reads_;  ///< one or two, whose sum times share_ the logits are; none: no head
+  S share_ = S(1);
   Index channels_ = 0, side_ = 0, class_places_ = 0, grid_ = 0;
 };
 
@@ -297,6 +322,7 @@ Vit<S>::Vit(const io::Checkpoint& file, const VitOptions& options) : options_(op
   for (Index l = 0; l < std::max(stack_.layers, Index(1)); ++l)
     load.want(prefix + load.numbered(names->blocks, l), names->table);
   load.require();
+  load.check_layers(stack_.layers, options.layers);
 
   const auto optional = [&](const std::string& name, const char* shape) {
     return file.has(name) ? load.take(name, shape) : Slot();
@@ -308,26 +334,56 @@ Vit<S>::Vit(const io::Checkpoint& file, const VitOptions& options) : options_(op
   load.extents['P'] = 3 * width, load.extents['d'] = width / options.heads;
   patch_bias_ = optional(prefix + names->patch_bias, "D");
   class_ = load.take(prefix + names->class_token, "D");
+  distillation_ = optional(prefix + names->distillation, "D");
   registers_ = optional(prefix + names->registers, "RD");
   positions_ = load.take(prefix + names->positions, "ND");
   const Index places = load.extents['N'];
   const auto root = [](Index n) { return static_cast<Index>(std::llround(std::sqrt(static_cast<double>(n)))); };
-  class_places_ = root(places) * root(places) == places ? 0 : 1;
+  class_places_ = distillation_.given() ? 2 : root(places) * root(places) == places ? 0 : 1;
   grid_ = root(places - class_places_);
   if (grid_ < 1 || grid_ * grid_ != places - class_places_)
     io::detail::fail(file.name() + ": " + io::detail::in_quotes(prefix + names->positions, 80),
-                     "found " + std::to_string(places) + " places, wanted a square number, or one more");
+                     "found " + std::to_string(places) + " places, wanted a square number" +
+                         (distillation_.given() ? " and two more" : ", or one more"));
   for (Index l = 0; l < stack_.layers; ++l)
     stack_.blocks.push_back(load.block(prefix + load.numbered(names->blocks, l), names->table));
   norm_ = load.take(prefix + names->norm_weight, "D"), norm_bias_ = load.take(prefix + names->norm_bias, "D");
-  for (const char* head : names->heads) {
-    head_ = optional(std::string(head) + ".weight", "VD");
-    if (head_.given()) head_bias_ = optional(std::string(head) + ".bias", "V");
-  }
+  read_head(file, load, *names);
   for (const char* name : names->unused) file.skip(prefix + name);
+  const std::string blocks(names->blocks);
+  std::vector<std::string> parts{blocks.substr(0, blocks.find('#'))};
+  parts.insert(parts.end(), {"embeddings.", "patch_embed.", "norm_pre.", "pos_embed", "dist_token", "reg_token"});
+  for (std::string& part : parts) part = prefix + part;
+  load.refuse_unread(parts);
   unused = file.unused();
   stack_.options.heads = options.heads, stack_.options.eps = options.eps;
   if (stack_.blocks.front().gamma_q.given()) stack_.options.qk_norm_eps = options.eps;
+}
+
+template <class S>
+void Vit<S>::read_head(const io::Checkpoint& file, detail::Loader<S>& load, const detail::VitNames& names) {
+  const auto with_bias = [&](const std::string& name, const char* shape, Index from) {
+    Read out{load.take(name + ".weight", shape), {}, from};
+    if (file.has(name + ".bias")) out.bias = load.take(name + ".bias", "V");
+    return out;
+  };
+  for (const auto& [first, second] : names.heads) {
+    const std::string name = std::string(first) + ".weight";
+    if (!file.has(name)) continue;
+    const Index width = load.extents['D'];
+    if (second != nullptr && distillation_.given() && file.has(std::string(second) + ".weight")) {
+      reads_ = {with_bias(first, "VD", 0), with_bias(second, "VD", 1)};
+      share_ = S(0.5);
+    } else if (file.shape(name) == std::vector<Index>{file.shape(name).front(), 2 * width}) {
+      const Read both = with_bias(first, "V2", 0);
+      Slot left = both.weight, right = both.weight;
+      left.cols = right.cols = right.col = width;
+      reads_ = {{left, both.bias, 0}, {right, {}, mean_of_patches}};
+    } else {
+      reads_ = {with_bias(first, "VD", first_read())};
+    }
+    return;
+  }
 }
 
 template <class S>
@@ -353,17 +409,30 @@ void Vit<S>::forward(const Op& op, View<S> image, Index rows, Index cols, VitSav
   embed(places, detail::places_of(call.batch, n), embedded, {true, call.workspace, call.executor});
   Mat<S> first(first_patch(), width()), x(call.batch * all, width());
   first.row(0) = parameters(class_).map();
-  if (class_places_ != 0) first.row(0) += table.map().row(0);
+  if (distillation_.given()) first.row(1) = parameters(distillation_).map();
+  first.topRows(class_places_) += table.map().topRows(class_places_);
   if (registers_.given()) first.bottomRows(registers_.rows) = parameters(registers_).map();
   prepend(first, embedded, x, call.batch);
   saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
   saved.tokens.resize(saved.last.rows(), width());
   layer_norm(saved.last, parameters(norm_), parameters(norm_bias_), saved.tokens,
              {options_.eps, &saved.norm, call.workspace, call.executor});
-  saved.pooled = pool(saved.tokens, pool_weights(call.batch, n));
   saved.logits.resize(call.batch, classes());
-  if (head_.given())
-    linear(View<S>(saved.pooled), out_in(parameters(head_)), parameters(head_bias_), saved.logits, inner);
+  if (reads_.empty()) {
+    saved.pooled = pool(saved.tokens, pool_weights(first_read(), call.batch, n));
+    return;
+  }
+  saved.pooled.resize(call.batch, static_cast<Index>(reads_.size()) * width());
+  Mat<S> part(call.batch, reads_.size() > 1 ? classes() : 0);
+  for (std::size_t r = 0; r < reads_.size(); ++r) {
+    const Index first_col = static_cast<Index>(r) * width();
+    saved.pooled.middleCols(first_col, width()) = pool(saved.tokens, pool_weights(reads_[r].from, call.batch, n));
+    Mat<S>& to = r == 0 ? saved.logits : part;
+    linear(View<S>(saved.pooled).block(0, first_col, call.batch, width()), out_in(parameters(reads_[r].weight)),
+           parameters(reads_[r].bias), to, inner);
+    if (r != 0) saved.logits += part;
+  }
+  if (share_ != S(1)) saved.logits *= share_;
 }
 
 template <class S>
@@ -392,11 +461,15 @@ void Vit<S>::run_backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits,
   const LayerCall inner{false, call.workspace, call.executor};
   Mat<S> d = Mat<S>::Zero(batch * all, width());
   if (dtokens.given()) d = dtokens.map();
-  if (dlogits.given() && head_.given()) {
+  if (dlogits.given()) {
+    const Mat<S> of_heads = share_ * dlogits.map();
     Mat<S> dpooled(batch, width());
-    linear_backward(View<S>(saved.pooled), out_in(parameters(head_)), dlogits,
-                    {overwrite(dpooled), gradient(head_), gradient(head_bias_)}, inner);
-    d += pool_backward(pool_weights(batch, n), dpooled);
+    for (std::size_t r = 0; r < reads_.size(); ++r) {
+      linear_backward(View<S>(saved.pooled).block(0, static_cast<Index>(r) * width(), batch, width()),
+                      out_in(parameters(reads_[r].weight)), View<S>(of_heads),
+                      {overwrite(dpooled), gradient(reads_[r].weight), gradient(reads_[r].bias)}, inner);
+      d += pool_backward(pool_weights(reads_[r].from, batch, n), dpooled);
+    }
   }
   Mat<S> dx(d.rows(), d.cols());
   layer_norm_backward(View<S>(saved.last), parameters(norm_), saved.norm, View<S>(d),
@@ -408,7 +481,8 @@ void Vit<S>::run_backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits,
   prepend_backward(first_patch(), d, gradients != nullptr ? overwrite(dfirst) : Gradient<S>(), dembedded, batch);
   if (gradients != nullptr) {
     (*gradients)(class_).map() += dfirst.row(0);
-    if (class_places_ != 0) (*gradients)(positions_).map().row(0) += dfirst.row(0);
+    if (distillation_.given()) (*gradients)(distillation_).map() += dfirst.row(1);
+    (*gradients)(positions_).map().topRows(class_places_) += dfirst.topRows(class_places_);
     if (registers_.given()) (*gradients)(registers_).map() += dfirst.bottomRows(registers_.rows);
     Mat<S> dplaces(n, width());
     embed_backward(detail::places_of(batch, n), dembedded, dplaces);
