@@ -31,8 +31,9 @@ TEST_CASE("y = x w + b and its gradients, at sizes around a vector, a tile and a
   struct Size {
     Index n, d, e;
   };
-  for (const Size s : {Size{1, 1, 1}, Size{2, 3, 5}, Size{9, 17, 15}, Size{7, 8, 16}, Size{33, 31, 70},
-                       Size{270, 40, 33}, Size{5, 300, 3}, Size{0, 4, 3}, Size{4, 3, 0}, Size{3, 0, 4}}) {
+  for (const Size s :
+       {Size{1, 1, 1}, Size{2, 3, 5}, Size{9, 17, 15}, Size{7, 8, 16}, Size{33, 31, 70}, Size{270, 40, 33},
+        Size{70, 150, 70}, Size{600, 45, 70}, Size{5, 300, 3}, Size{0, 4, 3}, Size{4, 3, 0}, Size{3, 0, 4}}) {
     INFO(s.n << " x " << s.d << " x " << s.e);
     const M x = random(s.n, s.d, 1), w = random(s.d, s.e, 2), b = random(1, s.e, 3), dy = random(s.n, s.e, 4);
     M y = M::Constant(s.n, s.e, 7), dx = M::Constant(s.n, s.d, 7), dw = M::Constant(s.d, s.e, 7),

@@ -96,7 +96,11 @@ class GemmPanel {
       for (Index k = 0; k < count; ++k) {
         const S* from = b.row(k0 + k) + c0;
         LIMPID_UNROLL(4)
-        for (int v = 0; v < P::tile_vectors; ++v) P::store(to + k * width + v * P::lanes, P::load(from + v * P::lanes));
+        for (int v = 0; v < P::tile_vectors; ++v) {
+          // rows too far apart for the hardware to foresee, and from memory where they are weights that are trained
+          if (v * P::lanes % line_of<S> == 0) P::prefetch(from + v * P::lanes, GemmBlocks::rows_ahead * b.stride);
+          P::store(to + k * width + v * P::lanes, P::load(from + v * P::lanes));
+        }
       }
     } else {
       for (Index k = 0; k < count; ++k) {
@@ -132,7 +136,8 @@ void pack_panels(View<S> b, S* to) {
 
 /// out = A B, A B + a row for all, or out += A B. A is a and B is b, or their transpose. Cut into tasks by shape
 /// alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop; scratch of one packed panel a
-/// worker, none where they are `ready` (pack_panels).
+/// worker, none where they are `ready` (pack_panels). Of A^T what may be ready is A, of one block of the inner sum: it is
+/// made here where it pays, as scratch.
 template <class P, Transposed T>
 void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
               MutView<typename P::Scalar> out, bool accumulate, const typename P::Scalar* row = nullptr,
@@ -140,12 +145,27 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
   using S = typename P::Scalar;
   using Panel = GemmPanel<P, T == Transposed::b>;
   constexpr Index width = Panel::width, depth = GemmBlocks::depth;
-  const Index inner = T == Transposed::a ? a.rows : a.cols, step = T == Transposed::a ? 1 : a.stride,
-              along = T == Transposed::a ? a.stride : 1;
+  constexpr bool turned = T == Transposed::a;
+  const Index inner = turned ? a.rows : a.cols, step = turned ? 1 : a.stride, along = turned ? a.stride : 1;
   const Index panels = (out.cols + width - 1) / width, height = GemmBlocks::rows(out.rows, panels, inner),
               blocks = (out.rows + height - 1) / height;
+  if constexpr (turned)
+    if (!ready && GemmBlocks::packs_columns(inner, panels)) {
+      const ArenaScope scope(context.arena());
+      S* const columns = context.arena().template take<S>(panels_size<P>(std::min(depth, inner), a.cols));
+      for (Index k0 = 0; k0 < inner; k0 += depth) {
+        const Index count = std::min(depth, inner - k0);
+        context.run((a.cols + width - 1) / width, [&](Index task, Arena&) {
+          const Index r0 = task * width;
+          Panel::pack(a, columns + r0 * count, k0, count, r0, std::min(width, a.cols - r0));
+        });
+        multiply<P, T>(context, a.block(k0, 0, count, a.cols), b.block(k0, 0, count, b.cols), out, accumulate || k0 > 0,
+                       row, columns);
+      }
+      return;
+    }
   context.run(
-      panels * blocks, [&](Arena& arena) { return Panel(arena, b, inner, ready); },
+      panels * blocks, [&](Arena& arena) { return Panel(arena, b, inner, turned ? nullptr : ready); },
       [&](Panel& panel, Index task) {
         const Index c0 = task / blocks * width, r0 = task % blocks * height;
         const Index cols = std::min(width, out.cols - c0), rows = std::min(height, out.rows - r0);
@@ -159,9 +179,18 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
         for (Index k0 = 0; k0 < inner; k0 += depth) {
           const Index count = std::min(depth, inner - k0);
           const S* b_rows = packed ? panel.rows(k0, count, c0, cols) : b.row(k0) + c0;
-          product<P, T>(rows, (cols + P::lanes - 1) / P::lanes, count, a.data + r0 * step + k0 * along, a.stride,
-                        b_rows, packed ? width : b.stride,
-                        StoreInside<P>{to.data, to.stride, cols, accumulate || k0 > 0, row ? row + c0 : row});
+          const auto part = [&](Index r, Index some, const S* a_rows, Index lda) {
+            product<P, T>(some, (cols + P::lanes - 1) / P::lanes, count, a_rows, lda, b_rows, packed ? width : b.stride,
+                          StoreInside<P>{to.row(r), to.stride, cols, accumulate || k0 > 0, row ? row + c0 : row});
+          };
+          if (!turned || !ready) {
+            part(0, rows, a.data + r0 * step + k0 * along, a.stride);
+            continue;
+          }
+          for (Index r = r0, some = 0; r < r0 + rows; r += some) {  // to the end of the panel of A that row r is in
+            some = std::min(r0 + rows, (r / width + 1) * width) - r;
+            part(r - r0, some, ready + r / width * width * inner + r % width, width);
+          }
         }
       });
 }

@@ -53,6 +53,12 @@ struct StridedRows {
 struct GemmBlocks {
   static constexpr Index height = 256, depth = 512, few_rows = 8;
   static constexpr Index tasks = 48, fewest_rows = 64, kept_depth = 1024;
+  /// Rows that packing asks for ahead of those it copies: dx of weights in memory in 0.83 to 0.98 of the time for 16
+  /// rows, as the memory is, 0.95 for 128, 0.98 for 512 (MiniLM's shapes, one thread of an Emerald Rapids).
+  static constexpr Index rows_ahead = 16;
+  /// A^T B, gradients of weights: whether A's columns are packed too. Where they lie, every step of the inner sum is in
+  /// another line, and soon in another page: 0.99 of the time for 64 rows, 0.90 to 0.96 for 128, 0.85 for 512 (there).
+  static constexpr bool packs_columns(Index inner, Index panels) { return inner >= 64 && panels >= 4; }
   static Index rows(Index all, Index panels, Index inner) {
     const Index wanted = inner > kept_depth ? 1 : (tasks + panels - 1) / std::max<Index>(1, panels);
     const Index blocks = std::max((all + height - 1) / height, std::min(wanted, all / fewest_rows));
