@@ -6,8 +6,9 @@
 //     faithful --images 40 --models pid --methods rollout
 //     gnuplot faithful.gp                      in that folder: faithful.png
 //
-// A part is a model: MODEL.safetensors has what every group of four images gave. Parts that are there are not made
-// again; any number of threads gives the same bits.
+// A part is a model: MODEL.safetensors has what every group of four images gave, and is written as they come. What is
+// there is not made again: a run that was interrupted goes on, --images 500 goes on after --images 100, and fewer images
+// than are there make their table at once. Any number of threads and interruptions gives the same bits.
 #include <array>
 #include <mutex>
 
@@ -41,12 +42,14 @@ constexpr std::array<const char*, 11> colors{"#0072b2", "#e69f00", "#009e73", "#
                                              "#7f3c8d", "#8c564b", "#999999", "#bcbd22", "#000000"};
 constexpr std::size_t naopc = metrics.size() - 1;
 
-/// What was found of a model: a row a group, the metrics of every method; curves, of every method a row of p over
-/// patches removed, and one over patches there.
+/// What was found of a model: a row a group, the metrics of every method, and how many of its images are told right;
+/// curves, of every method a row of p over patches removed, and one over patches there, for each group; then their mean.
 struct Found {
   std::string model;
+  Mat<double> values, right, curves;
   double accuracy = 0;
-  Mat<double> values, curves;
+
+  Index groups() const { return values.rows(); }
 };
 
 struct Plan {
@@ -55,9 +58,9 @@ struct Plan {
   std::string replace = "mean";
 
   Index groups() const { return images / each; }
+  /// What a group's numbers depend on.
   std::string words() const {
-    std::string all = text("%ld images, limits of %ld, seed %ld, %s for a patch", long(images), long(limits),
-                           long(seed), replace.c_str());
+    std::string all = text("limits of %ld images, seed %ld, %s for a patch", long(limits), long(seed), replace.c_str());
     for (const Method& m : methods) all += std::string(", ") + m.name;
     return all;
   }
@@ -105,58 +108,81 @@ struct Work {
   std::string left() const { return duration(since(start) * (all - done) / std::max(done, 1.0)) + " left"; }
 };
 
-Found make(const std::string& model, const Trained& t, const Plan& plan, const LabelledImages& tests,
-           limpid::ThreadPool& pool, Work& work) {
-  const Index groups = plan.groups(), rows = static_cast<Index>(2 * plan.methods.size());
-  Found found{model, 0, Mat<double>::Zero(groups, static_cast<Index>(plan.methods.size() * metrics.size())),
-              Mat<double>::Zero(rows, t.model->shape().patches() + 1)};
-  std::vector<std::unique_ptr<Room<float>>> rooms;
-  for (int worker = 0; worker < pool.workers(); ++worker) rooms.push_back(t.model->room(each));
-  std::vector<Mat<double>> curves(static_cast<std::size_t>(groups), found.curves);
-  std::vector<Index> right(curves.size());
-  std::mutex told;
-  Clock::time_point last = Clock::now();
-  pool.run(groups, [&](Index group, int worker) {
-    Group g(t, *rooms[static_cast<std::size_t>(worker)], tests, group * each);
-    judge(t, plan, g, group, found.values, curves[static_cast<std::size_t>(group)]);
-    right[static_cast<std::size_t>(group)] = g.right;
-    const std::lock_guard<std::mutex> lock(told);
-    work.done += 1;
-    if (since(last) > 1)
-      last = Clock::now(),
-      progress(model + text(", %.0f of %.0f groups of images, ", work.done, work.all) + work.left(), false);
-  });
-  for (std::size_t i = 0; i < curves.size(); ++i) {
-    found.curves += curves[i] / static_cast<double>(groups);
-    found.accuracy += static_cast<double>(right[i]) / static_cast<double>(plan.images);
-  }
-  progress(model + ", " + work.left(), true);
-  return found;
+constexpr const char* of_part[] = {"values", "right", "curves"};
+
+void write(const std::string& path, const Plan& plan, const Found& found) {
+  Safetensors file;
+  for (const auto& [name, m] : {std::pair(of_part[0], &found.values), std::pair(of_part[1], &found.right),
+                                std::pair(of_part[2], &found.curves)})
+    file.tensors[name] =
+        Tensor::from(Eigen::Map<const Mat<double>>(m->data(), m->rows(), m->cols()), limpid::io::DType::f64);
+  file.metadata["plan"] = plan.words();
+  limpid::io::write_safetensors(path, file);
 }
 
-/// A part from its file, or made and written.
+/// As many groups more as are wanted, a few for each thread between two writings of the part.
+void make(Found& found, const std::string& path, const Trained& t, const Plan& plan, const LabelledImages& tests,
+          limpid::ThreadPool& pool, Work& work) {
+  const auto methods = static_cast<Index>(plan.methods.size());
+  const Index columns = methods * static_cast<Index>(metrics.size()), points = t.model->shape().patches() + 1;
+  std::vector<std::unique_ptr<Room<float>>> rooms;
+  for (int worker = 0; worker < pool.workers(); ++worker) rooms.push_back(t.model->room(each));
+  std::mutex told;
+  Clock::time_point last = Clock::now();
+  while (found.groups() < plan.groups()) {
+    const Index first = found.groups(), count = std::min(plan.groups() - first, Index(4) * pool.workers());
+    found.values.conservativeResize(first + count, columns), found.right.conservativeResize(first + count, 1);
+    found.curves.conservativeResize((first + count) * 2 * methods, points);
+    pool.run(count, [&](Index task, int worker) {
+      const Index group = first + task;
+      Group g(t, *rooms[static_cast<std::size_t>(worker)], tests, group * each);
+      Mat<double> curves(2 * methods, points);
+      judge(t, plan, g, group, found.values, curves);
+      found.curves.middleRows(group * 2 * methods, 2 * methods) = curves;
+      found.right(group, 0) = static_cast<double>(g.right);
+      const std::lock_guard<std::mutex> lock(told);
+      work.done += 1;
+      if (since(last) > 1)
+        last = Clock::now(),
+        progress(found.model + text(", %.0f of %.0f groups of images, ", work.done, work.all) + work.left(), false);
+    });
+    write(path, plan, found);
+  }
+  progress(found.model + ", " + work.left(), true);
+}
+
+/// A part from its file, with what it lacks made and written; as many groups of it as are wanted, and their means.
 Found part(const std::string& folder, const std::string& weights, const std::string& model, const Plan& plan,
            const LabelledImages& tests, limpid::ThreadPool& pool, Work& work) {
   const std::string path = folder + "/" + model + ".safetensors";
+  Found found{model, {}, {}, {}};
   if (std::filesystem::exists(path)) {
     const Safetensors file = limpid::io::read_safetensors(path);
     if (file.meta("plan") != plan.words())
       throw std::invalid_argument(path + ": found " + file.meta("plan") + ", wanted " + plan.words() +
                                   "; another --out begins anew");
-    work.all -= static_cast<double>(plan.groups());
-    return {model, number_in<double>(file, path, "accuracy"), file.at("values").matrix<double>(),
-            file.at("curves").matrix<double>()};
+    found.values = file.at(of_part[0]).matrix<double>(), found.right = file.at(of_part[1]).matrix<double>();
+    found.curves = file.at(of_part[2]).matrix<double>();
   }
-  const Trained t(weights + "/" + model + "-1.safetensors", tests);
-  Found found = make(model, t, plan, tests, pool, work);
-  Safetensors file;
-  const auto keep = [&](const char* name, const Mat<double>& m) {
-    file.tensors[name] =
-        Tensor::from(Eigen::Map<const Mat<double>>(m.data(), m.rows(), m.cols()), limpid::io::DType::f64);
-  };
-  keep("values", found.values), keep("curves", found.curves);
-  file.metadata["plan"] = plan.words(), file.metadata["accuracy"] = word(found.accuracy);
-  limpid::io::write_safetensors(path, file);
+  const auto rows = static_cast<Index>(2 * plan.methods.size());
+  const auto columns = static_cast<Index>(plan.methods.size() * metrics.size());
+  if (found.groups() > 0 && (found.values.cols() != columns || found.right.rows() != found.groups() ||
+                             found.curves.rows() != found.groups() * rows))
+    throw FormatError(path +
+                      text(": found %ld x %ld values, %ld x %ld curves and %ld rows beside them, wanted those of "
+                           "as many groups, %ld values and %ld curves each",
+                           long(found.groups()), long(found.values.cols()), long(found.curves.rows()),
+                           long(found.curves.cols()), long(found.right.rows()), long(columns), long(rows)));
+  work.all -= static_cast<double>(std::min(found.groups(), plan.groups()));
+  if (found.groups() < plan.groups())
+    make(found, path, Trained(weights + "/" + model + "-1.safetensors", tests), plan, tests, pool, work);
+  Mat<double> mean = Mat<double>::Zero(rows, found.curves.cols());
+  for (Index g = 0; g < plan.groups(); ++g) {
+    mean += found.curves.middleRows(g * rows, rows) / static_cast<double>(plan.groups());
+    found.accuracy += found.right(g, 0) / static_cast<double>(plan.images);
+  }
+  found.curves = mean;
+  found.values.conservativeResize(plan.groups(), found.values.cols());
   return found;
 }
 
