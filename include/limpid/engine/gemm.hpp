@@ -135,13 +135,13 @@ void pack_panels(View<S> b, S* to) {
 }
 
 /// out = A B, A B + a row for all, or out += A B. A is a and B is b, or their transpose. Cut into tasks by shape
-/// alone; the inner sum runs in blocks, each summed apart. 2 rows cols inner flop; scratch of one packed panel a
-/// worker, none where they are `ready` (pack_panels). Of A^T what may be ready is A, of one block of the inner sum: it is
-/// made here where it pays, as scratch.
+/// alone; the inner sum runs in blocks, each summed apart, of no more than `apart`. 2 rows cols inner flop; scratch of
+/// one packed panel a worker, none where they are `ready` (pack_panels). Of A^T what may be ready is A, of one block of
+/// the inner sum: it is made here where it pays, as scratch.
 template <class P, Transposed T>
 void multiply(const Context& context, View<typename P::Scalar> a, View<typename P::Scalar> b,
               MutView<typename P::Scalar> out, bool accumulate, const typename P::Scalar* row = nullptr,
-              const typename P::Scalar* ready = nullptr) {
+              const typename P::Scalar* ready = nullptr, Index apart = GemmBlocks::depth) {
   using S = typename P::Scalar;
   using Panel = GemmPanel<P, T == Transposed::b>;
   constexpr Index width = Panel::width, depth = GemmBlocks::depth;
@@ -177,20 +177,24 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
         const bool packed =
             T == Transposed::b || rows > GemmBlocks::few_rows || cols % P::lanes != 0 || panel.holds(c0);
         for (Index k0 = 0; k0 < inner; k0 += depth) {
-          const Index count = std::min(depth, inner - k0);
+          const Index count = std::min(depth, inner - k0), ldb = packed ? width : b.stride;
           const S* b_rows = packed ? panel.rows(k0, count, c0, cols) : b.row(k0) + c0;
-          const auto part = [&](Index r, Index some, const S* a_rows, Index lda) {
-            product<P, T>(some, (cols + P::lanes - 1) / P::lanes, count, a_rows, lda, b_rows, packed ? width : b.stride,
-                          StoreInside<P>{to.row(r), to.stride, cols, accumulate || k0 > 0, row ? row + c0 : row});
+          const auto part = [&](Index r, Index some, Index k, Index terms, const S* a_rows, Index lda) {
+            product<P, T>(some, (cols + P::lanes - 1) / P::lanes, terms, a_rows, lda, b_rows + k * ldb, ldb,
+                          StoreInside<P>{to.row(r), to.stride, cols, accumulate || k0 + k > 0, row ? row + c0 : row});
           };
-          if (!turned || !ready) {
-            part(0, rows, a.data + r0 * step + k0 * along, a.stride);
+          if (turned && ready) {
+            for (Index r = r0, some = 0; r < r0 + rows; r += some) {  // to the end of the panel of A that row r is in
+              some = std::min(r0 + rows, (r / width + 1) * width) - r;
+              part(r - r0, some, 0, count, ready + r / width * width * inner + r % width, width);
+            }
             continue;
           }
-          for (Index r = r0, some = 0; r < r0 + rows; r += some) {  // to the end of the panel of A that row r is in
-            some = std::min(r0 + rows, (r / width + 1) * width) - r;
-            part(r - r0, some, ready + r / width * width * inner + r % width, width);
-          }
+          const Index some = apart < count ? GemmBlocks::near_rows : rows;  // so that what is added to is near
+          for (Index r = 0; r < rows; r += some)
+            for (Index k = 0; k < count; k += apart)
+              part(r, std::min(some, rows - r), k, std::min(apart, count - k),
+                   a.data + (r0 + r) * step + (k0 + k) * along, a.stride);
         }
       });
 }

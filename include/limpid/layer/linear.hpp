@@ -75,9 +75,9 @@ template <class P>
 void linear_in(const Context& context, View<typename P::Scalar> x, const Weight<typename P::Scalar>& w,
                View<typename P::Scalar> b, MutView<typename P::Scalar> y) {
   if (w.order == WeightOrder::out_in)
-    multiply<P, Transposed::b>(context, x, w, y, false, b.data, w.panels);
+    multiply<P, Transposed::b>(context, x, w, y, false, b.data, w.panels, GemmBlocks::apart);
   else
-    multiply<P, Transposed::none>(context, x, w, y, false, b.data, w.panels);
+    multiply<P, Transposed::none>(context, x, w, y, false, b.data, w.panels, GemmBlocks::apart);
 }
 /// The same in a layer's forward call, kept in that field of what it saves.
 template <class S, class Saved>
