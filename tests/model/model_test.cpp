@@ -624,6 +624,13 @@ TEST_CASE("models: tensors of a block that are not known, and blocks that are mi
   for (const std::string& text : layers(2)) CHECK(text.empty());
   for (const std::string& text : layers(3))
     CHECK(text == "m: found 2 blocks and options of 3 layers, wanted as many, or 0");
+  const Memory of_one_block(weights(albert_like()));
+  CHECK(contains(suite::error_of([&] { Bert<double>(of_one_block.file, {.heads = 2, .layers = Index(1) << 39}); }),
+                 "options of 549755813888 layers, wanted layers, a multiple of the blocks, at most 65536"));
+  const Memory groups(of_llama);
+  CHECK(Llama<double>(groups.file, {.heads = 4, .eps = 1e-5, .kv_heads = 2}).kv_heads() == 2);
+  CHECK(suite::error_of([&] { Llama<double>(groups.file, {.heads = 2, .eps = 1e-5, .kv_heads = 2}); }) ==
+        "m: 'model.layers.0.self_attn.k_proj.weight': found 4 rows, 1 heads of width 4, wanted the 2 of the options");
   // the head that the options want
   const Memory tied(of_llama), own(weights(llama_like(false)));
   const auto with = [](const Memory& memory, std::optional<bool> wanted) {
@@ -882,6 +889,15 @@ TEST_CASE("llama: options from a config.json, positions as they say", "[model]")
   CHECK(contains(said(start + R"(, "hidden_act": "gelu"})"), "found 'gelu' as hidden_act, wanted silu or swish"));
   CHECK(!plain.tied.has_value());
   CHECK(plain.layers == 0);
+  CHECK(plain.kv_heads == 0);
+  CHECK(read(start + R"(, "num_key_value_heads": 2})").kv_heads == 2);
+  const auto scaled = [&](const std::string& text) { return said(start + R"(, "rope_scaling": )" + text + "}"); };
+  CHECK(contains(scaled(R"("linear")"), "found no object as rope_scaling, wanted one, or null"));
+  CHECK(contains(scaled(R"({"type": "linear"})"), "lacks factor, which the rope_scaling linear wants"));
+  CHECK(contains(scaled(R"({"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4})"),
+                 "lacks original_max_position_embeddings, which the rope_scaling llama3 wants"));
+  CHECK(
+      contains(said(R"({"num_attention_heads": 4, "rms_norm_eps": -1e-05})"), "found -1e-05 as rms_norm_eps, wanted"));
   const LlamaOptions tied = read(start + R"(, "tie_word_embeddings": false, "num_hidden_layers": 3})");
   CHECK(tied.tied == false);
   CHECK(tied.layers == 3);
@@ -952,6 +968,8 @@ TEST_CASE("bert and vit: options from a config.json", "[model]") {
   CHECK(distilled.eps == 1e-12);
   CHECK(distilled.activation == Activation::relu);
   CHECK(distilled.first_place == 0);
+  CHECK(contains(said(R"({"num_attention_heads": 4, "num_hidden_layers": 3, "layer_norm_eps": -1})"),
+                 "found -1 as layer_norm_eps, wanted a number, 0 or more"));
   CHECK(contains(said(R"({"model_type": "distilbert", "n_heads": 2})"), "lacks n_heads or n_layers, wanted both"));
   CHECK(bert(start + R"(, "model_type": "electra", "pad_token_id": 0})").first_place == 0);
   CHECK(contains(said(start + R"(, "position_embedding_type": "relative_key"})"),

@@ -54,7 +54,7 @@ inline BertOptions bert_options(const std::string& path) {
   Index inner = 1, pad = 1;
   config.count("inner_group_num", inner);
   if (inner != 1) config.fail("found " + std::to_string(inner) + " as inner_group_num, wanted 1");
-  if (!distilled) config.number("layer_norm_eps", out.eps);  // which is 1e-12 whatever a file says
+  if (!distilled) config.eps("layer_norm_eps", out.eps);  // which is 1e-12 whatever a file says
   out.activation = config.activation(out.activation, distilled ? "activation" : "hidden_act");
   config.count("pad_token_id", pad);
   if (std::find(padded.begin(), padded.end(), kind) != padded.end()) out.first_place = pad + 1;
@@ -279,10 +279,14 @@ Bert<S>::Bert(const io::Checkpoint& file, const BertOptions& options) : options_
   for (Index l = 0; l < std::max(count, Index(1)); ++l) load.want(load.numbered(blocks, l), table);
   load.require();
   stack_.layers = options.layers == 0 && !albert ? count : options.layers;
-  if (stack_.layers < 1 || stack_.layers % count != 0 || (!albert && stack_.layers != count))
-    io::detail::fail(file.name(), "found " + std::to_string(count) + " blocks and options of " +
-                                      std::to_string(options.layers) + " layers, wanted " +
-                                      (albert ? "layers, a multiple of the blocks" : "as many, or 0"));
+  constexpr Index most_layers = Index(1) << 16;  // of ALBERT the options alone say how many there are
+  if (stack_.layers < 1 || stack_.layers > most_layers || stack_.layers % count != 0 ||
+      (!albert && stack_.layers != count))
+    io::detail::fail(
+        file.name(),
+        "found " + std::to_string(count) + " blocks and options of " + std::to_string(options.layers) +
+            " layers, wanted " +
+            (albert ? "layers, a multiple of the blocks, at most " + std::to_string(most_layers) : "as many, or 0"));
 
   load.read(prefix, embeddings, [&](const std::string& role, const Slot& slot) {
     (role == "words"    ? words_

@@ -21,9 +21,10 @@ class Config {
   /// Throws FormatError that names the file: what cannot be read, or is no JSON object.
   explicit Config(const std::string& path) : path_(path) {
     io::detail::Source source(path);
-    if (source.size() > io::detail::most_header)
-      io::detail::fail(path, "has " + std::to_string(source.size()) + " bytes, wanted at most " +
-                                 std::to_string(io::detail::most_header));
+    constexpr std::size_t most = std::size_t(1)
+                                 << 24;  // a tree of it takes several times as much; 21000 classes are 2 MB
+    if (source.size() > most)
+      io::detail::fail(path, "has " + std::to_string(source.size()) + " bytes, wanted at most " + std::to_string(most));
     std::string text(source.size(), ' ');
     source.read(0, text.data(), text.size());
     entries_ = nlohmann::json::parse(text, nullptr, false);
@@ -52,6 +53,16 @@ class Config {
       fail("found " + limpid::detail::number_text(found) + " as " + std::string(name) +
            ", wanted a whole number, 0 or more");
     to = static_cast<Index>(found);
+  }
+  /// The eps of a norm; `to` stays where there is none.
+  void eps(const char* name, double& to) const {
+    number(name, to);
+    if (has(name) && !(to >= 0))
+      fail("found " + limpid::detail::number_text(to) + " as " + name + ", wanted a number, 0 or more");
+  }
+  /// Refuses an object, or a whole configuration, that lacks an entry.
+  void require(const char* name, const std::string& of) const {
+    if (!has(name)) fail("lacks " + std::string(name) + ", which " + of + " wants");
   }
   void flag(const char* name, bool& to) const {
     if (!has(name)) return;

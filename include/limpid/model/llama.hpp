@@ -25,8 +25,8 @@ struct LlamaOptions {
   double base = 10000;  ///< of the rotary positions, rope_theta
   Index rotary = 0;     ///< columns of a head that are turned; 0 means all
   RopeScaling scaling = {};
-  Index window = 0;  ///< tokens that a token sees, itself among them; longer texts are refused; 0: all
-  Index layers = 0;  ///< that the file has to have; 0: as many as it has
+  Index window = 0;                ///< tokens that a token sees, itself among them; longer texts are refused; 0: all
+  Index layers = 0, kv_heads = 0;  ///< that the file has to have; 0: as many as it has
   /// True: W_head is the embedding, whatever the file has; false: it is the file's own, which has to be there. Where
   /// neither is said it is the file's own if there is one. A base model without a head wants true: its logits say
   /// nothing.
@@ -127,6 +127,10 @@ inline RopeScaling read_scaling(const Config& from, Index context) {
   if (known == kinds.end())
     from.fail("found the rope_scaling " + io::detail::in_quotes(kind, 80) + ", wanted default, linear, llama3 or yarn");
   to.kind = known->second, to.original = context;
+  if (to.kind != Kind::plain) from.require("factor", "the rope_scaling " + kind);
+  if (to.kind == Kind::llama3)
+    for (const char* name : {"original_max_position_embeddings", "low_freq_factor", "high_freq_factor"})
+      from.require(name, "the rope_scaling llama3");
   from.number("factor", to.factor), from.count("original_max_position_embeddings", to.original);
   from.number("low_freq_factor", to.low), from.number("high_freq_factor", to.high);
   from.number("beta_fast", to.fast), from.number("beta_slow", to.slow);
@@ -141,12 +145,12 @@ inline RopeScaling read_scaling(const Config& from, Index context) {
 }  // namespace detail
 
 /// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads,
-/// num_hidden_layers, rms_norm_eps, rope_theta, rope_scaling (rope_parameters in newer ones), partial_rotary_factor
-/// with head_dim or hidden_size, tie_word_embeddings, sliding_window where it is in use. Throws FormatError that names
-/// the file: what cannot be read, is no JSON object, is of a model with other formulas under the same names, which is a
-/// model_type other than llama, mistral, qwen2 and qwen3 (Gemma's norms and Granite's factors are others), a hidden_act
-/// other than silu or a scaling other than default, linear, llama3 and yarn, or lacks num_attention_heads or
-/// rms_norm_eps.
+/// num_key_value_heads, num_hidden_layers, rms_norm_eps, rope_theta, rope_scaling (rope_parameters in newer ones),
+/// partial_rotary_factor with head_dim or hidden_size, tie_word_embeddings, sliding_window where it is in use. Throws
+/// FormatError that names the file: what cannot be read, is no JSON object, is of a model with other formulas under the
+/// same names, which is a model_type other than llama, mistral, qwen2 and qwen3 (Gemma's norms and Granite's factors are
+/// others), a hidden_act other than silu or a scaling other than default, linear, llama3 and yarn, or lacks
+/// num_attention_heads, rms_norm_eps or a number of its scaling.
 inline LlamaOptions llama_options(const std::string& path) {
   const detail::Config config(path);
   LlamaOptions out;
@@ -154,15 +158,17 @@ inline LlamaOptions llama_options(const std::string& path) {
   double part = 1;
   config.one_of("model_type", {"llama", "mistral", "qwen2", "qwen3"});
   config.count("num_attention_heads", out.heads), config.count("num_hidden_layers", out.layers);
-  config.number("rms_norm_eps", out.eps);
+  config.eps("rms_norm_eps", out.eps);
   if (out.heads < 1 || !(out.eps >= 0)) config.fail("lacks num_attention_heads or rms_norm_eps, wanted both");
   config.one_of("hidden_act", {"silu", "swish"});
   config.count("max_position_embeddings", context);
   config.count("hidden_size", width), config.count("head_dim", head);
+  config.count("num_key_value_heads", out.kv_heads);
   config.number("rope_theta", out.base);
   config.number("partial_rotary_factor", part);
   for (const char* name : {"rope_scaling", "rope_parameters"}) {
-    if (!config.has_object(name)) continue;
+    if (!config.has(name)) continue;
+    if (!config.has_object(name)) config.fail("found no object as " + std::string(name) + ", wanted one, or null");
     const detail::Config inner = config.inner(name);
     out.scaling = detail::read_scaling(inner, context);
     inner.number("rope_theta", out.base);
@@ -234,6 +240,11 @@ class Llama {
       io::detail::fail(file.name() + ": " + io::detail::in_quotes(first + "self_attn.k_proj.weight", 80),
                        "found " + std::to_string(keys) + " rows, wanted a divisor of the " +
                            std::to_string(options.heads) + " heads times their width " + std::to_string(head));
+    if (options.kv_heads != 0 && options.kv_heads != keys / head)
+      io::detail::fail(file.name() + ": " + io::detail::in_quotes(first + "self_attn.k_proj.weight", 80),
+                       "found " + std::to_string(keys) + " rows, " + std::to_string(keys / head) + " heads of width " +
+                           std::to_string(head) + ", wanted the " + std::to_string(options.kv_heads) +
+                           " of the options");
     norm_ = load.take(prefix + "norm.weight", "D");
     head_ = file.has("lm_head.weight") && options.tied != true ? load.take("lm_head.weight", "VD") : words_;
     if (options.tied == true) file.skip("lm_head.weight");  // the embedding again

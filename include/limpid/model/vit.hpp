@@ -37,7 +37,7 @@ inline VitOptions vit_options(const std::string& path) {
   config.flag("use_swiglu_ffn", gated);
   if (gated) config.fail("found true as use_swiglu_ffn, wanted false: no MLP with gates");
   config.one_of("hidden_act", {"gelu"});
-  config.number("layer_norm_eps", out.eps);
+  config.eps("layer_norm_eps", out.eps);
   std::string kind;
   config.text("model_type", kind);
   if (kind == "dinov2_with_registers") out.positions = PositionResize::antialiased;
