@@ -17,17 +17,6 @@ constexpr Index padded(Index count) {
   return (count + P::lanes - 1) / P::lanes * P::lanes;
 }
 
-/// The next of rows that lie so far apart, one after the other: of a square g++ would keep the place of every row, and
-/// make them all anew for the next.
-template <class T>
-LIMPID_INLINE T* next_row(T* row, Index stride) {
-  row += stride;
-#if defined(__GNUC__)
-  asm("" : "+r"(row));
-#endif
-  return row;
-}
-
 /// to[c][i] = from(i, c), and 0 for i in [from.rows, width); to is from.cols x width, width a whole number of vectors.
 template <class P>
 LIMPID_NOINLINE void transpose_into(View<typename P::Scalar> from, typename P::Scalar* to, Index width) {

@@ -233,6 +233,17 @@ bool holds_finite(View<S> x) {
   return all_finite<Native<S>>(x);
 }
 
+/// The next of rows that lie so far apart, one after the other: of a square g++ would keep the place of every row, and
+/// make them all anew for the next.
+template <class T>
+LIMPID_INLINE T* next_row(T* row, Index stride) {
+  row += stride;
+#if defined(__GNUC__)
+  asm("" : "+r"(row));
+#endif
+  return row;
+}
+
 /// out_i = <a_i, b_i> for every row, summed in the order of the register tile: where one weight is 1 and all others are
 /// 0, a row of out is a row of v, and delta is the dA of that pair to the last bit, so that their difference is 0.
 template <class P>
@@ -240,6 +251,18 @@ LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scala
   using S = typename P::Scalar;
   using V = typename P::V;
   constexpr Index w = P::lanes;
+  // One square after the other, by a running address: with both at once compilers keep 2 w addresses, and not in
+  // registers.
+  const auto columns = [](View<S> of, Index i, Index rows, Index c, V* square) {
+    const S* p = of.row(i) + c;
+    LIMPID_UNROLL(16)
+    for (Index r = 0; r < w; ++r) {
+      if (r > 0 && r < rows) p = next_row(p, of.stride);
+      square[r] = P::load(p);
+      P::prefetch(p, w * of.stride);  // of the next w rows
+    }
+    P::transpose(square);
+  };
   for (Index i = 0; i < a.rows; i += w) {
     const Index rows = std::min(w, a.rows - i);
     const auto row = [&](View<S> of, Index r) { return of.row(r < rows ? i + r : i); };
@@ -247,13 +270,7 @@ LIMPID_NOINLINE void row_dots(View<typename P::Scalar> a, View<typename P::Scala
     Index c = 0;
     for (; c + w <= a.cols; c += w) {
       V x[w], y[w];
-      LIMPID_UNROLL(16)
-      for (Index r = 0; r < w; ++r) {
-        x[r] = P::load(row(a, r) + c), y[r] = P::load(row(b, r) + c);
-        P::prefetch(row(a, r) + c, w * a.stride), P::prefetch(row(b, r) + c, w * b.stride);  // of the next w rows
-      }
-      P::transpose(x);
-      P::transpose(y);
+      columns(a, i, rows, c, x), columns(b, i, rows, c, y);
       LIMPID_UNROLL(16)
       for (Index r = 0; r < w; ++r) sum = P::fma(x[r], y[r], sum);
     }
