@@ -637,7 +637,7 @@ int main(int argc, char** argv) try {
   std::map<std::string, Index> steps;
   for (const Filter& f : all) steps[f.name] = static_cast<Index>(images.size() * columns) * seeds;
   steps["maps"] = static_cast<Index>(images.size() * columns);
-  if (!others.empty()) steps["others"] = static_cast<Index>(images.size() * columns);
+  if (!others.empty()) steps["others"] = static_cast<Index>(images.size() * columns) * seeds;
   Progress progress(steps);
   const auto timed = [&](const std::string& what, const std::string& step, auto&& f) {
     progress.say(what, step);
@@ -671,6 +671,15 @@ int main(int argc, char** argv) try {
           scores[f + 1][column].add(clipped(out), clean, took);
           cleaned.push_back(std::move(out));
         }
+        if (!others.empty())
+          timed(now, "others", [&] {
+            for (const peers::Result& r :
+                 peers::measured(folder, clean, task.noisy, sigma, settings.side, settings.window)) {
+              auto& row = of_peers[r.name];
+              row.resize(columns);
+              row[column].psnr += r.psnr, row[column].ssim += r.ssim, row[column].seconds.push_back(r.seconds);
+            }
+          });
         if (seed > 0) continue;
 
         const auto at = pixel.size() == 2 ? pixel : std::vector<Index>{clean.rows / 3, clean.cols * 4 / 9};
@@ -702,15 +711,6 @@ int main(int argc, char** argv) try {
           for (std::size_t f = 0; f < all.size(); ++f) write(all[f].name, clipped(cleaned[f]), bits);
         timed(now, "maps",
               [&] { write("map-row", limpid::io::contact_sheet(map_tiles(task, all, cleaned, at), 5, 1, 2), 8); });
-        if (!others.empty())
-          timed(now, "others", [&] {
-            for (const peers::Result& r :
-                 peers::measured(folder, clean, task.noisy, sigma, settings.side, settings.window)) {
-              auto& row = of_peers[r.name];
-              row.resize(columns);
-              row[column].psnr += r.psnr, row[column].ssim += r.ssim, row[column].seconds.push_back(r.seconds);
-            }
-          });
       }
   progress.end();
 
@@ -750,7 +750,7 @@ int main(int argc, char** argv) try {
   std::printf("\n");
   for (const Filter& f : all) std::printf("%-19s%s\n", f.name.c_str(), f.formula.c_str());
   if (!of_peers.empty())
-    std::printf("%-19sone thread, first seed only; sigma told, h = 0.6 sigma, OpenCV h = sigma of bytes\n", "others");
+    std::printf("%-19sone thread; sigma told, h = 0.6 sigma, OpenCV h = sigma of bytes\n", "others");
   if (settings.bandwidth > 0) std::printf("%-19sh = %g sigma side throughout\n", "--bandwidth", settings.bandwidth);
   std::printf("\nPictures:\n");
   for (const std::string& path : pictures)
