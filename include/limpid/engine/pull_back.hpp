@@ -102,7 +102,7 @@ void deliver_queries(const PullShared<P, M, Mods>& shared, int t, Interval block
 }
 
 /// A worker's tasks of a pull_back, with the scratch that they use one after the other.
-template <class P, bool Emit, int M, class Mods>
+template <class P, int M, class Mods>
 class PullTasks {
  public:
   using S = typename P::Scalar;
@@ -130,8 +130,9 @@ class PullTasks {
       dbias_[t] = map.dbias ? arena.take<S>(ld) : nullptr;
     }
     total_ = M == 1 ? weights_[0] : take_tile();
-    da_ = Emit ? take_tile() : nullptr;
-    emitted_ = Emit ? arena.take<S>(plan_.relevance.rows * ld) : nullptr;
+    emits_ = plan_.relevance.c != nullptr;
+    da_ = emits_ ? take_tile() : nullptr;
+    emitted_ = emits_ ? arena.take<S>(plan_.relevance.rows * ld) : nullptr;
     dv_ = arena.take<S>(padded<P>(w_) * ld);
     x_copy_ = arena.take<S>(padded<P>(w_) * rows);
     if (plan_.maps[0].scores.near_alone()) {
@@ -197,7 +198,7 @@ class PullTasks {
       if (dbias_[t]) clear(dbias_[t], nk_);
     }
     if (taken_) clear(taken_, ld);
-    if constexpr (Emit) clear(emitted_, plan_.relevance.rows * ld);
+    if (emits_) clear(emitted_, plan_.relevance.rows * ld);
     if (tallies_) clear(collected_, shared_.gradient_size), moments_ = {};
   }
 
@@ -210,8 +211,9 @@ class PullTasks {
     const Index q0 = seen.begin, nq = seen.end - q0;
     if (nq > 0) {
       after_ = shared_.cut.queries(after).begin;
-      make_gradients(q0, nq);
-      if constexpr (Emit) {
+      make_weights(q0, nq);
+      if (emits_) {
+        make_gradients<true>(q0, nq);
         RelevanceRequest<S> own = plan_.relevance;
         own.c = emitted_, own.c_stride = ld;
         const Tile<S> tile{total_, ld, q0, nq, 0, nk_};
@@ -219,6 +221,8 @@ class PullTasks {
           add_relevance<P>(tile, total_, da_, own);
         else
           add_relevance_parts<P>(tile, total_, da_, own);
+      } else {
+        make_gradients<false>(q0, nq);
       }
       for (int t = 0; t < M; ++t) {
         side_outputs(t, q0, nq);
@@ -242,14 +246,21 @@ class PullTasks {
 
   NextRows<P> next(View<S> v) const { return far_ ? NextRows<P>{v.row(after_), v.stride} : NextRows<P>::none(total_); }
 
-  void make_gradients(Index q0, Index nq) {
-    StoreGradients<P, M, Emit, WeightOf<Mods>> store;
-    store.ld = ld, store.total = total_, store.da = da_, store.function = plan_.maps[0].scores.weight;
+  void make_weights(Index q0, Index nq) {
     for (int t = 0; t < M; ++t) {
       const auto& map = plan_.maps[t];
       const Tile<S> tile{weights_[t], ld, q0, nq, k0_, nk_};
       weights_tile<P>(map.scores, map.lse, map.weight, tile, keys_[t]->transposed, row_, raw_[t], next(map.scores.q));
-      store.weights[t] = weights_[t], store.ds[t] = ds_[t], store.delta[t] = map.delta ? map.delta + q0 : nullptr;
+    }
+  }
+
+  template <bool Keep>
+  void make_gradients(Index q0, Index nq) {
+    StoreGradients<P, M, Keep, WeightOf<Mods>> store;
+    store.ld = ld, store.total = total_, store.da = da_, store.function = plan_.maps[0].scores.weight;
+    for (int t = 0; t < M; ++t) {
+      const S* delta = plan_.maps[t].delta;
+      store.weights[t] = weights_[t], store.ds[t] = ds_[t], store.delta[t] = delta ? delta + q0 : nullptr;
     }
     product<P, Transposed::none>(nq, vectors(), plan_.left.cols, plan_.left.row(q0), plan_.left.stride, right_t_, ld,
                                  prefetching(next(plan_.left), store));
@@ -368,7 +379,7 @@ class PullTasks {
     if (w_ > 0)
       copy_or_add_scaled<P>(View<S>(dv_, nk_, w_, padded<P>(w_)), S(1), plan_.dv.block(k0_, 0, nk_, w_),
                             plan_.accumulate_v || !first);
-    if constexpr (Emit)
+    if (emits_)
       copy_or_add<S>({emitted_, plan_.relevance.rows, nk_, ld},
                      {plan_.relevance.c + k0_, plan_.relevance.rows, nk_, plan_.relevance.c_stride}, !first);
   }
@@ -383,7 +394,7 @@ class PullTasks {
   const Shared& shared_;
   const BackwardPlan<S, Mods, M>& plan_;
   const Index w_;
-  bool far_ = false, collects_ = false, tallies_ = false;
+  bool far_ = false, emits_ = false, collects_ = false, tallies_ = false;
   bool gathered_ = false;  // something for the block of keys: dk_ and dv_ hold sums
   Index loaded_ = -1, task_ = 0, k0_ = 0, nk_ = 0, after_ = 0;
   Few<std::optional<KeyPanel<P>>, M> keys_;
@@ -413,7 +424,7 @@ void add_sink_gradients(const BackwardPlan<S, Mods, M>& plan, S* collected) {
   scores.mods->add_sink_gradient(scores.head(), S(sum), collected);
 }
 
-template <class P, bool Emit, int M, class Mods>
+template <class P, int M, class Mods>
 void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods, M> plan,
                    typename P::Scalar* collected) {
   using S = typename P::Scalar;
@@ -449,8 +460,8 @@ void pull_back_any(const Context& context, BackwardPlan<typename P::Scalar, Mods
     }
   }
   context.run(
-      orders.tasks.count(), [&](Arena& own) { return PullTasks<P, Emit, M, Mods>(context, shared, own); },
-      [](PullTasks<P, Emit, M, Mods>& tasks, Index t) { tasks.run(t); });
+      orders.tasks.count(), [&](Arena& own) { return PullTasks<P, M, Mods>(context, shared, own); },
+      [](PullTasks<P, M, Mods>& tasks, Index t) { tasks.run(t); });
   if constexpr (Mods::sinks) add_sink_gradients(plan, collected);
   guard.poison(plan, collected);
 }
@@ -636,10 +647,8 @@ void pull_back(const Context& context, const BackwardPlan<typename P::Scalar, Mo
                typename P::Scalar* collected) {
   if constexpr (Mods::gathers)
     pull_back_gathered<P, M, Mods>(context, plan, collected);
-  else if (plan.relevance.c != nullptr)
-    pull_back_any<P, true, M>(context, plan, collected);
   else
-    pull_back_any<P, false, M>(context, plan, collected);
+    pull_back_any<P, M>(context, plan, collected);
 }
 
 }  // namespace detail
