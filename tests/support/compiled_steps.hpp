@@ -15,7 +15,9 @@
       Index, Index, Index, const S*, Index, const S*, Index, const __VA_ARGS__&, const STEP<P>&);
 #define LIMPID_TEST_ONLINE_STEP(EXTERN, S, P, N)                                                     \
   EXTERN template void online_step<P, N>(S*, Index, Index, const S*, S*, S*, S*, const Prefetch<S>&, \
-                                         const std::nullptr_t&);
+                                         const std::nullptr_t&);                                     \
+  EXTERN template void online_step<P, N>(S*, Index, Index, const S*, S*, S*, S*, const Prefetch<S>&, \
+                                         const FunctionRef<void()>&);
 #define LIMPID_TEST_SWEEPS(EXTERN, S, P)                                                                           \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Rescale<P>)                                                     \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Accumulate<P>)                                                  \

@@ -58,6 +58,15 @@ inline void check_kept_shape(Name op, Index found_rows, Index found_cols, Index 
     raise(op + ": saved holds " + shape_text(found_rows, found_cols) + " numbers, wanted " + shape_text(rows, cols) +
           "; it comes from other parameters or other widths");
 }
+/// A head's block of what all heads keep.
+template <class S>
+MutView<S> kept_block(Name name, const MutView<S>& whole, Kept kind, Index count, const Dims& d, Index b, Index h) {
+  const bool stat = kind == Kept::stat;
+  const Index rows = stat ? d.batch * d.heads * count : d.batch * d.n, cols = stat ? d.n : d.heads * count;
+  check_kept_shape(name, whole.rows, whole.cols, rows, cols);
+  return stat ? whole.block((b * d.heads + h) * count, 0, count, d.n) : whole.block(b * d.n, h * count, d.n, count);
+}
+
 /// Views of one head of what an operator keeps.
 template <class ViewType, class Op, class S, class In>
 auto head_kept(const Op& op, Saved<Op, S>& saved, const In& head, Index b, Index h) {
@@ -66,12 +75,7 @@ auto head_kept(const Op& op, Saved<Op, S>& saved, const In& head, Index b, Index
   visit_kept<typename Op::template Keep<ViewType>>(
       op,
       [&](Kept kind, Index count, bool, auto& all, auto& view) {
-        const MutView<S> whole(all);
-        const bool stat = kind == Kept::stat;
-        const Index rows = stat ? d.batch * d.heads * count : d.batch * d.n, cols = stat ? d.n : d.heads * count;
-        check_kept_shape(operator_name(op), whole.rows, whole.cols, rows, cols);
-        view = kind == Kept::stat ? whole.block((b * d.heads + h) * count, 0, count, d.n)
-                                  : whole.block(b * d.n, h * count, d.n, count);
+        view = kept_block<S>(operator_name(op), MutView<S>(all), kind, count, d, b, h);
       },
       head, saved.kept, one);
   return one;

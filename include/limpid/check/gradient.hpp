@@ -106,6 +106,64 @@ auto numeric_gradient(M& x, F&& f, double step = 0) {
   return numeric_gradient<S>(MutView<S>(x), std::forward<F>(f), step);
 }
 
+namespace detail {
+
+/// What backward gave beside differences of value(), which looks at `values`: check_gradient of any operator.
+template <class S>
+GradientCheck compare_gradients(const std::vector<std::string>& names, std::vector<Mat<S>>& values,
+                                const std::vector<Mat<S>>& gradients, FunctionRef<S()> value, std::uint64_t state,
+                                double step, int directions) {
+  GradientCheck check;
+  std::vector<double> sizes;
+  double largest = 0;
+  for (std::size_t f = 0; f < values.size(); ++f) {
+    Mat<S>& x = values[f];
+    if (x.size() == 0) continue;
+    Mat<S> found = gradients[f], wanted;
+    if (directions == 0) {
+      wanted = numeric_gradient(x, value, step);
+    } else {
+      found.resize(directions, 1), wanted.resize(directions, 1);
+      for (int t = 0; t < directions; ++t) {
+        Mat<S> u(x.rows(), x.cols());
+        for (Index i = 0; i < u.size(); ++i) u.data()[i] = S(uniform(state));
+        u /= S(std::sqrt(double(dot(u.data(), u.data(), u.size()))));
+        const Mat<S> was = x;
+        found(t, 0) = dot(u.data(), gradients[f].data(), u.size());
+        wanted(t, 0) = central_difference(
+            [&](double by) {
+              for (Index i = 0; i < x.size(); ++i) x.data()[i] = was.data()[i] + S(by) * u.data()[i];
+              return value();
+            },
+            step);
+        x = was;
+      }
+    }
+    FieldGradient one;
+    one.name = names[f];
+    double size = 0;
+    for (Index i = 0; i < found.rows(); ++i)
+      for (Index j = 0; j < found.cols(); ++j) {
+        const auto a = static_cast<double>(found(i, j)), b = static_cast<double>(wanted(i, j));
+        size = std::max(size, std::abs(b));
+        const double error = std::abs(a - b);
+        const bool first = i == 0 && j == 0;
+        if (first || (!std::isnan(one.error) && !(error <= one.error)))
+          one.error = error, one.row = i, one.col = j, one.found = a, one.wanted = b;
+      }
+    check.fields.push_back(one);
+    sizes.push_back(size);
+    largest = std::max(largest, size);
+  }
+  for (std::size_t f = 0; f < sizes.size(); ++f) {
+    const double size = std::max(sizes[f], 1e-3 * largest);
+    if (size > 0) check.fields[f].error /= size;
+  }
+  return check;
+}
+
+}  // namespace detail
+
 /// Backward against central differences of <forward(in), w>, w random, for every field of the operator's Args that is
 /// given. The inputs are copied, never written. Meant for double (errors of a right gradient stay below 1e-8, of a
 /// wrong one nothing does). A step across a kink, as of a ReLU, is off by the jump of the derivative: use .step = 1e-6
@@ -117,7 +175,6 @@ auto numeric_gradient(M& x, F&& f, double step = 0) {
 template <class S = double, class Op>
 GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in,
                              const GradientOptions& options = {}) {
-  using detail::central_difference;
   using detail::uniform;
   const std::string name = detail::operator_name(op);
   if (options.directions < 0)
@@ -161,53 +218,7 @@ GradientCheck check_gradient(const Op& op, const std::type_identity_t<Inputs<Op,
   backward(op, own, saved, w, grad);
   call.saved = nullptr;
 
-  GradientCheck check;
-  std::vector<double> sizes;
-  double largest = 0;
-  for (std::size_t f = 0; f < values.size(); ++f) {
-    Mat<S>& x = values[f];
-    if (x.size() == 0) continue;
-    Mat<S> found = gradients[f], wanted;
-    if (options.directions == 0) {
-      wanted = numeric_gradient(x, value, step);
-    } else {
-      found.resize(options.directions, 1), wanted.resize(options.directions, 1);
-      for (int t = 0; t < options.directions; ++t) {
-        Mat<S> u(x.rows(), x.cols());
-        for (Index i = 0; i < u.size(); ++i) u.data()[i] = S(uniform(state));
-        u /= S(std::sqrt(double(detail::dot(u.data(), u.data(), u.size()))));
-        const Mat<S> was = x;
-        found(t, 0) = detail::dot(u.data(), gradients[f].data(), u.size());
-        wanted(t, 0) = central_difference(
-            [&](double by) {
-              for (Index i = 0; i < x.size(); ++i) x.data()[i] = was.data()[i] + S(by) * u.data()[i];
-              return value();
-            },
-            step);
-        x = was;
-      }
-    }
-    FieldGradient one;
-    one.name = names[f];
-    double size = 0;
-    for (Index i = 0; i < found.rows(); ++i)
-      for (Index j = 0; j < found.cols(); ++j) {
-        const auto a = static_cast<double>(found(i, j)), b = static_cast<double>(wanted(i, j));
-        size = std::max(size, std::abs(b));
-        const double error = std::abs(a - b);
-        const bool first = i == 0 && j == 0;
-        if (first || (!std::isnan(one.error) && !(error <= one.error)))
-          one.error = error, one.row = i, one.col = j, one.found = a, one.wanted = b;
-      }
-    check.fields.push_back(one);
-    sizes.push_back(size);
-    largest = std::max(largest, size);
-  }
-  for (std::size_t f = 0; f < sizes.size(); ++f) {
-    const double size = std::max(sizes[f], 1e-3 * largest);
-    if (size > 0) check.fields[f].error /= size;
-  }
-  return check;
+  return detail::compare_gradients<S>(names, values, gradients, value, state, step, options.directions);
 }
 
 }  // namespace LIMPID_ABI

@@ -217,6 +217,25 @@ struct NearPairs {
   Index count = 0, first = 0;
 };
 
+/// The largest number of rows [begin, end) of a tile, none below 0.
+template <class P>
+typename P::Scalar largest_of(const Tile<typename P::Scalar>& t, Index begin, Index end, Index vectors) {
+  using S = typename P::Scalar;
+  using V = typename P::V;
+  V top = P::set(S(0)), second = top;  // side by side, as each waits for the one before it
+  Index r = begin;
+  for (; r + 2 <= end; r += 2)
+    for (Index v = 0; v < vectors; ++v) {
+      const S* at = t.data + r * t.ld + v * P::lanes;
+      top = P::max(top, P::load(at)), second = P::max(second, P::load(at + t.ld));
+    }
+  for (; r < end; ++r)
+    for (Index v = 0; v < vectors; ++v) top = P::max(top, P::load(t.data + r * t.ld + v * P::lanes));
+  S each[P::lanes];
+  P::store(each, P::largest(P::max(top, second)));
+  return each[0];
+}
+
 /// The scores of a tile's near pairs, found by their infinity, from differences of the rows as they were given. bias:
 /// the additive parts of keys; null: each row has its own. found: which they are; may be null.
 template <class P, bool KeysAreLanes, class Mods>
@@ -224,28 +243,13 @@ LIMPID_NOINLINE void make_near_pairs(const Scores<typename P::Scalar, Mods>& sco
                                      const PartsOfScores<typename P::Scalar>& parts, const Tile<typename P::Scalar>& t,
                                      Index vectors, const typename P::Scalar* bias, NearPairs* found = nullptr) {
   using S = typename P::Scalar;
-  using V = typename P::V;
   const Index rows = KeysAreLanes ? t.nq : t.nk, lanes = KeysAreLanes ? t.nk : t.nq;
   const S infinity = -minus_infinity<S>();
   constexpr Index some = 4;
-  const auto largest_of = [&](Index begin, Index end) {
-    V top = P::set(S(0)), second = top;  // side by side, as each waits for the one before it
-    Index r = begin;
-    for (; r + 2 <= end; r += 2)
-      for (Index v = 0; v < vectors; ++v) {
-        const S* at = t.data + r * t.ld + v * P::lanes;
-        top = P::max(top, P::load(at)), second = P::max(second, P::load(at + t.ld));
-      }
-    for (; r < end; ++r)
-      for (Index v = 0; v < vectors; ++v) top = P::max(top, P::load(t.data + r * t.ld + v * P::lanes));
-    S each[P::lanes];
-    P::store(each, P::largest(P::max(top, second)));
-    return each[0];
-  };
   bool any = false;
   for (Index r = 0; r < rows; ++r) {
     S* row = t.data + r * t.ld;
-    if (r % some == 0) any = largest_of(r, std::min(rows, r + some)) == infinity;
+    if (r % some == 0) any = largest_of<P>(t, r, std::min(rows, r + some), vectors) == infinity;
     if (!any) continue;
     for (Index l = 0; l < lanes; ++l) {
       if (!(row[l] == infinity)) continue;

@@ -40,6 +40,94 @@ struct SweepArrays {
   View<S>* x = nullptr;      ///< a row for each query: of out = A^T x
 };
 
+/// What a Guard does whatever the modifiers. A Keeps says whether a query keeps a key.
+template <class P, int M>
+class GuardedArrays {
+ public:
+  using S = typename P::Scalar;
+
+ protected:
+  using Keeps = FunctionRef<bool(Index, Index)>;
+  enum class Bad : unsigned char { nothing, sums, weights };  // of a row of A, by what it keeps
+
+  static S nan() { return S(std::numeric_limits<double>::quiet_NaN()); }
+  /// NaN into row r of out.
+  static void spoil(MutView<S> out, Index r) {
+    if (out.given()) std::fill(out.row(r), out.row(r) + out.cols, nan());
+  }
+  /// The same where row i of an array is not finite.
+  static void spoil(MutView<S> out, Index r, const Guarded<S>& from, Index i) {
+    for (Index c = 0; c < out.cols; ++c)
+      if (!from.entry_is_fine(i, c)) out(r, c) = nan();
+  }
+
+  static Guarded<S> guarded(const Context& context, View<S>* v) {
+    if (!v) return {};
+    const Guarded<S> as_given{*v, all_finite<P>(context, *v)};
+    if (!as_given.fine) *v = without_bad(context.arena(), *v, false);
+    return as_given;
+  }
+  /// The queries or the keys of a map, and their halves of |row|^2, which are NaN for such rows.
+  static Guarded<S> guarded(const Context& context, View<S>& rows, PartsOfScores<S>& parts,
+                            const S* ScorePart<S>::*half) {
+    const Guarded<S> as_given{rows, all_finite<P>(context, rows)};
+    if (as_given.fine) return as_given;
+    rows = without_bad(context.arena(), as_given.given, true);
+    for (auto& part : parts)
+      if (part.near_alone()) {
+        const View<S> halves(part.*half, 1, as_given.given.rows + part.behind, 0);
+        part.*half = without_bad(context.arena(), halves, false).data;
+      }
+    return as_given;
+  }
+
+  static Bad bad(const Few<Guarded<S>, M>& rows, const Guarded<S>& beside, Index i) {
+    for (const auto& v : rows)
+      if (!v.row_is_fine(i)) return Bad::weights;
+    return beside.row_is_fine(i) ? Bad::nothing : Bad::sums;
+  }
+  void find_rows(Arena& arena, Index n, Index m, Keeps keeps) {
+    rows_ = arena.take<Bad>(n), keys_ = arena.take<Index>(m);
+    Bad* of_keys = arena.take<Bad>(m);
+    for (Index j = 0; j < m; ++j)
+      if ((of_keys[j] = bad(k_, right_, j)) != Bad::nothing) keys_[key_count_++] = j;
+    for (Index i = 0; i < n; ++i) {
+      const Bad own = bad(q_, left_, i);
+      rows_[i] = Bad::nothing;
+      for (Index j = 0; j < m && rows_[i] != own; ++j)
+        if (keeps(i, j)) rows_[i] = own;
+      for (Index b = 0; b < key_count_ && rows_[i] != Bad::weights; ++b)
+        if (keeps(i, keys_[b])) rows_[i] = std::max(rows_[i], of_keys[keys_[b]]);
+    }
+  }
+
+  void poison_rows(MutView<S> out, Lse<S> lse, Keeps keeps) const {
+    for (Index i = 0; i < out.rows; ++i) {
+      if (rows_[i] == Bad::weights) {
+        spoil(out, i);
+        if (lse.given()) lse.top[i] = lse.inverse[i] = nan();
+      } else if (rows_[i] == Bad::sums) {
+        for (Index b = 0; b < key_count_; ++b)
+          if (keeps(i, keys_[b])) spoil(out, i, right_, keys_[b]);
+      }
+    }
+  }
+  void poison_columns(MutView<S> out, Index n, Keeps keeps) const {
+    for (Index i = 0; i < n; ++i) {
+      const bool weights = rows_[i] == Bad::weights;
+      if (!weights && x_.row_is_fine(i)) continue;
+      for (Index j = 0; j < out.rows; ++j)
+        if (keeps(i, j)) weights ? spoil(out, j) : spoil(out, j, x_, i);
+    }
+  }
+
+  Few<Guarded<S>, M> q_, k_;
+  Guarded<S> left_, right_, x_;
+  Bad* rows_ = nullptr;  // null: all that was looked through is finite
+  Index* keys_ = nullptr;
+  Index key_count_ = 0;
+};
+
 /// What is not finite has to show in all that counts it, and in nothing else: 0 * NaN would show what a masked key, or
 /// a query that keeps no key, holds, and NaN - inf is no masked score. Where a pair can be masked, what a sweep reads
 /// is looked through; if something is not finite, the sweep works on copies with zeros in its place, and `poison` then
@@ -47,7 +135,12 @@ struct SweepArrays {
 /// row's weights and all that is made of them; an entry of another array the sums that it is part of, its column alone.
 /// Queries are looked through in a backward pass, whose dK is made of them, or where a score function may mask.
 template <class P, class Mods, int M = 1>
-class Guard {
+class Guard : GuardedArrays<P, M> {
+  using Base = GuardedArrays<P, M>;
+  using Base::guarded, Base::nan, Base::spoil;
+  using Base::q_, Base::k_, Base::left_, Base::right_, Base::x_, Base::rows_;
+  using typename Base::Bad;
+
  public:
   using S = typename P::Scalar;
   using Map = Scores<S, Mods>;
@@ -61,34 +154,22 @@ class Guard {
     right_ = guarded(context, arrays.right), left_ = guarded(context, arrays.left), x_ = guarded(context, arrays.x);
     bool fine = right_.fine && left_.fine && x_.fine;
     for (std::size_t t = 0; t < M; ++t) {
-      if (Mods::per_pair || arrays.left) q_[t] = guarded(context, *maps[t], &Map::q, &ScorePart<S>::half_q);
-      k_[t] = guarded(context, *maps[t], &Map::k, &ScorePart<S>::half_k);
+      Map& map = *maps[t];
+      if (Mods::per_pair || arrays.left) q_[t] = guarded(context, map.q, map.parts, &ScorePart<S>::half_q);
+      k_[t] = guarded(context, map.k, map.parts, &ScorePart<S>::half_k);
       fine = fine && q_[t].fine && k_[t].fine;
     }
-    if (!fine) find_rows(arena);
+    if (!fine) this->find_rows(arena, map_->n(), map_->m(), KeepsOf{map_});
   }
 
   /// Of out = A right, and the log-sum-exp of its rows.
   void poison(MutView<S> out, Lse<S> lse) const {
-    for (Index i = 0; rows_ && i < out.rows; ++i) {
-      if (rows_[i] == Bad::weights) {
-        spoil(out, i);
-        if (lse.given()) lse.top[i] = lse.inverse[i] = nan();
-      } else if (rows_[i] == Bad::sums) {
-        for (Index b = 0; b < key_count_; ++b)
-          if (map_->keeps(i, keys_[b])) spoil(out, i, right_, keys_[b]);
-      }
-    }
+    if (rows_) this->poison_rows(out, lse, KeepsOf{map_});
   }
 
   /// Of out = A^T x.
   void poison_transposed(MutView<S> out) const {
-    for (Index i = 0; rows_ && i < map_->n(); ++i) {
-      const bool weights = rows_[i] == Bad::weights;
-      if (!weights && x_.row_is_fine(i)) continue;
-      for (Index j = 0; j < out.rows; ++j)
-        if (map_->keeps(i, j)) weights ? spoil(out, j) : spoil(out, j, x_, i);
-    }
+    if (rows_) this->poison_columns(out, map_->n(), KeepsOf{map_});
   }
 
   /// Of a backward pass: dV = A^T x, and all that is made of dS, whose rows are NaN where those of A or of dA are.
@@ -115,65 +196,11 @@ class Guard {
   }
 
  private:
-  enum class Bad : unsigned char { nothing, sums, weights };  // of a row of A, by what it keeps
-
-  static S nan() { return S(std::numeric_limits<double>::quiet_NaN()); }
-  /// NaN into row r of out.
-  static void spoil(MutView<S> out, Index r) {
-    if (out.given()) std::fill(out.row(r), out.row(r) + out.cols, nan());
-  }
-  /// The same where row i of an array is not finite.
-  static void spoil(MutView<S> out, Index r, const Guarded<S>& from, Index i) {
-    for (Index c = 0; c < out.cols; ++c)
-      if (!from.entry_is_fine(i, c)) out(r, c) = nan();
-  }
-
-  static Guarded<S> guarded(const Context& context, View<S>* v) {
-    if (!v) return {};
-    const Guarded<S> as_given{*v, all_finite<P>(context, *v)};
-    if (!as_given.fine) *v = without_bad(context.arena(), *v, false);
-    return as_given;
-  }
-  /// The queries or the keys of a map, and their halves of |row|^2, which are NaN for such rows.
-  static Guarded<S> guarded(const Context& context, Map& map, View<S> Map::*rows, const S* ScorePart<S>::*half) {
-    const Guarded<S> as_given{map.*rows, all_finite<P>(context, map.*rows)};
-    if (as_given.fine) return as_given;
-    map.*rows = without_bad(context.arena(), as_given.given, true);
-    for (auto& part : map.parts)
-      if (part.near_alone()) {
-        const View<S> halves(part.*half, 1, as_given.given.rows + part.behind, 0);
-        part.*half = without_bad(context.arena(), halves, false).data;
-      }
-    return as_given;
-  }
-
-  static Bad bad(const Few<Guarded<S>, M>& rows, const Guarded<S>& beside, Index i) {
-    for (const auto& v : rows)
-      if (!v.row_is_fine(i)) return Bad::weights;
-    return beside.row_is_fine(i) ? Bad::nothing : Bad::sums;
-  }
-  void find_rows(Arena& arena) {
-    const Index n = map_->n(), m = map_->m();
-    rows_ = arena.take<Bad>(n), keys_ = arena.take<Index>(m);
-    Bad* of_keys = arena.take<Bad>(m);
-    for (Index j = 0; j < m; ++j)
-      if ((of_keys[j] = bad(k_, right_, j)) != Bad::nothing) keys_[key_count_++] = j;
-    for (Index i = 0; i < n; ++i) {
-      const Bad own = bad(q_, left_, i);
-      rows_[i] = Bad::nothing;
-      for (Index j = 0; j < m && rows_[i] != own; ++j)
-        if (map_->keeps(i, j)) rows_[i] = own;
-      for (Index b = 0; b < key_count_ && rows_[i] != Bad::weights; ++b)
-        if (map_->keeps(i, keys_[b])) rows_[i] = std::max(rows_[i], of_keys[keys_[b]]);
-    }
-  }
-
+  struct KeepsOf {
+    const Map* map;
+    bool operator()(Index i, Index j) const { return map->keeps(i, j); }
+  };
   const Map* map_;
-  Few<Guarded<S>, M> q_, k_;
-  Guarded<S> left_, right_, x_;
-  Bad* rows_ = nullptr;  // null: all that was looked through is finite
-  Index* keys_ = nullptr;
-  Index key_count_ = 0;
 };
 
 }  // namespace detail

@@ -13,9 +13,9 @@ namespace detail {
 
 /// Calls f(tile) with the weights of every tile of queries [q0, q1) x keys [k0, k1); rows of queries may run in
 /// parallel, the tiles of a row of queries come in the order of their keys.
-template <class P, class Mods, class F>
+template <class P, class Mods>
 void visit_weights(const Context& context, Scores<typename P::Scalar, Mods> scores, Lse<const typename P::Scalar> lse,
-                   Interval queries, Interval keys, F&& f) {
+                   Interval queries, Interval keys, FunctionRef<void(const Tile<typename P::Scalar>&)> f) {
   using S = typename P::Scalar;
   using Blocks = PullBlocks<P>;
   constexpr Index ld = Blocks::keys, rows = Blocks::queries;

@@ -178,13 +178,15 @@ class SmoothBlock {
                                   part(p, b, nk), at_infinity);
             }
           };
-          if constexpr (top_finds_near)
-            step([&] {
+          if constexpr (top_finds_near) {
+            const auto make_near = [&] {
               if (scores_.near_alone())
                 make_near_pairs<P, false>(scores_, scores_.parts, t, vectors, mixed ? nullptr : bias_);
-            });
-          else
+            };
+            step(FunctionRef<void()>(make_near));  // one online_step for all modifiers
+          } else {
             step(nullptr);
+          }
         }
       } else {
         if (scores_.by_pair() || mixed) {

@@ -122,6 +122,22 @@ struct TileRows {
         factor(arena.take<typename P::Scalar>(PullBlocks<P>::queries)) {}
 };
 
+/// Scores become weights, where a product could not make them so.
+template <class P, class Weight>
+void weights_by_row(const Weight& weight, const Tile<typename P::Scalar>& t, Index vectors, const TileRows<P>& row) {
+  using S = typename P::Scalar;
+  const typename P::V none = P::set(minus_infinity<S>()), zero = P::set(S(0));
+  for (Index i = 0; i < t.nq; ++i)
+    for (Index j = 0; j < vectors * P::lanes; j += P::lanes) {
+      S* p = t.data + i * t.ld + j;
+      const typename P::V s = P::load(p), below = s - P::set(row.top[i]);
+      if constexpr (Weight::normalised)
+        P::store(p, P::if_equal(s, none, zero, P::exp(below) * P::set(row.factor[i])));  // also in a row that is NaN
+      else
+        P::store(p, P::if_equal(s, none, zero, weight.template weight<P>(below)));
+    }
+}
+
 /// weights_tile of rows whose key biases are relative to the same query, that of origin_of.
 template <class P, class Mods>
 void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const typename P::Scalar> lse,
@@ -161,16 +177,7 @@ void weights_of_rows(const Scores<typename P::Scalar, Mods>& scores, Lse<const t
     if (raw)
       for (Index i = 0; i < t.nq * t.ld; ++i) raw[i] = t.data[i];
     if constexpr (Mods::per_pair) value_tile<P, true>(scores, t);
-    const typename P::V none = P::set(minus_infinity<S>()), zero = P::set(S(0));
-    for (Index i = 0; i < t.nq; ++i)
-      for (Index j = 0; j < vectors * P::lanes; j += P::lanes) {
-        S* p = t.data + i * t.ld + j;
-        const typename P::V s = P::load(p), below = s - P::set(row.top[i]);
-        if constexpr (are_normalised<Mods>)
-          P::store(p, P::if_equal(s, none, zero, P::exp(below) * P::set(row.factor[i])));  // also in a row that is NaN
-        else
-          P::store(p, P::if_equal(s, none, zero, scores.weight.template weight<P>(below)));
-      }
+    weights_by_row<P>(scores.weight, t, vectors, row);
   } else {
     product<P, Transposed::none>(t.nq, vectors, scores.q.cols, rows, scores.q.stride, keys_transposed, t.ld,
                                  prefetching(next, StoreWeights<P>{t.data, t.ld, scale, bias, row.top, row.factor}));
