@@ -56,6 +56,8 @@ struct Memory {
 struct VitLike {
   Index registers = 0, places = 10;  ///< a 3 x 3 grid and the class
   bool scales = false, head = true;
+  bool class_token = true;
+  const char* norm = "norm";
 };
 void add_pair(Shapes& to, const std::string& name, const std::vector<Index>& weight, Index bias) {
   to.push_back({name + ".weight", weight});
@@ -64,7 +66,7 @@ void add_pair(Shapes& to, const std::string& name, const std::vector<Index>& wei
 Shapes timm(const VitLike& like = {}) {
   Shapes out;
   add_pair(out, "patch_embed.proj", {6, 3, 2, 2}, 6);
-  out.push_back({"cls_token", {1, 1, 6}});
+  if (like.class_token) out.push_back({"cls_token", {1, 1, 6}});
   if (like.registers != 0) out.push_back({"reg_token", {1, like.registers, 6}});
   out.push_back({"pos_embed", {1, like.places, 6}});
   for (const std::string block : {"blocks.0.", "blocks.1."}) {
@@ -76,7 +78,7 @@ Shapes timm(const VitLike& like = {}) {
     if (like.scales) out.push_back({block + "ls1.gamma", {6}});
     if (like.scales) out.push_back({block + "ls2.gamma", {6}});
   }
-  add_pair(out, "norm", {6}, 6);
+  add_pair(out, like.norm, {6}, 6);
   if (like.head) add_pair(out, "head", {5, 6}, 5);
   return out;
 }
@@ -301,6 +303,68 @@ TEST_CASE("vit: every gradient, with registers, layer scale and positions of ano
       gradients.set_zero();
       CHECK(gradients.list.front().isZero(0));
     }
+}
+
+TEST_CASE("vit: models that pool patches: a norm after the mean, no class token, grids that are no squares",
+          "[model]") {
+  struct Kind {
+    bool class_token;
+    Index registers, places;
+    const char* norm;
+  };
+  // of 2 x 3 patches; 4 places of 1 x 3 are no square without their class
+  for (const Kind& kind : {Kind{true, 0, 7, "fc_norm"}, Kind{false, 0, 6, "fc_norm"}, Kind{false, 2, 6, "norm"},
+                           Kind{true, 2, 6, "norm"}}) {
+    const Memory memory(weights(timm(
+        {.registers = kind.registers, .places = kind.places, .class_token = kind.class_token, .norm = kind.norm})));
+    Vit<double> vit(memory.file, {.heads = 2, .pool = VitOptions::Pool::mean, .grid_rows = 2, .grid_cols = 3});
+    CHECK(vit.unused.empty());
+    const Index first = kind.registers + (kind.class_token ? 1 : 0);
+    CHECK(vit.first_patch() == first);
+    const auto op = softmax();
+    const ModelCall call{.batch = 2};
+    const Mat<double> image = some(2 * 4 * 6, 3, 1), dlogits = some(2, 5, 2), dtokens = some(2 * (first + 6), 6, 3);
+    auto saved = vit.saved(op);
+    vit.forward(op, image, 4, 6, saved, call);
+    // the head reads the mean of the patches, normed before it or after
+    for (Index b = 0; b < 2; ++b) {
+      Mat<double> pooled = Mat<double>::Zero(1, 6);
+      for (Index i = 0; i < 6; ++i) pooled += saved.tokens.row(b * (first + 6) + first + i) / 6;
+      if (kind.norm != std::string("norm")) {
+        Mat<double> normed(1, 6);
+        const auto gamma = memory.file.row<double>("fc_norm.weight"), beta = memory.file.row<double>("fc_norm.bias");
+        layer_norm(pooled, gamma.view(), beta.view(), normed, {.eps = 1e-6});
+        pooled = normed;
+      }
+      CHECK((saved.pooled.row(b) - pooled).norm() <= 1e-14);
+    }
+    const auto value = [&](const Mat<double>& pixels) {
+      auto other = vit.saved(op);
+      vit.forward(op, pixels, 4, 6, other, {.batch = 2, .keep = false});
+      return inner(other.logits, dlogits) + inner(other.tokens, dtokens);
+    };
+    ParameterGradients<double> gradients(vit.parameters);
+    Mat<double> dimage(image.rows(), 3);
+    vit.backward(op, saved, dlogits, dtokens, &gradients, dimage, nullptr, call);
+    check_gradients(vit, gradients, [&](const auto&) { return value(image); });
+    const Mat<double> along = some(image.rows(), 3, 4), up = image + 1e-5 * along, down = image - 1e-5 * along;
+    CHECK((value(up) - value(down)) / 2e-5 == Approx(inner(along, dimage)).epsilon(1e-7));
+    // relevance starts at the patches alone
+    const auto why = vit.explain(op, saved, 1, call);
+    CHECK(why.start.leftCols(first).isZero(0));
+    CHECK(why.start.rightCols(6).isConstant(1.0 / 6));
+  }
+  // a grid that is told is not guessed: 4 places are 1 x 3 and the class, or 2 x 2
+  const Memory memory(weights(timm({.places = 4})));
+  const Mat<double> image = some(2 * 6, 3, 1);
+  const auto logits = [&](const VitOptions& options) {
+    const Vit<double> vit(memory.file, options);
+    auto saved = vit.saved(softmax());
+    vit.forward(softmax(), image, 2, 6, saved);
+    return saved.logits;
+  };
+  CHECK((logits({.heads = 2}) - logits({.heads = 2, .grid_rows = 1, .grid_cols = 3})).norm() > 1e-3);
+  CHECK(logits({.heads = 2}) == logits({.heads = 2, .grid_rows = 2, .grid_cols = 2}));
 }
 
 TEST_CASE("models: items of a batch come out as alone, and what is not kept changes no bit", "[model]") {
@@ -1089,6 +1153,20 @@ TEST_CASE("models: a checkpoint that does not fit is refused with tensor, found 
         "m: 'patch_embed.proj.weight': found the shape [6, 3, 2, 3], wanted [any, any, any, any]");
   CHECK(contains(said(with(timm(), "pos_embed", {1, 12, 6}), vit(2)),
                  "m: 'pos_embed': found 12 places, wanted a square number, or one more"));
+  const auto grid = [](Index rows, Index cols, VitOptions::Pool pool = VitOptions::Pool::first) {
+    return [=](const io::Checkpoint& file) {
+      Vit<float>(file, {.heads = 2, .pool = pool, .grid_rows = rows, .grid_cols = cols});
+    };
+  };
+  CHECK(said(timm(), grid(3, 3)).empty());
+  CHECK(said(timm(), grid(5, 2)).empty());  // without a place for the class
+  for (const auto& [rows, cols] : {std::pair<Index, Index>{4, 2}, {2, 6}, {0, 9}, {-3, -3}, {3, Index(1) << 62}})
+    CHECK(contains(said(timm(), grid(rows, cols)), "m: 'pos_embed': found 10 places, wanted " + std::to_string(rows) +
+                                                       " x " + std::to_string(cols) + ", or one more"));
+  CHECK(contains(said(timm({.class_token = false}), vit(2)), "m: lacks 1 of "));
+  const auto mean = grid(0, 0, VitOptions::Pool::mean);
+  CHECK(said(timm({.places = 9, .class_token = false}), mean).empty());
+  CHECK(said(timm({.class_token = false}), mean) == "m: 'pos_embed': found 10 places, wanted a square number");
   CHECK(contains(said(bert_like(), vit(2)), "m: lacks "));
   const auto bert = [](Index heads, Index layers) {
     return [=](const io::Checkpoint& file) { Bert<float>(file, {.heads = heads, .layers = layers}); };

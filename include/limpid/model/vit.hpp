@@ -19,7 +19,8 @@ struct VitOptions {
   double eps = 1e-6;  ///< what timm and DINOv2 train with; Hugging Face's ViTConfig says 1e-12 for the same weights
   enum class Pool { first, mean } pool = Pool::first;  ///< the class token, or the mean of the patches
   PositionResize positions = PositionResize::bicubic;
-  Index layers = 0;  ///< that the file has to have; 0: as many as it has
+  Index layers = 0;                    ///< that the file has to have; 0: as many as it has
+  Index grid_rows = 0, grid_cols = 0;  ///< of the table of positions; 0: as many, as nearly all models have
 };
 
 /// The options of a model from the config.json that Hugging Face keeps beside its files: num_attention_heads,
@@ -47,12 +48,14 @@ inline VitOptions vit_options(const std::string& path) {
 /// What a run of a Vit gives and keeps for a backward pass.
 template <class Op, class S>
 struct VitSaved {
-  Mat<S> tokens;  ///< after the last norm: class token, distillation token, registers, patches; (batch n) x D
+  /// After the last norm: class token, distillation token, registers, patches; (batch n) x D. Before a norm of pooled
+  /// ones.
+  Mat<S> tokens;
   Mat<S> pooled;  ///< batch x D, or 2 D where the head reads two of them
   Mat<S> logits;  ///< batch x classes; without columns where the checkpoint has no head
   // kept:
   Index rows = 0, cols = 0;  ///< of patches
-  Mat<S> patches, last;
+  Mat<S> patches, last, unnormed;
   StackSaved<Op, S> stack;
   LayerNormSaved<S> norm;
 };
@@ -67,7 +70,8 @@ struct VitNames {
   std::vector<std::pair<const char*, const char*>> heads;
   const char* blocks;  ///< of the block number
   NameTable table;
-  std::vector<const char*> unused;  ///< known and not needed
+  std::vector<const char*> unused;         ///< known and not needed
+  std::vector<const char*> pooled_norm{};  ///< in the place of norm_weight and norm_bias: of pooled tokens
 };
 
 /// The names that Hugging Face gives alike to all its vision transformers; those of the first norm of a block, and of
@@ -128,7 +132,8 @@ inline const std::vector<VitNames>& vit_families() {
         {"w2", "mlp.fc2.weight", "DE"},
         {"b2", "mlp.fc2.bias", "D", true},
         {"scale2", "ls2.gamma", "D", true}},
-       {"mask_token"}},
+       {"mask_token"},
+       {"fc_norm.weight", "fc_norm.bias"}},
       hugging_face_vit({"", "dinov2.", "dinov2_with_registers.", "vit."},
                        {{"gamma1", "norm1.weight", "D"}, {"beta1", "norm1.bias", "D"}},
                        {{"scale1", "layer_scale1.lambda1", "D", true},
@@ -160,12 +165,14 @@ inline const std::vector<VitNames>& vit_families() {
 ///
 ///     tokens = [class; registers; patches W^T + b + positions],   logits = pooled(N(blocks(tokens))) W_head^T + b_head
 ///
-/// The table of positions has a place for the class token, or none where its rows are a square number (timm's copies of
-/// DINOv2, whose class token has its position added already); it is resized where the image has other patches. A
-/// distilled DeiT has a second token with a place, and logits that are the mean of two heads, one a token, or the first
-/// one's alone. A head of 2 D columns, as DINOv2's classifiers have, reads the class token and the mean of the patches,
-/// whatever the options say. Relevance then starts with half of what each of the two reads [ours]. Weights
-/// are read in place; their names and order are in parameters.list. Any operator of q, k and v goes into a call.
+/// timm's models that pool patches have N after the mean (fc_norm in place of norm), or no class token: as the file
+/// says. The table of positions has a place for the class token, or none where its rows are a square number (timm's
+/// copies of DINOv2, whose class token has its position added already); of a grid that is no square, grid_rows and
+/// grid_cols tell. It is resized where the image has other patches. A distilled DeiT has a second token with a place,
+/// and logits that are the mean of two heads, one a token, or the first one's alone. A head of 2 D columns, as DINOv2's
+/// classifiers have, reads the class token and the mean of the patches, whatever the options say. Relevance then starts
+/// with half of what each of the two reads [ours]. Weights are read in place; their names and order are in
+/// parameters.list. Any operator of q, k and v goes into a call.
 ///
 ///     const limpid::io::Checkpoint file("vit.safetensors");
 ///     const limpid::model::Vit<float> vit(file, {.heads = 6});         // or vit_options("config.json")
@@ -197,8 +204,8 @@ class Vit {
   Index patch() const { return side_; }
   Index channels() const { return channels_; }
   Index classes() const { return reads_.empty() ? 0 : reads_.front().weight.rows; }
-  /// Tokens before the patches: the class token, the distillation token and the registers.
-  Index first_patch() const { return 1 + distillation_.rows + registers_.rows; }
+  /// Tokens before the patches: the class token, where there is one, the distillation token and the registers.
+  Index first_patch() const { return (class_.given() ? 1 : 0) + distillation_.rows + registers_.rows; }
   template <class Op>
   Saved<Op> saved(const Op&) const {
     return {};
@@ -297,7 +304,8 @@ class Vit {
   Slot patch_, patch_bias_, class_, distillation_, registers_, positions_, norm_, norm_bias_;
   std::vector<Read> reads_;  ///< one or two, whose sum times share_ the logits are; none: no head
   S share_ = S(1);
-  Index channels_ = 0, side_ = 0, class_places_ = 0, grid_ = 0;
+  bool norm_after_pool_ = false;
+  Index channels_ = 0, side_ = 0, class_places_ = 0, grid_rows_ = 0, grid_cols_ = 0;
 };
 
 // Outside of the class, where a template is not inline: limpid::compiled_models holds them.
@@ -316,9 +324,14 @@ Vit<S>::Vit(const io::Checkpoint& file, const VitOptions& options) : options_(op
   }
   if (names == nullptr) names = &detail::vit_families().front(), prefix.clear();
   stack_.layers = load.count(prefix + names->blocks + names->table.front().name);
-  for (const char* name :
-       {names->patch_weight, names->class_token, names->positions, names->norm_weight, names->norm_bias})
+  const bool has_class = options.pool == VitOptions::Pool::first || file.has(prefix + names->class_token);
+  norm_after_pool_ = !file.has(prefix + names->norm_weight) && !names->pooled_norm.empty() &&
+                     file.has(prefix + names->pooled_norm.front());
+  const char* norm_weight = norm_after_pool_ ? names->pooled_norm.front() : names->norm_weight;
+  const char* norm_bias = norm_after_pool_ ? names->pooled_norm.back() : names->norm_bias;
+  for (const char* name : {names->patch_weight, names->positions, norm_weight, norm_bias})
     load.want(prefix, {{"", name, ""}});
+  if (has_class) load.want(prefix, {{"", names->class_token, ""}});
   for (Index l = 0; l < std::max(stack_.layers, Index(1)); ++l)
     load.want(prefix + load.numbered(names->blocks, l), names->table);
   load.require();
@@ -333,21 +346,32 @@ Vit<S>::Vit(const io::Checkpoint& file, const VitOptions& options) : options_(op
   detail::check_heads(file, width, options.heads);
   load.extents['P'] = 3 * width, load.extents['d'] = width / options.heads;
   patch_bias_ = optional(prefix + names->patch_bias, "D");
-  class_ = load.take(prefix + names->class_token, "D");
-  distillation_ = optional(prefix + names->distillation, "D");
+  if (has_class) {
+    class_ = load.take(prefix + names->class_token, "D");
+    distillation_ = optional(prefix + names->distillation, "D");
+  }
   registers_ = optional(prefix + names->registers, "RD");
   positions_ = load.take(prefix + names->positions, "ND");
-  const Index places = load.extents['N'];
-  const auto root = [](Index n) { return static_cast<Index>(std::llround(std::sqrt(static_cast<double>(n)))); };
-  class_places_ = distillation_.given() ? 2 : root(places) * root(places) == places ? 0 : 1;
-  grid_ = root(places - class_places_);
-  if (grid_ < 1 || grid_ * grid_ != places - class_places_)
+  const Index places = load.extents['N'], least = distillation_.given() ? 2 : 0,
+              most = std::max<Index>(least, has_class ? 1 : 0);
+  grid_rows_ = options.grid_rows, grid_cols_ = options.grid_cols;
+  std::string wanted = limpid::detail::shape_text(grid_rows_, grid_cols_);
+  if (grid_rows_ == 0 && grid_cols_ == 0) {
+    const auto squares = static_cast<double>(std::max(places - least, Index(0)));
+    grid_rows_ = grid_cols_ = static_cast<Index>(std::llround(std::sqrt(squares)));
+    wanted = "a square number";
+  }
+  const bool fits = grid_rows_ > 0 && grid_cols_ > 0 && grid_rows_ <= places / grid_cols_;
+  class_places_ = fits ? places - grid_rows_ * grid_cols_ : most + 1;
+  if (class_places_ > most || class_places_ < least)
     io::detail::fail(file.name() + ": " + io::detail::in_quotes(prefix + names->positions, 80),
-                     "found " + std::to_string(places) + " places, wanted a square number" +
-                         (distillation_.given() ? " and two more" : ", or one more"));
+                     "found " + std::to_string(places) + " places, wanted " + wanted +
+                         (least != 0  ? " and two more"
+                          : has_class ? ", or one more"
+                                      : ""));
   for (Index l = 0; l < stack_.layers; ++l)
     stack_.blocks.push_back(load.block(prefix + load.numbered(names->blocks, l), names->table));
-  norm_ = load.take(prefix + names->norm_weight, "D"), norm_bias_ = load.take(prefix + names->norm_bias, "D");
+  norm_ = load.take(prefix + norm_weight, "D"), norm_bias_ = load.take(prefix + norm_bias, "D");
   read_head(file, load, *names);
   for (const char* name : names->unused) file.skip(prefix + name);
   const std::string blocks(names->blocks);
@@ -371,7 +395,9 @@ void Vit<S>::read_head(const io::Checkpoint& file, detail::Loader<S>& load, cons
     const std::string name = std::string(first) + ".weight";
     if (!file.has(name)) continue;
     const Index width = load.extents['D'];
-    if (second != nullptr && distillation_.given() && file.has(std::string(second) + ".weight")) {
+    if (norm_after_pool_) {
+      reads_ = {with_bias(first, "VD", first_read())};
+    } else if (second != nullptr && distillation_.given() && file.has(std::string(second) + ".weight")) {
       reads_ = {with_bias(first, "VD", 0), with_bias(second, "VD", 1)};
       share_ = S(0.5);
     } else if (file.shape(name) == std::vector<Index>{file.shape(name).front(), 2 * width}) {
@@ -404,29 +430,43 @@ void Vit<S>::forward(const Op& op, View<S> image, Index rows, Index cols, VitSav
   Mat<S> embedded(saved.patches.rows(), width());
   linear(View<S>(saved.patches), out_in(parameters(patch_)), parameters(patch_bias_), embedded, inner);
   const View<S> table = parameters(positions_);
-  const Mat<S> places = resize_positions<S>(options_.positions, table.block(class_places_, 0, grid_ * grid_, width()),
-                                            grid_, grid_, saved.rows, saved.cols);
+  const Mat<S> places =
+      resize_positions<S>(options_.positions, table.block(class_places_, 0, grid_rows_ * grid_cols_, width()),
+                          grid_rows_, grid_cols_, saved.rows, saved.cols);
   embed(places, detail::places_of(call.batch, n), embedded, {true, call.workspace, call.executor});
   Mat<S> first(first_patch(), width()), x(call.batch * all, width());
-  first.row(0) = parameters(class_).map();
+  if (class_.given()) first.row(0) = parameters(class_).map();
   if (distillation_.given()) first.row(1) = parameters(distillation_).map();
   first.topRows(class_places_) += table.map().topRows(class_places_);
   if (registers_.given()) first.bottomRows(registers_.rows) = parameters(registers_).map();
-  prepend(first, embedded, x, call.batch);
+  if (first.rows() > 0)
+    prepend(first, embedded, x, call.batch);
+  else
+    x = std::move(embedded);
   saved.last = stack_.forward(op, parameters, std::move(x), saved.stack, call);
-  saved.tokens.resize(saved.last.rows(), width());
-  layer_norm(saved.last, parameters(norm_), parameters(norm_bias_), saved.tokens,
-             {options_.eps, &saved.norm, call.workspace, call.executor});
+  const auto norm = [&](const Mat<S>& in) {
+    Mat<S> out(in.rows(), width());
+    layer_norm(in, parameters(norm_), parameters(norm_bias_), out,
+               {options_.eps, &saved.norm, call.workspace, call.executor});
+    return out;
+  };
+  saved.tokens = norm_after_pool_ ? std::move(saved.last) : norm(saved.last);
+  const auto pooled = [&](Index from) -> Mat<S> {
+    Mat<S> out = pool(saved.tokens, pool_weights(from, call.batch, n));
+    if (!norm_after_pool_) return out;
+    saved.unnormed = std::move(out);
+    return norm(saved.unnormed);
+  };
   saved.logits.resize(call.batch, classes());
   if (reads_.empty()) {
-    saved.pooled = pool(saved.tokens, pool_weights(first_read(), call.batch, n));
+    saved.pooled = pooled(first_read());
     return;
   }
   saved.pooled.resize(call.batch, static_cast<Index>(reads_.size()) * width());
   Mat<S> part(call.batch, reads_.size() > 1 ? classes() : 0);
   for (std::size_t r = 0; r < reads_.size(); ++r) {
     const Index first_col = static_cast<Index>(r) * width();
-    saved.pooled.middleCols(first_col, width()) = pool(saved.tokens, pool_weights(reads_[r].from, call.batch, n));
+    saved.pooled.middleCols(first_col, width()) = pooled(reads_[r].from);
     Mat<S>& to = r == 0 ? saved.logits : part;
     linear(View<S>(saved.pooled).block(0, first_col, call.batch, width()), out_in(parameters(reads_[r].weight)),
            parameters(reads_[r].bias), to, inner);
@@ -459,6 +499,12 @@ void Vit<S>::run_backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits,
   if (!dlogits.given() && !dtokens.given())
     limpid::detail::raise("vit: found no gradient of logits or tokens, wanted one of them to go back from");
   const LayerCall inner{false, call.workspace, call.executor};
+  const auto before_norm = [&](const Mat<S>& x, const Mat<S>& dy) {
+    Mat<S> dx(x.rows(), x.cols());
+    layer_norm_backward(View<S>(x), parameters(norm_), saved.norm, View<S>(dy),
+                        {overwrite(dx), gradient(norm_), gradient(norm_bias_)}, inner);
+    return dx;
+  };
   Mat<S> d = Mat<S>::Zero(batch * all, width());
   if (dtokens.given()) d = dtokens.map();
   if (dlogits.given()) {
@@ -468,26 +514,28 @@ void Vit<S>::run_backward(const Op& op, VitSaved<Op, S>& saved, View<S> dlogits,
       linear_backward(View<S>(saved.pooled).block(0, static_cast<Index>(r) * width(), batch, width()),
                       out_in(parameters(reads_[r].weight)), View<S>(of_heads),
                       {overwrite(dpooled), gradient(reads_[r].weight), gradient(reads_[r].bias)}, inner);
+      if (norm_after_pool_) dpooled = before_norm(saved.unnormed, dpooled);
       d += pool_backward(pool_weights(reads_[r].from, batch, n), dpooled);
     }
   }
-  Mat<S> dx(d.rows(), d.cols());
-  layer_norm_backward(View<S>(saved.last), parameters(norm_), saved.norm, View<S>(d),
-                      {overwrite(dx), gradient(norm_), gradient(norm_bias_)}, inner);
-  d = stack_.backward(op, parameters, saved.stack, std::move(dx), gradients, asked, call);
+  if (!norm_after_pool_) d = before_norm(saved.last, d);
+  d = stack_.backward(op, parameters, saved.stack, std::move(d), gradients, asked, call);
   const bool input = dimage.given() || (asked != nullptr && detail::asks_for_input(asked));
   if (gradients == nullptr && !input) return;
   Mat<S> dembedded(batch * n, width()), dfirst(first_patch(), width());
-  prepend_backward(first_patch(), d, gradients != nullptr ? overwrite(dfirst) : Gradient<S>(), dembedded, batch);
+  if (first_patch() > 0)
+    prepend_backward(first_patch(), d, gradients != nullptr ? overwrite(dfirst) : Gradient<S>(), dembedded, batch);
+  else
+    dembedded = std::move(d);
   if (gradients != nullptr) {
-    (*gradients)(class_).map() += dfirst.row(0);
+    if (class_.given()) (*gradients)(class_).map() += dfirst.row(0);
     if (distillation_.given()) (*gradients)(distillation_).map() += dfirst.row(1);
     (*gradients)(positions_).map().topRows(class_places_) += dfirst.topRows(class_places_);
     if (registers_.given()) (*gradients)(registers_).map() += dfirst.bottomRows(registers_.rows);
     Mat<S> dplaces(n, width());
     embed_backward(detail::places_of(batch, n), dembedded, dplaces);
-    (*gradients)(positions_).map().bottomRows(grid_ * grid_) +=
-        resize_positions_backward<S>(options_.positions, View<S>(dplaces), grid_, grid_, saved.rows, saved.cols);
+    (*gradients)(positions_).map().bottomRows(grid_rows_ * grid_cols_) += resize_positions_backward<S>(
+        options_.positions, View<S>(dplaces), grid_rows_, grid_cols_, saved.rows, saved.cols);
   }
   Mat<S> dpatches(input ? batch * n : 0, saved.patches.cols());
   linear_backward(View<S>(saved.patches), out_in(parameters(patch_)), View<S>(dembedded),
