@@ -111,7 +111,7 @@ std::string check(const std::string& path) {
   }
   const Operator& op = entry->second;
   for (const auto& [key, value] : c.file().metadata)
-    if (key != "operator" && key != "case" && op.switches.count(key) == 0)
+    if (key != "operator" && key != "case" && key != "may_be_inf" && op.switches.count(key) == 0)
       return "switch '" + key + "' (= '" + value + "') is not known to operator " + name;
 
   const auto scales = scales_of(c);

@@ -47,6 +47,39 @@ struct AotBlock {
     }
     return all;
   }
+
+  template <class S>
+  static Tensors<S> formula(const Case& c) {
+    using Var = typename Tape<S>::Var;
+    Tape<S> t;
+    const Index layers = c.shape("eta")[0], heads = c.count("heads", 1);
+    const bool norm = c.text("norm", "layer") == "layer";
+    Var x = t.in(c, "x");
+    for (Index l = 0; l < layers; ++l) {
+      const auto in = [&](const std::string& name) -> Var {
+        const Var all = t.in(c, name);
+        if (all == nullptr) return nullptr;
+        return t.rows(all, l * (all->value.rows() / layers), all->value.rows() / layers);
+      };
+      const Var h = norm ? t.normed(x, in("gamma"), in("beta"), c.number("eps", 1e-5)) : x;
+      Var step;
+      if (c.text("attention", "mssa") == "mssa") {
+        const Var u = in("u");
+        step = plain_mssa(t, c, h, u, in("wo"), in("bo"), heads, c.scale(u->value.cols() / heads));
+      } else {
+        const Var q = t.product(h, in("wq")), k = t.product(h, in("wk")), v = t.product(h, in("wv"));
+        const Index n = q->value.rows();
+        step = t.attention(q, k, v, heads, heads, c.scale(q->value.cols() / heads), c.visible(n, n));
+        step = t.linear(step, in("wo"), in("bo"));
+      }
+      x = t.add(x, t.times_number(step, t.columns(t.in(c, "eta"), l, 1)));
+    }
+    x->grad = c.dout<S>();
+    t.backward();
+    Tensors<S> all{{"out.out", x->value}};
+    t.gradients(all);
+    return all;
+  }
 };
 
 const Registered<AotBlock> aot_block_cases;

@@ -28,6 +28,20 @@ struct Mssa {
     p.put(c, all);
     return all;
   }
+
+  template <class S>
+  static Tensors<S> formula(const Case& c) {
+    Tape<S> t;
+    const auto u = t.in(c, "u");
+    const Index heads = c.count("heads", 1);
+    const auto out =
+        plain_mssa(t, c, t.in(c, "x"), u, t.in(c, "wo"), t.in(c, "bo"), heads, c.scale(u->value.cols() / heads));
+    out->grad = c.dout<S>();
+    t.backward();
+    Tensors<S> all{{"out.out", out->value}};
+    t.gradients(all);
+    return all;
+  }
 };
 
 const Registered<Mssa> mssa_cases;

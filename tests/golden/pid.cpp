@@ -1,6 +1,6 @@
 // limpid: golden cases of PID attention: a stack of layers, and the gradient through all of them.
 // SPDX-License-Identifier: MIT
-#include "plain.hpp"
+#include "tape.hpp"
 
 namespace golden {
 
@@ -48,6 +48,44 @@ struct Pid {
     });
     Tensors<S> all{{"out.out", out}, {"grad.q", dq}, {"grad.k", dk}, {"grad.v", dv}};
     for (int i = 0; i < 4; ++i) all["grad." + std::string(gains[i])] = dgain[i];
+    return all;
+  }
+
+  template <class S>
+  static Tensors<S> formula(const Case& c) {
+    using Var = typename Tape<S>::Var;
+    Tape<S> t;
+    const Var q = t.in(c, "q"), k = t.in(c, "k"), v = t.in(c, "v");
+    Var gain[4];
+    for (int i = 0; i < 4; ++i) gain[i] = t.in(c, gains[i]);
+    const Index layers = c.shape("q")[0], n = c.shape("q")[1];
+    const bool paper = c.text("variant", "paper") == "paper";
+    const S ema = S(c.number("ema", 0.3));
+    const auto value = [&](Index l) { return t.rows(v, l * n, n); };
+    const auto off = [&](Index l) { return t.subtract(t.times_number(value(0), gain[3]), value(l)); };
+    std::vector<Var> outs;
+    Var sum = nullptr;  // of errors up to this layer, or the mean of those before it
+    for (Index l = 0; l < layers; ++l) {
+      Var out = t.attention(t.rows(q, l * n, n), t.rows(k, l * n, n), value(l), 1, 1, c.scale(q->value.cols()),
+                            c.visible(n, n));
+      if (l > 0) {
+        out = t.add(out, t.times_number(off(l), gain[0]));
+        if (paper) sum = sum == nullptr ? off(l) : t.add(sum, off(l));
+        if (sum != nullptr) out = t.add(out, t.times_number(sum, gain[1]));
+        const Index late = paper ? 0 : 1;
+        if (l > late) out = t.add(out, t.times_number(t.subtract(value(l - 1 - late), value(l - late)), gain[2]));
+        if (!paper) {
+          const Var now = t.scaled(ema, off(l));
+          sum = sum == nullptr ? now : t.add(now, t.scaled(1 - ema, sum));
+        }
+      }
+      outs.push_back(out);
+    }
+    const Var out = t.below(outs);
+    out->grad = c.dout<S>();
+    t.backward();
+    Tensors<S> all{{"out.out", out->value}};
+    t.gradients(all);
     return all;
   }
 };

@@ -45,10 +45,17 @@ struct Rollout {
     Layers(const Layers&) = delete;
   };
 
-  /// out.map and out.row, and the gradients of both together, added up in da and dg.
+  /// out.map, where the method has one, and out.row, and the gradients of both together, added up in da and dg.
   template <class S>
   static void by_maps(const Case& c, const Heads& e, Layers<S>& layers, Tensors<S>& all) {
     const Index row = c.place("row", 0, e.n);
+    if (c.text("method", "") == "gradcam") {
+      const Index skip = c.place("skip", 1, e.n);
+      all["out.row"] = limpid::gradcam(layers.maps.back(), row, skip);
+      const Mat<S> d = c.dout<S>("row").transpose();
+      limpid::gradcam_backward(layers.maps.back(), row, skip, d, layers.grads.back());
+      return;
+    }
     if (c.text("method", "") == "raw_attention") {
       all["out.map"] = limpid::fused_map(layers.maps.back(), fuse(c));
       Mat<S> d = c.dout<S>("map");
@@ -73,20 +80,13 @@ struct Rollout {
     if (c.text("source", "maps") == "maps") {
       const Heads e(c, "a");
       Layers<S> layers(c.in<S>("a"), by_gradient ? c.in<S>("g") : Mat<S>(), e);
-      if (method == "gradcam") {
-        const Index row = c.place("row", 0, e.n), skip = c.place("skip", 1, e.n);
-        all["out.row"] = limpid::gradcam(layers.maps.back(), row, skip);
-        const Mat<S> d = c.dout<S>("row").transpose();
-        limpid::gradcam_backward(layers.maps.back(), row, skip, d, layers.grads.back());
-      } else {
-        by_maps(c, e, layers, all);
-      }
+      by_maps(c, e, layers, all);
       all["grad.a"] = layers.da;
       if (by_gradient) all["grad.g"] = layers.dg;
       return all;
     }
-    if (c.text("source", "") != "heads" || method == "gradcam")
-      throw Refused("source is '" + c.text("source", "") + "', wanted maps, or heads of another method than gradcam");
+    if (c.text("source", "") != "heads")
+      throw Refused("source is '" + c.text("source", "") + "', wanted maps or heads");
     const Heads e(c, "q");
     const bool streams = method == "rollout" && fuse(c) == limpid::Fuse::mean && c.number("discard", 0) == 0;
     return streams ? by_rows<S>(c, e) : by_heads<S>(c, e);
@@ -137,7 +137,7 @@ struct Rollout {
   template <class S>
   static Tensors<S> by_heads(const Case& c, const Heads& e) {
     const Mat<S> q = c.in<S>("q"), k = c.in<S>("k");
-    const bool by_gradient = c.text("method", "") == "gradient_rollout";
+    const bool by_gradient = c.text("method", "") == "gradient_rollout" || c.text("method", "") == "gradcam";
     const Mat<S> v = by_gradient ? c.in<S>("v") : Mat<S>(), gout = by_gradient ? c.in<S>("gout") : Mat<S>();
     const Mat<S> identity = Mat<S>::Identity(e.n, e.n);
     Tensors<S> all;

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "plain.hpp"
+#include "tape.hpp"
 
 namespace golden {
 
@@ -56,5 +56,27 @@ struct Parameters {
                                                                        : field;  // the second norm of a block
   }
 };
+
+/// The formula of subspace attention with its projections; wo null: tied.
+template <class S>
+typename Tape<S>::Var plain_mssa(Tape<S>& t, const Case& c, typename Tape<S>::Var x, typename Tape<S>::Var u,
+                                 typename Tape<S>::Var wo, typename Tape<S>::Var bo, Index heads, double scale) {
+  using Var = typename Tape<S>::Var;
+  const Var y = t.product(x, u);
+  const Index n = y->value.rows(), p = y->value.cols() / heads;
+  std::vector<Var> outs;
+  for (Index h = 0; h < heads; ++h) {
+    const Var own = t.columns(y, h * p, p);
+    Var a = t.softmax(t.scaled(S(scale), t.product(own, t.transposed(own))), c.visible(n, n));
+    if (c.text("phi", "softmax") == "threshold") {
+      const S tau = S(c.number("tau", 0));
+      Mat<S> passed = a->value;
+      for (Index i = 0; i < passed.size(); ++i) passed.data()[i] = passed.data()[i] > tau ? tau : S(0);
+      a = t.leaf(passed);  // no gradient goes through the step
+    }
+    outs.push_back(t.product(a, own));
+  }
+  return t.linear(t.beside(outs), wo == nullptr ? t.transposed(u) : wo, bo);
+}
 
 }  // namespace golden
