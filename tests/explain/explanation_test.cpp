@@ -187,6 +187,30 @@ void check_operator(const Mods& mods) {
     CHECK(distance(M(rolled.row(item)), rollout.rows()) == 0);
   }
 
+  // Grad-CAM, of the last layer alone, where no norm stands behind the map
+  Explanation<double> seen({.relevance = {}, .gradcam = 2});
+  seen.start(View<double>(start));
+  bool normed = false;
+  if constexpr (requires { layers.back().op.options.norm; })
+    normed = layers.back().op.options.norm != limpid::HeadNorm::none;
+  const auto look = [&](L& l) {
+    seen.layer(l.op, l.in(), l.saved, l.out, [&](const BackwardCall<double>& ask) { l.backward(ask); });
+  };
+  if (normed) {
+    CHECK_THROWS_WITH(look(layers.back()), Catch::Contains("Grad-CAM of heads with a norm"));
+  } else {
+    look(layers.back()), look(layers.front());
+    for (Index item = 0; item < batch; ++item) {
+      M cam = M::Zero(1, n - 2);
+      for (Index h = 0; h < heads; ++h) {
+        const M w = start.row(item);
+        const M slope = product(w, product_nt(layers.back().dout_of(item, h), layers.back().v_of(item, h)));
+        cam += slope.rightCols(n - 2).mean() / heads * product(w, layers.back().effective(item, h)).rightCols(n - 2);
+      }
+      CHECK(distance(M(seen.gradcam().row(item)), M(cam.cwiseMax(0.0))) < 1e-12 * std::max(1.0, largest(cam)));
+    }
+  }
+
   // the matrices
   for (Index item = 0; item < batch; ++item) {
     const M w = start.row(item);
@@ -618,6 +642,22 @@ TEST_CASE("explanation: what is not there is refused by name, and leaves the ans
   CHECK(meanwhile == "explanation is in use by another call, wanted one call at a time, or one for each");
   CHECK(distance(why.relevance(), relevance) == 0);
   CHECK(why.heads(0) == M(2 * heads));
+  CHECK_THROWS_WITH(why.gradcam(), Catch::Contains("explanation: Grad-CAM is not there"));
+  Explanation<double> seen({.relevance = {}, .gradcam = 4});
+  seen.start(5, 1, 2);
+  CHECK_THROWS_WITH(seen.gradcam(), Catch::Contains("explanation: Grad-CAM is not there"));
+  seen.layer(op, qkv(q, q, q), saved, out, [](const BackwardCall<double>&) {});
+  CHECK(seen.gradcam().rows() == 2);
+  CHECK(std::isnan(seen.gradcam()(0, 0)));
+  seen.start(5, 1, 2);
+  CHECK_THROWS_WITH(seen.gradcam(), Catch::Contains("explanation: Grad-CAM is not there"));
+  for (const Index skip : {Index(5), Index(-1)}) {
+    Explanation<double> none({.relevance = {}, .gradcam = skip});
+    none.start(5, 1, 2);
+    CHECK_THROWS_WITH(
+        none.layer(op, qkv(q, q, q), saved, out, pass),
+        "softmax: Grad-CAM without the first " + std::to_string(skip) + " of 5 tokens, wanted one left at least");
+  }
   const Explanation<double> nothing({.relevance = {}});
   CHECK_THROWS_WITH(nothing.relevance(), Catch::Contains("explanation: relevance is not there"));
   CHECK_THROWS_WITH(nothing.rollout(), Catch::Contains("explanation: rollout is not there"));
