@@ -17,10 +17,12 @@
 #include <cstdio>
 #include <filesystem>
 #include <limpid/exec/thread_pool.hpp>
+#include <limpid/explain/explanation.hpp>
 #include <limpid/explain/input_gradients.hpp>
 #include <limpid/io/idx.hpp>
 #include <limpid/io/resize.hpp>
 #include <limpid/model/vit.hpp>
+#include <memory>
 #include <stdexcept>
 #include <thread>
 
@@ -57,9 +59,9 @@ struct Subject {
   float score(const limpid::model::VitSaved<Op, float>& of) const {
     return label >= 0 ? of.logits(0, label) : of.tokens.row(0).norm();
   }
-  /// Backwards from the score; what is null or empty is not made.
-  void backward(limpid::model::VitSaved<Op, float>& of, MutView<float> dimage,
-                limpid::model::RelevanceRow<float>* relevance) const {
+  /// Backwards from the score; what is empty is not made. why: a row of relevance, which may be null, or an Explanation.
+  template <class Why>
+  void backward(limpid::model::VitSaved<Op, float>& of, MutView<float> dimage, Why&& why) const {
     Mat<float> dlogits, dtokens;
     if (label >= 0) {
       dlogits = Mat<float>::Zero(1, vit.classes());
@@ -69,18 +71,19 @@ struct Subject {
       dtokens.row(0) = of.tokens.row(0).normalized();
     }
     vit.backward(op, of, dlogits.size() ? View<float>(dlogits) : View<float>(),
-                 dtokens.size() ? View<float>(dtokens) : View<float>(), nullptr, dimage, relevance,
-                 {.executor = executor});
+                 dtokens.size() ? View<float>(dtokens) : View<float>(), nullptr, dimage, why, {.executor = executor});
   }
   /// The score at an image and its gradient, as the methods of the input want it.
   auto model() const {
-    return [this](View<float> at, MutView<float> d) {
-      limpid::model::VitSaved<Op, float> own;
-      forward(at, own);
-      backward(own, d, nullptr);
-      return score(own);
+    const auto own = std::make_shared<limpid::model::VitSaved<Op, float>>();  // from pass to pass
+    return [this, own](View<float> at, MutView<float> d) {
+      forward(at, *own);
+      backward(*own, d, static_cast<limpid::model::RelevanceRow<float>*>(nullptr));
+      return score(*own);
     };
   }
+  /// As many as integrated gradients may take, so that a report takes seconds.
+  Index most_gradients() const { return label < 0 ? 33 : 512; }
   /// The patches among numbers for all tokens, or sums over the pixels of every patch.
   Mat<float> of_tokens(const Mat<float>& row) const {
     Mat<float> out(rows(), cols());
@@ -119,13 +122,21 @@ std::vector<report::Method<Subject>> methods() {
       {"relevance", "maps times their gradients, what is positive, through all layers",
        [](Subject& s) { return relevance(s, Part::pos); }},
       {"relevance, signed", "the same with both signs", [](Subject& s) { return relevance(s, Part::signed_); }},
+      {"Grad-CAM", "of the last layer's maps, heads weighted by their mean gradients",
+       [](Subject& s) -> report::Found {
+         limpid::Explanation<float> why({.relevance = {}, .gradcam = s.vit.first_patch()});
+         why.start(s.saved.tokens.rows(), Index(0));
+         s.backward(s.saved, {}, why);
+         return {Mat<float>(Eigen::Map<const Mat<float>>(why.gradcam().data(), s.rows(), s.cols()))};
+       }},
       {"gradient x input", "pixels times the score's gradient, summed over a patch",
        [](Subject& s) { return s.of_pixels(limpid::gradient_times_input(s.model(), View<float>(s.pixels)).entries); }},
-      {"integrated gradients", "16 steps from an image without contrast",
+      {"integrated gradients", "from an image without contrast, in steps until 1 % is missing",
        [](Subject& s) -> report::Found {
          const Mat<float> flat = s.pixels.colwise().mean().replicate(s.pixels.rows(), 1);
-         const auto found = limpid::integrated_gradients(s.model(), View<float>(s.pixels), 16, flat);
-         return {s.of_pixels(found.entries), report::completeness(found)};
+         const report::Found found =
+             report::integrated_gradients(s.model(), View<float>(s.pixels), flat, s.most_gradients());
+         return {s.of_pixels(Eigen::Map<const Mat<float>>(found.values.data(), s.pixels.rows(), 1)), found.remark};
        }},
       {"SmoothGrad", "the gradient squared, mean of 16 noisy images",
        [](Subject& s) {
