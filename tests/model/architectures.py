@@ -2,10 +2,12 @@
 # limpid: small models of many published architectures, made by Hugging Face's transformers and by timm, and what they answer.
 # SPDX-License-Identifier: MIT
 """usage: architectures.py FOLDER [PROGRAM] [--only REGEX]
+          architectures.py --keep          writes tests/model/published/small_*.safetensors
 
 Makes a model with random weights of every architecture below, as save_pretrained writes it, in FOLDER/NAME: config.json,
 one file or shards, F64, F16 or BF16. Beside them, in float64, reference.safetensors with an input, the model's answer, a
 score and its gradient for the input; its metadata say what limpid makes of such a model: the same, or a refusal.
+Kept are the smallest ones, config.json as metadata and the reference as reference.*: tests/model/published_test.cpp.
 PROGRAM, built as `cmake --build build --target architectures`, compares (tests/model/architectures.cpp).
 
 Wants torch, transformers<5 and safetensors, timm for its models; without torch or transformers it says so and ends well.
@@ -15,6 +17,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 try:
@@ -37,6 +40,9 @@ TEXT = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_he
 IMAGE = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=12, patch_size=4,
              attn_implementation="eager")
 DECODER = dict(TEXT, num_key_value_heads=2)
+SMALL_TEXT = dict(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
+                  max_position_embeddings=10, attn_implementation="eager")
+SMALL_IMAGE = dict(IMAGE, hidden_size=8, num_attention_heads=2, intermediate_size=12, num_labels=3)
 CASES = {}
 
 
@@ -59,7 +65,7 @@ def weights_of(shape):
 
 def text_input(model, encoder):
     generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(3, 50, (2, 9), generator=generator)
+    ids = torch.randint(3, model.config.vocab_size, (2, 9), generator=generator)
     types = torch.randint(0, 2, (2, 9), generator=generator)
     keep = torch.ones(2, 9, dtype=torch.int64)
     if encoder:
@@ -143,6 +149,17 @@ def write(folder, name):
     safetensors.torch.save_file({k: v.detach().contiguous() for k, v in tensors.items()}, out / "reference.safetensors", metadata)
 
 
+def keep(folder, name):
+    """All that was written of a model, as one file."""
+    tensors = safetensors.torch.load_file(folder / name / "model.safetensors")
+    with safetensors.safe_open(folder / name / "reference.safetensors", "pt") as reference:
+        metadata = dict(reference.metadata(), config=(folder / name / "config.json").read_text())
+        for key in reference.keys():
+            tensors["reference." + key] = reference.get_tensor(key)
+    out = pathlib.Path(__file__).resolve().parent / "published" / f"{name}.safetensors"
+    safetensors.torch.save_file(tensors, out, metadata)
+
+
 def encoder(name, model, config, same=True, **more):
     case(name, model, config, same, kind="encoder", **more)
 
@@ -185,6 +202,12 @@ encoder("ernie", ErnieModel, ErnieConfig(**TEXT, use_task_id=True), same=False)
 encoder("convbert", ConvBertModel, ConvBertConfig(**TEXT, embedding_size=24), same=False)
 encoder("roformer", RoFormerModel, RoFormerConfig(**TEXT), same=False)
 
+encoder("small_distilbert", DistilBertModel, DistilBertConfig(
+    vocab_size=20, dim=8, n_layers=2, n_heads=2, hidden_dim=12, max_position_embeddings=10, attn_implementation="eager"))
+encoder("small_electra", ElectraModel, ElectraConfig(**SMALL_TEXT, embedding_size=4))
+
+image("small_deit", DeiTForImageClassificationWithTeacher, DeiTConfig(**SMALL_IMAGE), teacher=True)
+image("small_dinov2", Dinov2ForImageClassification, Dinov2Config(**SMALL_IMAGE))
 image("vit", ViTModel, ViTConfig(**IMAGE))
 image("vit_classifier_other_size", ViTForImageClassification, ViTConfig(**IMAGE, num_labels=5, qkv_bias=False), size=(16, 8))
 image("vit_f16_shards", ViTForImageClassification, ViTConfig(**IMAGE, num_labels=5), dtype=half, shard="8KB")
@@ -278,6 +301,12 @@ def main():
         del arguments[at:at + 2]
     if not arguments:
         sys.exit(__doc__)
+    if arguments == ["--keep"]:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in [name for name in CASES if name.startswith("small_")]:
+                write(pathlib.Path(folder), name)
+                keep(pathlib.Path(folder), name)
+        return
     folder = pathlib.Path(arguments[0])
     names = [name for name in CASES if re.search(only, name)]
     for name in names:

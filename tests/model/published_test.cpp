@@ -13,7 +13,9 @@
 
 #include "../../examples/saliency.hpp"
 #include "../../examples/wordpiece.hpp"
+#include "model/architectures.hpp"
 #include "support/catch.hpp"
+#include "support/files.hpp"
 
 using namespace limpid;
 using namespace limpid::model;
@@ -247,4 +249,20 @@ TEST_CASE("wordpiece: texts are cut as the tokenizers library cuts them", "[publ
     CHECK(suite::error_of([&] { tokenizer(wrong); }) == "found bytes that are not UTF-8 from byte 0 on");
   CHECK(suite::error_of([&] { wordpiece::Tokenizer(published + "none.txt"); }) ==
         "cannot read " + published + "none.txt");
+}
+
+TEST_CASE("published: small models of architectures.py have the numbers of transformers", "[published]") {
+  const suite::TemporaryFolder folder;
+  for (const std::string name : {"distilbert", "electra", "deit", "dinov2"}) {
+    INFO(name);
+    const io::Checkpoint file(published + "small_" + name + ".safetensors");
+    const std::string config = folder / (name + ".json");
+    std::ofstream(config) << file.meta("config");
+    const architectures::Case of{file, config, file, "reference."};
+    const architectures::Errors e =
+        file.meta("kind") == "encoder" ? architectures::of_encoder(of) : architectures::of_image(of);
+    CHECK(e.answer > 0);
+    CHECK(e.answer < 1e-13);
+    CHECK(e.gradient < 1e-12);
+  }
 }
