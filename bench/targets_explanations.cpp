@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <limpid/explain/explanation.hpp>
 #include <limpid/explain/input_gradients.hpp>
 #include <limpid/explain/relevance.hpp>
 #include <limpid/explain/rollout.hpp>
@@ -149,7 +150,8 @@ class Explanations {
   const Matrix<float> pixels = image.pixels(), flat = pixels.colwise().mean().replicate(pixels.rows(), 1);
   std::vector<float> found;
 
-  /// What one forward and one backward pass give: raw attention, rollout, relevance of every part, gradient x input.
+  /// What one forward and one backward pass give: raw attention, rollout, relevance of every part, Grad-CAM, gradient x
+  /// input.
   void once() {
     found.clear();
     const Index heads = image.heads;
@@ -167,19 +169,15 @@ class Explanations {
       raw += row / static_cast<float>(heads);
     }
     keep(raw);
-    rollout_.start(n, 0);
-    for (std::size_t l = blocks.size(); l-- > 0;)
-      rollout_.layer(attention, in(l), blocks[l].attention.attention, {.workspace = &workspace_});
-    keep(rollout_.rows());
-    limpid::model::RelevanceRow<float> why;
-    why.start = Matrix<float>::Zero(4, n);
-    why.start.col(0).setOnes();
-    Matrix<float> dlogits = Matrix<float>::Zero(1, classes), dimage(pixels.rows(), 3);
+    why_.start(n, 0);
+    Matrix<float> dlogits = Matrix<float>::Zero(1, classes);
     dlogits(0, label) = 1;
-    image.model.backward(attention, saved_, View<float>(dlogits), View<float>(), nullptr, dimage, &why,
+    image.model.backward(attention, saved_, View<float>(dlogits), View<float>(), nullptr, {}, why_,
                          {.workspace = &workspace_});
-    keep(why.rest);
-    keep_patches((pixels.array() * dimage.array()).matrix());
+    keep(why_.rollout());
+    for (const limpid::Part part : parts) keep(why_.relevance(part));
+    keep(why_.gradcam());
+    keep(why_.gradient_times_input().rightCols(n - 1));
   }
   /// Integrated gradients and SmoothGrad too.
   void all() {
@@ -205,8 +203,10 @@ class Explanations {
     keep(sums);
   }
 
+  static constexpr std::array parts{limpid::Part::pos, limpid::Part::neg, limpid::Part::abs, limpid::Part::signed_};
   limpid::Workspace workspace_;
-  limpid::Rollout<float> rollout_;
+  limpid::Explanation<float> why_{
+      {.relevance = {parts.begin(), parts.end()}, .rollout = limpid::RolloutOptions{}, .input = true, .gradcam = 1}};
   limpid::model::VitSaved<Op, float> saved_, passes_;
 };
 
@@ -277,8 +277,10 @@ class TorchExplanations {
     constexpr std::size_t tokens = Image::across * Image::across + 1, patches = tokens - 1;
     double worst = 0;
     std::size_t first = 0;
-    // raw, rollout, four parts; gradient x input; integrated gradients, their gap (near 0: over the map's), SmoothGrad
-    for (const std::size_t count : {tokens, tokens, tokens, tokens, tokens, tokens, patches, patches + 1, patches}) {
+    // raw, rollout, four parts; Grad-CAM, gradient x input; integrated gradients, their gap (near 0: over the map's),
+    // SmoothGrad
+    for (const std::size_t count :
+         {tokens, tokens, tokens, tokens, tokens, tokens, patches, patches, patches + 1, patches}) {
       if (first == ours.size()) break;
       double most = 0, apart = 0;
       for (std::size_t i = first; i < first + count; ++i) {
@@ -312,10 +314,17 @@ void peer_rows(Session& s) {
         "maps",
         name, on_this_thread("ours", call), peers, bound, "; " + note, effort);
   };
-  row("once", "raw attention, rollout, relevance of four parts, gradient x input", {"one"}, {none, none}, s.effort,
-      [&] { ours->once(); });
-  row("all", "these, integrated gradients of 8 steps and SmoothGrad of 8 samples", {"one", "four", "compiled"},
-      {0.35, 0.2}, {std::min(3, s.effort.rounds), s.effort.seconds}, [&] { ours->all(); });
+  const auto once = [&] { ours->once(); };
+  const auto all = [&] { ours->all(); };
+  const std::vector<std::string> ways{"one", "four", "compiled"};
+  const Effort few{std::min(3, s.effort.rounds), s.effort.seconds};
+  const std::string methods = "raw attention, rollout, relevance of four parts, Grad-CAM, gradient x input";
+  const std::string more = "these, integrated gradients of 8 steps and SmoothGrad of 8 samples";
+  row("published", methods + "; PyTorch's as published, each by passes of its own", {"one"}, {0.35, 0.2}, s.effort,
+      once);
+  row("all_published", more + "; PyTorch's as published", ways, {0.35, 0.2}, few, all);
+  row("once", methods + "; PyTorch's all from one pass, written for this row", {"one"}, {none, none}, s.effort, once);
+  row("all", more + "; PyTorch's so too", ways, {0.35, 0.2}, few, all);
 }
 
 // ---- memory ----

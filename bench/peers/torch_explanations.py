@@ -6,10 +6,16 @@
 reads, as the bench has left them there: model.safetensors, pixels.f32 (a pixel a row), noise.f32 (as many images of noise,
 scaled). Answers `ready`.
 `WHAT HOW CALLS`: that many calls, in seconds of the thread. WHAT once (what one forward and one backward pass give: raw
-attention of the last layer, rollout, relevance of all four parts, gradient x input) or all (integrated gradients and
-SmoothGrad too). HOW one (an image at a time), four (four at a time) or compiled (torch.compile) is how the passes of the
-last two are made, which need no map; the others take every map and its gradient, softmax written out. Parameters want no
-gradient. After it FOLDER/WHAT.f32 holds what was found.
+attention of the last layer, rollout, relevance of all four parts, attention Grad-CAM, gradient x input) or all (integrated
+gradients and SmoothGrad too), or, of the same, published and all_published: every method by passes of its own, as who
+takes the authors' code for each runs it. HOW one (an image at a time), four (four at a time) or compiled (torch.compile) is
+how the passes of the last two are made, which need no map; the others take every map and its gradient, softmax written
+out. Parameters want no gradient but where published code calls backward(). After it FOLDER/WHAT.f32 holds what was found.
+
+Published: raw attention and rollout by a forward pass each without a graph (vit-explain, whose rollout multiplies whole
+maps); relevance by loss.backward() with maps and their gradients kept, then R <- R + Abar R of whole matrices, all four
+parts after one such pass (Transformer-MM-Explainability); Grad-CAM by another (Transformer-Explainability, baselines);
+gradient x input by torch.autograd.grad (captum). Written anew here.
 
 Started by the bench, which puts it into its interleaved rounds. float32, one thread.
 """
@@ -59,9 +65,10 @@ class Explained:
         self.layers = sum(name.endswith("norm1.weight") for name in self.w)
         self.patch = self.w["patch_embed.proj.weight"].shape[-1]
         self.compiled = torch.compile(lambda x: self.logits(x, None))
+        self.trained = {name: t.detach().requires_grad_() for name, t in self.w.items()}
 
-    def logits(self, x, maps):
-        w = self.w
+    def logits(self, x, maps, w=None):
+        w = w or self.w
 
         def linear(name, t):
             return functional.linear(t, w[name + ".weight"], w[name + ".bias"])
@@ -110,7 +117,50 @@ class Explained:
             neg = pos - both
             rows = [r + r @ part for r, part in zip(rows, (pos, neg, pos + neg, both))]
         found += [r - first for r in rows]
-        found.append(self.of_patches(self.x * slopes[-1]))
+        found += [self.gradcam(maps[-1], slopes[-2][0]), self.of_patches(self.x * slopes[-1])]
+        return found
+
+    @staticmethod
+    def gradcam(a, g):
+        """Of one layer's maps and gradients, heads x n x n: the class token's row, itself left out."""
+        return (g[:, 0, 1:].mean(-1, keepdim=True) * a[:, 0, 1:]).mean(0).clamp(min=0)
+
+    def backward(self):
+        """Every map and its gradient, by loss.backward(), which takes the gradients of all parameters too."""
+        for t in self.trained.values():
+            t.grad = None
+        maps = []
+        y = self.logits(self.x, maps, self.trained)[0, self.label]
+        for a in maps:
+            a.retain_grad()
+        y.backward()
+        return [a.detach()[0] for a in maps], [a.grad[0] for a in maps]
+
+    def published(self):
+        found, one = [], torch.eye((self.x.shape[-1] // self.patch) ** 2 + 1)
+        with torch.no_grad():
+            maps = []
+            self.logits(self.x, maps)
+            found.append(maps[-1][0, :, 0].mean(0))
+            maps = []
+            self.logits(self.x, maps)
+            rollout = one
+            for a in maps:
+                a = (a[0].mean(0) + one) / 2
+                rollout = (a / a.sum(-1, keepdim=True)) @ rollout
+            found.append(rollout[0])
+        r = [one] * 4
+        for a, g in zip(*self.backward()):
+            product = a * g
+            pos, both = product.clamp(min=0).mean(0), product.mean(0)
+            neg = pos - both
+            r = [whole + part @ whole for whole, part in zip(r, (pos, neg, pos + neg, both))]
+        found += [whole[0] - one[0] for whole in r]
+        maps, slopes = self.backward()
+        found.append(self.gradcam(maps[-1], slopes[-1]))
+        x = self.x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(self.logits(x, [], self.trained)[0, self.label], x)
+        found.append(self.of_patches(self.x * slope))
         return found
 
     def slopes(self, images, how):
@@ -121,8 +171,7 @@ class Explained:
             x = images[first : first + each].clone().requires_grad_()
             yield from torch.autograd.grad(run(x)[:, self.label].sum(), x)[0]
 
-    def all(self, how):
-        found = self.once()
+    def all(self, how, found):
         ways = (torch.arange(self.steps) + 0.5) / self.steps
         total = torch.zeros_like(self.x[0])
         for slope in self.slopes(self.flat + ways.view(-1, 1, 1, 1) * (self.x - self.flat), how):
@@ -152,7 +201,9 @@ def main():
             what, how, count = words
             start = time.thread_time()
             for _ in range(int(count)):
-                found = explained.once() if what == "once" else explained.all(how)
+                found = explained.published() if what.endswith("published") else explained.once()
+                if what.startswith("all"):
+                    found = explained.all(how, found)
             seconds = time.thread_time() - start
             with open(os.path.join(explained.folder, what + ".f32"), "wb") as file:
                 file.write(bytes(torch.cat(found).contiguous().numpy().tobytes()))
