@@ -164,10 +164,10 @@ std::map<std::string, double> errors(const io::Safetensors& reference, const io:
   return out;
 }
 
-/// Float's row of relevance may lie 2e-6 from double's, of its largest entry; found 0.7e-6 of RXNMapper, 0.4e-6 of
-/// MiniLM, 0.6e-6 of DINOv2.
+/// digits: how far float's row of relevance may lie from double's, of its largest entry; found 0.4e-6 of MiniLM, 0.6e-6
+/// of DINOv2, and of RXNMapper 0.7e-6 with AVX-512, 0.9e-6 with SSE2, 2.2e-6 with AVX2.
 template <class InDouble, class InFloat>
-void check(io::Safetensors reference, const InDouble& in_double, const InFloat& in_float) {
+void check(io::Safetensors reference, double digits, const InDouble& in_double, const InFloat& in_float) {
   const io::Safetensors wanted = in_double(), found = in_float();
   for (const char* name : {"ids.0", "ids.1"}) reference.tensors.erase(name);
   for (const auto& [kind, error] : errors(reference, wanted)) {
@@ -182,7 +182,7 @@ void check(io::Safetensors reference, const InDouble& in_double, const InFloat& 
   const Mat<double> row = wanted.at("relevance").matrix<double>(), other = found.at("relevance").matrix<double>();
   const double error = (other - row).cwiseAbs().maxCoeff() / row.cwiseAbs().maxCoeff();
   INFO("relevance in float: " << error << " of that in double");
-  CHECK(error < 2e-6);
+  CHECK(error < digits);
 }
 
 /// The folder of weights that examples/fetch_models fetched; says so where there are none.
@@ -199,7 +199,7 @@ TEST_CASE("published: RXNMapper, an ALBERT", "[published]") {
   const io::Checkpoint file(root + "/examples/data/rxnmapper/rxnmapper.safetensors");
   const BertOptions options{.heads = 8, .layers = 12};
   check(
-      reference, [&] { return of_text<double>(file, options, reference); },
+      reference, 3e-6, [&] { return of_text<double>(file, options, reference); },
       [&] { return of_text<float>(file, options, reference); });
 }
 
@@ -210,7 +210,7 @@ TEST_CASE("published: MiniLM, a BERT", "[published]") {
   const io::Checkpoint file(folder);
   const BertOptions options{.heads = 12};
   check(
-      reference, [&] { return of_text<double>(file, options, reference); },
+      reference, 2e-6, [&] { return of_text<double>(file, options, reference); },
       [&] { return of_text<float>(file, options, reference); });
 }
 
@@ -219,7 +219,7 @@ TEST_CASE("published: DINOv2, a vision transformer, and a decoder of saliency", 
   if (!fetched(folder)) return;
   const io::Checkpoint file(folder);
   check(
-      io::read_safetensors(published + "dinov2.safetensors"), [&] { return of_photograph<double>(file); },
+      io::read_safetensors(published + "dinov2.safetensors"), 2e-6, [&] { return of_photograph<double>(file); },
       [&] { return of_photograph<float>(file); });
 }
 
