@@ -37,7 +37,7 @@ LIMPID_COMPILED_HERE template void detail::backward_with<compiled::P, compiled::
 // What layers of any operator are made of.
 #define LIMPID_COMPILED_PRODUCT(SIDE)                                                         \
   LIMPID_COMPILED_HERE template void detail::multiply<compiled::P, detail::Transposed::SIDE>( \
-      const detail::Context&, View<float>, View<float>, MutView<float>, bool, const float*, const float*);
+      const detail::Context&, View<float>, View<float>, MutView<float>, bool, const float*, const float*, Index);
 LIMPID_COMPILED_PRODUCT(none)
 LIMPID_COMPILED_PRODUCT(a)
 LIMPID_COMPILED_PRODUCT(b)
