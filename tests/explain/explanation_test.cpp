@@ -97,6 +97,24 @@ struct Layer {
     limpid::map_block(one, q, own, 0, 0, map, {.head = head, .item = item});
     return map;
   }
+  /// The gradient with respect to E v: that of the output, back through the norm of a two-map operator's head.
+  M before_norm(Index item, Index head) {
+    M dh = dout_of(item, head);
+    if constexpr (requires { op.options.norm; })
+      if (op.options.norm == limpid::HeadNorm::rms) {
+        const auto args = limpid::detail::head_args(in(), saved.dims, item, head);
+        const M h = product(effective(item, head), v_of(item, head));
+        for (Index i = 0; i < n; ++i) {  // y = u o h / r, r = sqrt(mean(h^2) + eps)
+          const double r = std::sqrt(h.row(i).squaredNorm() / static_cast<double>(h.cols()) + op.options.eps);
+          M du = (1 - op.options.lambda_init) * dh.row(i);
+          if (args.gamma.given()) du = suite::times(du, M(args.gamma.map()));
+          dh.row(i) = du.row(0) / r;
+          const double along = du.row(0).dot(h.row(i)) / (static_cast<double>(h.cols()) * r * r * r);
+          dh.row(i) -= along * h.row(i);
+        }
+      }
+    return dh;
+  }
   /// A o dA by the formulas as they stand in Explanation's comment.
   M a_times_da(Index item, Index head) {
     const M v = v_of(item, head), g = dout_of(item, head);
@@ -121,20 +139,7 @@ struct Layer {
     } else if constexpr (requires { op.options.ema; }) {
       return suite::times(plain(item, head), product_nt(g, v));
     } else if constexpr (requires { op.options.norm; }) {
-      const M e = effective(item, head);
-      M dh = g;
-      if (op.options.norm == limpid::HeadNorm::rms) {
-        const M h = product(e, v);
-        for (Index i = 0; i < n; ++i) {  // y = u o h / r, r = sqrt(mean(h^2) + eps)
-          const double r = std::sqrt(h.row(i).squaredNorm() / static_cast<double>(h.cols()) + op.options.eps);
-          M du = (1 - op.options.lambda_init) * g.row(i);
-          if (args.gamma.given()) du = suite::times(du, M(args.gamma.map()));
-          dh.row(i) = du.row(0) / r;
-          const double along = du.row(0).dot(h.row(i)) / (static_cast<double>(h.cols()) * r * r * r);
-          dh.row(i) -= along * h.row(i);
-        }
-      }
-      return suite::times(e, product_nt(dh, v));
+      return suite::times(effective(item, head), product_nt(before_norm(item, head), v));
     } else {
       return suite::times(effective(item, head), product_nt(g, v));
     }
@@ -187,28 +192,19 @@ void check_operator(const Mods& mods) {
     CHECK(distance(M(rolled.row(item)), rollout.rows()) == 0);
   }
 
-  // Grad-CAM, of the last layer alone, where no norm stands behind the map
+  // Grad-CAM, of the last layer alone
   Explanation<double> seen({.relevance = {}, .gradcam = 2});
   seen.start(View<double>(start));
-  bool normed = false;
-  if constexpr (requires { layers.back().op.options.norm; })
-    normed = layers.back().op.options.norm != limpid::HeadNorm::none;
-  const auto look = [&](L& l) {
-    seen.layer(l.op, l.in(), l.saved, l.out, [&](const BackwardCall<double>& ask) { l.backward(ask); });
-  };
-  if (normed) {
-    CHECK_THROWS_WITH(look(layers.back()), Catch::Contains("Grad-CAM of heads with a norm"));
-  } else {
-    look(layers.back()), look(layers.front());
-    for (Index item = 0; item < batch; ++item) {
-      M cam = M::Zero(1, n - 2);
-      for (Index h = 0; h < heads; ++h) {
-        const M w = start.row(item);
-        const M slope = product(w, product_nt(layers.back().dout_of(item, h), layers.back().v_of(item, h)));
-        cam += slope.rightCols(n - 2).mean() / heads * product(w, layers.back().effective(item, h)).rightCols(n - 2);
-      }
-      CHECK(distance(M(seen.gradcam().row(item)), M(cam.cwiseMax(0.0))) < 1e-12 * std::max(1.0, largest(cam)));
+  for (L* l : {&layers.back(), &layers.front()})
+    seen.layer(l->op, l->in(), l->saved, l->out, [&](const BackwardCall<double>& ask) { l->backward(ask); });
+  for (Index item = 0; item < batch; ++item) {
+    M cam = M::Zero(1, n - 2);
+    for (Index h = 0; h < heads; ++h) {
+      const M w = start.row(item);
+      const M slope = product(w, product_nt(layers.back().before_norm(item, h), layers.back().v_of(item, h)));
+      cam += slope.rightCols(n - 2).mean() / heads * product(w, layers.back().effective(item, h)).rightCols(n - 2);
     }
+    CHECK(distance(M(seen.gradcam().row(item)), M(cam.cwiseMax(0.0))) < 1e-12 * std::max(1.0, largest(cam)));
   }
 
   // the matrices

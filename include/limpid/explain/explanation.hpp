@@ -67,8 +67,7 @@ struct ExplanationOptions {
 ///
 /// rollout takes E: 2A - A^2 of twicing, of either sign, rows of the two-map ones that sum to w1 - w2, of pid and of a
 /// boosting with skip what a token adds of itself. `heads` is the gradient of a gate on what the head gives, whatever
-/// the operator: sum E o dout V^T where out = E V. `gradcam` takes dE = dout V^T, rows where w is not 0 alone, and is
-/// refused where a norm stands between E V and what the head gives.
+/// the operator: sum E o dout V^T where out = E V. `gradcam` takes dE = dH V^T, H = E V, rows where w is not 0 alone.
 ///
 /// Asking changes no bit of outputs and gradients. Memory: a few numbers a token and item, and one layer's gradient of
 /// its heads' output, (B n) x (H dv), with `heads` or `gradcam`, which takes 64 rows of a map at most besides; nothing
@@ -142,7 +141,7 @@ class Explanation {
                     (": the heads' output to explain is " + detail::shape_text(out.rows, out.cols) + ", wanted " +
                      detail::text_of(batch * n) + " rows and columns of " + detail::text_of(d.heads) + " heads"));
     const bool cam = options_.gradcam && layers_ == 0;
-    if (cam) check_gradcam(name, op);
+    if (cam) check_gradcam(name);
     const std::size_t parts = relevance_.size();
     const Index each = parts > 1 ? 4 : 1;  // rows of an item: of more parts than one all are made, in one go
     const auto row_of = [&](Index item, std::size_t part) {
@@ -266,14 +265,10 @@ class Explanation {
 
  private:
   detail::SavedTurn take_turn(bool writes) const { return {&turn_, writes, "explanation", ""}; }
-  template <class Op>
-  void check_gradcam(detail::Name name, const Op& op) const {
+  void check_gradcam(detail::Name name) const {
     if (*options_.gradcam < 0 || *options_.gradcam >= start_.cols())
       detail::raise(name + (": Grad-CAM without the first " + detail::text_of(*options_.gradcam) + " of " +
                             detail::text_of(start_.cols()) + " tokens, wanted one left at least"));
-    if constexpr (requires { op.options.norm; })
-      if (op.options.norm != decltype(op.options.norm){})
-        detail::raise(name + ": Grad-CAM of heads with a norm, wanted an output that is a map's");
   }
   template <class Op>
   Mat<S> gradcam_of(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved,
