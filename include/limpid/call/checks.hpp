@@ -114,6 +114,14 @@ inline constexpr bool rows_sum_to_one = [] {
   else
     return false;
 }();
+/// Whether an operator says that a row of its result is made of other rows of its map.
+template <class Op>
+inline constexpr bool needs_whole_map = [] {
+  if constexpr (requires { Op::needs_whole_map; })
+    return bool(Op::needs_whole_map);
+  else
+    return false;
+}();
 /// Whether its rows have a log-sum-exp.
 template <class Op>
 inline constexpr bool has_lse = requires(typename Op::template Keep<View<double>> keep) {

@@ -140,13 +140,6 @@ constexpr bool reads_pages() {
   return false;
 }
 
-/// Whether an operator says that a row of its result is made of other rows of its map.
-template <class Op>
-constexpr bool needs_whole_map() {
-  if constexpr (requires { Op::needs_whole_map; }) return Op::needs_whole_map;
-  return false;
-}
-
 template <class P, class Op, class S = typename P::Scalar>
 void decode_with(const Op& op, const Inputs<Op, S>& in, const Pages<S>& pages, MutView<S> out,
                  const Call<Op, S>& call) {

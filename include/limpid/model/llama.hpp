@@ -327,7 +327,7 @@ class Llama {
     using Inner = typename detail::Turned<Op>::Inner;
     using Wanted = typename detail::CacheOf<Inner>::Type;
     constexpr bool once = !detail::Turned<Inner>::turns;
-    constexpr bool alone = !limpid::detail::needs_whole_map<Inner>() || !std::is_void_v<Wanted>;
+    constexpr bool alone = !limpid::detail::needs_whole_map<Inner> || !std::is_void_v<Wanted>;
     constexpr bool cached = std::is_same_v<Cached, Wanted>;
     static_assert(once, "limpid: a step turns q and k once, and here is a rope round a rope");
     static_assert(!once || alone, "limpid: no token of this operator is decoded alone, as it needs the whole map");

@@ -277,12 +277,7 @@ struct Rope {
   const auto& modifiers() const { return inner.modifiers(); }
   auto& modifiers() { return inner.modifiers(); }
   static constexpr bool rows_sum_to_one = detail::rows_sum_to_one<Op>;
-  static constexpr bool needs_whole_map = [] {
-    if constexpr (requires { Op::needs_whole_map; })
-      return bool(Op::needs_whole_map);
-    else
-      return false;
-  }();
+  static constexpr bool needs_whole_map = detail::needs_whole_map<Op>;
   /// The arrays that rows are turned by.
   template <class F>
   void reads(F&& f) const {
