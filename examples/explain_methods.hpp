@@ -137,57 +137,15 @@ Mat<float> rollout_row(const Op& op, Blocks& blocks, const Mat<float>& weights, 
   return rollout.rows();
 }
 
-/// Integrated gradients along the straight line from x0 to x, as limpid::integrated_gradients, with steps where they are
-/// needed (ours): pieces of the line by Simpson's rule, and as the score is known at their ends, so is what each lacks of
-/// the change across it. The piece that lacks most is halved until no more than 1 % of the whole change is missing, and
-/// what pieces lack and have too much is no more than 3 % together, or `most` gradients were taken. Returned: sums over
-/// the rows of x, and how far they are from complete.
+/// Integrated gradients from x0, in steps until 1 % of the change is missing, at most so many: sums over the rows of x, and
+/// how far they are from complete.
 template <class Model>
 Found integrated_gradients(const Model& model, limpid::View<float> x, const Mat<float>& x0, Index most) {
-  constexpr double enough = 0.01, of_pieces = 0.03, longest = 0.25;
-  struct Point {
-    double at, score, slope;
-    Mat<float> rows;  // (x - x0) o dy/dx
-  };
-  Mat<float> on(x.rows, x.cols), d(x.rows, x.cols);
-  const auto point = [&](double at) {
-    on = x0 + static_cast<float>(at) * (x.map() - x0);
-    d.setZero();
-    const double score = model(limpid::View<float>(on), limpid::MutView<float>(d));
-    d.array() *= (x.map() - x0).array();
-    return Point{at, score, d.cast<double>().sum(), d.rowwise().sum()};
-  };
-  std::vector<Point> line;  // ends of pieces, and their middles
-  for (const double at : {0.0, 0.5, 1.0}) line.push_back(point(at));
-  const double change = line[2].score - line[0].score;
-  double sum = 0;
-  while (true) {
-    double lacking = 0, most_lacking = -1, largest = 0;
-    std::size_t halved = 0;
-    sum = 0;
-    for (std::size_t i = 0; i + 2 < line.size(); i += 2) {
-      const Point &first = line[i], &middle = line[i + 1], &last = line[i + 2];
-      const double length = last.at - first.at, got = length * (first.slope + 4 * middle.slope + last.slope) / 6;
-      const double lacks = std::abs(last.score - first.score - got);
-      sum += got, lacking += lacks, largest = std::max(largest, length);
-      const double wants = length > longest ? std::numeric_limits<double>::max() * length : lacks;
-      if (wants > most_lacking) most_lacking = wants, halved = i;
-    }
-    const bool complete =
-        std::abs(sum - change) <= enough * std::abs(change) && lacking <= of_pieces * std::abs(change);
-    if (std::ssize(line) + 2 > most || (largest <= longest && complete)) break;
-    Point left = point((line[halved].at + line[halved + 1].at) / 2);
-    Point right = point((line[halved + 1].at + line[halved + 2].at) / 2);
-    const auto behind = line.begin() + static_cast<std::ptrdiff_t>(halved) + 1;
-    line.insert(line.insert(behind, std::move(left)) + 2, std::move(right));
-  }
-  Mat<float> all = Mat<float>::Zero(1, x.rows);
-  for (std::size_t i = 0; i + 2 < line.size(); i += 2)
-    all += static_cast<float>((line[i + 2].at - line[i].at) / 6) *
-           (line[i].rows + 4 * line[i + 1].rows + line[i + 2].rows).transpose();
-  const double missing = change == 0 ? 0 : 100 * std::abs(sum - change) / std::abs(change);
-  return {all, std::to_string(line.size()) + " steps, " + number("sums to %.4g", sum) +
-                   number(", the change is %.4g", change) + number(", %.1f %% missing", missing)};
+  const auto found = limpid::integrated_gradients_within(model, x, {.most = most}, x0);
+  const double change = double(found.score) - double(found.baseline), gap = found.gap;
+  return {found.tokens, std::to_string(found.steps) + " steps, " + number("sums to %.4g", change + gap) +
+                            number(", the change is %.4g", change) +
+                            number(", %.1f %% missing", change == 0 ? 0 : 100 * std::abs(gap / change))};
 }
 
 /// Where every token of every layer and head looks.

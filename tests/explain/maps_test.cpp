@@ -447,6 +447,54 @@ TEST_CASE("integrated gradients: complete as steps grow, exact for a linear mode
                     Catch::Contains("gradient_times_input: the model's score is nan"));
 }
 
+TEST_CASE("integrated gradients within a share of the change: steps where the slope is, and no more than allowed") {
+  const M x = random(5, 3, 3, 2);
+  Index calls = 0;
+  const auto model = [&](View<double> at, limpid::MutView<double> dx) {  // all of the change is near the baseline
+    ++calls;
+    for (Index i = 0; i < 15; ++i) dx(i / 3, i % 3) = 300 * (1 - std::pow(std::tanh(300 * at(i / 3, i % 3)), 2));
+    return (300 * at.map().array()).tanh().sum();
+  };
+  const M exact = (300 * x.array()).tanh();  // as a token sees its own slope alone
+  for (const double missing : {1e-2, 1e-5}) {
+    calls = 0;
+    const auto found =
+        limpid::integrated_gradients_within(model, x, {.missing = missing, .pieces = missing, .most = 2001});
+    CHECK(found.steps == calls);
+    CHECK(found.steps < 500);
+    CHECK(found.score == Approx(exact.sum()));
+    CHECK(found.baseline == 0);
+    CHECK(std::abs(found.gap) <= missing * std::abs(found.score));
+    CHECK(std::abs(found.entries.sum() - found.score - found.gap) < 1e-12);
+    CHECK(std::abs(found.tokens.sum() - found.entries.sum()) < 1e-12);
+    CHECK(distance(found.entries, exact) < 3 * missing * std::abs(found.score));
+    // as many of equal length leave more
+    CHECK(std::abs(limpid::integrated_gradients(model, x, found.steps).gap) > 10 * std::abs(found.gap));
+  }
+  const auto whole = limpid::integrated_gradients_within(model, x, {.missing = 1e-5, .pieces = 1, .most = 2001});
+  CHECK(std::abs(whole.gap) <= 1e-5 * std::abs(whole.score));
+  for (const Index most : {9, 10, 33}) {
+    const auto few = limpid::integrated_gradients_within(model, x, {.missing = 0, .pieces = 0, .most = most});
+    CHECK(few.steps == most - (most + 1) % 2);
+    CHECK(few.gap != 0);
+  }
+  const auto cubic = [&](View<double> at, limpid::MutView<double> dx) {  // Simpson's rule is exact, so four pieces do
+    for (Index i = 0; i < 15; ++i) dx(i / 3, i % 3) = 4 * std::pow(at(i / 3, i % 3), 3);
+    return at.map().array().pow(4).sum();
+  };
+  const auto four = limpid::integrated_gradients_within(cubic, x, {.missing = 1e-12, .pieces = 1e-12});
+  CHECK(four.steps == 9);
+  CHECK(distance(four.entries, M(x.array().pow(4))) < 1e-12 * x.array().pow(4).maxCoeff());
+  const auto ask = [&](double missing, double pieces, Index most) {
+    return limpid::integrated_gradients_within(cubic, x, {.missing = missing, .pieces = pieces, .most = most});
+  };
+  CHECK_THROWS_WITH(ask(0.1, 0.1, 8), "integrated_gradients_within: most is 8, wanted at least 9");
+  CHECK_THROWS_WITH(ask(-1, 0.1, 9), Catch::Contains("integrated_gradients_within: missing is -1, wanted a finite"));
+  CHECK_THROWS_WITH(ask(0.1, std::nan(""), 9), Catch::Contains("pieces is nan"));
+  CHECK_THROWS_WITH(limpid::integrated_gradients_within(cubic, x, {}, x.topRows(2)),
+                    "integrated_gradients_within: the baseline is 2 x 3, wanted 5 x 3 as x");
+}
+
 TEST_CASE("a model of several inputs at once: the bits of one at a time, and no gradient of what needs none") {
   const M x = random(5, 3, 3, 2), from = random(5, 3, 4);
   Model model;

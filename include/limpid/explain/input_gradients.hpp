@@ -3,10 +3,14 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "../call/checks.hpp"
 #include "../core/random.hpp"
@@ -17,11 +21,18 @@ inline namespace LIMPID_ABI {
 /// What an explanation by gradients says: a number for every entry of the input and, their sums, for every token.
 template <class S>
 struct Attribution {
-  Mat<S> entries;  ///< n x D, as the input
-  Mat<S> tokens;   ///< 1 x n
-  S score{};       ///< the model's at the input
-  S baseline{};    ///< and at the baseline (integrated gradients)
-  S gap{};         ///< sum of entries - (score - baseline): how far from complete it is (integrated gradients)
+  Mat<S> entries;   ///< n x D, as the input
+  Mat<S> tokens;    ///< 1 x n
+  S score{};        ///< the model's at the input
+  S baseline{};     ///< and at the baseline (integrated gradients)
+  S gap{};          ///< sum of entries - (score - baseline): how far from complete it is (integrated gradients)
+  Index steps = 0;  ///< how many gradients were taken (integrated gradients)
+};
+
+struct IntegrationOptions {
+  double missing = 0.01;  ///< of y(x) - y(x0), at most
+  double pieces = 0.03;   ///< of the same, summed over the pieces whatever their signs, at most
+  Index most = 65;        ///< gradients, 9 or more
 };
 
 struct SmoothGradOptions {
@@ -72,6 +83,19 @@ Index at_once(const char* name, Index wanted, Index count) {
   return takes_several<S, Model> ? std::min(wanted, count) : 1;
 }
 template <class S>
+void check_baseline(const char* name, View<S> x, View<S> baseline) {
+  if (baseline.given() && (baseline.rows != x.rows || baseline.cols != x.cols))
+    raise(std::string(name) + ": the baseline is " + shape_text(baseline.rows, baseline.cols) + ", wanted " +
+          shape_text(x.rows, x.cols) + " as x");
+  check_parameters<S>(name, "x", x);
+  check_parameters<S>(name, "baseline", baseline);
+}
+/// Part of the way from one number to another; all of it is that number, whatever is rounded.
+template <class S>
+S on_line(S from, S to, double way) {
+  return way == 1 ? to : S(from + S(way) * (to - from));
+}
+template <class S>
 void sum_tokens(Attribution<S>& out) {
   out.tokens.resize(1, out.entries.rows());
   for (Index i = 0; i < out.entries.rows(); ++i) {
@@ -119,11 +143,7 @@ auto integrated_gradients(Model&& model, X&& x_, Index steps = 32,
   const View<S> x(std::forward<X>(x_));
   if (steps < 1) detail::raise(std::string(name) + ": steps are " + detail::text_of(steps) + ", wanted at least 1");
   detail::check_steps(name, "steps", steps);
-  if (baseline.given() && (baseline.rows != x.rows || baseline.cols != x.cols))
-    detail::raise(std::string(name) + ": the baseline is " + detail::shape_text(baseline.rows, baseline.cols) +
-                  ", wanted " + detail::shape_text(x.rows, x.cols) + " as x");
-  detail::check_parameters<S>(name, "x", x);
-  detail::check_parameters<S>(name, "baseline", baseline);
+  detail::check_baseline(name, x, baseline);
   const auto from = [&](Index i, Index j) { return baseline.given() ? baseline(i, j) : S(0); };
   const Index most = detail::at_once<S, std::remove_cvref_t<Model>>(name, at_once, steps);
   Mat<S> at, gradient, scores(1, std::max(most, Index(2)));
@@ -134,8 +154,7 @@ auto integrated_gradients(Model&& model, X&& x_, Index steps = 32,
     for (Index s = 0; s < items; ++s) {
       const double way = way_of(s);
       for (Index i = 0; i < x.rows; ++i)
-        for (Index j = 0; j < x.cols; ++j)
-          at(s * x.rows + i, j) = way == 1 ? x(i, j) : S(from(i, j) + S(way) * (x(i, j) - from(i, j)));
+        for (Index j = 0; j < x.cols; ++j) at(s * x.rows + i, j) = detail::on_line(from(i, j), x(i, j), way);
     }
     detail::scores_at<S>(name, model, View<S>(at), dx, MutView<S>(scores).block(0, 0, 1, items));
   };
@@ -155,6 +174,84 @@ auto integrated_gradients(Model&& model, X&& x_, Index steps = 32,
       out.entries(i, j) = S(r), total += r;
     }
   out.gap = S(total - (W(out.score) - W(out.baseline)));
+  out.steps = steps;
+  detail::sum_tokens(out);
+  return out;
+}
+
+/// The same with steps where they are needed (ours). The line is cut into pieces, four at first, of which each is
+/// integrated by Simpson's rule; as y is known at their ends, so is what each lacks of the change across it. The piece
+/// that lacks most is halved until no more is missing than the options allow, or the next halving would take more
+/// gradients than `most`: gap and steps tell which. It is for models whose gradient is large near one end, where equal
+/// steps miss most of the change. One input a call of the model; kept are n x D numbers for every gradient taken. Throws
+/// as integrated_gradients, and ShapeError for options out of range.
+template <class X, class Model>
+auto integrated_gradients_within(Model&& model, X&& x_, const IntegrationOptions& options = {},
+                                 const std::type_identity_t<View<detail::ScalarOf<X>>>& baseline = {}) {
+  using S = detail::ScalarOf<X>;
+  using W = detail::Accumulator<S>;
+  constexpr const char* name = "integrated_gradients_within";
+  constexpr double longest = 0.25;
+  const View<S> x(std::forward<X>(x_));
+  detail::check_baseline(name, x, baseline);
+  for (const auto& [field, share] : {std::pair{"missing", options.missing}, {"pieces", options.pieces}})
+    detail::check_finite<double>(name, field, share, share >= 0, "a finite number, 0 or more");
+  detail::check_steps(name, "most", options.most);
+  if (options.most < 9)
+    detail::raise(std::string(name) + ": most is " + detail::text_of(options.most) + ", wanted at least 9");
+  struct Point {
+    double way;
+    W score, slope;
+    Mat<S> entries;  // (x - x0) o dy/dx
+  };
+  const auto from = [&](Index i, Index j) { return baseline.given() ? baseline(i, j) : S(0); };
+  Mat<S> at(x.rows, x.cols);
+  const auto point = [&](double way) {
+    Point p{way, W(0), W(0), {}};
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index j = 0; j < x.cols; ++j) at(i, j) = detail::on_line(from(i, j), x(i, j), way);
+    p.score = W(detail::score_at<S>(name, model, View<S>(at), p.entries));
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index j = 0; j < x.cols; ++j) p.slope += W(p.entries(i, j) *= x(i, j) - from(i, j));
+    return p;
+  };
+  std::vector<Point> line;  // ends of pieces, and their middles
+  for (const double way : {0.0, 0.5, 1.0}) line.push_back(point(way));
+  const W change = line[2].score - line[0].score, size = std::abs(change);
+  while (std::ssize(line) + 2 <= options.most) {
+    W sum(0), lacking(0);
+    double largest = 0, most_wanted = -1;
+    std::size_t halved = 0;
+    for (std::size_t i = 0; i + 2 < line.size(); i += 2) {
+      const Point &first = line[i], &middle = line[i + 1], &last = line[i + 2];
+      const double length = last.way - first.way;
+      const W got = W(length) * (first.slope + 4 * middle.slope + last.slope) / 6;
+      const W lacks = std::abs(last.score - first.score - got);
+      sum += got, lacking += lacks, largest = std::max(largest, length);
+      const double wants = length > longest ? std::numeric_limits<double>::max() * length : double(lacks);
+      if (wants > most_wanted) most_wanted = wants, halved = i;
+    }
+    if (largest <= longest && std::abs(sum - change) <= W(options.missing) * size &&
+        lacking <= W(options.pieces) * size)
+      break;
+    Point left = point((line[halved].way + line[halved + 1].way) / 2);
+    Point right = point((line[halved + 1].way + line[halved + 2].way) / 2);
+    const auto behind = line.begin() + static_cast<std::ptrdiff_t>(halved) + 1;
+    line.insert(line.insert(behind, std::move(left)) + 2, std::move(right));
+  }
+  Attribution<S> out;
+  out.entries.setZero(x.rows, x.cols);
+  W total(0);
+  for (Index i = 0; i < x.rows; ++i)
+    for (Index j = 0; j < x.cols; ++j) {
+      W sum(0);
+      for (std::size_t p = 0; p + 2 < line.size(); p += 2)
+        sum += W(line[p + 2].way - line[p].way) / 6 *
+               (W(line[p].entries(i, j)) + 4 * W(line[p + 1].entries(i, j)) + W(line[p + 2].entries(i, j)));
+      out.entries(i, j) = S(sum), total += sum;
+    }
+  out.score = S(line.back().score), out.baseline = S(line.front().score), out.gap = S(total - change);
+  out.steps = std::ssize(line);
   detail::sum_tokens(out);
   return out;
 }
