@@ -533,6 +533,13 @@ RelevanceRequest<S> relevance_of(const Block& block, const RelevanceRequest<S>& 
   return own;
 }
 
+template <class S, class Mods, int M>
+bool wants_gradients(const BackwardPlan<S, Mods, M>& plan) {
+  bool any = plan.dv.given();
+  for (const auto& map : plan.maps) any = any || map.dq.given() || map.dk.given();
+  return any;
+}
+
 /// The same block by block.
 template <class P, int M, class Mods>
 void pull_back_gathered(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
@@ -540,6 +547,21 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
   using S = typename P::Scalar;
   ArenaScope scope(context.arena());
   const auto& first = plan.maps[0].scores;
+  if constexpr (goes_by_lines<P, Mods>() || !blocks_own_keys<Mods>())
+    if (auto gradients = plan; plan.relevance.c && wants_gradients(plan)) {
+      gradients.relevance = {};
+      if (pulls_listed(gradients,
+                       true)) {  // sums in another order than with relevance: each by itself keeps their bits
+        pull_back_gathered<P, M>(context, gradients, collected);
+        auto rest = plan;
+        for (auto& map : rest.maps) map.dq = map.dk = {};
+        rest.dv = {};
+        S* unwanted = context.arena().template take<S>(first.gradient_size());
+        clear(unwanted, first.gradient_size());
+        pull_back_gathered<P, M>(context, rest, unwanted);
+        return;
+      }
+    }
   if constexpr (goes_by_lines<P, Mods>())
     if (pulls_listed(plan, true) && pull_lines<P, M>(context, plan)) {
       if constexpr (Mods::sinks) add_sink_gradients(plan, collected);

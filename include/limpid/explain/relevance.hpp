@@ -26,7 +26,7 @@ struct AllParts {};
 ///
 /// Only the row of the explained token is made: as every factor is linear, it goes through the stages from the last to
 /// the first, the order of the backward pass, whose kernel already holds A and dy/dA. Asking costs about three flop a
-/// pair and changes no bit of a gradient:
+/// pair, of windows and block masks a pass of its own, and changes no bit of a gradient:
 ///
 ///   limpid::Relevance<float> relevance({n_text, n_image});
 ///   relevance.start(token, text);
