@@ -399,6 +399,34 @@ TEST_CASE("maps handed over that do not fit are refused by name") {
   CHECK_THROWS_WITH(RelevanceMatrices<double>({}), "relevance matrices: no streams, wanted at least one");
 }
 
+TEST_CASE("gradients of maps that do not fit, or lie over what is read or written, are refused before one is written") {
+  const M kept = random(6, 3, 5), ones = M::Ones(6, 3);
+  M a = kept, g = random(6, 3, 6), wrong(5, 3), da = ones, dg = ones, dc = random(3, 3, 7), dcam = random(1, 2, 8);
+  const std::vector<HeadMaps<double>> two{{a, g, 2}, {a, g, 2}};
+  using Grads = limpid::HeadMapGrads<double>;
+  for (const RolloutMethod method : {RolloutMethod::rollout, RolloutMethod::gradient_rollout}) {
+    const auto backward = [&](const std::vector<Grads>& grads) {
+      limpid::map_rollout_backward<double>(two, {.method = method}, dc, grads);
+    };
+    CHECK_THROWS_WITH(backward({{da, dg}, {wrong, {}}}), "map_rollout: a gradient is 5 x 3, wanted 6 x 3");
+    CHECK_THROWS_WITH(backward({{da, dg}, {{}, g}}),
+                      "map_rollout: gradient of g shares memory with g, wanted memory of its own");
+    CHECK_THROWS_WITH(backward({{da, dg}, {a, {}}}),
+                      "map_rollout: gradient of a shares memory with a, wanted memory of its own");
+    CHECK_THROWS_WITH(backward({{da, {}}, {{}, da}}),
+                      "map_rollout: gradient of g shares memory with gradient of a, wanted memory of its own");
+  }
+  M whole(6, 3);
+  CHECK_THROWS_WITH(limpid::map_rollout_backward<double>({two[0]}, {}, whole.topRows(3), {{whole, {}}}),
+                    "map_rollout: gradient of a shares memory with dc, wanted memory of its own");
+  const auto of_cam = [&](const Grads& grad) { limpid::gradcam_backward<double>(two[0], 0, 1, dcam, grad); };
+  CHECK_THROWS_WITH(of_cam({da, wrong}), "gradcam: a gradient is 5 x 3, wanted 6 x 3");
+  CHECK_THROWS_WITH(of_cam({a, dg}), "gradcam: gradient of a shares memory with a, wanted memory of its own");
+  CHECK_THROWS_WITH(of_cam({da, da}),
+                    "gradcam: gradient of g shares memory with gradient of a, wanted memory of its own");
+  CHECK((da == ones && dg == ones && a == kept));
+}
+
 /// y = sum tanh(x w) u, and its gradient.
 struct Model {
   M w = random(3, 4, 1), u = random(4, 1, 2);

@@ -41,6 +41,26 @@ struct HeadMapGrads {
 
 namespace detail {
 
+/// Gradients of maps, before one is written: as large as the maps, and none over another, the maps or `more`.
+template <class S>
+void check_map_gradients(Name name, const std::vector<HeadMaps<S>>& layers, const std::vector<HeadMapGrads<S>>& grads,
+                         const NamedArray& more) {
+  for (std::size_t l = 0; l < layers.size(); ++l)
+    for (const MutView<S>& to : {grads[l].a, grads[l].g})
+      if (to.given() && (to.rows != layers[l].a.rows || to.cols != layers[l].a.cols))
+        raise(name + (": a gradient is " + shape_text(to.rows, to.cols) + ", wanted " +
+                      shape_text(layers[l].a.rows, layers[l].a.cols)));
+  const auto written = [&](ForArray f) {
+    for (const HeadMapGrads<S>& to : grads)
+      f(NamedArray("a", to.a, gradient_of)), f(NamedArray("g", to.g, gradient_of));
+  };
+  const auto read = [&](ForArray f) {
+    for (const HeadMaps<S>& maps : layers) f(NamedArray("a", maps.a)), f(NamedArray("g", maps.g));
+    f(more);
+  };
+  refuse_overlaps(name, written, read);
+}
+
 inline void check_map_rollout(const MapRolloutOptions& o, Index layers) {
   if (!(o.residual >= 0 && o.residual <= 1))
     raise("map_rollout: residual is " + number_text(o.residual) + ", wanted it in [0, 1]");
@@ -179,7 +199,7 @@ Mat<S> map_rollout(const std::vector<HeadMaps<S>>& layers, const MapRolloutOptio
 ///   gradient_rollout   da_h = [a g > 0] g dF / H,   dg_h = [a g > 0] a dF / H
 ///
 /// Layers before start get zeros; so do rows that were not divided as their sum is 0. Throws as map_rollout does, and
-/// for gradients of another number or shape.
+/// for gradients of another number or shape, and where one shares memory with another, the maps or dc.
 template <class S>
 void map_rollout_backward(const std::vector<HeadMaps<S>>& layers, const MapRolloutOptions& options,
                           std::type_identity_t<View<S>> dc,
@@ -191,13 +211,8 @@ void map_rollout_backward(const std::vector<HeadMaps<S>>& layers, const MapRollo
                   detail::text_of(grads.size()) + " layers, wanted " + detail::shape_text(n, n) + " and " +
                   detail::text_of(layers.size()));
   const bool by_gradient = options.method == RolloutMethod::gradient_rollout;
-  for (std::size_t l = 0; l < layers.size(); ++l)
-    for (const MutView<S>& to : {grads[l].a, grads[l].g}) {
-      if (to.given() && (to.rows != layers[l].a.rows || to.cols != layers[l].a.cols))
-        detail::raise("map_rollout: a gradient is " + detail::shape_text(to.rows, to.cols) + ", wanted " +
-                      detail::shape_text(layers[l].a.rows, layers[l].a.cols));
-      if (to.given()) to.fill(S(0));
-    }
+  detail::check_map_gradients<S>("map_rollout", layers, grads, detail::NamedArray("dc", dc));
+  for (const HeadMapGrads<S>& to : grads) to.a.fill(S(0)), to.g.fill(S(0));
   std::vector<Mat<S>> before{Mat<S>::Identity(n, n)};  // what stands to the right of a layer's factor
   for (std::size_t l = 0; l + 1 < factors.size(); ++l)
     before.push_back(detail::matrix_product<S>(factors[l].f, before.back()));
@@ -251,7 +266,8 @@ Mat<S> gradcam(const HeadMaps<S>& maps, Index row = 0, Index skip = 1) {
   return out;
 }
 /// Gradients of a scalar of gradcam(), dcam, 1 x (m - skip), being that with respect to it; all other entries of them,
-/// (H n) x m, are 0. At a cam of 0 nothing passes. Throws ShapeError as gradcam does and for other shapes.
+/// (H n) x m, are 0. At a cam of 0 nothing passes. Throws ShapeError as gradcam does, for other shapes
+/// and for gradients that share memory with another, the maps or dcam.
 template <class S>
 void gradcam_backward(const HeadMaps<S>& maps, Index row, Index skip, std::type_identity_t<View<S>> dcam,
                       const std::type_identity_t<HeadMapGrads<S>>& grad) {
@@ -259,12 +275,8 @@ void gradcam_backward(const HeadMaps<S>& maps, Index row, Index skip, std::type_
   if (dcam.rows != 1 || dcam.cols != cam.cols())
     detail::raise("gradcam: dcam is " + detail::shape_text(dcam.rows, dcam.cols) + ", wanted " +
                   detail::shape_text(1, cam.cols()));
-  for (const MutView<S>& to : {grad.a, grad.g}) {
-    if (to.given() && (to.rows != maps.a.rows || to.cols != maps.a.cols))
-      detail::raise("gradcam: a gradient is " + detail::shape_text(to.rows, to.cols) + ", wanted " +
-                    detail::shape_text(maps.a.rows, maps.a.cols));
-    if (to.given()) to.fill(S(0));
-  }
+  detail::check_map_gradients<S>("gradcam", {maps}, {grad}, detail::NamedArray("dcam", dcam));
+  grad.a.fill(S(0)), grad.g.fill(S(0));
   const S each = S(1) / S(static_cast<double>(maps.heads)), share = S(1) / S(static_cast<double>(cam.cols()));
   for (Index h = 0; h < maps.heads; ++h) {
     const S weight = maps.gradient(h).map().row(row).tail(cam.cols()).mean();
