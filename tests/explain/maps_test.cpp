@@ -167,6 +167,17 @@ TEST_CASE("views of a head: its largest weights, its column sums, A o dA, and wh
   CHECK_THROWS_WITH(limpid::top_keys(a.op, a.in(), a.saved, 0), "softmax: top 0 keys, wanted from 1 to 5");
   CHECK_THROWS_WITH(limpid::head_importance(a.dout, a.dout, 5, 2),
                     "head_importance: out is 6 x 12 and dout 6 x 12, wanted one shape of 2 items and 5 heads");
+  const M kept = a.dout;
+  const auto over = [&](auto&& block) {
+    CHECK_THROWS_WITH(limpid::gradient_block(a.op, a.in(), a.saved, a.dout, 0, 0, block),
+                      Catch::Contains("softmax: out shares memory with "));
+    CHECK_THROWS_WITH(limpid::relevance_block(a.op, a.in(), a.saved, a.dout, 0, 0, block),
+                      Catch::Contains("softmax: out shares memory with "));
+    CHECK_THROWS_WITH(limpid::corrected_rows(a.op, a.in(), a.saved, a.dout, 0, block),
+                      Catch::Contains("softmax: out shares memory with "));
+  };
+  over(a.dout.topLeftCorner(2, 5)), over(a.v.topLeftCorner(2, 5));
+  CHECK(a.dout == kept);
 }
 
 /// A stack of layers of maps and gradients.

@@ -87,6 +87,13 @@ void check_maps(Name name, const HeadMaps<S>& maps, bool wants_gradient) {
   if (wants_gradient) check_parameters<S>(name, "g", maps.g);
 }
 
+/// What is asked of a saved attention and its gradient must lie over neither.
+template <class Op, class S>
+void refuse_over_read(const Op& op, const Inputs<Op, S>& in, View<S> dout, MutView<S> out) {
+  refuse_overlaps(operator_name(op), arrays({{"out", out}}),
+                  joined(fields_of(in), tables_of(op), arrays({{"dout", dout}})));
+}
+
 /// The values of one head, m x dv, that its map is applied to.
 template <class Head>
 auto values_of(const Head& head) {
@@ -116,12 +123,14 @@ Mat<S> corrected_map(const HeadMaps<S>& maps, const Correction& correction = {})
 /// A block of dy/dA of one head, out(i, j) = dh_(q0 + i) . v_(k0 + j): what the operator's effective map A, h = A v,
 /// does to the explained number y. dout: the gradient of y with respect to the operator's output, (B n) x (H dv), as
 /// its backward pass gets it; dh is dout, but of operators that norm h, differential and gated, where it is taken back
-/// through the norm. 2 dv flop an entry. Throws ShapeError for other shapes and for a block outside the map.
+/// through the norm. 2 dv flop an entry. Throws ShapeError for other shapes, for a block outside the map, and where
+/// out lies over dout or an input.
 template <class Op, class S, class Dout, class Out>
 void gradient_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Dout&& dout_,
                     Index q0, Index k0, Out&& out, const HeadCall& call = {}) {
   const View<S> dout(std::forward<Dout>(dout_));
   const MutView<S> to(std::forward<Out>(out));
+  detail::refuse_over_read<Op, S>(op, in, dout, to);
   detail::look_inside(op, in, saved, call, to, [&](const auto& pass, const auto& head, const auto& keep) {
     const At& at = pass.at;
     if (q0 < 0 || k0 < 0 || to.rows > at.n - q0 || to.cols > at.m - k0)
@@ -153,6 +162,7 @@ void corrected_rows(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in,
   if (saved.filled && out.cols != m)
     detail::raise(detail::operator_name(op) + ": corrected rows are " + detail::shape_text(out.rows, out.cols) +
                   ", wanted " + detail::text_of(m) + " columns, the keys");
+  detail::refuse_over_read<Op, S>(op, in, dout, out);
   Mat<S> map(out.rows, out.cols), gradient(out.rows, out.cols), sum = Mat<S>::Zero(out.rows, out.cols);
   for (call.head = 0; call.head < std::max<Index>(heads, 1); ++call.head) {
     map_block(op, in, saved, q0, 0, map, call);

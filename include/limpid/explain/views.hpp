@@ -65,12 +65,14 @@ Mat<S> column_mass(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, 
 /// A block of part(A o dA) of one head, out(i, j) of query q0 + i and key k0 + j, dA as gradient_block has it, dout as
 /// there. Two arrays more of the block's size. Throws ShapeError as map_block and gradient_block do.
 template <class Op, class S, class Dout, class Out>
-void relevance_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Dout&& dout,
+void relevance_block(const Op& op, const std::type_identity_t<Inputs<Op, S>>& in, Saved<Op, S>& saved, Dout&& dout_,
                      Index q0, Index k0, Out&& out_, Part part = Part::signed_, const HeadCall& call = {}) {
+  const View<S> dout(std::forward<Dout>(dout_));
   const MutView<S> out(std::forward<Out>(out_));
+  detail::refuse_over_read<Op, S>(op, in, dout, out);
   Mat<S> map(out.rows, out.cols), gradient(out.rows, out.cols);
   map_block(op, in, saved, q0, k0, map, call);
-  gradient_block(op, in, saved, std::forward<Dout>(dout), q0, k0, gradient, call);
+  gradient_block(op, in, saved, dout, q0, k0, gradient, call);
   for (Index i = 0; i < out.rows; ++i)
     for (Index j = 0; j < out.cols; ++j)
       out(i, j) = map(i, j) == S(0) ? S(0) : detail::part_of(part, S(map(i, j) * gradient(i, j)));
