@@ -180,6 +180,25 @@ TEST_CASE("views of a head: its largest weights, its column sums, A o dA, and wh
   CHECK(a.dout == kept);
 }
 
+TEST_CASE("corrected rows: what stands at a masked key shows nowhere, not even NaN and infinity") {
+  const Index n = 4;
+  M q = random(n, 3, 1), k = random(n, 3, 2), v = random(n, 3, 3), dout = random(n, 3, 4), out(n, 3);
+  const auto op = limpid::softmax(limpid::mask([](const limpid::At& a) { return a.k != 1; }));
+  for_corrections([&](const Correction& correction) {
+    const auto rows_with = [&](double there) {
+      M own_k = k, own_v = v, rows(n, n);
+      own_k.row(1).setConstant(there), own_v.row(1).setConstant(there);
+      limpid::Saved<std::remove_const_t<decltype(op)>, double> saved;
+      limpid::forward(op, qkv(q, own_k, own_v), out, {.saved = &saved});
+      limpid::corrected_rows(op, qkv(q, own_k, own_v), saved, dout, 0, rows, correction);
+      return rows;
+    };
+    const M wanted = rows_with(0.5);
+    for (const double there : {std::nan(""), std::numeric_limits<double>::infinity(), 1e308})
+      CHECK(rows_with(there) == wanted);
+  });
+}
+
 /// A stack of layers of maps and gradients.
 struct Layers {
   static constexpr Index count = 3, heads = 2, n = 5;

@@ -61,7 +61,9 @@ S part_of(Part part, const S& x) {
 /// Adds what one head has to a row of the mean: a, g and to of m entries.
 template <class S>
 void add_corrected(const Correction& c, const S* a, const S* g, S* to, Index m) {
-  const S taken = c.by == CorrectionBy::score ? dot(a, g, m) : S(0);
+  S taken(0);
+  for (Index j = 0; j < m && c.by == CorrectionBy::score; ++j)
+    if (a[j] != S(0)) taken += a[j] * g[j];  // what stands at a masked key may be no number
   for (Index j = 0; j < m; ++j) {
     const S x = a[j] == S(0) ? S(0) : a[j] * (g[j] - taken);
     to[j] += c.order == CorrectionOrder::part_mean ? part_of(c.part, x) : x;
