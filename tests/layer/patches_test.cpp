@@ -171,7 +171,21 @@ TEST_CASE("patches that do not fit are refused by name, before anything is writt
     FAIL("was not refused: " << what);
   };
   const ImagePatches p{3, 4, 3};
-  const auto of = [&](const ImagePatches& grid) { limpid::patches(grid, image, out); };
+  const auto of = [&](const ImagePatches& grid) {
+    std::string counted;  // who asks how many there are is told the same
+    try {
+      static_cast<void>(grid.tokens());
+    } catch (const limpid::ShapeError& error) {
+      counted = error.what();
+    }
+    try {
+      limpid::patches(grid, image, out);
+    } catch (const limpid::ShapeError& error) {
+      const bool of_arrays = grid.rows == 4;  // the grid is one
+      CHECK(counted == (of_arrays ? "" : error.what()));
+      throw;
+    }
+  };
   refused([&] { of({0, 4, 3}); }, "patches: the image is 0 x 4 pixels, wanted at least one and at most 2^40");
   refused(
       [&] {

@@ -20,18 +20,17 @@ struct ImagePatches {
   Index stride = 1;
   PatchBorder border = PatchBorder::mirror;
 
-  Index rows_of_patches() const { return along(rows); }
-  Index cols_of_patches() const { return along(cols); }
-  /// How many patches there are.
-  Index tokens() const { return rows_of_patches() * cols_of_patches(); }
-
- private:
-  Index along(Index length) const {
-    return border == PatchBorder::none ? (length - patch) / stride + 1 : (length + stride - 1) / stride;
-  }
+  /// How many patches there are. Throw ShapeError where patches() would for these numbers.
+  Index rows_of_patches() const;
+  Index cols_of_patches() const;
+  Index tokens() const;
 };
 
 namespace detail {
+
+inline Index patches_along(const ImagePatches& p, Index length) {
+  return p.border == PatchBorder::none ? (length - p.patch) / p.stride + 1 : (length + p.stride - 1) / p.stride;
+}
 
 inline void check_patches(const char* what, const ImagePatches& p) {
   const auto refuse = [&](const char* field, Index found, const std::string& wanted) {
@@ -48,9 +47,10 @@ inline void check_patches(const char* what, const ImagePatches& p) {
       if (length < p.patch || (length - p.patch) % p.stride != 0)
         raise(std::string(what) + ": patches of " + text_of(p.patch) + " at a stride of " + text_of(p.stride) +
               " do not cover " + text_of(length) + " pixels, wanted patch + a multiple of stride, or a border");
-  if (!fits_memory(p.tokens(), p.patch * p.patch))
-    raise(std::string(what) + ": " + text_of(p.tokens()) + " patches of " + text_of(p.patch) + " x " +
-          text_of(p.patch) + " fit no memory");
+  const Index tokens = patches_along(p, p.rows) * patches_along(p, p.cols);
+  if (!fits_memory(tokens, p.patch * p.patch))
+    raise(std::string(what) + ": " + text_of(tokens) + " patches of " + text_of(p.patch) + " x " + text_of(p.patch) +
+          " fit no memory");
 }
 /// An image and its patches, by the names they have in a call.
 template <class S>
@@ -118,6 +118,16 @@ void scatter_patches(const Context& context, const ImagePatches& p, View<S> patc
 }
 
 }  // namespace detail
+
+inline Index ImagePatches::rows_of_patches() const {
+  detail::check_patches("patches", *this);
+  return detail::patches_along(*this, rows);
+}
+inline Index ImagePatches::cols_of_patches() const {
+  detail::check_patches("patches", *this);
+  return detail::patches_along(*this, cols);
+}
+inline Index ImagePatches::tokens() const { return rows_of_patches() * cols_of_patches(); }
 
 /// The patches of an image, one a row: image (rows cols) x C, a pixel a row as tokens are, C from 1 to 4; out tokens x
 /// (C patch^2), of every channel its patch row by row, one channel after the other, as the weights of a convolution
