@@ -796,6 +796,14 @@ TEST_CASE("chance, shuffled weights and inputs near by") {
   CHECK(moved <= 0.1 * std::sqrt(12.0) / x.norm());
   const auto same = [](limpid::View<double>) { return M(M::Ones(1, 3)); };
   CHECK(limpid::max_sensitivity(same, x) == 0);
+  for (const double size : {1e-320, 1e-170, 1e200, 1e307}) {
+    const auto far = [&](limpid::View<double> at) { return M(size * at.map()); };
+    const double tolerance = size < 1e-300 ? 0.02 : 1e-12;  // few digits are left there
+    CHECK(limpid::max_sensitivity(far, x, {.radius = 0.1, .samples = 20}) == Approx(moved).epsilon(tolerance));
+  }
+  const Mat<float> single = x.cast<float>();
+  const auto low = [](limpid::View<float> at) { return Mat<float>(1e-25f * at.map()); };
+  CHECK(limpid::max_sensitivity(low, single, {.radius = 0.1, .samples = 20}) == Approx(moved).epsilon(1e-5));
   CHECK_THROWS_WITH(limpid::max_sensitivity(same, x, {.samples = 0}),
                     "max_sensitivity: samples are 0, wanted at least 1");
 }

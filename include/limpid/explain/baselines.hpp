@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -87,7 +88,8 @@ struct SensitivityOptions {
 
 /// Largest |E(x + d) - E(x)| / |E(x)| over samples of |d| <= radius (Yeh et al. 2019, 1901.09392, max-sensitivity), in
 /// the Euclidean norm: how far an explanation moves where the input hardly does. explain(View<S> x) returns the
-/// explanation, a Mat<S> of one shape; samples + 1 calls. 0 where both are zero. Throws ShapeError for a radius that is
+/// explanation, a Mat<S> of one shape; samples + 1 calls. 0 where both are zero;
+/// right for numbers of any size. Throws ShapeError for a radius that is
 /// negative or no number, less than one sample, another shape, and numbers that are not finite.
 template <class X, class Explain>
 double max_sensitivity(Explain&& explain, X&& x_, const SensitivityOptions& options = {}) {
@@ -115,9 +117,17 @@ double max_sensitivity(Explain&& explain, X&& x_, const SensitivityOptions& opti
     if (other.rows() != intact.rows() || other.cols() != intact.cols())
       detail::raise("max_sensitivity: an explanation is " + detail::shape_text(other.rows(), other.cols()) +
                     ", wanted " + detail::shape_text(intact.rows(), intact.cols()) + " as that of x");
-    const double change = std::sqrt(static_cast<double>((other - intact).squaredNorm()));
-    const double size = std::sqrt(static_cast<double>(intact.squaredNorm()));
-    most = std::max(most, change == 0 ? 0 : change / size);
+    std::vector<double> change, size;
+    for (Index i = 0; i < intact.size(); ++i) {  // halves: a difference does not overflow
+      size.push_back(static_cast<double>(intact.data()[i]) / 2);
+      change.push_back(static_cast<double>(other.data()[i]) / 2 - size.back());
+    }
+    const int exponent = detail::to_order_of_one(change) - detail::to_order_of_one(size);
+    const auto square = [](const std::vector<double>& x) {
+      return std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
+    };
+    const double changed = std::sqrt(square(change)), all = std::sqrt(square(size));
+    most = std::max(most, changed == 0 ? 0 : std::ldexp(changed / all, exponent));
   }
   return most;
 }
