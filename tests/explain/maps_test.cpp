@@ -283,6 +283,13 @@ TEST_CASE("map rollout: the smallest entries are discarded and rows divided by t
   CHECK(distance(limpid::map_rollout(one, {.discard = 0.25}), wanted) < 1e-15);
   a.setZero();
   CHECK(distance(limpid::map_rollout(one, {.residual = 0}), M(M::Identity(2, 2))) == 0);
+  M hundred(10, 10);
+  for (Index i = 0; i < 100; ++i) hundred.data()[i] = 1 + double(i);
+  const std::vector<HeadMaps<double>> all{{hundred, {}, 1}};
+  for (const Index share : {7, 29, 57, 58}) {
+    const M left = limpid::map_rollout(all, {.residual = 0, .normalise = false, .discard = double(share) / 100});
+    CHECK((left.array() == 0).count() == share);
+  }
 }
 
 TEST_CASE("relevance matrices: rows are Relevance's, from a token an item, a mixture, and less what it starts with") {

@@ -103,7 +103,8 @@ MapFactor<S> map_factor(const HeadMaps<S>& maps, const MapRolloutOptions& o) {
     out.f.resize(n, n);
     for (Index i = 0; i < n; ++i)
       for (Index j = 0; j < n; ++j) out.f(i, j) = fused_entry(maps, o.fuse, i, j);
-    const auto dropped = static_cast<std::size_t>(o.discard * static_cast<double>(n) * static_cast<double>(n));
+    const auto dropped =  // to 1e-9, as the counts of PerturbationOptions: 0.57 of 100 is 57
+        static_cast<std::size_t>(o.discard * static_cast<double>(n) * static_cast<double>(n) + 1e-9);
     if (dropped > 0) {
       std::vector<Index> order(static_cast<std::size_t>(n * n));
       std::iota(order.begin(), order.end(), Index(0));
