@@ -408,6 +408,9 @@ TEST_CASE("an encoder-decoder's row from products: that of the matrices, with ea
                     "encoder_decoder_relevance: an encoder's map 7 x 7, wanted 4 x 4");
   CHECK_THROWS_WITH(limpid::encoder_decoder_relevance(e, {}, x, 0),
                     Catch::Contains("0 self- and 3 cross-attentions, wanted one of each"));
+  x.back().right = {};
+  CHECK_THROWS_WITH(limpid::encoder_decoder_relevance(e, d, x, 0),
+                    Catch::Contains("a cross-attention's map has no products, wanted those from both sides"));
 }
 
 TEST_CASE("maps handed over that do not fit are refused by name") {

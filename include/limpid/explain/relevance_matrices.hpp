@@ -152,6 +152,7 @@ EncoderDecoderRow<S> encoder_decoder_relevance(const std::vector<MapProducts<S>>
            " cross-attentions, wanted one of each a decoder layer, and a layer at least");
   const Index n = cross.front().n, m = cross.front().m, layers = static_cast<Index>(cross.size());
   const auto expect = [&](const MapProducts<S>& map, Index rows, Index cols, const char* which) {
+    if (!map.left || !map.right) refuse(std::string(which) + " map has no products, wanted those from both sides");
     if (map.n != rows || map.m != cols)
       refuse(std::string(which) + " map " + detail::shape_text(map.n, map.m) + ", wanted " +
              detail::shape_text(rows, cols));
