@@ -548,18 +548,17 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
   ArenaScope scope(context.arena());
   const auto& first = plan.maps[0].scores;
   if constexpr (goes_by_lines<P, Mods>() || !blocks_own_keys<Mods>())
-    if (auto gradients = plan; plan.relevance.c && wants_gradients(plan)) {
+    if (plan.relevance.c && wants_gradients(plan)) {
+      auto gradients = plan, rest = plan;
       gradients.relevance = {};
-      if (pulls_listed(gradients,
-                       true)) {  // sums in another order than with relevance: each by itself keeps their bits
+      // Lines and listed keys are summed in another order than relevance has: each by itself keeps the bits.
+      if (pulls_listed(gradients, true)) {
         pull_back_gathered<P, M>(context, gradients, collected);
-        auto rest = plan;
         for (auto& map : rest.maps) map.dq = map.dk = {};
         rest.dv = {};
         S* unwanted = context.arena().template take<S>(first.gradient_size());
         clear(unwanted, first.gradient_size());
-        pull_back_gathered<P, M>(context, rest, unwanted);
-        return;
+        return pull_back_gathered<P, M>(context, rest, unwanted);
       }
     }
   if constexpr (goes_by_lines<P, Mods>())

@@ -494,9 +494,8 @@ struct TransformerBlock {
                       const BackwardCall<S>& call, const BackwardCall<S>& cross_call) const {
     detail::check_asked<S>(detail::block_name, call, saved.attention.attention.dims, saved.attention.o.cols());
     if (!crosses && (cross_call.relevance.given() || cross_call.heads_gradient.given()))
-      detail::raise(std::string(detail::block_name) + ": " +
-                    (cross_call.relevance.given() ? "relevance" : "heads_gradient") +
-                    " of the cross attention is asked of a block without one");
+      detail::raise(detail::block_name + std::string(cross_call.relevance.given() ? ": relevance" : ": heads_gradient")
+                                             .append(" of the cross attention is asked of a block without one"));
     if constexpr (crosses)
       detail::check_asked<S>(detail::cross_name, cross_call, saved.cross.attention.dims, saved.cross.o.cols());
     const auto asked = [](const BackwardCall<S>& c) { return c.relevance.given() ? c.relevance_weights : View<S>(); };
