@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "gnuplot.hpp"
+#include "option_checks.hpp"
 #include "rxnmapper.hpp"
 
 namespace {
@@ -53,15 +55,15 @@ void write_picture(const std::string& path, const Reaction& reaction, const Mat<
   const auto labels = [&](const char* axis, const std::vector<Atom>& atoms) {
     file << "set " << axis << "tics (";
     for (std::size_t i = 0; i < atoms.size(); ++i)
-      file << (i == 0 ? "" : ", ") << '"' << reaction.tokens[std::size_t(atoms[i].token)] << "\" " << i;
+      file << (i == 0 ? "" : ", ") << gnuplot::quoted(reaction.tokens[std::size_t(atoms[i].token)]) << ' ' << i;
     file << ") scale 0 font ',9' noenhanced" << (axis[0] == 'x' ? " rotate by 90 right\n" : "\n");
   };
   const double cell = 18, wide = 150 + cell * double(seen.cols()), high = 150 + cell * double(seen.rows());
   std::string title = reaction.text;  // on two lines where one is too long
-  if (title.size() > 80) title.insert(title.find(">>"), "\\n");
+  if (title.size() > 80) title.insert(title.find(">>"), 1, '\n');
   file << "# limpid: drawn by gnuplot\nset terminal pngcairo size " << std::max(700.0, wide) << ',' << high
-       << " font 'sans,10'\nset output '" << path << "'\nset title \"" << title
-       << "\" noenhanced\nset palette defined (0 'white', 0.5 '#7fb0d8', 1 '#08306b')\n"
+       << " font 'sans,10'\nset output " << gnuplot::quoted(path) << "\nset title " << gnuplot::quoted(title)
+       << " noenhanced\nset palette defined (0 'white', 0.5 '#7fb0d8', 1 '#08306b')\n"
        << "set cblabel 'weight, both ways'\nset xlabel 'reactants (a ring: mapped)'\nset ylabel 'product'\nset key "
           "off\n";
   labels("x", reaction.reactants), labels("y", reaction.products);
@@ -82,8 +84,10 @@ int main(int argc, char** argv) try {
   std::string picture, folder = LIMPID_EXAMPLES "/data/rxnmapper";
   CLI::App app("Maps the atoms of reactions by one attention map of RXNMapper.");
   app.add_option("REACTION", reactions, "SMILES, reactants>>products; without any, reactions whose answers are known");
-  app.add_option("--picture", picture, "PNG of the first reaction's map; FILE.gp is written, which gnuplot draws");
-  app.add_option("--model", folder, "folder with rxnmapper.safetensors and vocabulary.txt");
+  app.add_option("--picture", picture, "PNG of the first reaction's map; FILE.gp is written, which gnuplot draws")
+      ->check(option::named_path());
+  app.add_option("--model", folder, "folder with rxnmapper.safetensors and vocabulary.txt")
+      ->check(option::named_path());
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {

@@ -21,6 +21,7 @@
 #include <string>
 #include <vector>
 
+#include "option_checks.hpp"
 #include "saliency.hpp"
 
 namespace {
@@ -149,8 +150,8 @@ int main(int argc, char** argv) try {
   std::string picture, folder = fetched;
   CLI::App app("Shows what DINOv2 sees in photographs.");
   app.add_option("PHOTOGRAPH", paths, "PNG files; without any, three of examples/data");
-  app.add_option("--model", folder, "folder with model.safetensors");
-  app.add_option("--picture", picture, "PNG to write, a row for each photograph");
+  app.add_option("--model", folder, "folder with model.safetensors")->check(option::named_path());
+  app.add_option("--picture", picture, "PNG to write, a row for each photograph")->check(option::named_path());
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {

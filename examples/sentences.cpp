@@ -16,7 +16,9 @@
 #include <string>
 #include <vector>
 
+#include "gnuplot.hpp"
 #include "minilm.hpp"
+#include "option_checks.hpp"
 
 namespace {
 
@@ -60,8 +62,8 @@ class Picture {
  public:
   Picture(const std::string& path, double wide, double high) : path_(path), file_(path + ".gp") {
     file_ << "# limpid: drawn by gnuplot\nset terminal pngcairo size " << wide << ',' << high
-          << " font 'sans,10'\nset encoding utf8\nset output '" << path
-          << "'\nunset border\nunset tics\nunset key\nset lmargin at screen 0\nset rmargin at screen 1\n"
+          << " font 'sans,10'\nset encoding utf8\nset output " << gnuplot::quoted(path)
+          << "\nunset border\nunset tics\nunset key\nset lmargin at screen 0\nset rmargin at screen 1\n"
           << "set tmargin at screen 1\nset bmargin at screen 0\nset xrange [0:" << wide << "]\nset yrange [" << high
           << ":0]\n";
   }
@@ -75,10 +77,9 @@ class Picture {
           << " fillcolor rgb '" << text << "' fillstyle solid noborder behind\n";
   }
   void text(double x, double y, std::string text, const char* how) {
-    for (std::size_t at = 0; (at = text.find('\'', at)) != std::string::npos; at += 2) text.insert(at, 1, '\'');
     for (char& c : text)
       if (c == '\n' || c == '\r' || c == '\t') c = ' ';
-    file_ << "set label '" << text << "' at " << x << ',' << y << " noenhanced " << how << '\n';
+    file_ << "set label " << gnuplot::quoted(text) << " at " << x << ',' << y << " noenhanced " << how << '\n';
   }
   void write() {
     file_ << "plot NaN\n";
@@ -154,8 +155,9 @@ int main(int argc, char** argv) try {
   std::string picture, folder = fetched;
   CLI::App app("Says how alike sentences are, and which words make them so, by MiniLM.");
   app.add_option("SENTENCE", texts, "sentences; without any, six of which pairs are alike");
-  app.add_option("--model", folder, "folder with model.safetensors and vocab.txt");
-  app.add_option("--picture", picture, "PNG of words and likeness; FILE.gp is written, which gnuplot draws");
+  app.add_option("--model", folder, "folder with model.safetensors and vocab.txt")->check(option::named_path());
+  app.add_option("--picture", picture, "PNG of words and likeness; FILE.gp is written, which gnuplot draws")
+      ->check(option::named_path());
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {
