@@ -17,6 +17,7 @@
 #include <limpid/model/vit.hpp>
 
 #include "image_quality.hpp"
+#include "option_checks.hpp"
 #include "training.hpp"
 
 namespace {
@@ -69,6 +70,7 @@ std::string percent(const Mat<float>& logits, Index of) {
 
 /// A program of gnuplot's that draws the images and the way of the logits from the two CSV files beside it.
 void write_picture(const std::string& path, Index from, Index to, double radius) {
+  const double shown = std::max(radius, 1e-3);  // a range of none cannot be drawn
   std::ofstream file(path);
   file << "# Draws rewrite.png: gnuplot rewrite.gp\n"
           "set terminal pngcairo size 1200,340 font 'sans,10'\n"
@@ -80,7 +82,7 @@ void write_picture(const std::string& path, Index from, Index to, double radius)
        << "set title 'before: " << kinds[from] << "'\nplot 'pixels.csv' skip 1 using 2:1:3 with image\n"
        << "set title 'after: " << kinds[to] << "'\nplot 'pixels.csv' skip 1 using 2:1:4 with image\n"
        << "set title 'difference, of a range of 1'\nset palette defined (-1 '#2166ac', 0 '#f7f7f7', 1 '#b2182b')\n"
-       << "set colorbox\nset cbtics\nset cbrange [" << -radius << ':' << radius << "]\n"
+       << "set colorbox\nset cbtics\nset cbrange [" << -shown << ':' << shown << "]\n"
        << "plot 'pixels.csv' skip 1 using 2:1:5 with image\n"
        << "set title 'logits'\nset size noratio\nset autoscale\nset tics\nset grid\nset xlabel 'step'\n"
           "set key right top\n"
@@ -107,15 +109,16 @@ int main(int argc, char** argv) try {
       ->check(CLI::Range(0, 9));
   app.add_option("--radius", radius, "largest change of a pixel in [0, 1]")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(option::between(0, 1));
   app.add_option("--steps", steps, "of the gradient's signs")->capture_default_str()->check(CLI::Range(0, 100000));
   app.add_option("--step", step, "change of a pixel in a step (default: a tenth of the radius)")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(option::between(0, 1));
   app.add_option("--region", region, "TOP LEFT ROWS COLS of the pixels that may change (default: all)")
       ->expected(4)
       ->check(CLI::Range(Index(0), side));
   app.add_option("--out", folder, "folder of before.png, after.png, difference.png, pixels.csv, path.csv, rewrite.gp")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(option::named_path());
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {
