@@ -28,6 +28,7 @@
 
 #include "explain_methods.hpp"
 #include "explain_text.hpp"
+#include "option_checks.hpp"
 
 namespace {
 
@@ -236,10 +237,13 @@ int main(int argc, char** argv) try {
       ->check(CLI::Range(1, 511))
       ->needs(smiles);
   app.add_option("--methods", names, "some of the methods, by name");
-  app.add_option("--out", folder, "folder for report.html and patches.csv or tokens.csv")->capture_default_str();
+  app.add_option("--out", folder, "folder for report.html and patches.csv or tokens.csv")
+      ->capture_default_str()
+      ->check(option::named_path());
   for (const auto& of_image : {image, of_number, of_class, dinov2})
     text->excludes(of_image), smiles->excludes(of_image);
   text->excludes(smiles);
+  image->excludes(of_number), dinov2->excludes(of_number);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {

@@ -310,12 +310,12 @@ show();
 template <class F>
 void write_file(const std::string& path, F&& put) {
   const std::string beside = path + ".part";
-  {
-    std::ofstream file(beside, std::ios::binary);
-    put(file);
-    if (!file.flush()) throw std::runtime_error(beside + ": cannot be written");
-  }
-  if (std::rename(beside.c_str(), path.c_str()) != 0) throw std::runtime_error(path + ": cannot be written");
+  std::ofstream file(beside, std::ios::binary);
+  put(file);
+  file.close();
+  if (file && std::rename(beside.c_str(), path.c_str()) == 0) return;
+  std::remove(beside.c_str());
+  throw std::runtime_error(path + ": cannot be written");
 }
 
 /// Writes the page; how many bytes it has. Throws std::runtime_error where that fails.
