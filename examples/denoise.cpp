@@ -28,6 +28,7 @@
 #include <thread>
 
 #include "image_quality.hpp"
+#include "option_checks.hpp"
 #include "peers.hpp"
 
 namespace {
@@ -541,25 +542,12 @@ int main(int argc, char** argv) try {
   bool peers = true, colour = false, own_noise = false;
 
   CLI::App app("Cleans noisy photographs with the attention operators of limpid and says how well each one does.");
-  const auto between = [](double low, double high) {
-    return CLI::Validator(  // CLI::Range lets NaN pass
-        [=](const std::string& word) {
-          char* end = nullptr;
-          const double value = std::strtod(word.c_str(), &end);
-          return !word.empty() && *end == 0 && value >= low && value <= high
-                     ? std::string()
-                     : "wanted from " + text("%g", low) + " to " + text("%g", high) + ", found '" + word + "'";
-        },
-        "in [" + text("%g", low) + " - " + text("%g", high) + "]");
-  };
-  const CLI::Validator named(
-      [](const std::string& word) { return word.empty() ? std::string("wanted a path, found none") : std::string(); },
-      "PATH");
+  const CLI::Validator named = option::named_path();
   app.add_option("--image", paths, "PNG files, 8 or 16 bit (default: the photographs that travel with the source)")
       ->check(named);
   app.add_flag("--colour,!--grey", colour, "filter colour as it is; otherwise it is made grey");
   app.add_option("--sigma", sigmas, "standard deviations of the noise that is added, of 255 (default: 15 25 50)")
-      ->check(between(0.001, 10000));
+      ->check(option::between(0.001, 10000));
   app.add_flag("--own-noise", own_noise, "add none: estimate the noise that the pictures have, and clean that");
   app.add_option("--seeds", seeds, "noise seeds to average over (default: 5, for --image 1)")
       ->check(CLI::Range(1, 1000000));
@@ -570,7 +558,7 @@ int main(int argc, char** argv) try {
       ->check(CLI::Range(1, 255));
   app.add_option("--bandwidth", settings.bandwidth,
                  "h in units of sigma times the patch's side, in place of a filter's")
-      ->check(between(0.001, 1000));
+      ->check(option::between(0.001, 1000));
   app.add_option("--crop", crop, "only so many rows and columns from the middle")->check(CLI::Range(1, 1 << 20));
   app.add_option("--detail", detail, "rows and columns of the part that sheets show")
       ->capture_default_str()
@@ -597,6 +585,11 @@ int main(int argc, char** argv) try {
   const bool own = !paths.empty();
   if (seeds < 1) seeds = own || own_noise ? 1 : 5;
   if (!own) paths = {photographs + "camera.png", photographs + "astronaut.png"};
+  std::map<std::string, std::string> named_so;  // pictures have the names of what they are of
+  for (const std::string& path : paths)
+    if (const auto [at, is_new] = named_so.try_emplace(stem(path), path); !is_new)
+      throw CLI::ValidationError("--image",
+                                 "found " + at->second + " and " + path + ", wanted files of different names");
   if (own_noise) sigmas = {0};
   if (sigmas.empty()) sigmas = {15, 25, 50};
 
