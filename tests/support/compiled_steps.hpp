@@ -22,7 +22,7 @@
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Rescale<P>)                                                     \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, Accumulate<P>)                                                  \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, StoreOrAdd<P>)                                                  \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddProduct, StoreInside<P>)                                                 \
+  LIMPID_TEST_PRODUCT(EXTERN, S, GemmTile<P>, a, AddProduct, StoreInside<GemmTile<P>>)                             \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, a, AddDifference, Accumulate<P>)                                               \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddDifference, Accumulate<P>)                                            \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddSquare, StorePart<P, true>)                                           \
@@ -32,7 +32,7 @@
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreFarPart<P, true>)                                       \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreFarPart<P, false>)                                      \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, Accumulate<P>)                                               \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreInside<P>)                                              \
+  LIMPID_TEST_PRODUCT(EXTERN, S, GemmTile<P>, none, AddProduct, StoreInside<GemmTile<P>>)                          \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreScores<P>)                                              \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, AddScores<P>)                                                \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, StoreWithLse<P>)                                             \
@@ -47,7 +47,7 @@
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 2, false, SoftmaxWeight>>) \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 1, true, SigmoidWeight>>)  \
   LIMPID_TEST_PRODUCT(EXTERN, S, P, none, AddProduct, PrefetchNext<P, StoreGradients<P, 1, false, SigmoidWeight>>) \
-  LIMPID_TEST_PRODUCT(EXTERN, S, P, b, AddProduct, StoreInside<P>)                                                 \
+  LIMPID_TEST_PRODUCT(EXTERN, S, GemmTile<P>, b, AddProduct, StoreInside<GemmTile<P>>)                             \
   LIMPID_TEST_ONLINE_STEP(EXTERN, S, P, 1)                                                                         \
   LIMPID_TEST_ONLINE_STEP(EXTERN, S, P, P::tile_vectors)                                                           \
   EXTERN template void row_dots<P>(View<S>, View<S>, S*);                                                          \

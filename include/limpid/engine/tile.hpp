@@ -124,12 +124,11 @@ void tile_rows(Index rows, Index inner, const typename P::Scalar* a, const Rows&
   Index step = 0;  // a list says itself where its rows are
   if constexpr (std::is_same_v<Rows, Index>) step = T == Transposed::a ? 1 : lda;
   Index r = 0;
-  for (; r + R <= rows; r += R) register_tile<P, T, R, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
+  // of eight or nine that are left two tiles of four are less work than one of six and some of one
+  const auto fits = [&] { return r + R <= rows && !(R == 6 && (rows - r == 8 || rows - r == 9)); };
+  for (; fits(); r += R) register_tile<P, T, R, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
   if constexpr (R > 4)
-    if (r + 4 <= rows) {
-      register_tile<P, T, 4, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
-      r += 4;
-    }
+    for (; r + 4 <= rows; r += 4) register_tile<P, T, 4, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
   for (; r < rows; ++r) register_tile<P, T, 1, N>(inner, a + r * step, lda, b, ldb, by, epilogue, r, v0);
 }
 
