@@ -10,9 +10,9 @@ namespace limpid {
 inline namespace LIMPID_ABI {
 namespace detail {
 
-/// The register tile of these products: with 32 wide registers 6 x 4, whose loads are fewer a multiply-add than those of
-/// 8 x 2 and whose panels are of whole pairs of lines (MiniLM's 512 rows in 0.92 of the time, 8 x 3 in 0.94, but that
-/// takes 1.05 of the time of 8 x 2 where weights of few rows come from memory; Emerald Rapids, one thread).
+/// The register tile of these products: with 32 wide registers 6 x 4, which loads less a multiply-add than 8 x 2 and
+/// whose panels are of whole pairs of lines (MiniLM's 512 rows in 0.92 of the time; 8 x 3 in 0.94, but that takes 1.05
+/// of the time of 8 x 2 where weights of few rows come from memory; Emerald Rapids, one thread).
 template <class P>
 struct GemmTile : P {
   static constexpr bool wide = P::registers == 32 && sizeof(typename P::V) == 64;
@@ -99,6 +99,10 @@ class GemmPanel {
     return data_ + k0 * width;
   }
 
+  /// Asks for rows [k0, k1) of a panel that is ready.
+  void ask(Index k0, Index k1, Index c0) const {
+    for (Index l = k0 * width; l < k1 * width; l += line_of<S>) P::prefetch(ready_, c0 * inner_ + l);
+  }
   static void pack(View<S> b, S* to, Index k0, Index count, Index c0, Index cols) {
     if constexpr (TransposeB) {
       transpose_into<P>(b.block(c0, k0, cols, count), to, width);
@@ -200,6 +204,7 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
       }
       return;
     }
+  const bool alone = !context.spreads();
   context.run(
       panels * blocks, [&](Arena& arena) { return Panel(arena, b, inner, turned ? nullptr : ready); },
       [&](Panel& panel, Index task) {
@@ -227,11 +232,19 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
             }
             continue;
           }
-          const Index some = apart < count ? GemmBlocks::near_rows : rows;  // so that what is added to is near
+          // alone, this worker takes the next panel: it comes from memory while this one is used
+          const bool asks = GemmTile<P>::wide && !turned && ready && alone && rows >= GemmBlocks::asking_rows &&
+                            r0 + rows == out.rows && c0 + width < out.cols;
+          // so that what is added to is near, or to ask for little at a time
+          const Index some = asks ? GemmTile<P>::tile_rows : apart < count ? GemmBlocks::near_rows : rows;
+          const Index parts = (rows + some - 1) / some * ((count + apart - 1) / apart);
+          Index number = 0;
           for (Index r = 0; r < rows; r += some)
-            for (Index k = 0; k < count; k += apart)
+            for (Index k = 0; k < count; k += apart, ++number) {
+              if (asks) panel.ask(k0 + number * count / parts, k0 + (number + 1) * count / parts, c0 + width);
               part(r, std::min(some, rows - r), k, std::min(apart, count - k),
                    a.data + (r0 + r) * step + (k0 + k) * along, a.stride);
+            }
         }
       });
 }
