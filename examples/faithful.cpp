@@ -1,9 +1,10 @@
 // limpid: does an explanation name what its model looks at? Every method on a small vision transformer of each operator
-// and block, scored by what removing patches does, beside numbers that know nothing.
+// and block, and on DINOv2 before photographs, scored by what removing patches does, beside numbers that know nothing.
 // SPDX-License-Identifier: MIT
 //
 //     faithful --out run                       500 test images of Fashion-MNIST, the models that robustness made
 //     faithful --images 40 --models pid --methods rollout
+//     faithful --models dinov2 --crops 2       photographs alone, two squares of each; weights: examples/fetch_models dinov2
 //     gnuplot faithful.gp                      in that folder: faithful.png
 //
 // A part is a model: MODEL.safetensors has what every group of four images gave, and is written as they come. What is
@@ -12,7 +13,7 @@
 #include <array>
 #include <mutex>
 
-#include "patch_explanations.hpp"
+#include "photograph_explanations.hpp"
 
 namespace {
 
@@ -20,6 +21,7 @@ using namespace training;
 
 const std::vector<std::string> models{"softmax", "nlm", "bilateral",      "twicing", "differential",
                                       "gated",   "pid", "boosting_block", "aot",     "crate"};
+const std::string dinov2 = "dinov2";  ///< beside them, and reported apart
 constexpr Index saco_groups = 7;
 constexpr Index least_groups = 5;  ///< that an interval is told of
 
@@ -373,14 +375,59 @@ set arrow from 0, graph 0 to 0, graph 1 nohead lw 2
   std::vector<Cell> cells_;
 };
 
+/// The ten models before test images.
+void of_images(const Plan& plan, const std::vector<std::string>& chosen, const std::string& data,
+               const std::string& weights, const std::string& folder, bool check, limpid::ThreadPool& pool) {
+  const LabelledImages tests = read_labelled(data, "t10k", plan.images, classes);
+  if (tests.count < plan.images)
+    throw std::invalid_argument("--images: found " + std::to_string(plan.images) + ", wanted at most the " +
+                                std::to_string(tests.count) + " of " + data);
+  if (check) {
+    for (const std::string& m : chosen)
+      std::printf("%s: maps and their gradients within %.1e of the gradients of the weights\n", m.c_str(),
+                  check_maps(m, Trained(weights + "/" + m + "-1.safetensors", tests), tests));
+    return;
+  }
+  std::filesystem::create_directories(folder);
+  Work work;
+  work.all = static_cast<double>(plan.groups() * std::ssize(chosen));
+  std::vector<Found> found;
+  for (const std::string& m : chosen) found.push_back(part(folder, weights, m, plan, tests, pool, work));
+  const Report report(plan, std::move(found));
+  report.write(folder);
+  report.print();
+  std::printf("\n%s/faithful.csv, curves.csv and faithful.gp; `gnuplot faithful.gp` there draws faithful.png\n",
+              folder.c_str());
+}
+
+/// DINOv2 before photographs.
+void of_photographs(const PhotographPlan& plan, bool check, limpid::ThreadPool& pool) {
+  Photographs all(plan);
+  if (check) {
+    std::printf("dinov2: relevance from maps and their gradients within %.1e of that of the backward pass\n",
+                all.check());
+    return;
+  }
+  std::filesystem::create_directories(plan.folder);
+  all.make(pool);
+  write_text(plan.folder + "/photographs.csv", all.csv());
+  std::printf("%s\n%s/photographs.csv\n", all.report().c_str(), plan.folder.c_str());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
   std::string data = "/usr/share/datasets/fashion-mnist", weights = LIMPID_EXAMPLES "/data/robustness",
               folder = "faithful";
-  std::vector<std::string> wanted = models, names, only;
+  std::vector<std::string> known = models, names, only;
+  known.push_back(dinov2);
+  std::vector<std::string> wanted = known;
   for (const Method& m : methods()) names.emplace_back(m.name);
   Plan plan;
+  PhotographPlan photographs;
+  photographs.weights = LIMPID_EXAMPLES "/../build/models/dinov2";
+  for (const char* name : {"astronaut", "camera", "chelsea", "coffee"})
+    photographs.photographs.push_back(LIMPID_EXAMPLES "/data/photographs/" + std::string(name) + ".png");
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   bool check = false;
 
@@ -388,7 +435,7 @@ int main(int argc, char** argv) try {
   app.add_option("--images", plan.images, "the first so many test images, a multiple of 4")
       ->capture_default_str()
       ->check(CLI::Range(each, Index(10000)));
-  app.add_option("--models", wanted, "some of the models (default: all ten)")->check(CLI::IsMember(models));
+  app.add_option("--models", wanted, "some of the models (default: all ten, and dinov2)")->check(CLI::IsMember(known));
   app.add_option("--methods", only, "some of the methods beside random, by name (default: all)")
       ->check(CLI::IsMember(names));
   app.add_option("--limits", plan.limits,
@@ -411,6 +458,12 @@ int main(int argc, char** argv) try {
   app.add_option("--out", folder, "folder of the parts, tables and the plot")
       ->capture_default_str()
       ->check(named_path());
+  app.add_option("--crops", photographs.crops, "squares of each photograph that dinov2 sees")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10000));
+  app.add_option("--photographs", photographs.photographs, "PNG files, of 224 x 224 pixels at least (default: four)")
+      ->check(named_path());
+  app.add_option("--dinov2", photographs.weights, "its folder, as examples/fetch_models makes it")->check(named_path());
   app.add_flag("--check", check, "compare maps and their gradients with the gradients of the weights, and end");
   try {
     app.parse(argc, argv);
@@ -422,31 +475,23 @@ int main(int argc, char** argv) try {
   for (Method& m : methods())
     if (only.empty() || m.name == std::string("random") || std::count(only.begin(), only.end(), m.name) > 0)
       plan.methods.push_back(std::move(m));
-
-  const LabelledImages tests = read_labelled(data, "t10k", plan.images, classes);
-  if (tests.count < plan.images)
-    throw std::invalid_argument("--images: found " + std::to_string(plan.images) + ", wanted at most the " +
-                                std::to_string(tests.count) + " of " + data);
+  for (auto& m : methods_of<Crop>())
+    if (only.empty() || m.name == std::string("random") || std::count(only.begin(), only.end(), m.name) > 0)
+      photographs.methods.push_back(std::move(m));
+  photographs.seed = plan.seed, photographs.replace = plan.replace, photographs.folder = folder;
+  bool see_photographs = std::count(wanted.begin(), wanted.end(), dinov2) > 0;
+  if (see_photographs && !std::filesystem::exists(photographs.weights + "/model.safetensors")) {
+    std::fprintf(stderr, "faithful: no weights in %s, dinov2 is left out (examples/fetch_models fetches them)\n",
+                 photographs.weights.c_str());
+    see_photographs = false;
+  }
   std::vector<std::string> chosen;
   for (const std::string& m : models)
     if (std::count(wanted.begin(), wanted.end(), m) > 0) chosen.push_back(m);
-  if (check) {
-    for (const std::string& m : chosen)
-      std::printf("%s: maps and their gradients within %.1e of the gradients of the weights\n", m.c_str(),
-                  check_maps(m, Trained(weights + "/" + m + "-1.safetensors", tests), tests));
-    return 0;
-  }
-  std::filesystem::create_directories(folder);
+
   limpid::ThreadPool pool(threads);
-  Work work;
-  work.all = static_cast<double>(plan.groups() * std::ssize(chosen));
-  std::vector<Found> found;
-  for (const std::string& m : chosen) found.push_back(part(folder, weights, m, plan, tests, pool, work));
-  const Report report(plan, std::move(found));
-  report.write(folder);
-  report.print();
-  std::printf("\n%s/faithful.csv, curves.csv and faithful.gp; `gnuplot faithful.gp` there draws faithful.png\n",
-              folder.c_str());
+  if (!chosen.empty()) of_images(plan, chosen, data, weights, folder, check, pool);
+  if (see_photographs) of_photographs(photographs, check, pool);
   return 0;
 } catch (const std::exception& problem) {
   std::fprintf(stderr, "faithful: %s\n", problem.what());

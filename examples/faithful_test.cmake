@@ -1,7 +1,8 @@
 # limpid: scores of explanations on images that travel: maps fit the gradients of the weights, and any number of threads and
 # any interruption give the same bits.
 # SPDX-License-Identifier: MIT
-# Arguments: program; data, the folder of the images; folder, in which files are made.
+# Arguments: program; data, the folder of the images; models, that of what examples/fetch_models fetches; folder, in which
+# files are made.
 cmake_minimum_required(VERSION 3.21)
 
 file(REMOVE_RECURSE ${folder})
@@ -12,7 +13,7 @@ endforeach()
 
 include(${CMAKE_CURRENT_LIST_DIR}/programs.cmake)
 
-run(${program} --data images --images 4 --check)
+run(${program} --data images --images 4 --dinov2 nowhere --check)
 string(REGEX MATCHALL "maps and their gradients within" checked "${printed}")
 list(LENGTH checked count)
 if(NOT count EQUAL 10)
@@ -41,4 +42,23 @@ execute_process(COMMAND ${program} ${small} --images 8 --seed 2 --out one WORKIN
   OUTPUT_QUIET ERROR_VARIABLE said)
 if(status EQUAL 0 OR NOT said MATCHES "softmax.safetensors: found limits of 4 images, seed 1.*wanted limits of 4 images, seed 2.*begins anew")
   message(SEND_ERROR "a part of another seed: ended with ${status} and said\n${said}")
+endif()
+
+# DINOv2 before photographs: left out with a line where it was not fetched, else in parts as in one.
+run(${program} --models dinov2 --dinov2 nowhere --out none)
+if(NOT said MATCHES "no weights in nowhere, dinov2 is left out" OR EXISTS ${folder}/none)
+  message(SEND_ERROR "wanted dinov2 left out with a line, said:\n${said}")
+endif()
+if(EXISTS ${models}/dinov2/model.safetensors)
+  set(photographs --models dinov2 --methods rollout
+      --photographs ${data}/photographs/chelsea.png)
+  run(${program} ${photographs} --check)
+  run(${program} ${photographs} --crops 2 --threads 2 --out whole)
+  run(${program} ${photographs} --crops 1 --threads 1 --out parts)
+  run(${program} ${photographs} --crops 2 --threads 1 --out parts)
+  same(whole/dinov2.safetensors parts/dinov2.safetensors)
+  same(whole/photographs.csv parts/photographs.csv)
+  if(NOT printed MATCHES "each of 1 photographs: 2.*. random  .*. rollout  ")
+    message(SEND_ERROR "wanted a table of random and rollout:\n${printed}")
+  endif()
 endif()

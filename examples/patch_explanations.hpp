@@ -21,6 +21,8 @@ constexpr Index each = 4;  ///< images of a group
 /// Images of a group before a model: the class it takes each for is what is explained.
 class Group {
  public:
+  static constexpr Index count = each;
+
   Group(const Trained& t, Room<float>& room, const LabelledImages& tests, Index first)
       : t_(t), room_(room), gradient_(Mat<float>::Zero(1, t.w.cols())) {
     const VitShape& s = t.model->shape();
@@ -73,6 +75,13 @@ class Group {
                      View<float>(l.g).block(image * rows, 0, rows, l.g.cols()), images * heads});
     return all;
   }
+  /// The images without contrast.
+  Mat<float> flat() const {
+    Mat<float> out(x.rows(), x.cols());
+    for (Index i = 0; i < each; ++i)
+      out.middleRows(i * patches(), patches()).setConstant(x.middleRows(i * patches(), patches()).mean());
+    return out;
+  }
   /// Of the parameters, by the last score.
   const Mat<float>& gradient() const { return gradient_; }
 
@@ -87,14 +96,16 @@ class Group {
   std::vector<LayerMaps<float>> maps_;
 };
 
-/// A row of numbers for every image, from its maps: those of the patches, which come last.
-template <class F>
-Mat<float> by_maps(const Group& g, F&& f) {
-  Mat<float> out(each, g.patches());
-  for (Index i = 0; i < each; ++i) out.row(i) = Mat<float>(f(g.maps(i))).rightCols(g.patches());
+/// A row of numbers for every image, from its maps: those of the patches, which come last. G: a Group or what offers the
+/// same: x, count, patches(), maps(), model(), flat().
+template <class G, class F>
+Mat<float> by_maps(const G& g, F&& f) {
+  Mat<float> out(G::count, g.patches());
+  for (Index i = 0; i < G::count; ++i) out.row(i) = Mat<float>(f(g.maps(i))).rightCols(g.patches());
   return out;
 }
-inline Mat<float> relevance(const Group& g, Part part) {
+template <class G>
+Mat<float> relevance(const G& g, Part part) {
   return by_maps(g, [part](const Layers& layers) -> Mat<float> {
     limpid::RelevanceMatrices<float> r({layers.front().n()});
     for (const auto& layer : layers) {
@@ -104,61 +115,63 @@ inline Mat<float> relevance(const Group& g, Part part) {
     return r.without_identity().row(0);
   });
 }
-inline Mat<float> of_patches(const Mat<float>& tokens) {
-  return Eigen::Map<const Mat<float>>(tokens.data(), each, tokens.size() / each);
+template <class G>
+Mat<float> of_patches(const Mat<float>& tokens) {
+  return Eigen::Map<const Mat<float>>(tokens.data(), G::count, tokens.size() / G::count);
 }
 
 /// A method: its name as explain has it, what it does, and a number for every patch of every image.
-struct Method {
+template <class G>
+struct MethodOf {
   const char *name, *about;
-  std::function<Mat<float>(Group&, std::uint64_t seed)> run;
+  std::function<Mat<float>(G&, std::uint64_t seed)> run;
 };
-inline std::vector<Method> methods() {
+template <class G>
+std::vector<MethodOf<G>> methods_of() {
   return {
       {"random", "uniform numbers: what the others have to beat",
-       [](Group& g, std::uint64_t seed) -> Mat<float> {
-         return limpid::random_relevance(each, g.patches(), seed).cast<float>();
+       [](G& g, std::uint64_t seed) -> Mat<float> {
+         return limpid::random_relevance(G::count, g.patches(), seed).template cast<float>();
        }},
       {"raw attention", "the class token's row of the last layer, mean over heads",
-       [](Group& g, std::uint64_t) {
+       [](G& g, std::uint64_t) {
          return by_maps(g, [](const Layers& l) -> Mat<float> { return limpid::fused_map(l.back()).row(0); });
        }},
       {"rollout", "maps of all layers multiplied, half of each the skip connection, rows divided by their sums",
-       [](Group& g, std::uint64_t) {
+       [](G& g, std::uint64_t) {
          return by_maps(g, [](const Layers& l) -> Mat<float> { return limpid::map_rollout(l).row(0); });
        }},
       {"gradient rollout", "rollout of I + what is positive of maps times their gradients",
-       [](Group& g, std::uint64_t) {
+       [](G& g, std::uint64_t) {
          return by_maps(g, [](const Layers& l) -> Mat<float> {
            return limpid::map_rollout(l, {.method = limpid::RolloutMethod::gradient_rollout, .normalise = true}).row(0);
          });
        }},
       {"Grad-CAM", "of the last layer's maps, heads weighted by their mean gradients",
-       [](Group& g, std::uint64_t) { return by_maps(g, [](const Layers& l) { return limpid::gradcam(l.back()); }); }},
+       [](G& g, std::uint64_t) { return by_maps(g, [](const Layers& l) { return limpid::gradcam(l.back()); }); }},
       {"relevance", "maps times their gradients, what is positive, through all layers, rows not divided",
-       [](Group& g, std::uint64_t) { return relevance(g, Part::pos); }},
+       [](G& g, std::uint64_t) { return relevance(g, Part::pos); }},
       {"relevance, signed", "the same with both signs",
-       [](Group& g, std::uint64_t) { return relevance(g, Part::signed_); }},
+       [](G& g, std::uint64_t) { return relevance(g, Part::signed_); }},
       {"gradient x input", "pixels times the logit's gradient, summed over a patch",
-       [](Group& g, std::uint64_t) {
-         return of_patches(limpid::gradient_times_input(g.model(), View<float>(g.x)).tokens);
+       [](G& g, std::uint64_t) {
+         return of_patches<G>(limpid::gradient_times_input(g.model(), View<float>(g.x)).tokens);
        }},
       {"integrated gradients", "16 steps from an image without contrast",
-       [](Group& g, std::uint64_t) {
-         Mat<float> flat(g.x.rows(), g.x.cols());
-         for (Index i = 0; i < each; ++i)
-           flat.middleRows(i * g.patches(), g.patches())
-               .setConstant(g.x.middleRows(i * g.patches(), g.patches()).mean());
-         return of_patches(limpid::integrated_gradients(g.model(), View<float>(g.x), 16, flat).tokens);
+       [](G& g, std::uint64_t) {
+         const Mat<float> flat = g.flat();
+         return of_patches<G>(limpid::integrated_gradients(g.model(), View<float>(g.x), 16, flat).tokens);
        }},
       {"SmoothGrad", "the gradient squared, mean of 16 noisy images",
-       [](Group& g, std::uint64_t seed) {
-         return of_patches(limpid::smooth_grad(g.model(), View<float>(g.x),
-                                               {.samples = 16, .sigma = 0.15, .seed = seed, .squared = true})
-                               .tokens);
+       [](G& g, std::uint64_t seed) {
+         return of_patches<G>(limpid::smooth_grad(g.model(), View<float>(g.x),
+                                                  {.samples = 16, .sigma = 0.15, .seed = seed, .squared = true})
+                                  .tokens);
        }},
   };
 }
+using Method = MethodOf<Group>;
+inline std::vector<Method> methods() { return methods_of<Group>(); }
 
 /// Throws unless maps and gradients fit the gradient of the weights: of what the values (MSSA: the output projection)
 /// of a head are multiplied by, which is sum of A o dA, and sum of w o dw. Returned: the largest difference.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Wants: folder, in which programs are run.
 
-# run(PROGRAM argument ...): printed is what it printed.
+# run(PROGRAM argument ...): printed is what it printed, said what it did to standard error.
 function(run program)
   execute_process(COMMAND ${program} ${ARGN} WORKING_DIRECTORY ${folder}
     RESULT_VARIABLE status OUTPUT_VARIABLE printed ERROR_VARIABLE said)
@@ -11,6 +11,7 @@ function(run program)
     message(FATAL_ERROR "${program} ${line}\nended with ${status}:\n${printed}${said}")
   endif()
   set(printed "${printed}" PARENT_SCOPE)
+  set(said "${said}" PARENT_SCOPE)
 endfunction()
 function(same one other)
   file(SHA256 ${folder}/${one} first)
