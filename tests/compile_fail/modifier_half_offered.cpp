@@ -1,20 +1,21 @@
 // limpid: modifiers that say what they do not offer, or offer what they do not say: each would be wrong in silence.
 // SPDX-License-Identifier: MIT
-// refused: per_pair = true offers template <class S> S slope\(S, const At&\) const, the derivative of value, or adds\(\)
-// refused: a mask says is_mask = true, and irregular = true \(keep is asked\) or intervals = true \(interval is\)
-// refused: a mask says is_mask = true, and irregular = true \(keep is asked\) or intervals = true \(interval is\)
-// refused: a modifier that offers keep says is_mask = true, and irregular or intervals = true
-// refused: a modifier that offers interval says is_mask = true and intervals = true
-// refused: a modifier that offers value says per_pair or per_key = true
-// refused: a modifier with per_key = true offers template <class S> S value\(S, const At&\) const as well
-// refused: a modifier that offers key_bias says per_key = true
-// refused: a mask changes no score: value or key_bias want a modifier of their own
-// refused: a modifier with tables = true, and no other, offers is_table\(\) const -> bool
-// refused: a modifier with collects_gradient = true, and no other, offers wants_gradient\(\)
-// refused: collects_gradient = true offers gradient_size\(n, m\) const -> Index, the sums of a head, or
-// refused: a modifier offers gradient_size\(Index, Index\) const -> Index together with template <class S> void
-// refused: a modifier that offers interval says is_mask = true and intervals = true
-// refused: a mask says is_mask = true, and irregular = true \(keep is asked\) or intervals = true \(interval is\)
+// refused alone: per_pair = true offers template <class S> S slope\(S, const At&\) const, the derivative of value, or adds\(\)
+// refused alone: a mask says is_mask = true, and irregular = true \(keep is asked\) or intervals = true \(interval is\)
+// refused alone: a mask says is_mask = true, and irregular = true \(keep is asked\) or intervals = true \(interval is\)
+// refused alone: a modifier that offers keep says is_mask = true, and irregular or intervals = true
+// refused alone: a modifier that offers interval says is_mask = true and intervals = true
+// refused alone: a modifier that offers value says per_pair or per_key = true
+// refused alone: a modifier with per_key = true offers template <class S> S value\(S, const At&\) const as well
+// refused alone: a modifier that offers key_bias says per_key = true
+// refused alone: a mask changes no score: value or key_bias want a modifier of their own
+// refused alone: a modifier with tables = true, and no other, offers is_table\(\) const -> bool
+// refused alone: a modifier with collects_gradient = true, and no other, offers wants_gradient\(\)
+// refused alone: collects_gradient = true offers gradient_size\(n, m\) const -> Index, the sums of a head, or
+// refused alone: a modifier offers gradient_size\(Index, Index\) const -> Index together with template <class S> void
+// refused alone: a modifier that offers interval says is_mask = true and intervals = true
+// refused alone: a mask says is_mask = true, and irregular = true \(keep is asked\) or intervals = true \(interval is\)
+// refused besides: a modifier that offers keep says is_mask = true, and irregular or intervals = true
 #include <limpid/score/masks.hpp>
 
 using limpid::At;
@@ -118,7 +119,7 @@ struct Odd : limpid::Modifier {
   bool keep(const At& a) const { return a.k % 2 == 1; }
 };
 const auto combined = limpid::chain(!Odd());
-#else
+#elif LIMPID_MISTAKE < 3 || LIMPID_MISTAKE > 5  // with these they are no masks
 const auto combined = limpid::chain(!Late(), Even() | limpid::causal());
 #endif
 const auto all = limpid::chain(Capped(), Even(), Late(), Nearer(), Learnt());

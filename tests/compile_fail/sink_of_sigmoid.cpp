@@ -1,7 +1,7 @@
 // limpid: a sink beside weights that are not divided by the sum of their row.
 // SPDX-License-Identifier: MIT
-// refused: limpid: a sink joins the sum of a row's weights, and these are not divided by one
-// refused: limpid: a chain of modifiers has one sink at most
+// refused alone: limpid: a sink joins the sum of a row's weights, and these are not divided by one
+// refused alone: limpid: a chain of modifiers has one sink at most
 #include <limpid/limpid.hpp>
 
 using limpid::Mat;
