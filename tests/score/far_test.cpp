@@ -2,7 +2,6 @@
 // in common changes no weight, and nothing but minus infinity masks.
 // SPDX-License-Identifier: MIT
 #include <limpid/limpid.hpp>
-#include <map>
 
 #include "score/laws.hpp"
 #include "support/catch.hpp"
@@ -31,7 +30,7 @@ struct Amounts {
   };
   std::vector<Part> parts;
   std::function<bool(const At&)> keep;
-  std::map<Index, std::vector<Real>> rows = {};  // asked for often, and made once
+  std::vector<std::vector<Real>> rows = {};  // of heads; asked for often, and made once
 
   bool masked(const At& a) const {
     return !keep(a) || std::any_of(parts.begin(), parts.end(), [&](const Part& p) { return p.at(a) == -inf; });
@@ -58,7 +57,8 @@ struct Amounts {
     return std::max(sum, Real(-most<S>));
   }
   Real amount(const At& a) {
-    std::vector<Real>& row = rows[a.head * a.n + a.q];
+    rows.resize(std::size_t(a.heads * a.n));
+    std::vector<Real>& row = rows[std::size_t(a.head * a.n + a.q)];
     if (row.empty()) {
       const Index key = highest(a);
       At b = a;
@@ -68,7 +68,10 @@ struct Amounts {
   }
   Formula formula() {
     Formula f;
-    f.value = [this](Real x, const At& a) { return amount(a) == -inf ? -inf : x + amount(a); };
+    f.value = [this](Real x, const At& a) {
+      const Real more = amount(a);
+      return more == -inf ? -inf : x + more;
+    };
     f.gradient = [this](const At& a, Real ds) {
       for (const Part& p : parts) {
         const auto place = p.place(a);
