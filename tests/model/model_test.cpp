@@ -7,10 +7,9 @@
 #include <fstream>
 #include <functional>
 #include <limits>
+#include <limpid/compiled_models.hpp>
 #include <limpid/explain/explanation.hpp>
-#include <limpid/model/bert.hpp>
 #include <limpid/model/llama.hpp>
-#include <limpid/model/vit.hpp>
 #include <limpid/op/nlm.hpp>
 #include <limpid/op/twicing.hpp>
 #include <limpid/score/biases.hpp>

@@ -5,12 +5,11 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <limpid/compiled_models.hpp>
 #include <limpid/core/random.hpp>
 #include <limpid/explain/explanation.hpp>
 #include <limpid/io/compare.hpp>
 #include <limpid/io/resize.hpp>
-#include <limpid/model/bert.hpp>
-#include <limpid/model/vit.hpp>
 
 #include "../../examples/rxnmapper.hpp"
 #include "../../examples/saliency.hpp"

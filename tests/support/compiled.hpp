@@ -1,4 +1,4 @@
-// limpid: the operators that tests ask for most, without modifiers and causal: declared here, which the tests'
+// limpid: the operators that tests ask for most, without modifiers and causal, and layers: declared here, which the tests'
 // precompiled header includes, and compiled once for each scalar, in compiled_float.cpp and compiled_double.cpp.
 // SPDX-License-Identifier: MIT
 #pragma once
@@ -86,6 +86,38 @@ using RotaryTwicing = decltype(limpid::rope(std::declval<Twicing<Causal>>()));
   LIMPID_TEST_MODIFIED(EXTERN, S)                                                \
   LIMPID_TEST_MODIFIED_##S(EXTERN)
 
+/// What layers of any operator are made of.
+#define LIMPID_TEST_MULTIPLY(EXTERN, S, SIDE)                                                                         \
+  EXTERN template void limpid::detail::multiply<limpid::detail::Native<S>, limpid::detail::Transposed::SIDE>(         \
+      const limpid::detail::Context&, limpid::View<S>, limpid::View<S>, limpid::MutView<S>, bool, const S*, const S*, \
+      limpid::Index);
+#define LIMPID_TEST_LAYERS(EXTERN, S)                                                                                  \
+  LIMPID_TEST_MULTIPLY(EXTERN, S, none)                                                                                \
+  LIMPID_TEST_MULTIPLY(EXTERN, S, a)                                                                                   \
+  LIMPID_TEST_MULTIPLY(EXTERN, S, b)                                                                                   \
+  EXTERN template void limpid::detail::linear_in<limpid::detail::Native<S>>(                                           \
+      const limpid::detail::Context&, limpid::View<S>, const limpid::Weight<S>&, limpid::View<S>, limpid::MutView<S>); \
+  EXTERN template void limpid::detail::linear_backward_in<limpid::detail::Native<S>>(                                  \
+      const limpid::detail::Context&, limpid::View<S>, const limpid::Weight<S>&, limpid::View<S>,                      \
+      const limpid::LinearGrads<S>&, bool, bool);                                                                      \
+  EXTERN template void limpid::detail::norm_in<limpid::detail::Native<S>, S>(                                          \
+      const limpid::detail::Context&, limpid::NormKind, limpid::View<S>, limpid::View<S>, limpid::View<S>, double,     \
+      limpid::MutView<S>, limpid::MutView<S>);                                                                         \
+  EXTERN template void limpid::detail::norm_backward_in<limpid::detail::Native<S>, S>(                                 \
+      const limpid::detail::Context&, limpid::NormKind, limpid::View<S>, limpid::View<S>, limpid::View<S>,             \
+      limpid::View<S>, const limpid::LayerNormGrads<S>&, bool, bool);                                                  \
+  EXTERN template void limpid::detail::activate_row<limpid::detail::Native<S>, S>(                                     \
+      limpid::Activation, const S*, const std::type_identity_t<S>*, S*, limpid::Index);                                \
+  EXTERN template void limpid::detail::activate_backward_row<limpid::detail::Native<S>, S>(                            \
+      limpid::Activation, const S*, const S*, S*, S*, limpid::Index);                                                  \
+  EXTERN template void limpid::detail::activate_gated_backward_row<limpid::detail::Native<S>, S>(                      \
+      limpid::Activation, const S*, const S*, const S*, S*, S*, S*, limpid::Index);                                    \
+  EXTERN template void limpid::Mlp::forward_to<S>(const limpid::MlpArgs<limpid::View<S>>&, limpid::MutView<S>,         \
+                                                  const limpid::LayerForward<limpid::MlpSaved<S>>&) const;             \
+  EXTERN template void limpid::Mlp::backward_from<S>(const limpid::MlpArgs<limpid::View<S>>&, limpid::MlpSaved<S>&,    \
+                                                     limpid::View<S>, const limpid::MlpArgs<limpid::Gradient<S>>&,     \
+                                                     const limpid::LayerCall&) const;
+
 // And what goes over all entries of a data set.
 #define LIMPID_TEST_SUBSPACES(EXTERN, S)                                                               \
   EXTERN template limpid::SubspaceData<S> limpid::subspace_data(const limpid::SubspaceDataOptions&);   \
@@ -94,5 +126,7 @@ using RotaryTwicing = decltype(limpid::rope(std::declval<Twicing<Causal>>()));
 
 LIMPID_TEST_SUBSPACES(extern, float)
 LIMPID_TEST_SUBSPACES(extern, double)
+LIMPID_TEST_LAYERS(extern, float)
+LIMPID_TEST_LAYERS(extern, double)
 LIMPID_TEST_OPERATORS(extern, float)
 LIMPID_TEST_OPERATORS(extern, double)
