@@ -1,5 +1,6 @@
-// limpid: the operators that tests ask for most, without modifiers and causal, and layers: declared here, which the tests'
-// precompiled header includes, and compiled once for each scalar, in compiled_float.cpp and compiled_double.cpp.
+// limpid: the operators that tests ask for most, without modifiers and causal, and layers: declared here, which the
+// precompiled header of the tests includes, and compiled once for each scalar, in compiled_float.cpp and
+// compiled_double.cpp.
 // SPDX-License-Identifier: MIT
 #pragma once
 
