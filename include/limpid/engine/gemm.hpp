@@ -180,8 +180,11 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
   constexpr Index width = Panel::width, depth = GemmBlocks::depth;
   constexpr bool turned = T == Transposed::a;
   const Index inner = turned ? a.rows : a.cols, step = turned ? 1 : a.stride, along = turned ? a.stride : 1;
-  const Index panels = (out.cols + width - 1) / width, height = GemmBlocks::rows(out.rows, panels, inner),
-              blocks = (out.rows + height - 1) / height;
+  const bool alone = !context.spreads();
+  const Index panels = (out.cols + width - 1) / width;
+  // of wide panels there are few, and several workers want more tasks; what a task has changes no bit
+  const Index height = GemmBlocks::rows(out.rows, panels, inner, GemmTile<P>::wide && !alone);
+  const Index blocks = (out.rows + height - 1) / height;
   if constexpr (turned)
     if (!ready && GemmBlocks::packs_columns(inner, out.cols)) {
       // the smaller factor is packed whole, the larger one panel by panel: so each comes from far away once
@@ -204,7 +207,6 @@ void multiply(const Context& context, View<typename P::Scalar> a, View<typename 
       }
       return;
     }
-  const bool alone = !context.spreads();
   context.run(
       panels * blocks, [&](Arena& arena) { return Panel(arena, b, inner, turned ? nullptr : ready); },
       [&](Panel& panel, Index task) {

@@ -68,9 +68,10 @@ struct GemmBlocks {
   /// The smaller factor whole, the larger one panel by panel, so that each is read from memory once: 0.75 of the time
   /// for 512 rows and weights of 1536 x 384, 0.94 for 128.
   static constexpr bool packs_columns(Index inner, Index cols) { return inner >= 64 && cols >= 96; }
-  static Index rows(Index all, Index panels, Index inner) {
+  static Index rows(Index all, Index panels, Index inner, bool finer) {
     const Index wanted = inner > kept_depth ? 1 : (tasks + panels - 1) / std::max<Index>(1, panels);
-    const Index blocks = std::max((all + height - 1) / height, std::min(wanted, all / fewest_rows));
+    const Index fewest = finer ? fewest_rows / 2 : fewest_rows;
+    const Index blocks = std::max((all + height - 1) / height, std::min(wanted, all / fewest));
     return blocks > 1 ? all / blocks / 8 * 8 : std::max<Index>(1, all);  // register tiles are of 8 rows or 4
   }
 };
