@@ -563,6 +563,21 @@ TEMPLATE_TEST_CASE("what is constant but for roundings has no ranks and no foreg
   CHECK(limpid::spearman(ends, b) == 0);
 }
 
+TEST_CASE("average precision: thresholds that roundings alone keep apart are one, whatever a map's scale and level") {
+  Mat<bool> mask(1, 6);
+  mask << true, false, true, true, false, false;
+  // H, in thirds, 0 1 2 3 1 2 and what is left to 3: of 2 at one 1 is right, of 6 from 2/3 on 4, of 10 5, of all 6
+  const double wanted = (1 * 1.0 / 2 + 3 * 4.0 / 6 + 1 * 5.0 / 10 + 1 * 6.0 / 12) / 6;
+  for (const double scale : {1.0, 3.0, 0.1, 7e-5})
+    for (const double level : {0.0, 1.0, 0.3, -0.7}) {
+      M heat(1, 6);
+      heat << 0, 1, 2, 3, 1, 2;
+      heat = (heat.array() * scale + level).matrix();
+      INFO(scale << " from " << level);
+      CHECK(limpid::segmentation(heat, limpid::View<bool>(mask)).average_precision[0] == Approx(wanted).epsilon(1e-12));
+    }
+}
+
 TEST_CASE("entropy of a share that is all but one keeps its digits") {
   for (const double rest : {1e-3, 1e-9, 1e-17, 1e-40}) {
     M a(1, 3);

@@ -274,12 +274,15 @@ Segmentation segmentation(H&& heat_, const View<bool>& mask) {
       pool.emplace_back(1 - h[p], !truth), pool.emplace_back(h[p], truth);
     }
     out.f1.push_back(detail::quotient(2 * both, found + wanted));
-    // every threshold once: the recall it adds times the precision it has
+    // every threshold once: the recall it adds times the precision it has; h and 1 - h of others, 2/3 and 1 - 1/3, are
+    // one threshold where roundings alone keep them apart
+    const double apart =
+        flat ? 0 : 4 * detail::epsilon_of<double>() * std::max(std::abs(least), std::abs(most)) / range;
     std::sort(pool.begin(), pool.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
     double right = 0, precision_sum = 0;
     for (std::size_t i = 0, end = 0; i < pool.size(); i = end) {
       double more = 0;
-      for (end = i; end < pool.size() && pool[end].first == pool[i].first; ++end) more += pool[end].second;
+      for (end = i; end < pool.size() && pool[i].first - pool[end].first <= apart; ++end) more += pool[end].second;
       right += more;
       precision_sum += more * right / static_cast<double>(end);
     }
