@@ -2,6 +2,7 @@
 // down, on every operator; through blocks of every kind; in float; and what it refuses.
 // SPDX-License-Identifier: MIT
 #include <deque>
+#include <functional>
 #include <limpid/explain/explanation.hpp>
 #include <limpid/explain/relevance.hpp>
 #include <limpid/layer/boosting_block.hpp>
@@ -571,6 +572,30 @@ TEST_CASE("explanation: gradients that modifiers collect are collected once, how
   }
   CHECK(gradients[0] == gradients[1]);
   CHECK(largest(gradients[0]) > 0);
+}
+
+TEST_CASE("explanation: a mask that throws on the way, of the second item alone, leaves the answers as they were") {
+  bool throws = false;
+  const std::function<bool(const limpid::At&)> keep = [&](const limpid::At& a) {
+    if (throws && a.batch == 1) throw std::runtime_error("a mask of its own mind");
+    return a.k <= a.q;
+  };
+  const auto op = limpid::softmax(limpid::mask(keep));
+  const M q = random(10, 4, 1), dout = random(10, 4, 2);
+  M out(10, 4);
+  limpid::Saved<std::remove_const_t<decltype(op)>, double> saved;
+  limpid::forward(op, qkv(q, q, q), out, {.batch = 2, .heads = 2, .saved = &saved});
+  limpid::Explanation<double> why({.rollout = limpid::RolloutOptions{}, .heads = true});
+  why.start(5, Index(3), 2);
+  const M relevance = why.relevance(), rollout = why.rollout();
+  const auto pass = [&](const BackwardCall<double>& ask) {
+    limpid::backward(op, qkv(q, q, q), saved, dout, {}, ask);
+    throws = true;
+  };
+  CHECK_THROWS_WITH(why.layer(op, qkv(q, q, q), saved, out, pass), "a mask of its own mind");
+  CHECK(why.relevance() == relevance);
+  CHECK(why.rollout() == rollout);
+  CHECK(why.layers() == 0);
 }
 
 TEST_CASE("explanation: what is not there is refused by name, and leaves the answers as they were") {

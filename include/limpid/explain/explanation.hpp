@@ -82,9 +82,8 @@ class Explanation {
   using Pass = detail::FunctionRef<void(const BackwardCall<S>&)>;
 
   /// Throws ShapeError for options of rollout that are none.
-  explicit Explanation(ExplanationOptions options = {}) : options_(std::move(options)) {
-    if (options_.rollout) static_cast<void>(Rollout<S>(*options_.rollout));
-  }
+  explicit Explanation(ExplanationOptions options = {})
+      : options_(std::move(options)), down_(options_.rollout.value_or(RolloutOptions{})) {}
 
   /// Explain this token of n, in every item. Throws ShapeError for a token that is not there, and no items.
   void start(Index n, Index token, Index batch = 1) {
@@ -112,10 +111,8 @@ class Explanation {
     Mat<S> first = rows.map();  // which may be ours
     start_.swap(first);
     relevance_.assign(options_.relevance.size(), Mat<S>::Zero(start_.rows(), start_.cols()));
-    rollout_.assign(options_.rollout ? static_cast<std::size_t>(start_.rows()) : 0,
-                    Rollout<S>(options_.rollout.value_or(RolloutOptions{})));
-    for (std::size_t b = 0; b < rollout_.size(); ++b)
-      rollout_[b].start(View<S>(start_).block(static_cast<Index>(b), 0, 1, start_.cols()));
+    rollout_.resize(0, 0);
+    if (options_.rollout) rollout_ = start_;
     layers_ = 0;
     cam_.resize(0, 0);
     heads_.clear(), gradient_.resize(0, 0), times_input_.resize(0, 0);
@@ -164,12 +161,16 @@ class Explanation {
     Mat<S> heads, seen;
     if (options_.heads) heads = head_importance(out, heads_gradient_, d.heads, batch);
     if (cam) seen = gradcam_of(op, in, saved, call);
-    for (std::size_t b = 0; b < rollout_.size(); ++b)
-      rollout_[b].layer(op, in, saved,
-                        {.item = static_cast<Index>(b), .workspace = call.workspace, .executor = call.executor});
+    Mat<S> rolled(rollout_.rows(), rollout_.cols());
+    for (Index b = 0; b < rolled.rows(); ++b) {
+      down_.start(View<S>(rollout_).block(b, 0, 1, n));
+      down_.layer(op, in, saved, {.item = b, .workspace = call.workspace, .executor = call.executor});
+      rolled.row(b) = down_.rows();
+    }
+    if (options_.heads) heads_.push_back(std::move(heads));  // the last that may throw
+    rollout_.swap(rolled);
     for (std::size_t p = 0; p < parts; ++p)
       for (Index b = 0; b < batch; ++b) relevance_[p].row(b) += emitted_.row(row_of(b, p));
-    if (options_.heads) heads_.push_back(std::move(heads));
     if (cam) cam_.swap(seen);
     ++layers_;
   }
@@ -230,10 +231,8 @@ class Explanation {
   /// w C, batch x n.
   Mat<S> rollout() const {
     const detail::SavedTurn turn = take_turn(false);
-    if (rollout_.empty()) refuse("rollout");
-    Mat<S> all(start_.rows(), start_.cols());
-    for (std::size_t b = 0; b < rollout_.size(); ++b) all.row(static_cast<Index>(b)) = rollout_[b].rows();
-    return all;
+    if (rollout_.size() == 0) refuse("rollout");
+    return rollout_;
   }
   /// batch x H of a layer, the stack's first one being 0; once all of them have been gone through.
   const Mat<S>& heads(Index layer) const {
@@ -309,11 +308,11 @@ class Explanation {
   }
 
   ExplanationOptions options_;
-  Mat<S> start_, heads_gradient_, gradient_, times_input_, cam_;
+  Rollout<S> down_;  // a row through a layer
+  Mat<S> start_, heads_gradient_, gradient_, times_input_, cam_, rollout_;
   Mat<S> weights_, emitted_;
-  std::vector<Mat<S>> relevance_;    // a part each
-  std::vector<Rollout<S>> rollout_;  // an item each
-  std::vector<Mat<S>> heads_;        // a layer each, the last one first
+  std::vector<Mat<S>> relevance_;  // a part each
+  std::vector<Mat<S>> heads_;      // a layer each, the last one first
   detail::Count layers_;
   mutable detail::Turn turn_;
 };
