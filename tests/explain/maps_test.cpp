@@ -559,6 +559,10 @@ TEST_CASE("integrated gradients within a share of the change: steps where the sl
   CHECK_THROWS_WITH(ask(0.1, 0.1, 8), "integrated_gradients_within: most is 8, wanted at least 9");
   CHECK_THROWS_WITH(ask(-1, 0.1, 9), Catch::Contains("integrated_gradients_within: missing is -1, wanted a finite"));
   CHECK_THROWS_WITH(ask(0.1, std::nan(""), 9), Catch::Contains("pieces is nan"));
+  const M far = M::Constant(5, 3, 1e308), back = -far;
+  CHECK_THROWS_WITH(limpid::integrated_gradients_within(cubic, far, {}, back),
+                    "integrated_gradients_within: x is 1e+308 and the baseline -1e+308 at (0, 0), wanted a difference "
+                    "that does not overflow");
   CHECK_THROWS_WITH(limpid::integrated_gradients_within(cubic, x, {}, x.topRows(2)),
                     "integrated_gradients_within: the baseline is 2 x 3, wanted 5 x 3 as x");
 }

@@ -163,6 +163,8 @@ TEST_CASE("rollout refuses what it cannot mean") {
   Rollout<double> rollout;
   CHECK_THROWS_WITH(Rollout<double>({.residual = 1.5}), "rollout: residual is 1.500000, wanted it in [0, 1]");
   CHECK_THROWS_WITH(rollout.start(5, 5), "rollout: token is 5, wanted it in [0, 5)");
+  const M no_number{{0, std::nan("")}};
+  CHECK_THROWS_WITH(rollout.start(no_number), Catch::Contains("rollout: rows") && Catch::Contains("nan"));
   rollout.start(6, 0);
   CHECK_THROWS_WITH(rollout.layer(stack.op, stack.in(0), stack.saved[0]),
                     "softmax: rollout over a map 5 x 5, wanted 6 x 6");

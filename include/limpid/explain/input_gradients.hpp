@@ -89,6 +89,12 @@ void check_baseline(const char* name, View<S> x, View<S> baseline) {
           shape_text(x.rows, x.cols) + " as x");
   check_parameters<S>(name, "x", x);
   check_parameters<S>(name, "baseline", baseline);
+  for (Index i = 0; i < baseline.rows; ++i)
+    for (Index j = 0; j < baseline.cols; ++j)
+      if (const S way = x(i, j) - baseline(i, j); !row_is_finite(&way, 1))
+        raise(std::string(name) + ": x is " + number_text(x(i, j)) + " and the baseline " +
+              number_text(baseline(i, j)) + " at (" + text_of(i) + ", " + text_of(j) +
+              "), wanted a difference that does not overflow");
 }
 /// Part of the way from one number to another; all of it is that number, whatever is rounded.
 template <class S>

@@ -61,9 +61,11 @@ class Rollout {
     rows_(0, token) = S(1);
     layers_ = left_ = 0;
   }
-  /// Rows of your own (r x n), which may be some of rows(); the identity gives the whole of C.
+  /// Rows of your own (r x n), which may be some of rows(); the identity gives the whole of C. Throws ShapeError for
+  /// numbers that are not finite.
   void start(View<S> rows) {
     const detail::SavedTurn turn = take_turn(true);
+    detail::check_parameters<S>("rollout", "rows", rows);
     next_.resize(rows.rows, rows.cols);
     detail::copy<S>(rows, next_);
     rows_.swap(next_);
