@@ -243,25 +243,20 @@ class Photographs {
     std::string out = "\ndinov2: squares of 224 x 224 pixels, patches of 14 x 14; at random places of each of " +
                       std::to_string(photographs) + " photographs: " + std::to_string(plan_.crops) + ".\n";
     out +=
-        "The model has no classes. Explained and measured is s, how far the class token c has come from e, that of a "
-        "square "
-        "without\nany patch, to c0, that of the intact one: <c - e, c0 - e> / |c0 - e|^2, from 0 to 1.\nA patch is "
-        "removed by ";
+        "The model has no classes. Explained and measured is s, how far the class token c has come from e, that of a\n"
+        "square without any patch, to c0, that of the intact one: <c - e, c0 - e> / |c0 - e|^2, from 0 to 1.\n"
+        "A patch is removed by ";
     out += plan_.replace == "mean" ? "the mean colour of the training images" : "black";
     out +=
-        " in its place, 16 at a time; areas are trapezoids under s over the fraction\nremoved, the most relevant "
-        "first, or "
-        "there. SaCo is of 8 groups of 32 patches.\nSquares of one photograph are not independent, so a photograph is "
-        "one "
-        "number, the mean of its squares. ";
-    out +=
-        has_intervals()
-            ? "Mean ± half of\nthe 95 % interval, by a bootstrap over photographs, 2000 draws; * better than random, ! "
-              "worse: the interval of the\ndifference is without 0.\n\n"
-            : "Mean (least to\nmost of the photographs): of less than five no interval is told. * better than random "
-              "in "
-              "every photograph, ! worse in every\none; where nothing is told apart that is so of four in one of eight "
-              "cases.\n\n";
+        " in its place, 16 at a time. Areas are trapezoids under s over the fraction\n"
+        "that is gone, the most relevant first (deletion), or that is back (insertion). SaCo: 8 groups of 32 patches.\n"
+        "Squares of one photograph are not independent, so a photograph is one number, the mean of its squares.\n";
+    out += has_intervals()
+               ? "Mean ± half of the 95 % interval, by a bootstrap over photographs, 2000 draws; * better than "
+                 "random, ! worse:\nthe interval of the difference is without 0.\n\n"
+               : "Mean (least to most of the photographs): of less than five no interval is told. * better "
+                 "than random in every\nphotograph, ! worse in every one; where nothing is told apart that "
+                 "is so of four in one of eight cases.\n\n";
     out += "| method               |";
     std::string rule = "| --- |";
     for (const char* m : metrics) out += text(" %-24s |", m), rule += " --- |";
