@@ -479,19 +479,19 @@ int main(int argc, char** argv) try {
     if (only.empty() || m.name == std::string("random") || std::count(only.begin(), only.end(), m.name) > 0)
       photographs.methods.push_back(std::move(m));
   photographs.seed = plan.seed, photographs.replace = plan.replace, photographs.folder = folder;
-  bool see_photographs = std::count(wanted.begin(), wanted.end(), dinov2) > 0;
-  if (see_photographs && !std::filesystem::exists(photographs.weights + "/model.safetensors")) {
-    std::fprintf(stderr, "faithful: no weights in %s, dinov2 is left out (examples/fetch_models fetches them)\n",
-                 photographs.weights.c_str());
-    see_photographs = false;
-  }
   std::vector<std::string> chosen;
   for (const std::string& m : models)
     if (std::count(wanted.begin(), wanted.end(), m) > 0) chosen.push_back(m);
 
   limpid::ThreadPool pool(threads);
   if (!chosen.empty()) of_images(plan, chosen, data, weights, folder, check, pool);
-  if (see_photographs) of_photographs(photographs, check, pool);
+  if (std::count(wanted.begin(), wanted.end(), dinov2) > 0) {
+    if (std::filesystem::exists(photographs.weights + "/model.safetensors"))
+      of_photographs(photographs, check, pool);
+    else
+      std::fprintf(stderr, "faithful: no weights in %s, dinov2 is left out (examples/fetch_models fetches them)\n",
+                   photographs.weights.c_str());
+  }
   return 0;
 } catch (const std::exception& problem) {
   std::fprintf(stderr, "faithful: %s\n", problem.what());
