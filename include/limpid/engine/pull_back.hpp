@@ -540,6 +540,109 @@ bool wants_gradients(const BackwardPlan<S, Mods, M>& plan) {
   return any;
 }
 
+template <class S>
+bool same_rows(View<S> a, View<S> b) {
+  return a.data == b.data && a.cols == b.cols;
+}
+/// Zeros for what keys receive, to which blocks add.
+template <class S, class Mods, int M>
+void clear_of_keys(const BackwardPlan<S, Mods, M>& plan) {
+  const Index m = plan.maps[0].scores.m();
+  for (const auto& map : plan.maps) {
+    if (map.dk.given() && !plan.accumulate_k) map.dk.fill(S(0));
+    if (map.dbias) clear(map.dbias, m);
+  }
+  if (plan.dv.given() && !plan.accumulate_v) plan.dv.fill(S(0));
+  for (Index r = 0; plan.relevance.c && r < plan.relevance.rows; ++r)
+    clear(plan.relevance.c + r * plan.relevance.c_stride, m);
+}
+/// Whether nothing that is read, where pairs may be masked, is anything but a number.
+template <class P, int M, class Mods>
+bool reads_finite(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan) {
+  if (keeps_whole_blocks(plan.maps[0].scores)) return true;
+  bool finite = all_finite<P>(context, plan.left) && all_finite<P>(context, plan.right) &&
+                (!plan.dv.given() || same_rows(plan.x, plan.left) || all_finite<P>(context, plan.x));
+  for (const auto& map : plan.maps)
+    finite = finite && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
+  return finite;
+}
+
+/// A block's part of a plan: the rows of its queries and keys, and room for their gradients, but in place where its keys
+/// lie together and no other block has them.
+template <class P, int M, class Mods, class Block>
+class GatheredPart {
+ public:
+  using S = typename P::Scalar;
+  using Plan = BackwardPlan<S, Mods, M>;
+
+  GatheredPart(Arena& arena, const Plan& plan, const Block& block, bool finite)
+      : all_(plan), block_(block), in_place_(blocks_own_keys<Mods>() && block.keys_together()) {
+    const Index first_key = in_place_ ? block.key_rows()[0] : 0;
+    const auto of_keys = [&](MutView<S> v) {
+      if (!v.given()) return MutView<S>();
+      return in_place_ ? v.block(first_key, 0, block.keys(), v.cols) : arena.matrix<S>(block.keys(), v.cols);
+    };
+    const auto numbers_of_keys = [&](S* v) -> S* {
+      return !v ? nullptr : in_place_ ? v + first_key : arena.take<S>(block.keys());
+    };
+    for (int t = 0; t < M; ++t) {
+      const auto& map = plan.maps[t];
+      own_.maps[t] = {
+          block.of(map.scores),
+          block.of_queries(map.lse),
+          block.of_queries(map.delta),
+          block.of_queries(map.weight),
+          plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
+          of_keys(map.dk),
+          numbers_of_keys(map.dbias)};
+      own_.maps[t].scores.unguarded = finite;
+    }
+    own_.left = block.of_queries(plan.left), own_.right = block.of_keys(plan.right);
+    own_.x = same_rows(plan.x, plan.left) ? own_.left : block.of_queries(plan.x);
+    own_.dv = of_keys(plan.dv);
+    own_.accumulate_k = in_place_ && plan.accumulate_k, own_.accumulate_v = in_place_ && plan.accumulate_v;
+    own_.relevance = relevance_of<S>(block, plan.relevance, arena);
+    if (in_place_ && plan.relevance.c)
+      own_.relevance.c = plan.relevance.c + first_key, own_.relevance.c_stride = plan.relevance.c_stride;
+    for (std::size_t p = 0; p < 2; ++p)
+      if (plan.moments[p].sum)
+        own_.moments[p] = {block.of_queries(plan.moments[p].q), block.of_keys(plan.moments[p].k), &sums_[p],
+                           block.of(plan.moments[p].part)};
+  }
+  GatheredPart(const GatheredPart&) = delete;
+  GatheredPart& operator=(const GatheredPart&) = delete;
+
+  const BackwardPlan<S, Gathered<Mods>, M>& plan() const { return own_; }
+  void deliver_queries() const {
+    for (int t = 0; t < M; ++t) {
+      if (all_.accumulate_q)
+        block_.add_to_queries(own_.maps[t].dq, all_.maps[t].dq);
+      else
+        block_.deliver(own_.maps[t].dq, all_.maps[t].dq);
+    }
+  }
+  /// What keys receive from several blocks, in the blocks' order.
+  void add_to_keys() const {
+    for (int t = 0; t < M && !in_place_; ++t) {
+      block_.add_to_keys(own_.maps[t].dk, all_.maps[t].dk);
+      block_.add_to_keys(own_.maps[t].dbias, all_.maps[t].dbias);
+    }
+    if (!in_place_) block_.add_to_keys(own_.dv, all_.dv);
+    for (Index r = 0; !in_place_ && all_.relevance.c && r < all_.relevance.rows; ++r)
+      block_.add_to_keys(own_.relevance.c + r * own_.relevance.c_stride,
+                         all_.relevance.c + r * all_.relevance.c_stride);
+    for (std::size_t p = 0; p < 2; ++p)
+      if (all_.moments[p].sum) *all_.moments[p].sum += sums_[p];
+  }
+
+ private:
+  const Plan& all_;
+  const Block& block_;
+  bool in_place_;
+  std::array<Accumulator<S>, 2> sums_ = {};
+  BackwardPlan<S, Gathered<Mods>, M> own_;
+};
+
 /// The same block by block.
 template <class P, int M, class Mods>
 void pull_back_gathered(const Context& context, const BackwardPlan<typename P::Scalar, Mods, M>& plan,
@@ -568,85 +671,26 @@ void pull_back_gathered(const Context& context, const BackwardPlan<typename P::S
     }
   const GatherPlan<P, Mods> blocks(context.arena(), first);
   Order& order = *context.arena().template take<Order>(1);
-  const Index m = first.m(), size = first.gradient_size();
-  for (const auto& map : plan.maps) {
-    if (map.dk.given() && !plan.accumulate_k) map.dk.fill(S(0));
-    if (map.dbias) clear(map.dbias, m);
-  }
-  if (plan.dv.given() && !plan.accumulate_v) plan.dv.fill(S(0));
-  for (Index r = 0; plan.relevance.c && r < plan.relevance.rows; ++r)
-    clear(plan.relevance.c + r * plan.relevance.c_stride, m);
-  const auto same = [](View<S> a, View<S> b) { return a.data == b.data && a.cols == b.cols; };
-  bool finite = keeps_whole_blocks(first);
-  if (!finite) {
-    finite = all_finite<P>(context, plan.left) && all_finite<P>(context, plan.right) &&
-             (!plan.dv.given() || same(plan.x, plan.left) || all_finite<P>(context, plan.x));
-    for (const auto& map : plan.maps)
-      finite = finite && all_finite<P>(context, map.scores.q) && all_finite<P>(context, map.scores.k);
-  }
+  clear_of_keys(plan);
+  const bool finite = reads_finite<P>(context, plan);
   constexpr bool own_keys = blocks_own_keys<Mods>();
   if (!own_keys && pulls_listed(plan, finite)) {
     pull_listed<P>(context, blocks, plan, order);
     if constexpr (Mods::sinks) add_sink_gradients(plan, collected);
     return;
   }
+  const Index size = first.gradient_size();
   // what is summed over blocks besides keys' rows
   const bool sums_besides = plan.moments[0].sum || plan.moments[1].sum || size > 0;
   const auto sweep = [&](const auto& block, Index number, const Context& own_context) {
     Arena& arena = own_context.arena();
-    const bool in_place = own_keys && block.keys_together();
-    const Index first_key = in_place ? block.key_rows()[0] : 0;
-    const auto of_keys = [&](MutView<S> v) {
-      if (!v.given()) return MutView<S>();
-      return in_place ? v.block(first_key, 0, block.keys(), v.cols) : arena.matrix<S>(block.keys(), v.cols);
-    };
-    const auto numbers_of_keys = [&](S* v) -> S* {
-      return !v ? nullptr : in_place ? v + first_key : arena.take<S>(block.keys());
-    };
-    BackwardPlan<S, Gathered<Mods>, M> own;
-    for (int t = 0; t < M; ++t) {
-      const auto& map = plan.maps[t];
-      own.maps[t] = {
-          block.of(map.scores),
-          block.of_queries(map.lse),
-          block.of_queries(map.delta),
-          block.of_queries(map.weight),
-          plan.accumulate_q && map.dq.given() ? arena.matrix<S>(block.queries(), map.dq.cols) : block.room(map.dq),
-          of_keys(map.dk),
-          numbers_of_keys(map.dbias)};
-      own.maps[t].scores.unguarded = finite;
-    }
-    own.left = block.of_queries(plan.left), own.right = block.of_keys(plan.right);
-    own.x = same(plan.x, plan.left) ? own.left : block.of_queries(plan.x);
-    own.dv = of_keys(plan.dv);
-    own.accumulate_k = in_place && plan.accumulate_k, own.accumulate_v = in_place && plan.accumulate_v;
-    own.relevance = relevance_of<S>(block, plan.relevance, arena);
-    if (in_place && plan.relevance.c)
-      own.relevance.c = plan.relevance.c + first_key, own.relevance.c_stride = plan.relevance.c_stride;
-    std::array<Accumulator<S>, 2> sums = {};
-    for (std::size_t p = 0; p < 2; ++p)
-      if (plan.moments[p].sum)
-        own.moments[p] = {block.of_queries(plan.moments[p].q), block.of_keys(plan.moments[p].k), &sums[p],
-                          block.of(plan.moments[p].part)};
-    S* own_sums = arena.take<S>(size);
+    const GatheredPart<P, M, Mods, std::remove_cvref_t<decltype(block)>> part(arena, plan, block, finite);
+    S* own_sums = arena.template take<S>(size);
     clear(own_sums, size);
-    pull_back<P, M>(own_context, own, own_sums);
-    for (int t = 0; t < M; ++t) {
-      if (plan.accumulate_q)
-        block.add_to_queries(own.maps[t].dq, plan.maps[t].dq);
-      else
-        block.deliver(own.maps[t].dq, plan.maps[t].dq);
-    }
+    pull_back<P, M>(own_context, part.plan(), own_sums);
+    part.deliver_queries();
     const auto add = [&] {
-      for (int t = 0; t < M && !in_place; ++t) {
-        block.add_to_keys(own.maps[t].dk, plan.maps[t].dk);
-        block.add_to_keys(own.maps[t].dbias, plan.maps[t].dbias);
-      }
-      if (!in_place) block.add_to_keys(own.dv, plan.dv);
-      for (Index r = 0; !in_place && plan.relevance.c && r < plan.relevance.rows; ++r)
-        block.add_to_keys(own.relevance.c + r * own.relevance.c_stride, plan.relevance.c + r * plan.relevance.c_stride);
-      for (std::size_t p = 0; p < 2; ++p)
-        if (plan.moments[p].sum) *plan.moments[p].sum += sums[p];
+      part.add_to_keys();
       add_row<P>(own_sums, collected, size);
     };
     if (own_keys && !sums_besides)
