@@ -377,7 +377,7 @@ Vit<S>::Vit(const io::Checkpoint& file, const VitOptions& options) : options_(op
   const std::string blocks(names->blocks);
   std::vector<std::string> parts{blocks.substr(0, blocks.find('#'))};
   parts.insert(parts.end(), {"embeddings.", "patch_embed.", "norm_pre.", "pos_embed", "dist_token", "reg_token"});
-  for (std::string& part : parts) part = prefix + part;
+  for (std::string& part : parts) part.insert(0, prefix);
   load.refuse_unread(parts);
   unused = file.unused();
   stack_.options.heads = options.heads, stack_.options.eps = options.eps;
@@ -395,12 +395,11 @@ void Vit<S>::read_head(const io::Checkpoint& file, detail::Loader<S>& load, cons
     const std::string name = std::string(first) + ".weight";
     if (!file.has(name)) continue;
     const Index width = load.extents['D'];
-    if (norm_after_pool_) {
-      reads_ = {with_bias(first, "VD", first_read())};
-    } else if (second != nullptr && distillation_.given() && file.has(std::string(second) + ".weight")) {
+    const bool of_two = !norm_after_pool_;
+    if (of_two && second != nullptr && distillation_.given() && file.has(std::string(second) + ".weight")) {
       reads_ = {with_bias(first, "VD", 0), with_bias(second, "VD", 1)};
       share_ = S(0.5);
-    } else if (file.shape(name) == std::vector<Index>{file.shape(name).front(), 2 * width}) {
+    } else if (of_two && file.shape(name) == std::vector<Index>{file.shape(name).front(), 2 * width}) {
       const Read both = with_bias(first, "V2", 0);
       Slot left = both.weight, right = both.weight;
       left.cols = right.cols = right.col = width;
