@@ -27,6 +27,7 @@
 #include <thread>
 
 #include "image_quality.hpp"
+#include "option_checks.hpp"
 
 namespace {
 
@@ -329,16 +330,7 @@ int main(int argc, char** argv) try {
 
   CLI::App app("Cleans noisy images with the attention operators of limpid and says how well each one does.");
   const CLI::Range many(1, 1000000);
-  const CLI::Validator noise(  // CLI::Range lets NaN pass
-      [](const std::string& word) {
-        char* end = nullptr;
-        const double value = std::strtod(word.c_str(), &end);
-        return *end == 0 && value >= 0.001 && value <= 10000 ? "" : "wanted from 0.001 to 10000, found '" + word + "'";
-      },
-      "in [0.001 - 10000]");
-  const CLI::Validator named(
-      [](const std::string& word) { return word.empty() ? std::string("wanted a path, found none") : std::string(); },
-      "PATH");
+  const CLI::Validator noise = option::between(0.001, 10000), named = option::named_path();
   app.add_option("--image", own, "a PNG of your own instead of the test images; colour is made grey")->check(named);
   app.add_option("--data", data, "gzip IDX file of test images")->capture_default_str()->check(named);
   app.add_option("--images", count, "how many of them")->capture_default_str()->check(many);

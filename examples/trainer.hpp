@@ -17,6 +17,7 @@
 #include <limpid/io/safetensors.hpp>
 #include <thread>
 
+#include "option_checks.hpp"
 #include "vit.hpp"
 
 namespace training {
@@ -187,12 +188,7 @@ inline std::map<std::string, CLI::Option*> add_options(CLI::App& app, Settings& 
   });
   return options;
 }
-/// A path that is not empty.
-inline CLI::Validator named_path() {
-  return {
-      [](const std::string& given) { return given.empty() ? std::string("wanted a path, found none") : std::string(); },
-      "PATH"};
-}
+using option::named_path;
 
 /// What divides what, and that there are enough images.
 inline void check_settings(const Settings& settings, const LabelledImages& images, const LabelledImages& tests,

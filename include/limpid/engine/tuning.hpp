@@ -57,7 +57,8 @@ struct GemmBlocks {
   /// (1 to 257 rows, float, AVX-512, Emerald Rapids, one thread of a loaded machine; all rows at once 1.07).
   static constexpr Index apart = 128, near_rows = 24;
   /// From so many rows on the next panel that is packed already is asked for, a little a tile: 0.95 to 0.98 of the time
-  /// for 64 and 128 rows, 1.04 to 1.1 for 16, which are memory's alone; not of what is packed here (1.02 to 1.15).
+  /// for 64 and 128 rows, 1.04 to 1.1 for 16, which are memory's alone; not of what is packed here (1.02 to 1.15; float,
+  /// AVX-512, Emerald Rapids, one thread of a loaded machine).
   static constexpr Index asking_rows = 48;
   static constexpr Index tasks = 48, fewest_rows = 64, kept_depth = 1536;
   /// Rows that packing asks for ahead of those it copies: dx of weights in memory in 0.83 to 0.98 of the time for 16
@@ -66,13 +67,14 @@ struct GemmBlocks {
   /// A^T B, gradients of weights: whether A's columns are packed too. Where they lie, every step of the inner sum is in
   /// another line, and soon in another page: 0.99 of the time for 64 rows, 0.90 to 0.96 for 128, 0.85 for 512 (there).
   /// The smaller factor whole, the larger one panel by panel, so that each is read from memory once: 0.75 of the time
-  /// for 512 rows and weights of 1536 x 384, 0.94 for 128.
+  /// for 512 rows and weights of 1536 x 384, 0.94 for 128 (there).
   static constexpr bool packs_columns(Index inner, Index cols) { return inner >= 64 && cols >= 96; }
+  /// Rows of a task. finer: of wide panels on several workers, which are half as many, so that there are as many tasks.
   static Index rows(Index all, Index panels, Index inner, bool finer) {
     const Index wanted = inner > kept_depth ? 1 : (tasks + panels - 1) / std::max<Index>(1, panels);
     const Index fewest = finer ? fewest_rows / 2 : fewest_rows;
     const Index blocks = std::max((all + height - 1) / height, std::min(wanted, all / fewest));
-    return blocks > 1 ? all / blocks / 8 * 8 : std::max<Index>(1, all);  // register tiles are of 8 rows or 4
+    return blocks > 1 ? all / blocks / 8 * 8 : std::max<Index>(1, all);  // whole tiles, where they are of 8 rows or 4
   }
 };
 

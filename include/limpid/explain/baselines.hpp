@@ -88,9 +88,9 @@ struct SensitivityOptions {
 
 /// Largest |E(x + d) - E(x)| / |E(x)| over samples of |d| <= radius (Yeh et al. 2019, 1901.09392, max-sensitivity), in
 /// the Euclidean norm: how far an explanation moves where the input hardly does. explain(View<S> x) returns the
-/// explanation, a Mat<S> of one shape; samples + 1 calls. 0 where both are zero; right
-/// for numbers of any size. Throws ShapeError for a radius that is negative or no number, less than one sample, another
-/// shape, and numbers that are not finite.
+/// explanation, a Mat<S> of one shape; samples + 1 calls. 0 where both are zero; right for numbers of any size. Throws
+/// ShapeError for a radius that is negative or no number, less than one sample, another shape, and numbers that are not
+/// finite.
 template <class X, class Explain>
 double max_sensitivity(Explain&& explain, X&& x_, const SensitivityOptions& options = {}) {
   using S = detail::ScalarOf<X>;

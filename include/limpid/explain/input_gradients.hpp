@@ -29,6 +29,7 @@ struct Attribution {
   Index steps = 0;  ///< how many gradients were taken (integrated gradients)
 };
 
+/// When integrated_gradients_within is done: shares of the change of y, whatever its units.
 struct IntegrationOptions {
   double missing = 0.01;  ///< of y(x) - y(x0), at most
   double pieces = 0.03;   ///< of the same, summed over the pieces whatever their signs, at most
@@ -185,12 +186,12 @@ auto integrated_gradients(Model&& model, X&& x_, Index steps = 32,
   return out;
 }
 
-/// The same with steps where they are needed (ours). The line is cut into pieces, four at first, of which each is
-/// integrated by Simpson's rule; as y is known at their ends, so is what each lacks of the change across it. The piece
-/// that lacks most is halved until no more is missing than the options allow, or the next halving would take more
-/// gradients than `most`: gap and steps tell which. It is for models whose gradient is large near one end, where equal
-/// steps miss most of the change. One input a call of the model; kept are n x D numbers for every gradient taken. Throws
-/// as integrated_gradients, and ShapeError for options out of range.
+/// The same R and gap, of x and baseline n x D, with steps where they are needed (ours). The line is cut into pieces,
+/// four at first, of which each is integrated by Simpson's rule; as y is known at their ends, so is what each lacks of
+/// the change across it. The piece that lacks most is halved until no more is missing than the options allow, or the
+/// next halving would take more gradients than `most`: gap and steps tell which. It is for models whose gradient is
+/// large near one end, where equal steps miss most of the change. One input a call of the model; kept are n x D numbers
+/// for every gradient taken. Throws as integrated_gradients, and ShapeError for options out of range.
 template <class X, class Model>
 auto integrated_gradients_within(Model&& model, X&& x_, const IntegrationOptions& options = {},
                                  const std::type_identity_t<View<detail::ScalarOf<X>>>& baseline = {}) {
